@@ -1,0 +1,450 @@
+//! What a configuration comes to: the [`Appliance`], already parsed and checked.
+//!
+//! Invariants, which the binary relies on without looking again:
+//! - an [`Appliance`] is made by this crate alone, and is read-only once made;
+//! - every [`DiskId`] and [`ListenerId`] in it is an index that exists in the same appliance;
+//! - NQNs of subsystems are unique and none is the discovery NQN; NSIDs are unique in a subsystem
+//!   and at most its `max_namespaces`; a disk is exported by at most one namespace; UUIDs, NGUIDs
+//!   and EUI-64s of namespaces are unique; the addresses of listeners do not overlap;
+//! - sizes of disks are whole numbers of their blocks, and everything is within the limits of
+//!   [`crate::limits`].
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::nqn::Nqn;
+use crate::units::Size;
+
+/// The whole appliance: what runs where, what is exported, and to whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Appliance {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) reactor: Reactor,
+    pub(crate) tcp: Tcp,
+    pub(crate) listeners: Vec<Listener>,
+    pub(crate) disks: Vec<Disk>,
+    pub(crate) subsystems: Vec<Subsystem>,
+    pub(crate) referrals: Vec<Referral>,
+    pub(crate) log: Log,
+}
+
+impl Appliance {
+    /// The folder for what the appliance itself keeps; relative disk files lie below it.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// The cores and their memory.
+    pub fn reactor(&self) -> &Reactor {
+        &self.reactor
+    }
+
+    /// Limits and tuning of NVMe/TCP.
+    pub fn tcp(&self) -> &Tcp {
+        &self.tcp
+    }
+
+    /// Where hosts connect, in the order of the file; at least one.
+    pub fn listeners(&self) -> &[Listener] {
+        &self.listeners
+    }
+
+    /// The disks, in the order of the file.
+    pub fn disks(&self) -> &[Disk] {
+        &self.disks
+    }
+
+    /// The subsystems, in the order of the file.
+    pub fn subsystems(&self) -> &[Subsystem] {
+        &self.subsystems
+    }
+
+    /// Other discovery services that hosts are told of.
+    pub fn referrals(&self) -> &[Referral] {
+        &self.referrals
+    }
+
+    /// What is logged, and how.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// The disk with this id.
+    pub fn disk(&self, id: DiskId) -> &Disk {
+        &self.disks[id.0]
+    }
+
+    /// The listener with this id.
+    pub fn listener(&self, id: ListenerId) -> &Listener {
+        &self.listeners[id.0]
+    }
+}
+
+/// A disk's place in [`Appliance::disks`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DiskId(pub(crate) usize);
+
+impl DiskId {
+    /// The index in [`Appliance::disks`].
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
+/// A listener's place in [`Appliance::listeners`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ListenerId(pub(crate) usize);
+
+impl ListenerId {
+    /// The index in [`Appliance::listeners`].
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
+/// `[reactor]`: the cores and their memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reactor {
+    /// CPU numbers, one pinned reactor each; at least one, no two the same.
+    pub cores: Vec<u32>,
+    /// The DMA arena of the whole process; a multiple of 2 MiB.
+    pub memory: Size,
+    /// Whether the arena lies on hugepages.
+    pub hugepages: Hugepages,
+    /// How long a reactor polls without work before it sleeps; `None`: it never sleeps.
+    pub idle_sleep: Option<Duration>,
+}
+
+/// Whether the DMA arena lies on hugepages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hugepages {
+    /// On hugepages where there are enough free ones, on plain locked pages where not.
+    Auto,
+    /// On hugepages, or the start fails.
+    Require,
+    /// On plain locked pages.
+    Off,
+}
+
+/// `[transport.tcp]`: limits and tuning of NVMe/TCP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Tcp {
+    /// The largest transfer of one command (MDTS): a power of two from 4 KiB to 1 MiB.
+    pub max_transfer: Size,
+    /// The largest data inside a command capsule (IOCCSZ less the command): 0 to 16 KiB.
+    pub in_capsule: Size,
+    /// The most data one H2CData PDU may carry (MAXH2CDATA).
+    pub max_h2c_data: Size,
+    /// Entries of a queue (MQES + 1).
+    pub queue_depth: u16,
+    /// I/O queues of one controller.
+    pub io_queues: u16,
+    /// CRC32C over PDU headers.
+    pub header_digest: Digest,
+    /// CRC32C over PDU data.
+    pub data_digest: Digest,
+    /// Connections (each is one queue) of all hosts together.
+    pub max_connections: u32,
+    /// A host that takes no data for this long is disconnected.
+    pub stall_timeout: Duration,
+}
+
+/// What a target answers to a host that asks for a digest, or does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Digest {
+    /// Used when the host asks for it.
+    Allow,
+    /// A host that does not ask for it is refused.
+    Require,
+    /// Never used, even when the host asks for it.
+    Off,
+}
+
+/// `[[listener]]`: an address where hosts connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Listener {
+    /// The name that subsystems call it by.
+    pub name: Option<String>,
+    /// What is spoken there.
+    pub transport: Transport,
+    /// Address and port. An IPv6 address, `[::]` included, takes IPv6 connections only
+    /// (IPV6_V6ONLY), so that `0.0.0.0` and `[::]` can be listened on side by side.
+    /// Port 0 (any free port) comes from the command line only.
+    pub address: SocketAddr,
+    /// The discovery subsystem is served here.
+    pub discovery: bool,
+    /// Subsystems with namespaces are served here.
+    pub subsystems: bool,
+}
+
+/// A transport that hosts connect over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Transport {
+    /// NVMe/TCP.
+    Tcp,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Transport::Tcp => out.write_str("tcp"),
+        }
+    }
+}
+
+/// `[[disk]]`: something that stores blocks, not yet exported to anyone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Disk {
+    /// Unique among the disks.
+    pub name: String,
+    /// What it is.
+    pub kind: DiskKind,
+    /// The logical block that hosts see; `None`: the device's own (only [`DiskKind::Device`]).
+    pub block_size: Option<BlockSize>,
+    /// The disk's identity; already handed on to the namespace that exports it.
+    pub uuid: Option<Uuid>,
+}
+
+/// What a disk is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskKind {
+    /// A file, read and written with O_DIRECT where the file system can.
+    File {
+        /// Already joined with the data folder where it was relative.
+        path: PathBuf,
+        /// The size of the disk; `None`: the length of the file, which exists.
+        size: Option<Size>,
+        /// Where the file does not exist it is created, sparse, of `size`, which is then given.
+        create: bool,
+    },
+    /// Memory; gone when the process ends.
+    Ram {
+        /// The size of the disk.
+        size: Size,
+    },
+    /// Nothing: writes are dropped, reads give zeros. For benchmarks.
+    Null {
+        /// The size of the disk.
+        size: Size,
+    },
+    /// A block device of the kernel.
+    Device {
+        /// Its absolute path.
+        path: PathBuf,
+    },
+}
+
+/// A logical block's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BlockSize {
+    /// 512 bytes.
+    B512,
+    /// 4,096 bytes.
+    B4096,
+}
+
+impl BlockSize {
+    /// The number of bytes.
+    pub fn bytes(self) -> u32 {
+        match self {
+            BlockSize::B512 => 512,
+            BlockSize::B4096 => 4096,
+        }
+    }
+
+    /// The block size of so many bytes, where there is one.
+    pub fn from_bytes(bytes: u64) -> Option<BlockSize> {
+        match bytes {
+            512 => Some(BlockSize::B512),
+            4096 => Some(BlockSize::B4096),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for BlockSize {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}", self.bytes())
+    }
+}
+
+/// `[[subsystem]]`: what a host connects to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Subsystem {
+    /// Its name to hosts.
+    pub nqn: Nqn,
+    /// Serial number: given, or derived from the NQN and so the same at every start.
+    pub serial: Serial,
+    /// Model number.
+    pub model: Model,
+    /// Who may connect.
+    pub access: Access,
+    /// Where it is served; at least one, and each serves subsystems.
+    pub listeners: Vec<ListenerId>,
+    /// The highest NSID there can be (NN).
+    pub max_namespaces: u32,
+    /// Its namespaces, by rising NSID.
+    pub namespaces: Vec<Namespace>,
+}
+
+/// Who may connect to a subsystem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Every host that reaches a listener.
+    AnyHost,
+    /// These hosts; none at all where the list is empty.
+    Hosts(Vec<Nqn>),
+}
+
+impl Access {
+    /// Whether a host of this NQN may connect.
+    pub fn allows(&self, host: &str) -> bool {
+        match self {
+            Access::AnyHost => true,
+            Access::Hosts(hosts) => hosts.iter().any(|allowed| allowed.as_str() == host),
+        }
+    }
+}
+
+/// `[[subsystem.namespace]]`: a disk as hosts see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Namespace {
+    /// Namespace id, from 1.
+    pub nsid: u32,
+    /// The disk it exports.
+    pub disk: DiskId,
+    /// UUID: the namespace's own, or the disk's; `None`: the appliance makes one and keeps it.
+    pub uuid: Option<Uuid>,
+    /// NGUID, where one is given.
+    pub nguid: Option<Nguid>,
+    /// EUI-64, where one is given.
+    pub eui64: Option<Eui64>,
+    /// Writes are refused.
+    pub read_only: bool,
+}
+
+/// A namespace's globally unique identifier; never all zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Nguid(pub(crate) [u8; 16]);
+
+impl Nguid {
+    /// The bytes in the order of the wire.
+    pub fn bytes(self) -> [u8; 16] {
+        self.0
+    }
+}
+
+/// A namespace's IEEE extended unique identifier; never all zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Eui64(pub(crate) [u8; 8]);
+
+impl Eui64 {
+    /// The bytes in the order of the wire.
+    pub fn bytes(self) -> [u8; 8] {
+        self.0
+    }
+}
+
+/// A serial number (SN): 1 to 20 printable ASCII characters.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Serial(pub(crate) String);
+
+impl Serial {
+    /// The text, without the padding of the wire.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The serial number of a subsystem that was given none: a function of its NQN alone.
+    pub fn derived(nqn: &Nqn) -> Serial {
+        // FNV-1a, 64 bits: fixed for good, because hosts know a subsystem by its serial number.
+        let hash = nqn
+            .as_str()
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+            });
+        Serial(format!("CB{hash:016X}"))
+    }
+}
+
+/// A model number (MN): 1 to 40 printable ASCII characters.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Model(pub(crate) String);
+
+impl Model {
+    /// The text, without the padding of the wire.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// `[[referral]]`: another discovery service that hosts are told of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Referral {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// What is spoken there.
+    pub transport: Transport,
+    /// Its NQN: the well-known discovery NQN unless another was given.
+    pub nqn: Nqn,
+}
+
+/// `[log]`: what is logged, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Log {
+    /// The least severe that is logged.
+    pub level: LogLevel,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// The least severe event that is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// What failed.
+    Error,
+    /// And what is suspicious.
+    Warn,
+    /// And what changed.
+    Info,
+    /// And why.
+    Debug,
+    /// And everything else.
+    Trace,
+}
+
+impl LogLevel {
+    /// The name in the file, which is also that of `tracing`'s filters.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
+}
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
