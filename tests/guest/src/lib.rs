@@ -1,1 +1,30 @@
-//! Placeholder.
+//! The lab: real Linux hosts in small virtual machines, and the tests that they run against corebay.
+//!
+//! A guest is Debian's generic kernel under QEMU's software emulation, with the kernel's own NVMe/TCP
+//! initiator, `nvme-cli`, `fio` and the file system tools. It needs neither root nor KVM.
+//!
+//! - [`image`] makes the kernel, the initramfs and the guest root from Debian packages, once.
+//! - [`guest`] boots it and runs scripts in it; [`initiator`] is what a host administrator does there.
+//! - [`corebay`] is the target process on the machine itself, [`nvmet`] the kernel's own target inside
+//!   the guest: the peer to compare with, and the check that the lab itself is sound.
+//! - [`suite`] runs the named tests of [`cases`].
+#![forbid(unsafe_code)]
+// These tools drive real processes in real time; no simulator ever runs them.
+#![allow(clippy::disallowed_methods)]
+
+pub mod agent;
+pub mod apt;
+//MOD cases
+//MOD compare
+//MOD corebay
+//MOD endpoint
+//MOD fio
+pub mod guest;
+pub mod image;
+//MOD initiator
+pub mod initramfs;
+pub mod machine;
+//MOD nvmet
+pub mod process;
+pub mod recipe;
+//MOD suite

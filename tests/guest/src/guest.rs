@@ -1,0 +1,156 @@
+//! Owns a running guest: the QEMU process, its folder and its agent; all gone when dropped.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
+
+use crate::agent::{Agent, Job, Output};
+use crate::image::Image;
+use crate::process::{self, Process};
+
+/// Memory of a guest, MiB.
+pub const MEMORY_MIB: u64 = 1024;
+const PROCESSORS: u32 = 2;
+/// A boot takes 5 s alone and much longer beside a compiler.
+const BOOT_LIMIT: Duration = Duration::from_secs(240);
+/// A short script's limit; under load everything is slow.
+const SCRIPT_LIMIT: Duration = Duration::from_secs(90);
+
+/// A running guest.
+pub struct Guest {
+    qemu: Process,
+    agent: Agent,
+    folder: TempDir,
+}
+
+impl Guest {
+    /// Boots a guest that reaches the host's addresses in the /24 of `loopback` under their own names.
+    pub fn boot(image: &Image, loopback: Ipv4Addr) -> Result<Guest> {
+        let folder = TempDir::with_prefix("corebay-guest-")?;
+        fs::create_dir(folder.path().join("share"))?;
+        let program = process::find("qemu-system-x86_64").context("QEMU is not installed")?;
+        let arguments = arguments(image, folder.path(), loopback);
+        let mut qemu = Process::start(&program, &arguments, &folder.path().join("qemu.log"))?;
+        let start = Instant::now();
+        let stream = loop {
+            qemu.check_running()?;
+            match UnixStream::connect(folder.path().join("agent")) {
+                Ok(stream) => break stream,
+                Err(error) if start.elapsed() > Duration::from_secs(30) => {
+                    return Err(error).context("QEMU opens no agent socket");
+                }
+                Err(_) => thread::sleep(Duration::from_millis(20)),
+            }
+        };
+        let (agent, ready) = Agent::new(stream)?;
+        while ready.recv_timeout(Duration::from_millis(200)).is_err() {
+            let console = || console(folder.path());
+            qemu.check_running().with_context(console)?;
+            if start.elapsed() > BOOT_LIMIT {
+                bail!("the guest did not start in {} s: {}", BOOT_LIMIT.as_secs(), console());
+            }
+        }
+        Ok(Guest { qemu, agent, folder })
+    }
+
+    /// Runs a short bash script; fails unless it succeeds. Gives its standard output.
+    pub fn run(&self, script: &str) -> Result<String> {
+        self.run_within(script, SCRIPT_LIMIT)
+    }
+
+    /// As [`Guest::run`], with its own time limit.
+    pub fn run_within(&self, script: &str, limit: Duration) -> Result<String> {
+        self.attempt(script, limit)?.success().with_context(|| format!("in the guest: {script}"))
+    }
+
+    /// Runs a script that may fail.
+    pub fn attempt(&self, script: &str, limit: Duration) -> Result<Output> {
+        self.start(script, limit)?.wait().with_context(|| format!("in the guest: {script}"))
+    }
+
+    /// Starts a script and goes on.
+    pub fn start(&self, script: &str, limit: Duration) -> Result<Job> {
+        self.agent.start(script, limit)
+    }
+
+    /// Runs a script again and again until it succeeds.
+    pub fn until(&self, script: &str, limit: Duration) -> Result<String> {
+        let start = Instant::now();
+        loop {
+            let output = self.attempt(script, SCRIPT_LIMIT)?;
+            if output.status == 0 || start.elapsed() > limit {
+                let context = || format!("not so after {} s in the guest: {script}", limit.as_secs());
+                return output.success().with_context(context);
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// The folder that the guest sees as `/share`.
+    pub fn share(&self) -> PathBuf {
+        self.folder.path().join("share")
+    }
+
+    /// Whether the guest still answers.
+    pub fn answers(&mut self) -> bool {
+        self.qemu.check_running().is_ok()
+            && self.attempt("true", Duration::from_secs(5)).is_ok_and(|output| output.status == 0)
+    }
+
+    /// The kernel's messages since the last call.
+    pub fn take_kernel_log(&self) -> Result<String> {
+        self.run("dmesg --read-clear")
+    }
+
+    /// The last lines on the guest's console.
+    pub fn console(&self) -> String {
+        console(self.folder.path())
+    }
+}
+
+fn console(folder: &Path) -> String {
+    let bytes = fs::read(folder.join("console")).unwrap_or_default();
+    process::tail(&String::from_utf8_lossy(&bytes), 25)
+}
+
+fn arguments(image: &Image, folder: &Path, loopback: Ipv4Addr) -> Vec<String> {
+    let at = |name: &str| folder.join(name).display().to_string();
+    let [_, b, c, _] = loopback.octets();
+    let identity = format!(
+        "lab.name=host-{b}-{c} lab.loopback=127.{b}.{c}.0/24 \
+         lab.hostid=5f1a7e00-0000-4000-8000-0000{b:04x}{c:04x}"
+    );
+    let fixed = "-M q35 -accel tcg,thread=multi,tb-size=512 -cpu max -nodefaults -no-user-config \
+                 -display none -no-reboot -device virtio-serial-pci -netdev user,id=net0 \
+                 -device virtio-net-pci,netdev=net0,romfile= -device virtio-rng-pci \
+                 -device virtserialport,chardev=agent,name=lab.agent";
+    let mut arguments: Vec<String> = fixed.split_whitespace().map(str::to_owned).collect();
+    let root = image.root.display();
+    let local = "security_model=none,multidevs=remap";
+    for (option, value) in [
+        ("-smp", PROCESSORS.to_string()),
+        ("-m", format!("{MEMORY_MIB}M")),
+        ("-kernel", image.kernel.display().to_string()),
+        ("-initrd", image.initramfs.display().to_string()),
+        (
+            "-append",
+            format!(
+                "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable \
+                 no_timer_check {identity}"
+            ),
+        ),
+        ("-serial", format!("file:{}", at("console"))),
+        ("-virtfs", format!("local,path={root},mount_tag=root,readonly=on,{local}")),
+        ("-virtfs", format!("local,path={},mount_tag=share,{local}", at("share"))),
+        ("-chardev", format!("socket,id=agent,path={},server=on,wait=off", at("agent"))),
+    ] {
+        arguments.extend([option.to_owned(), value]);
+    }
+    arguments
+}
