@@ -23,6 +23,10 @@
 //!
 //! The conformance suite (`tests/conformance`) holds every implementation to this.
 
+mod bits;
+pub mod null;
+pub mod ram;
+
 use std::{fmt, future::Future};
 
 use crate::{
@@ -64,6 +68,27 @@ impl DiskInfo {
     pub fn contains(&self, at: Lba, blocks: u64) -> bool {
         at.0.checked_add(blocks)
             .is_some_and(|end| end <= self.blocks)
+    }
+}
+
+/// The bytes of a read or write of `buffers` at `at`, if it lies on the disk.
+fn checked_transfer(info: &DiskInfo, at: Lba, buffers: &[Buffer]) -> Result<usize, DiskError> {
+    let bytes: usize = buffers.iter().map(Buffer::len).sum();
+    debug_assert!(
+        bytes > 0 && bytes <= TRANSFER_BYTES_MAX && buffers.len() <= SEGMENTS_MAX,
+        "{bytes} bytes in {} buffers",
+        buffers.len()
+    );
+    debug_assert!(
+        buffers
+            .iter()
+            .all(|buffer| buffer.len().is_multiple_of(info.block_size.bytes())),
+        "a buffer that is not whole blocks"
+    );
+    if info.contains(at, info.block_size.blocks_in(bytes as u64)) {
+        Ok(bytes)
+    } else {
+        Err(DiskError::OutOfRange)
     }
 }
 
