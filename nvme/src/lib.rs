@@ -1,1 +1,6 @@
-//! Placeholder.
+//! NVMe and NVMe over Fabrics for corebay: the specification's wire types in [`spec`], under
+//! everything that speaks the protocol, on whichever side of it.
+
+#![forbid(unsafe_code)]
+
+pub mod spec;

@@ -1,0 +1,1 @@
+//! Part of the NVMe specification's wire types.
