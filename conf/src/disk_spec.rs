@@ -45,6 +45,25 @@ pub enum DiskSpecKind {
     },
 }
 
+impl fmt::Display for DiskSpec {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            DiskSpecKind::File {
+                path,
+                size: Some(size),
+            } => write!(out, "file:{},size={size}", path.display())?,
+            DiskSpecKind::File { path, size: None } => write!(out, "file:{}", path.display())?,
+            DiskSpecKind::Ram { size } => write!(out, "ram:{size}")?,
+            DiskSpecKind::Null { size } => write!(out, "null:{size}")?,
+            DiskSpecKind::Device { path } => write!(out, "{}", path.display())?,
+        }
+        match self.block_size {
+            Some(block_size) => write!(out, ",block={block_size}"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Why a text names no disk, and what to write in its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskSpecError {
@@ -281,6 +300,14 @@ mod tests {
         assert_eq!(parse("/dev/nvme0n1,block=512"), Ok(blocks));
         let both = parse("file:a.img,block=4096,size=2MiB").unwrap();
         assert_eq!(both.block_size, Some(BlockSize::B4096));
+        for text in [
+            "file:/x/a,b.img,size=1GiB,block=512",
+            "ram:1GiB",
+            "null:1TB",
+            "/dev/sda,block=4096",
+        ] {
+            assert_eq!(text.parse::<DiskSpec>().unwrap().to_string(), text);
+        }
     }
 
     #[test]

@@ -1,0 +1,112 @@
+//! From [`RawAppliance`] to [`Appliance`]: what needs two values, or the machine, to be judged.
+//!
+//! Invariant: every `None` here comes with an error that was pushed, here or when it was read.
+
+mod disks;
+mod listeners;
+mod subsystems;
+
+use std::collections::HashMap;
+
+use crate::appliance::{Appliance, Reactor};
+use crate::diagnostic::{Draft, Sink};
+use crate::limits;
+use crate::machine::{CoreState, Machine, PathState};
+use crate::reader::At;
+use crate::schema::{RawAppliance, RawReactor};
+use crate::units::Size;
+
+/// The appliance, unless something is wrong with it; all that is wrong is pushed.
+pub(crate) fn check(
+    raw: RawAppliance,
+    machine: &dyn Machine,
+    sink: &mut Sink,
+) -> Option<Appliance> {
+    let reactor = reactor(&raw.reactor, machine, sink);
+    data_dir(&raw, machine, sink);
+    let listeners = listeners::check(&raw, machine, sink);
+    let disks = disks::check(&raw, machine, sink);
+    let subsystems = subsystems::check(&raw, sink);
+    let referrals = listeners::check_referrals(&raw, sink);
+    Some(Appliance {
+        data_dir: raw.data_dir.value,
+        reactor,
+        tcp: raw.tcp,
+        listeners: listeners?,
+        disks: disks?,
+        subsystems: subsystems?,
+        referrals: referrals?,
+        log: raw.log,
+    })
+}
+
+fn reactor(raw: &RawReactor, machine: &dyn Machine, sink: &mut Sink) -> Reactor {
+    let mut seen: HashMap<u32, &At<u32>> = HashMap::new();
+    for core in &raw.cores {
+        if let Some(first) = seen.insert(core.value, core) {
+            let draft = Draft::error(format!("core {} is named twice", core.value))
+                .at(core.span, "again here");
+            sink.push(
+                draft
+                    .and_at(first.span, "first here")
+                    .help("a reactor has a core of its own"),
+            );
+            continue;
+        }
+        let draft = match machine.core(core.value) {
+            CoreState::Usable => continue,
+            CoreState::Absent => Draft::error(format!("this machine has no core {}", core.value)),
+            CoreState::NotAllowed => {
+                Draft::error(format!("this process may not run on core {}", core.value))
+            }
+        };
+        let help = format!("the cores that it may use are {}", machine.usable_cores());
+        sink.push(draft.at(core.span, "").help(help));
+    }
+    memory(raw, machine, sink);
+    Reactor {
+        cores: raw.cores.iter().map(|core| core.value).collect(),
+        memory: raw.memory.value,
+        hugepages: raw.hugepages,
+        idle_sleep: raw.idle_sleep,
+    }
+}
+
+fn memory(raw: &RawReactor, machine: &dyn Machine, sink: &mut Sink) {
+    let cores = raw.cores.len().clamp(1, limits::CORES_MAX) as u64;
+    let least = limits::MEMORY_PER_CORE_MIN.times(cores);
+    let memory = &raw.memory;
+    if memory.value < least {
+        let message = format!("{} is too little memory for {cores} cores", memory.value);
+        let draft = Draft::error(message).at(memory.span, format!("expected at least {least}"));
+        sink.push(draft.help(format!("each core needs {}", limits::MEMORY_PER_CORE_MIN)));
+    }
+    if let Some(there) = machine.memory_bytes()
+        && memory.value.bytes() > there
+    {
+        let message = format!("this machine does not have {} of memory", memory.value);
+        sink.push(Draft::error(message).at(memory.span, format!("it has {}", roughly(there))));
+    }
+}
+
+fn data_dir(raw: &RawAppliance, machine: &dyn Machine, sink: &mut Sink) {
+    let shown = raw.data_dir.value.display();
+    let draft = match machine.path(&raw.data_dir.value) {
+        PathState::Folder | PathState::Missing | PathState::MissingFolder => return,
+        PathState::Unreadable(why) => Draft::error(format!("`{shown}` cannot be used: {why}")),
+        PathState::File { .. } | PathState::BlockDevice { .. } | PathState::Other(_) => {
+            Draft::error(format!("`{shown}` is not a folder"))
+        }
+    };
+    let help = "say data_dir = \"...\" with a folder that the appliance may write to";
+    sink.push(draft.at(raw.data_dir.span, "expected a folder").help(help));
+}
+
+/// A number of bytes as people say it: "62.6GiB".
+fn roughly(bytes: u64) -> String {
+    let gib = Size::GIB.bytes();
+    match bytes / gib {
+        0 => format!("{}MiB", bytes / Size::MIB.bytes()),
+        whole => format!("{whole}.{}GiB", (bytes % gib) * 10 / gib),
+    }
+}
