@@ -346,7 +346,7 @@ pub(crate) struct Sink {
     source: Arc<Source>,
     diagnostics: Vec<Diagnostic>,
     errors: usize,
-    beyond: usize,
+    warnings: usize,
     /// Ranges that could not be read; what is said about them is a consequence of that.
     unread: Vec<Span>,
     /// Whole lines could not be read: that something is missing means nothing.
@@ -361,16 +361,16 @@ impl Sink {
             source,
             diagnostics: Vec::new(),
             errors: 0,
-            beyond: 0,
+            warnings: 0,
             unread: Vec::new(),
             incomplete: false,
             unquoted: Vec::new(),
         }
     }
 
-    /// No more is kept: what is costly to say need not be found out.
+    /// No more errors are kept: what is costly to say need not be found out.
     pub(crate) fn is_full(&self) -> bool {
-        self.diagnostics.len() >= DIAGNOSTICS_MAX
+        self.errors >= DIAGNOSTICS_MAX
     }
 
     /// From here on nothing is said about this range, nor that anything is missing.
@@ -406,15 +406,28 @@ impl Sink {
     }
 
     pub(crate) fn push(&mut self, draft: Draft) {
+        let kept = match draft.severity {
+            Severity::Error => self.errors,
+            Severity::Warning => self.warnings,
+        };
         let consequence = |span: Span| {
             self.unread
                 .iter()
                 .any(|range| range.start <= span.start && span.start < range.end)
         };
-        if draft.by_absence && self.incomplete || draft.span.is_some_and(consequence) {
+        // Beyond the bound it does not matter what is a consequence: there are errors enough.
+        if kept < DIAGNOSTICS_MAX
+            && (draft.by_absence && self.incomplete || draft.span.is_some_and(consequence))
+        {
             return;
         }
-        self.errors += usize::from(draft.severity == Severity::Error);
+        match draft.severity {
+            Severity::Error => self.errors += 1,
+            Severity::Warning => self.warnings += 1,
+        }
+        if kept >= DIAGNOSTICS_MAX {
+            return;
+        }
         let clamp = |span| self.source.clamp(span);
         self.diagnostics.push(Diagnostic {
             severity: draft.severity,
@@ -435,13 +448,20 @@ impl Sink {
     pub(crate) fn finish(mut self) -> (Vec<Diagnostic>, bool) {
         self.diagnostics
             .sort_by_key(|diagnostic| diagnostic.span.map(|span| span.start));
-        if self.beyond > 0 {
-            let severity = if self.errors > 0 {
-                Severity::Error
+        let counts = [
+            (Severity::Error, self.errors),
+            (Severity::Warning, self.warnings),
+        ];
+        for (severity, count) in counts
+            .into_iter()
+            .filter(|(_, count)| *count > DIAGNOSTICS_MAX)
+        {
+            let what = if severity == Severity::Error {
+                "errors"
             } else {
-                Severity::Warning
+                "warnings"
             };
-            let message = format!("{} more are not shown", self.beyond);
+            let message = format!("{} more {what} are not shown", count - DIAGNOSTICS_MAX);
             self.diagnostics
                 .push(Diagnostic::about(&self.source, severity, message));
         }

@@ -4,7 +4,7 @@ use crate::units::Size;
 
 /// The longest configuration file that is read.
 pub const FILE_BYTES_MAX: usize = 4 << 20;
-/// Diagnostics that are kept of one file; what is beyond is counted.
+/// Errors, and as many warnings, that are kept of one file; what is beyond is counted.
 pub const DIAGNOSTICS_MAX: usize = 100;
 /// Reactors of one process.
 pub const CORES_MAX: usize = 256;

@@ -213,7 +213,7 @@ fn subsystem(nqn: At<Nqn>, disks: &[RawDisk]) -> RawSubsystem {
         serial: Field::Absent,
         model: schema::default_model(),
         access: RawAccess {
-            any_host: At::default(true),
+            any_host: Field::Given(At::default(true)),
             hosts: Field::Absent,
         },
         listeners: Field::Absent,

@@ -86,6 +86,10 @@ fn memory(raw: &RawAppliance, machine: &dyn Machine, sink: &mut Sink) {
         return;
     };
     let mut taken = raw.reactor.memory.value.bytes();
+    if taken > there {
+        // That is said of the arena already.
+        return;
+    }
     for disk in &raw.disks {
         let Some(RawKind::Ram {
             size: Field::Given(size),

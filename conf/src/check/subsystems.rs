@@ -144,9 +144,15 @@ impl<'r, 's> Checker<'r, 's> {
     }
 
     fn access(&mut self, raw: &RawSubsystem) -> Access {
-        let any_host = &raw.access.any_host;
+        let any_host = raw
+            .access
+            .any_host
+            .given()
+            .filter(|any_host| any_host.value);
         let hosts = raw.access.hosts.given();
-        if let Some(hosts) = hosts.filter(|hosts| any_host.value && !hosts.value.is_empty()) {
+        if let (Some(any_host), Some(hosts)) =
+            (any_host, hosts.filter(|hosts| !hosts.value.is_empty()))
+        {
             let draft = Draft::error("`allow_any_host` and `hosts` contradict each other");
             let draft = draft
                 .at(hosts.span, "only these hosts")
@@ -155,13 +161,15 @@ impl<'r, 's> Checker<'r, 's> {
                 draft.help("leave out `allow_any_host = true` to admit only the hosts listed"),
             );
         }
-        if any_host.value {
+        if any_host.is_some() {
             return Access::AnyHost;
         }
         let list = hosts
             .map(|hosts| hosts.value.as_slice())
             .unwrap_or_default();
-        if list.is_empty() && !matches!(raw.access.hosts, Field::Wrong) {
+        let misread =
+            matches!(raw.access.hosts, Field::Wrong) || matches!(raw.access.any_host, Field::Wrong);
+        if list.is_empty() && !misread {
             let draft = Draft::warning("no host may connect to this subsystem");
             let span = hosts.map_or(Some(raw.span), |hosts| hosts.span);
             let draft = draft

@@ -1,6 +1,6 @@
 //! Texts with a form of their own: names, addresses, paths, NQNs and identifiers.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use uuid::Uuid;
@@ -115,7 +115,7 @@ fn address_refusal(text: &str) -> Refusal {
                 format!("for all addresses write \"0.0.0.0:{port}\" or \"[::]:{port}\""),
             );
         }
-        if host.parse::<std::net::Ipv6Addr>().is_ok() {
+        if host.parse::<Ipv6Addr>().is_ok() && port.parse::<u16>().is_ok() {
             return Refusal::new(
                 message,
                 format!("put the IPv6 address in brackets: \"[{host}]:{port}\""),

@@ -27,7 +27,7 @@ pub(crate) struct RawSubsystem {
 
 /// Who may connect, by itself.
 pub(crate) struct RawAccess {
-    pub(crate) any_host: At<bool>,
+    pub(crate) any_host: Field<bool>,
     pub(crate) hosts: Field<Vec<At<Nqn>>>,
 }
 
@@ -50,7 +50,7 @@ pub(crate) fn read(mut section: Section<'_, '_>) -> RawSubsystem {
     if nqn.is_absent() {
         section.missing("nqn", "nqn = \"nqn.2024-01.com.example:disk-1\"");
     }
-    let any_host = section.boolean("allow_any_host").or_at(false);
+    let any_host = section.boolean("allow_any_host");
     let title = "[[subsystem.namespace]]";
     let raw = RawSubsystem {
         nqn,
