@@ -216,7 +216,7 @@ pub struct IdentifyNamespaceNvm {
     pub nors: U32,
     /// Namespace preferred deallocate alignment large, in logical blocks.
     pub npdal: U32,
-    /// LBA format placement shard size, in bytes.
+    /// LBA format placement shard size.
     pub lbapss: U32,
     /// Tracked LBA allocation granularity, in logical blocks.
     pub tlbaag: U32,
