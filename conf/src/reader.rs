@@ -204,11 +204,9 @@ impl<'t, 's> Section<'t, 's> {
             let found = choices.iter().find(|(word, _)| *word == text);
             found.map(|(_, value)| *value).ok_or_else(|| {
                 let near = nearest(text, choices.iter().map(|(word, _)| *word));
-                let help = near.map_or_else(
-                    || format!("write {words}"),
-                    |near| format!("did you mean \"{near}\"?"),
-                );
-                Refusal::new(format!("`{key}` cannot be {}", quoted(text)), help)
+                let help = near.map(|near| format!("did you mean \"{near}\"?"));
+                let message = format!("`{key}` cannot be {}", quoted(text));
+                Refusal::new(message, help.unwrap_or_default())
             })
         })
     }
@@ -216,20 +214,30 @@ impl<'t, 's> Section<'t, 's> {
     /// A size in human units, or a number of bytes.
     pub(crate) fn size(&mut self, key: &'static str, range: RangeInclusive<Size>) -> Field<Size> {
         let expected = format!("a size from {} to {}", range.start(), range.end());
+        self.size_expecting(key, range, &expected)
+    }
+
+    /// A size; `expected` says which.
+    pub(crate) fn size_expecting(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<Size>,
+        expected: &str,
+    ) -> Field<Size> {
         let (span, size) = match self.node(key) {
             None => return Field::Absent,
             Some((span, DeValue::String(text))) => match text.parse::<Size>() {
                 Ok(size) => (span, Some(size)),
-                Err(error) => return self.refuse(Some(span), &expected, error.into()),
+                Err(error) => return self.refuse(Some(span), expected, error.into()),
             },
             Some((span, value @ DeValue::Integer(_))) => {
                 (span, unsigned(value).map(Size::from_bytes))
             }
-            Some(other) => return self.wrong_type(key, other, "a size such as \"8GiB\""),
+            Some(other) => return self.wrong_type(key, other, expected),
         };
         match size {
             Some(size) if range.contains(&size) => Field::Given(At::new(size, span)),
-            _ => self.out_of_range(key, span, &expected),
+            _ => self.out_of_range(key, span, expected),
         }
     }
 

@@ -164,12 +164,10 @@ fn device(section: &mut Section<'_, '_>) -> Option<RawKind> {
 
 fn block_size(section: &mut Section<'_, '_>) -> Field<BlockSize> {
     let range = Size::from_bytes(0)..=Size::from_bytes(u64::MAX);
-    let Field::Given(size) = section.size("block_size", range) else {
-        return if section.key_span("block_size").is_some() {
-            Field::Wrong
-        } else {
-            Field::Absent
-        };
+    let size = match section.size_expecting("block_size", range, BLOCK_SIZE) {
+        Field::Absent => return Field::Absent,
+        Field::Wrong => return Field::Wrong,
+        Field::Given(size) => size,
     };
     match BlockSize::from_bytes(size.value.bytes()) {
         Some(block_size) => Field::Given(At {

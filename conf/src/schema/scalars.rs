@@ -139,7 +139,7 @@ pub(crate) fn nqn(text: &str) -> Result<Nqn, Refusal> {
 /// A UUID in its usual form, and not the nil UUID.
 pub(crate) fn uuid(text: &str) -> Result<Uuid, Refusal> {
     const HYPHENATED_CHARS: usize = 36;
-    let help = "`uuidgen` makes one: \"0b9f5c1e-4d1c-4a83-8a3e-3b1c7f0a6d52\"";
+    let help = "`uuidgen` makes one, of the form \"xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx\"";
     match Uuid::try_parse(text) {
         Ok(uuid) if uuid.is_nil() => Err(Refusal::new("a UUID of zeros identifies nothing", help)),
         Ok(uuid) if text.len() == HYPHENATED_CHARS => Ok(uuid),
