@@ -9,7 +9,7 @@
 use std::fmt;
 
 use zerocopy::{
-    FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned,
+    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
     little_endian::{U16, U32},
 };
 
@@ -20,33 +20,33 @@ pub const PORT_IO: u16 = 4420;
 /// The TCP port of discovery controllers (TCP, section 3.1.1).
 pub const PORT_DISCOVERY: u16 = 8009;
 
-/// The PDU format version that this code speaks (TCP, figure 26, PFV).
+/// The PDU format version that this code speaks (TCP, section 3.6.2, PFV).
 pub const PFV: u16 = 0;
 /// The bytes of a header or data digest, a CRC32C (TCP, section 3.3.1.1).
 pub const DIGEST_BYTES: usize = 4;
-/// The least that a controller may put into MAXH2CDATA (TCP, figure 27).
+/// The least that a controller may put into MAXH2CDATA (TCP, section 3.6.2).
 pub const MAXH2CDATA_MIN: u32 = 4096;
-/// The highest CPDA or HPDA: data aligned to 128 bytes (TCP, figures 26 and 27; 0's based dwords).
+/// The highest CPDA or HPDA: data aligned to 128 bytes (TCP, section 3.6.2; 0's based dwords).
 pub const PDA_MAX: u8 = 31;
 /// The most bytes of the offending PDU's header that follow a terminate request's own header (TCP,
 /// figures 28 and 30).
 pub const TERM_DATA_BYTES_MAX: usize = 128;
 
-/// A PDU has a header digest after its header (all PDUs but the first four; TCP, figure 25).
+/// A PDU has a header digest after its header (all PDUs but the first four; TCP, section 3.6.2).
 pub const FLAG_HDGST: u8 = 0x01;
-/// A PDU has a data digest after its data (TCP, figure 25).
+/// A PDU has a data digest after its data (TCP, section 3.6.2).
 pub const FLAG_DDGST: u8 = 0x02;
-/// An H2CData PDU is the last of its R2T's data (TCP, figure 34).
+/// An H2CData PDU is the last of its R2T's data (TCP, section 3.6.2).
 pub const FLAG_H2C_LAST_PDU: u8 = 0x04;
-/// A C2HData PDU is the last of its command's data (TCP, figure 35).
+/// A C2HData PDU is the last of its command's data (TCP, section 3.6.2).
 pub const FLAG_C2H_LAST_PDU: u8 = 0x04;
 /// A C2HData PDU stands for its command's successful completion: no response capsule follows (TCP,
 /// figure 35).
 pub const FLAG_C2H_SUCCESS: u8 = 0x08;
 
-/// The bit of DGST that asks for, or grants, header digests (TCP, figures 26 and 27).
+/// The bit of DGST that asks for, or grants, header digests (TCP, section 3.6.2).
 pub const DGST_HEADER: u8 = 0x01;
-/// The bit of DGST that asks for, or grants, data digests (TCP, figures 26 and 27).
+/// The bit of DGST that asks for, or grants, data digests (TCP, section 3.6.2).
 pub const DGST_DATA: u8 = 0x02;
 
 /// The bytes of the header that all PDUs begin with.
@@ -70,7 +70,7 @@ pub const HLEN_R2T: u8 = 24;
 /// The longest header of any PDU.
 pub const HLEN_MAX: usize = 128;
 
-/// What a PDU is (TCP, figure 24).
+/// What a PDU is (TCP, section 3.6.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum PduType {
@@ -157,7 +157,7 @@ impl PduType {
     }
 }
 
-/// The header that all PDUs begin with (TCP, figure 23).
+/// The header that all PDUs begin with (TCP, section 3.6.2).
 #[derive(
     Clone,
     Copy,
@@ -246,7 +246,7 @@ impl CommonHeader {
     }
 }
 
-/// Initialize Connection Request (TCP, figure 26).
+/// Initialize Connection Request (TCP, section 3.6.2).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct IcReq {
@@ -281,7 +281,7 @@ impl IcReq {
     }
 }
 
-/// Initialize Connection Response (TCP, figure 27).
+/// Initialize Connection Response (TCP, section 3.6.2).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct IcResp {
@@ -316,7 +316,7 @@ impl IcResp {
     }
 }
 
-/// Why a connection is terminated (TCP, figures 29 and 31).
+/// Why a connection is terminated (TCP, section 3.6.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
 pub enum FatalErrorStatus {
@@ -365,7 +365,7 @@ impl fmt::Display for FatalErrorStatus {
     }
 }
 
-/// Terminate Connection Request of either side (TCP, figures 28 and 30). The header of the PDU that
+/// Terminate Connection Request of either side (TCP, section 3.6.2). The header of the PDU that
 /// was wrong follows it, at most [`TERM_DATA_BYTES_MAX`].
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -416,7 +416,7 @@ impl TermReq {
     }
 }
 
-/// Command Capsule (TCP, figure 32). In-capsule data may follow.
+/// Command Capsule (TCP, section 3.6.2). In-capsule data may follow.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct CapsuleCmd {
@@ -439,7 +439,7 @@ impl CapsuleCmd {
     }
 }
 
-/// Response Capsule (TCP, figure 33).
+/// Response Capsule (TCP, section 3.6.2).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct CapsuleResp {
@@ -462,7 +462,7 @@ impl CapsuleResp {
     }
 }
 
-/// Host to Controller Data Transfer (TCP, figure 34). The data follows.
+/// Host to Controller Data Transfer (TCP, section 3.6.2). The data follows.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct H2cData {
@@ -498,7 +498,7 @@ impl H2cData {
     }
 }
 
-/// Controller to Host Data Transfer (TCP, figure 35). The data follows.
+/// Controller to Host Data Transfer (TCP, section 3.6.2). The data follows.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct C2hData {
@@ -534,7 +534,7 @@ impl C2hData {
     }
 }
 
-/// Ready to Transfer (TCP, figure 36).
+/// Ready to Transfer (TCP, section 3.6.2).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct R2t {
@@ -567,12 +567,6 @@ impl R2t {
             reserved: U32::ZERO,
         }
     }
-}
-
-/// The header bytes of any PDU, zeroed, large enough for the longest.
-#[must_use]
-pub fn header_buffer() -> [u8; HLEN_MAX] {
-    <[u8; HLEN_MAX]>::new_zeroed()
 }
 
 #[cfg(test)]
