@@ -32,7 +32,7 @@ macro_rules! statuses {
     ($($constant:ident = $sct:literal, $sc:literal, $words:literal;)*) => {
         impl Status {
             $(
-                #[doc = concat!($words, ": SCT ", stringify!($sct), "h, SC ", stringify!($sc), ".")]
+                #[doc = concat!($words, ": SCT ", stringify!($sct), ", SC ", stringify!($sc), ".")]
                 pub const $constant: Status = Status::new($sct, $sc);
             )*
         }
@@ -341,7 +341,7 @@ mod tests {
     #[test]
     fn bits_on_the_wire() {
         let status = Status::ANA_INACCESSIBLE.with_dnr().with_crd(2).with_more();
-        assert_eq!(status.to_wire(true), 0xE605 | 0x1000 | 0x0000);
+        assert_eq!(status.to_wire(true), 0xE605);
         assert!(status.dnr() && status.more() && !status.is_success());
         assert_eq!((status.sct(), status.sc(), status.crd()), (3, 2, 2));
         assert!(status.same_as(Status::ANA_INACCESSIBLE));

@@ -9,7 +9,7 @@
 use std::fmt;
 
 use zerocopy::{
-    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+    FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes, Unaligned,
     little_endian::{U16, U32},
 };
 
@@ -71,7 +71,7 @@ pub const HLEN_R2T: u8 = 24;
 pub const HLEN_MAX: usize = 128;
 
 /// What a PDU is (TCP, section 3.6.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, TryFromBytes)]
 #[repr(u8)]
 pub enum PduType {
     /// Initialize Connection Request, host to controller.
@@ -98,19 +98,8 @@ impl PduType {
     /// The type of this number, where the specification defines one. Types that were withdrawn
     /// (08h) or given to later versions are none.
     #[must_use]
-    pub const fn from_wire(value: u8) -> Option<Self> {
-        Some(match value {
-            0x00 => Self::IcReq,
-            0x01 => Self::IcResp,
-            0x02 => Self::H2cTermReq,
-            0x03 => Self::C2hTermReq,
-            0x04 => Self::CapsuleCmd,
-            0x05 => Self::CapsuleResp,
-            0x06 => Self::H2cData,
-            0x07 => Self::C2hData,
-            0x09 => Self::R2t,
-            _ => return None,
-        })
+    pub fn from_wire(value: u8) -> Option<Self> {
+        zerocopy::try_transmute!(value).ok()
     }
 
     /// HLEN of this type: the bytes of its header, without the digest.
@@ -131,28 +120,22 @@ impl PduType {
     /// Whether it is the host that sends this type.
     #[must_use]
     pub const fn is_from_host(self) -> bool {
-        matches!(
-            self,
-            Self::IcReq | Self::H2cTermReq | Self::CapsuleCmd | Self::H2cData
-        )
+        self as u8 & 1 == 0
     }
 
     /// Whether this type has a header digest where header digests were negotiated: all have but
     /// those that set up and tear down a connection.
     #[must_use]
     pub const fn may_have_header_digest(self) -> bool {
-        !matches!(
-            self,
-            Self::IcReq | Self::IcResp | Self::H2cTermReq | Self::C2hTermReq
-        )
+        self as u8 > Self::C2hTermReq as u8
     }
 
     /// Whether data may follow this type's header.
     #[must_use]
     pub const fn may_have_data(self) -> bool {
-        matches!(
+        !matches!(
             self,
-            Self::CapsuleCmd | Self::H2cData | Self::C2hData | Self::H2cTermReq | Self::C2hTermReq
+            Self::IcReq | Self::IcResp | Self::CapsuleResp | Self::R2t
         )
     }
 }
@@ -203,7 +186,7 @@ impl CommonHeader {
 
     /// What the PDU is, where its type is known.
     #[must_use]
-    pub const fn kind(&self) -> Option<PduType> {
+    pub fn kind(&self) -> Option<PduType> {
         PduType::from_wire(self.pdu_type)
     }
 
@@ -336,31 +319,26 @@ pub enum FatalErrorStatus {
 }
 
 impl FatalErrorStatus {
+    const TABLE: [(Self, &str); 6] = [
+        (Self::InvalidPduHeaderField, "Invalid PDU Header Field"),
+        (Self::PduSequenceError, "PDU Sequence Error"),
+        (Self::HeaderDigestError, "Header Digest Error"),
+        (Self::DataTransferOutOfRange, "Data Transfer Out of Range"),
+        (Self::LimitExceeded, "Data Transfer or R2T Limit Exceeded"),
+        (Self::UnsupportedParameter, "Unsupported Parameter"),
+    ];
+
     /// The status of this number, where the specification defines one.
     #[must_use]
-    pub const fn from_wire(value: u16) -> Option<Self> {
-        Some(match value {
-            0x01 => Self::InvalidPduHeaderField,
-            0x02 => Self::PduSequenceError,
-            0x03 => Self::HeaderDigestError,
-            0x04 => Self::DataTransferOutOfRange,
-            0x05 => Self::LimitExceeded,
-            0x06 => Self::UnsupportedParameter,
-            _ => return None,
-        })
+    pub fn from_wire(value: u16) -> Option<Self> {
+        let index = usize::from(value).checked_sub(1)?;
+        Self::TABLE.get(index).map(|(status, _)| *status)
     }
 }
 
 impl fmt::Display for FatalErrorStatus {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words = match self {
-            Self::InvalidPduHeaderField => "Invalid PDU Header Field",
-            Self::PduSequenceError => "PDU Sequence Error",
-            Self::HeaderDigestError => "Header Digest Error",
-            Self::DataTransferOutOfRange => "Data Transfer Out of Range",
-            Self::LimitExceeded => "Data Transfer or R2T Limit Exceeded",
-            Self::UnsupportedParameter => "Unsupported Parameter",
-        };
+        let (_, words) = Self::TABLE[*self as usize - 1];
         write!(out, "{words} (fes {:02X}h)", *self as u16)
     }
 }
@@ -395,15 +373,13 @@ impl TermReq {
         }
     }
 
-    /// The controller's request, followed by `data_bytes` (at most [`TERM_DATA_BYTES_MAX`] count)
-    /// of the offending header.
+    /// The controller's request, followed by `data_bytes` of the offending header.
     #[must_use]
     pub fn from_controller(fes: FatalErrorStatus, fei: u32, data_bytes: usize) -> Self {
         Self::new(PduType::C2hTermReq, fes, fei, data_bytes)
     }
 
-    /// The host's request, followed by `data_bytes` (at most [`TERM_DATA_BYTES_MAX`] count) of the
-    /// offending header.
+    /// The host's request, followed by `data_bytes` of the offending header.
     #[must_use]
     pub fn from_host(fes: FatalErrorStatus, fei: u32, data_bytes: usize) -> Self {
         Self::new(PduType::H2cTermReq, fes, fei, data_bytes)
@@ -611,10 +587,12 @@ mod tests {
         assert_eq!(known.count(), 9);
         assert!(PduType::from_wire(0x08).is_none());
         assert!(FatalErrorStatus::from_wire(0).is_none());
-        assert_eq!(
-            FatalErrorStatus::from_wire(5),
-            Some(FatalErrorStatus::LimitExceeded)
-        );
+        for fes in 1..=6 {
+            assert_eq!(
+                FatalErrorStatus::from_wire(fes).map(|known| known as u16),
+                Some(fes)
+            );
+        }
         let pdu = TermReq::from_controller(FatalErrorStatus::PduSequenceError, 0, 500);
         assert_eq!((pdu.common.pdu_type, pdu.common.plen.get()), (3, 152));
     }
