@@ -274,7 +274,10 @@ fn created_with(size: Size, span: Option<Span>, raw: &mut RawAppliance, machine:
         else {
             continue;
         };
-        let state = path.value().map(|path| machine.path(path));
+        let full = path
+            .value()
+            .map(|path| check::disk_path(&raw.disk_dir, path));
+        let state = full.map(|full| machine.path(&full));
         if own.is_absent() && matches!(state, Some(PathState::Missing | PathState::MissingFolder)) {
             *own = Field::Given(At { value: size, span });
         }

@@ -202,8 +202,10 @@ fn every_line_left_out() {
 
 #[test]
 fn as_long_as_can_be() {
-    let full = |piece: &str| piece.repeat(FILE_BYTES_MAX / piece.len());
-    for piece in [
+    // Up to this length every mistake is gathered, beyond it the first alone.
+    const GATHERED_BYTES_MAX: usize = 256 << 10;
+    let filled = |bytes: usize, piece: &str| piece.repeat(bytes / piece.len());
+    let pieces = [
         "[",
         "[[a]]\n",
         "a.",
@@ -212,16 +214,19 @@ fn as_long_as_can_be() {
         "\"",
         "a = [{b={c=[",
         "[[disk]]\n",
-    ] {
-        hold(&full(piece));
+        "x = y\n",
+    ];
+    for piece in pieces {
+        hold(&filled(GATHERED_BYTES_MAX, piece));
     }
-    hold(&format!(
-        "cores = [{}0]",
-        full("0, ").split_at(FILE_BYTES_MAX - 20).0
-    ));
+    for piece in ["[", "x = 1\n", "[[disk]]\n"] {
+        hold(&filled(FILE_BYTES_MAX, piece));
+    }
+    let numbers = filled(FILE_BYTES_MAX - 100, "0, ");
+    hold(&format!("[reactor]\ncores = [{numbers}0]"));
     hold(&format!(
         "data_dir = \"{}\"",
-        "é".repeat(FILE_BYTES_MAX / 2 - 20)
+        filled(FILE_BYTES_MAX - 100, "é")
     ));
     hold(&"x".repeat(FILE_BYTES_MAX + 1));
 }

@@ -161,7 +161,7 @@ fn file(
     };
     let whole_blocks = size.is_absent() || blocks(disk, size, sink).is_some();
     let path = path.given()?;
-    let full = normal(&raw.disk_dir.join(&path.value));
+    let full = super::disk_path(&raw.disk_dir, &path.value);
     let shown = full.display();
     let state = match machine.path(&full) {
         // The data folder is made at the start.
@@ -395,7 +395,7 @@ impl Paths {
 }
 
 /// The path without `.` and doubled slashes; `..` stays, for only the file system knows it.
-fn normal(path: &Path) -> PathBuf {
+pub(super) fn normal(path: &Path) -> PathBuf {
     let mut normal = PathBuf::new();
     for component in path
         .components()

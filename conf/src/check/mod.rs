@@ -7,6 +7,7 @@ mod listeners;
 mod subsystems;
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use crate::appliance::{Appliance, Reactor};
 use crate::diagnostic::{Draft, Sink};
@@ -100,6 +101,11 @@ fn data_dir(raw: &RawAppliance, machine: &dyn Machine, sink: &mut Sink) {
     };
     let help = "say data_dir = \"...\" with a folder that the appliance may write to";
     sink.push(draft.at(raw.data_dir.span, "expected a folder").help(help));
+}
+
+/// Where the file of a disk is, that may be named relative to the folder of disks.
+pub(crate) fn disk_path(disk_dir: &Path, path: &Path) -> PathBuf {
+    disks::normal(&disk_dir.join(path))
 }
 
 /// A number of bytes as people say it: "62.6GiB".
