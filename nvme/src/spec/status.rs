@@ -142,12 +142,18 @@ statuses! {
     IDENTIFIER_UNAVAILABLE = 1, 0x2D, "Identifier Unavailable";
     NAMESPACE_IS_DISPERSED = 1, 0x2E, "Namespace Is Dispersed";
     INVALID_DISCOVERY_INFORMATION = 1, 0x2F, "Invalid Discovery Information";
+    ZONING_DATA_LOCKED = 1, 0x30, "Zoning Data Structure Locked";
+    ZONING_DATA_NOT_FOUND = 1, 0x31, "Zoning Data Structure Not Found";
     INSUFFICIENT_DISCOVERY_RESOURCES = 1, 0x32, "Insufficient Discovery Resources";
+    FUNCTION_DISABLED = 1, 0x33, "Requested Function Disabled";
+    ZONEGROUP_ORIGINATOR_INVALID = 1, 0x34, "ZoneGroup Originator Invalid";
     INVALID_HOST = 1, 0x35, "Invalid Host";
     INVALID_NVM_SUBSYSTEM = 1, 0x36, "Invalid NVM Subsystem";
+    INVALID_CONTROLLER_DATA_QUEUE = 1, 0x37, "Invalid Controller Data Queue";
     NOT_ENOUGH_RESOURCES = 1, 0x38, "Not Enough Resources";
     CONTROLLER_SUSPENDED = 1, 0x39, "Controller Suspended";
     CONTROLLER_NOT_SUSPENDED = 1, 0x3A, "Controller Not Suspended";
+    CONTROLLER_DATA_QUEUE_FULL = 1, 0x3B, "Controller Data Queue Full";
 
     CONFLICTING_ATTRIBUTES = 1, 0x80, "Conflicting Attributes";
     INVALID_PROTECTION_INFORMATION = 1, 0x81, "Invalid Protection Information";

@@ -56,8 +56,18 @@ pub const FABRIC_ZONING_RECEIVE: u8 = 0x22;
 pub const LOCKDOWN: u8 = 0x24;
 /// Fabric Zoning Lookup.
 pub const FABRIC_ZONING_LOOKUP: u8 = 0x25;
+/// Clear Exported NVM Resource Configuration.
+pub const CLEAR_EXPORTED_NVM_RESOURCE: u8 = 0x28;
 /// Fabric Zoning Send.
 pub const FABRIC_ZONING_SEND: u8 = 0x29;
+/// Create Exported NVM Subsystem.
+pub const CREATE_EXPORTED_NVM_SUBSYSTEM: u8 = 0x2A;
+/// Manage Exported NVM Subsystem.
+pub const MANAGE_EXPORTED_NVM_SUBSYSTEM: u8 = 0x2D;
+/// Manage Exported Namespace.
+pub const MANAGE_EXPORTED_NAMESPACE: u8 = 0x31;
+/// Manage Exported Port.
+pub const MANAGE_EXPORTED_PORT: u8 = 0x35;
 /// Send Discovery Log Page.
 pub const SEND_DISCOVERY_LOG_PAGE: u8 = 0x39;
 /// Track Send.
