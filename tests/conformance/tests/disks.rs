@@ -1,0 +1,36 @@
+//! The suite over every disk in `core`.
+
+use corebay_conformance::{
+    beds::{FileBed, NullBed, RamBed},
+    conformance_tests,
+};
+use corebay_core::disk::file::{Caching, EngineKind};
+
+mod ram {
+    use super::*;
+    conformance_tests!(RamBed::new);
+}
+
+mod null {
+    use super::*;
+    conformance_tests!(
+        NullBed::new,
+        never_written_blocks_are_zeroes,
+        more_operations_than_the_depth_all_end,
+    );
+}
+
+mod file_io_uring {
+    use super::*;
+    conformance_tests!(|size| FileBed::new(size, EngineKind::IoUring, Caching::Direct));
+}
+
+mod file_threads {
+    use super::*;
+    conformance_tests!(|size| FileBed::new(size, EngineKind::Threads, Caching::Direct));
+}
+
+mod file_buffered {
+    use super::*;
+    conformance_tests!(|size| FileBed::new(size, EngineKind::IoUring, Caching::Buffered));
+}
