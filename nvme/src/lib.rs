@@ -3,4 +3,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod digest;
+pub mod fabrics;
 pub mod spec;
