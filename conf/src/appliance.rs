@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::nqn::Nqn;
 use crate::units::Size;
+use corebay_nvme::spec::nqn::Nqn;
 
 /// The whole appliance: what runs where, what is exported, and to whom.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -401,6 +401,11 @@ impl Sink {
     }
 
     /// The text that the spans point into.
+    pub(crate) fn text(&self) -> &str {
+        &self.source.text
+    }
+
+    /// The text that the spans point into, and its name.
     pub(crate) fn source(&self) -> Arc<Source> {
         Arc::clone(&self.source)
     }

@@ -17,7 +17,6 @@ pub mod disk_spec;
 pub mod limits;
 mod local_machine;
 pub mod machine;
-pub mod nqn;
 pub mod options;
 mod reader;
 mod schema;
@@ -30,11 +29,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use appliance::{Appliance, BlockSize};
+pub use corebay_nvme::spec::nqn::Nqn;
 pub use diagnostic::{Diagnostic, Severity, render_all};
 pub use disk_spec::{DiskSpec, DiskSpecKind};
 pub use local_machine::LocalMachine;
 pub use machine::Machine;
-pub use nqn::Nqn;
 pub use options::Options;
 pub use units::{Size, TimeSpan};
 

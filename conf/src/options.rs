@@ -9,7 +9,6 @@ use crate::diagnostic::{Draft, Sink, Source, Span};
 use crate::disk_spec::{DiskSpec, DiskSpecKind};
 use crate::limits::{CORES_MAX, DISKS_MAX, LISTENERS_MAX};
 use crate::machine::{Machine, PathState};
-use crate::nqn::Nqn;
 use crate::reader::{At, Field};
 use crate::schema::{
     self, RawAccess, RawAppliance, RawDisk, RawKind, RawListener, RawNamespace, RawReactor,
@@ -17,6 +16,7 @@ use crate::schema::{
 };
 use crate::units::Size;
 use crate::{Outcome, check, finish};
+use corebay_nvme::spec::nqn::Nqn;
 
 /// What the command line says in place of a file; [`Options::default`] is what it says unasked.
 #[derive(Clone, Debug, PartialEq, Eq)]

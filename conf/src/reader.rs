@@ -88,6 +88,8 @@ impl<T> Field<T> {
 pub(crate) struct Refusal {
     pub(crate) message: String,
     pub(crate) help: String,
+    /// The byte of the text that is wrong, where it is one.
+    pub(crate) byte: Option<usize>,
 }
 
 impl Refusal {
@@ -95,6 +97,7 @@ impl Refusal {
         Refusal {
             message: message.into(),
             help: help.into(),
+            byte: None,
         }
     }
 }
@@ -398,8 +401,10 @@ impl<'t, 's> Section<'t, 's> {
         expected: &str,
         refusal: Refusal,
     ) -> Field<T> {
+        let byte = refusal.byte.zip(span);
+        let exact = byte.and_then(|(byte, span)| within(self.sink.text(), span, byte));
         let draft = Draft::error(refusal.message)
-            .at(span, format!("expected {expected}"))
+            .at(exact.or(span), format!("expected {expected}"))
             .help(refusal.help);
         self.sink.push(draft);
         Field::Wrong
@@ -465,6 +470,19 @@ fn joined(words: Vec<String>, last: &str) -> String {
 
 fn node<'t>(spanned: &'t Spanned<DeValue<'t>>) -> Node<'t> {
     (spanned.span().into(), spanned.get_ref())
+}
+
+/// From a byte of a text to its end, in the source; `None` where the text is written otherwise
+/// than it reads.
+fn within(source: &str, span: Span, byte: usize) -> Option<Span> {
+    let written = source.get(span.start..span.end)?;
+    let quote = usize::from(written.starts_with(['"', '\'']));
+    if written.contains('\\') || written.starts_with("\"\"\"") || written.starts_with("'''") {
+        return None;
+    }
+    let start = span.start + quote + byte;
+    let end = span.end - quote;
+    (start <= end).then_some(Span { start, end })
 }
 
 fn unsigned(value: &DeValue<'_>) -> Option<u64> {

@@ -219,7 +219,7 @@ fn as_long_as_can_be() {
     for piece in pieces {
         hold(&filled(GATHERED_BYTES_MAX, piece));
     }
-    for piece in ["[", "x = 1\n", "[[disk]]\n"] {
+    for piece in ["[", "[[disk]]\n"] {
         hold(&filled(FILE_BYTES_MAX, piece));
     }
     let numbers = filled(FILE_BYTES_MAX - 100, "0, ");

@@ -33,6 +33,13 @@ fn every_example_is_right() {
 }
 
 #[test]
+fn line_ends_of_other_systems() {
+    let text = std::fs::read_to_string(folder().join("two-hosts.toml")).unwrap();
+    let text = format!("\u{feff}{}", text.replace('\n', "\r\n"));
+    assert!(parse(&text, "two-hosts.toml", &FakeMachine::large()).is_ok());
+}
+
+#[test]
 fn minimal() {
     let appliance = example("minimal.toml");
     assert_eq!(appliance.data_dir(), Path::new("./corebay-data"));

@@ -6,11 +6,11 @@ use std::hash::Hash;
 use crate::appliance::{Access, DiskId, ListenerId, Namespace, Serial, Subsystem};
 use crate::diagnostic::{Draft, Sink, Span};
 use crate::limits;
-use crate::nqn::Nqn;
 use crate::reader::{At, Field, listed};
 use crate::schema::{RawAppliance, RawNamespace, RawSubsystem};
 use crate::suggest::nearest;
 use crate::units::quoted;
+use corebay_nvme::spec::nqn::Nqn;
 
 pub(super) fn check(raw: &RawAppliance, sink: &mut Sink) -> Option<Vec<Subsystem>> {
     let mut checker = Checker::new(raw, sink);

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use super::scalars;
 use crate::appliance::Transport;
 use crate::diagnostic::Span;
-use crate::nqn::Nqn;
 use crate::reader::{At, Field, Refusal, Section};
 use crate::units::quoted;
+use corebay_nvme::spec::nqn::Nqn;
 
 const ADDRESS: &str = "an address and a port, as in \"0.0.0.0:4420\"";
 

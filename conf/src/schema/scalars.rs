@@ -7,9 +7,9 @@ use uuid::Uuid;
 
 use crate::appliance::{Eui64, Model, Nguid, Serial};
 use crate::limits::NAME_CHARS_MAX;
-use crate::nqn::Nqn;
 use crate::reader::Refusal;
 use crate::units::quoted;
+use corebay_nvme::spec::nqn::{Nqn, NqnError};
 
 const SERIAL_CHARS_MAX: usize = 20;
 const MODEL_CHARS_MAX: usize = 40;
@@ -131,8 +131,23 @@ fn address_refusal(text: &str) -> Refusal {
 /// The qualified name of a subsystem or host.
 pub(crate) fn nqn(text: &str) -> Result<Nqn, Refusal> {
     text.parse::<Nqn>().map_err(|error| {
+        let why = error.to_string();
+        // The caret shows where: the message need not.
+        let why = why.split(": look at byte").next().unwrap_or_default();
         let help = "as in \"nqn.2024-01.com.example:disk-1\" or \"nqn.2014-08.org.nvmexpress:uuid:<uuid>\"";
-        Refusal::new(format!("{} is not an NQN: {error}", quoted(text)), help)
+        let mut refusal = Refusal::new(format!("{} is not an NQN: {why}", quoted(text)), help);
+        refusal.byte = match error {
+            NqnError::Character { at, .. }
+            | NqnError::Date { at }
+            | NqnError::Domain { at }
+            | NqnError::Name { at }
+            | NqnError::Uuid { at } => Some(at),
+            NqnError::Empty
+            | NqnError::TooLong { .. }
+            | NqnError::NotUtf8 { .. }
+            | NqnError::Prefix => None,
+        };
+        refusal
     })
 }
 

@@ -6,8 +6,8 @@ use super::scalars;
 use crate::appliance::{Eui64, Model, Nguid, Serial};
 use crate::diagnostic::{Draft, Span};
 use crate::limits;
-use crate::nqn::Nqn;
 use crate::reader::{At, Field, Section};
+use corebay_nvme::spec::nqn::Nqn;
 
 const MODEL_DEFAULT: &str = "corebay";
 

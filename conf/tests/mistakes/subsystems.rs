@@ -11,6 +11,26 @@ fn subsystems() {
         "nqn.2014-08.org.nvmexpress.discovery",
         &["this is the NQN of the discovery service"],
     );
+    nqn(
+        "nqn.2024-13.com.example:one",
+        &[":11:12", "followed by a date, `yyyy-mm.`"],
+    );
+    nqn(
+        "nqn.2024-01.com.example",
+        &[":11:31", "followed by `:` and a name"],
+    );
+    nqn(
+        "nqn.2024-01.com.example:o n e",
+        &[":11:33", "no spaces or control characters"],
+    );
+    nqn(
+        "nqn.2024-01.com.example:\\u0007",
+        &[":11:7", "no spaces or control characters"],
+    );
+    nqn(
+        &format!("nqn.2024-01.com.example:{}", "x".repeat(200)),
+        &["at most 223 bytes"],
+    );
     let subsystem = |line: &str, fragments: &[&str]| {
         instead(
             "allow_any_host = true",
