@@ -1,2 +1,11 @@
-//! Placeholder.
-fn main() {}
+//! The `corebay` binary: one command line for the appliance, its checks and its tools.
+
+#![forbid(unsafe_code)]
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

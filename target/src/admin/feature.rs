@@ -1,0 +1,295 @@
+//! Get Features and Set Features (Base 2.1, 5.1.11 and 5.1.25).
+//!
+//! Current values belong to a controller; saved values belong to its subsystem, and are what a new
+//! controller starts with.
+
+use corebay_core::buffer::Buffer;
+use corebay_nvme::spec::{
+    command::admin::{GetFeatures, SetFeatures},
+    feature::{
+        HostBehaviorSupport, NumberOfQueues, Select, Timestamp, capability, error_recovery, fid,
+        host_identifier, timestamp_origin, volatile_write_cache,
+    },
+    status::Status,
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::{
+    controller::{Controller, Features},
+    core::Core,
+    environment::Environment,
+    queue::{Binding, Done},
+};
+
+/// The selection of supported capabilities (SEL).
+pub const SEL_CAPABILITIES: u8 = 3;
+
+/// Features of controllers with namespaces.
+pub const IO_FEATURES: [u8; 12] = [
+    fid::ARBITRATION,
+    fid::POWER_MANAGEMENT,
+    fid::TEMPERATURE_THRESHOLD,
+    fid::ERROR_RECOVERY,
+    fid::VOLATILE_WRITE_CACHE,
+    fid::NUMBER_OF_QUEUES,
+    fid::WRITE_ATOMICITY_NORMAL,
+    fid::ASYNC_EVENT_CONFIGURATION,
+    fid::TIMESTAMP,
+    fid::KEEP_ALIVE_TIMER,
+    fid::HOST_BEHAVIOR_SUPPORT,
+    fid::HOST_IDENTIFIER,
+];
+
+/// Features of discovery controllers.
+const DISCOVERY_FEATURES: [u8; 2] = [fid::ASYNC_EVENT_CONFIGURATION, fid::KEEP_ALIVE_TIMER];
+
+/// Threshold Type Select of Temperature Threshold: under-temperature.
+const UNDER_TEMPERATURE: u32 = 1;
+
+/// The bytes of a feature's data structure, if it has one.
+pub fn data_bytes(fid: u8) -> Option<usize> {
+    match fid {
+        fid::TIMESTAMP => Some(size_of::<Timestamp>()),
+        fid::HOST_BEHAVIOR_SUPPORT => Some(size_of::<HostBehaviorSupport>()),
+        fid::HOST_IDENTIFIER => Some(16),
+        _ => None,
+    }
+}
+
+/// True where Set Features takes the data structure.
+pub fn takes_data(fid: u8) -> bool {
+    matches!(fid, fid::TIMESTAMP | fid::HOST_BEHAVIOR_SUPPORT)
+}
+
+fn is_saveable(fid: u8) -> bool {
+    matches!(
+        fid,
+        fid::ARBITRATION
+            | fid::TEMPERATURE_THRESHOLD
+            | fid::ERROR_RECOVERY
+            | fid::VOLATILE_WRITE_CACHE
+            | fid::WRITE_ATOMICITY_NORMAL
+            | fid::ASYNC_EVENT_CONFIGURATION
+    )
+}
+
+fn check_known<M>(controller: &Controller<M>, fid: u8) -> Result<(), Status> {
+    let known: &[u8] = if controller.subsystem.is_discovery() {
+        &DISCOVERY_FEATURES
+    } else {
+        &IO_FEATURES
+    };
+    if known.contains(&fid) { Ok(()) } else { Err(Status::INVALID_FIELD.with_dnr()) }
+}
+
+/// Get Features.
+pub fn get<E: Environment>(
+    core: &Core<E>,
+    binding: &Binding<E>,
+    command: &GetFeatures,
+    data: Option<Buffer>,
+) -> Done {
+    let controller = &binding.controller;
+    if let Err(status) = check_known(controller, command.fid) {
+        return Done::status(status);
+    }
+    let saved;
+    let features = match Select::from_dword(u32::from(command.sel) << 8) {
+        Select::Current => controller.features(),
+        Select::Default => Features::default(),
+        Select::Saved => {
+            saved = controller.subsystem.saved_features();
+            saved
+        }
+        Select::SupportedCapabilities => return capabilities(command.fid),
+        Select::Reserved(_) => return Done::status(Status::INVALID_FIELD.with_dnr()),
+    };
+    match (command.fid, data) {
+        (fid::TIMESTAMP, Some(data)) => timestamp(core, controller, data),
+        (fid::HOST_BEHAVIOR_SUPPORT, Some(mut data)) => {
+            let behavior = controller.host_behavior();
+            {
+                let mut bytes = data.bytes_mut();
+                bytes.fill(0);
+                bytes[..behavior.len()].copy_from_slice(&behavior);
+            }
+            Done::with_data(data)
+        }
+        (fid::HOST_IDENTIFIER, Some(mut data)) => {
+            if command.cdw11 & host_identifier::EXTENDED == 0 {
+                // Hosts of fabrics have 128-bit identifiers.
+                return Done::status(Status::INVALID_FIELD.with_dnr());
+            }
+            data.bytes_mut().copy_from_slice(&controller.host_id);
+            Done::with_data(data)
+        }
+        _ => dword(core, controller, &features, command),
+    }
+}
+
+fn dword<E: Environment>(
+    core: &Core<E>,
+    controller: &Controller<E::Medium>,
+    features: &Features,
+    command: &GetFeatures,
+) -> Done {
+    let value = match command.fid {
+        fid::ARBITRATION => features.arbitration,
+        fid::POWER_MANAGEMENT => 0,
+        fid::TEMPERATURE_THRESHOLD => {
+            let kind = (command.cdw11 >> 20 & 3) as usize;
+            match features.temperature_threshold.get(kind) {
+                Some(kelvins) => u32::from(*kelvins),
+                None => return Done::status(Status::INVALID_FIELD.with_dnr()),
+            }
+        }
+        fid::ERROR_RECOVERY => features.error_recovery,
+        fid::VOLATILE_WRITE_CACHE => u32::from(features.volatile_write_cache),
+        fid::NUMBER_OF_QUEUES => {
+            let count = match controller.io_queues_granted() {
+                0 => core.limits.io_queues_max,
+                granted => granted,
+            };
+            NumberOfQueues { nsq: count - 1, ncq: count - 1 }.to_dword()
+        }
+        fid::WRITE_ATOMICITY_NORMAL => features.write_atomicity,
+        fid::ASYNC_EVENT_CONFIGURATION => features.async_events,
+        fid::KEEP_ALIVE_TIMER => controller.keep_alive_ms(),
+        _ => return Done::status(Status::INVALID_FIELD.with_dnr()),
+    };
+    Done::with_result(u64::from(value))
+}
+
+fn capabilities(fid: u8) -> Done {
+    let fixed = matches!(fid, fid::HOST_IDENTIFIER);
+    let saveable = if is_saveable(fid) { capability::SAVEABLE } else { 0 };
+    let changeable = if fixed { 0 } else { capability::CHANGEABLE };
+    Done::with_result(u64::from(saveable | changeable))
+}
+
+fn timestamp<E: Environment>(
+    core: &Core<E>,
+    controller: &Controller<E::Medium>,
+    mut data: Buffer,
+) -> Done {
+    let stamp = match controller.timestamp() {
+        Some((set_ms, at)) => {
+            let passed = core.reactor.now().since(at).as_millis() as u64;
+            Timestamp::new(set_ms.wrapping_add(passed), timestamp_origin::SET_FEATURES)
+        }
+        None => Timestamp::new(core.environment.wall_clock_ms(), timestamp_origin::RESET),
+    };
+    data.bytes_mut().copy_from_slice(stamp.as_bytes());
+    Done::with_data(data)
+}
+
+/// Set Features.
+pub fn set<E: Environment>(
+    core: &Core<E>,
+    binding: &Binding<E>,
+    nsid: u32,
+    command: &SetFeatures,
+    data: Option<Buffer>,
+) -> Done {
+    let controller = &binding.controller;
+    if let Err(status) = check_known(controller, command.fid) {
+        return Done::status(status);
+    }
+    if command.save && !is_saveable(command.fid) {
+        return Done::status(Status::FEATURE_NOT_SAVEABLE.with_dnr());
+    }
+    if !matches!(nsid, 0 | u32::MAX) && command.fid != fid::ERROR_RECOVERY {
+        return Done::status(Status::FEATURE_NOT_NAMESPACE_SPECIFIC.with_dnr());
+    }
+    match command.fid {
+        fid::NUMBER_OF_QUEUES => number_of_queues(core, controller, command.cdw11),
+        fid::KEEP_ALIVE_TIMER => {
+            // Rounded up to the granularity that the controller reports (KAS).
+            let milliseconds = command.cdw11.div_ceil(100).saturating_mul(100);
+            controller.set_keep_alive(milliseconds, core.reactor.now());
+            Done::SUCCESS
+        }
+        fid::HOST_IDENTIFIER => Done::status(Status::COMMAND_SEQUENCE_ERROR.with_dnr()),
+        fid::POWER_MANAGEMENT if command.cdw11 & 0x1f == 0 => Done::SUCCESS,
+        fid::TIMESTAMP | fid::HOST_BEHAVIOR_SUPPORT => set_data(core, controller, command, data),
+        _ => match change(command) {
+            Ok(change) => {
+                controller.set_features(&change);
+                if command.save {
+                    controller.subsystem.save_features(&change);
+                }
+                Done::SUCCESS
+            }
+            Err(status) => Done::status(status),
+        },
+    }
+}
+
+/// How a command changes the features.
+fn change(command: &SetFeatures) -> Result<impl Fn(&mut Features) + use<>, Status> {
+    let (fid, value) = (command.fid, command.cdw11);
+    let kind = (value >> 20 & 3) as usize;
+    let invalid = match fid {
+        // Only the composite temperature has thresholds.
+        fid::TEMPERATURE_THRESHOLD => kind > UNDER_TEMPERATURE as usize || value >> 16 & 0xf != 0,
+        fid::ERROR_RECOVERY => value & error_recovery::DEALLOCATED_ERROR != 0,
+        fid::POWER_MANAGEMENT => true,
+        _ => false,
+    };
+    if invalid {
+        return Err(Status::INVALID_FIELD.with_dnr());
+    }
+    Ok(move |features: &mut Features| match fid {
+        fid::ARBITRATION => features.arbitration = value,
+        fid::TEMPERATURE_THRESHOLD => features.temperature_threshold[kind] = value as u16,
+        fid::ERROR_RECOVERY => features.error_recovery = value & error_recovery::TIME_LIMIT_MASK,
+        fid::VOLATILE_WRITE_CACHE => {
+            features.volatile_write_cache = value & volatile_write_cache::ENABLE != 0;
+        }
+        fid::WRITE_ATOMICITY_NORMAL => features.write_atomicity = value & 1,
+        fid::ASYNC_EVENT_CONFIGURATION => features.async_events = value,
+        _ => {}
+    })
+}
+
+fn number_of_queues<E: Environment>(
+    core: &Core<E>,
+    controller: &Controller<E::Medium>,
+    dword: u32,
+) -> Done {
+    let asked = NumberOfQueues::from_dword(dword);
+    if asked.nsq == u16::MAX || asked.ncq == u16::MAX {
+        return Done::status(Status::INVALID_FIELD.with_dnr());
+    }
+    if controller.queues().iter().any(|queue| queue.qid != 0) {
+        return Done::status(Status::COMMAND_SEQUENCE_ERROR.with_dnr());
+    }
+    let count = (asked.nsq.max(asked.ncq) + 1).min(core.limits.io_queues_max);
+    controller.grant_io_queues(count);
+    let granted = NumberOfQueues { nsq: count - 1, ncq: count - 1 };
+    Done::with_result(u64::from(granted.to_dword()))
+}
+
+fn set_data<E: Environment>(
+    core: &Core<E>,
+    controller: &Controller<E::Medium>,
+    command: &SetFeatures,
+    data: Option<Buffer>,
+) -> Done {
+    let Some(data) = data else { return Done::status(Status::INTERNAL_ERROR) };
+    let bytes = data.bytes();
+    if command.fid == fid::TIMESTAMP {
+        let Ok(stamp) = Timestamp::read_from_bytes(&bytes) else {
+            return Done::status(Status::INTERNAL_ERROR);
+        };
+        controller.set_timestamp(stamp.time_ms(), core.reactor.now());
+        return Done::SUCCESS;
+    }
+    let mut behavior = [0; 6];
+    behavior.copy_from_slice(&bytes[..6]);
+    if behavior[0] > 1 {
+        return Done::status(Status::INVALID_FIELD.with_dnr());
+    }
+    controller.set_host_behavior(behavior);
+    Done::SUCCESS
+}

@@ -1,0 +1,38 @@
+//! What a command of the tools failed with: a message, and how to mend it.
+
+use std::{fmt, process::ExitCode};
+
+/// Why a command failed. Printed as two lines: what, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    message: String,
+    help: String,
+}
+
+impl Failure {
+    /// A failure; `help` says how to mend it, or is empty where nobody knows.
+    pub fn new(message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            help: help.into(),
+        }
+    }
+
+    /// Prints it; gives the exit status.
+    pub fn report(&self, command: &str) -> ExitCode {
+        eprintln!("corebay {command}: {self}");
+        ExitCode::FAILURE
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.message)?;
+        if !self.help.is_empty() {
+            write!(f, "\n  help: {}", self.help)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Failure {}

@@ -1,0 +1,486 @@
+//! One core's part of the target: its memory, its open namespaces, its queues, and its end of the
+//! mesh to the other cores.
+//!
+//! Invariants:
+//! - Whatever is in here is touched by its own core alone. Another core asks by a message, which is
+//!   a function that runs here ([`Core::send`], [`Core::call`]). Control path only.
+//! - Queues that wait for memory or a task slot are served in turn, one command each, so that a
+//!   deep queue does not keep a shallow one waiting.
+
+use std::{
+    any::Any,
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    future::Future,
+    marker::PhantomData,
+    os::fd::BorrowedFd,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+};
+
+use corebay_core::{
+    arena::Region,
+    buffer::{Buffer, BufferPool},
+    mesh::Port,
+    reactor::{PollSource, Reactor},
+    sync::{Oneshot, Permit, Permits},
+    units::{CoreId, Lba, Time},
+};
+use hashbrown::HashMap;
+use slab::Slab;
+use tracing::{debug, error};
+
+use crate::{
+    environment::Environment,
+    limits::{HOUSEKEEPING_INTERVAL, Limits, SCRATCH_BYTES, SCRATCH_COUNT, TASKS_PER_CORE},
+    namespace::{Namespace, NamespaceSpec, NamespaceTable, WriteGate},
+    queue::{Pumped, QueueControl, QueueKey},
+    subsystem::{Registry, SubsystemId},
+};
+
+/// What one core asks of another: a function that runs there.
+pub type Message<E> = Box<dyn FnOnce(&Rc<Core<E>>) + Send>;
+
+/// The namespace table of one subsystem on one core.
+pub type Table<E> = NamespaceTable<<E as Environment>::Disk, <E as Environment>::Medium>;
+
+/// Task slots that I/O commands leave free, for the control path.
+const CONTROL_SLOTS: usize = 64;
+
+/// What takes over a connection that another core has accepted.
+pub type Adopter = Rc<dyn Fn(Box<dyn Any + Send>)>;
+
+/// One core's memory, by what it is for. The three are apart so that none can starve another:
+/// payloads may wait for hosts, in-capsule data and scratch only ever wait for disks.
+#[derive(Clone)]
+pub struct Memory {
+    /// Payloads of reads, and of writes that are fetched from the host.
+    pub payload: BufferPool,
+    /// Data that came inside a command capsule.
+    pub in_capsule: BufferPool,
+    /// Working space of Compare, Copy and Verify.
+    pub scratch: BufferPool,
+}
+
+impl Memory {
+    /// Divides a core's part of the arena. `None` where it is less than 8 MiB.
+    #[must_use]
+    pub fn divide(take: &mut impl FnMut(usize) -> Option<Region>, bytes: usize) -> Option<Self> {
+        const MIB: usize = 1 << 20;
+        let scratch = SCRATCH_BYTES * SCRATCH_COUNT / if bytes < 64 * MIB { 4 } else { 1 };
+        let in_capsule = (bytes / 8).next_multiple_of(MIB);
+        let payload = (bytes.checked_sub(scratch + in_capsule)? / MIB) * MIB;
+        if payload < 4 * MIB {
+            return None;
+        }
+        Some(Self {
+            payload: BufferPool::new(take(payload)?, 1),
+            in_capsule: BufferPool::new(take(in_capsule)?, 1),
+            scratch: BufferPool::new(take(scratch)?, TASKS_PER_CORE),
+        })
+    }
+
+    /// A piece of working space. Who holds one waits for nothing but disks.
+    pub async fn scratch_piece(&self) -> Buffer {
+        self.scratch.allocate(SCRATCH_BYTES).await
+    }
+}
+
+/// One core's part of the target.
+pub struct Core<E: Environment> {
+    /// The core's reactor.
+    pub reactor: Reactor,
+    /// What surrounds the core.
+    pub environment: E,
+    /// What is exported, by all cores together.
+    pub registry: Arc<Registry<E::Medium>>,
+    /// What the binary has configured.
+    pub limits: Limits,
+    /// The core's memory.
+    pub memory: Memory,
+    port: Port<Message<E>>,
+    tables: RefCell<HashMap<SubsystemId, Rc<Table<E>>>>,
+    queues: RefCell<HashMap<QueueKey, Rc<dyn QueueControl>>>,
+    waiting: RefCell<VecDeque<Rc<dyn QueueControl>>>,
+    replies: RefCell<Slab<Answer>>,
+    backlog: RefCell<VecDeque<Pin<Box<dyn Future<Output = ()>>>>>,
+    adopters: RefCell<Vec<(&'static str, Adopter)>>,
+    fused_turns: RefCell<HashMap<u64, Permit>>,
+    locked: RefCell<HashMap<u64, Rc<Namespace<E::Disk, E::Medium>>>>,
+    next_lock: Cell<u64>,
+    /// First halves of fused commands that wait for their second.
+    pub fused_waiting: Cell<usize>,
+    next_key: Cell<u64>,
+    draining: Cell<bool>,
+}
+
+impl<E: Environment> Core<E> {
+    /// A core that serves what is in `registry`. Its reactor polls it from now on.
+    pub fn start(
+        reactor: Reactor,
+        environment: E,
+        registry: Arc<Registry<E::Medium>>,
+        limits: Limits,
+        memory: Memory,
+        port: Port<Message<E>>,
+    ) -> Rc<Self> {
+        let core = Rc::new(Self {
+            reactor,
+            environment,
+            registry,
+            limits,
+            memory,
+            port,
+            tables: RefCell::default(),
+            queues: RefCell::default(),
+            waiting: RefCell::new(VecDeque::with_capacity(limits.connections_max)),
+            replies: RefCell::default(),
+            backlog: RefCell::default(),
+            adopters: RefCell::default(),
+            fused_turns: RefCell::default(),
+            locked: RefCell::default(),
+            next_lock: Cell::new(1),
+            fused_waiting: Cell::new(0),
+            next_key: Cell::new(1),
+            draining: Cell::new(false),
+        });
+        core.reactor.add_source(Rc::new(CoreSource { core: core.clone() }));
+        let keeper = core.clone();
+        core.spawn_control(async move {
+            loop {
+                keeper.reactor.sleep(HOUSEKEEPING_INTERVAL).await;
+                keeper.housekeeping();
+            }
+        });
+        core
+    }
+
+    /// Which core this is.
+    #[must_use]
+    pub fn id(&self) -> CoreId {
+        self.port.core()
+    }
+
+    /// How many cores there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.port.cores()
+    }
+
+    /// Runs `action` on core `to`, which may be this one, in a later turn.
+    pub fn send(&self, to: CoreId, action: impl FnOnce(&Rc<Self>) + Send + 'static) {
+        self.port.send(to, Box::new(action));
+    }
+
+    /// Runs `action` on core `to` and waits for what it replies.
+    pub async fn call<R: Send + 'static>(
+        &self,
+        to: CoreId,
+        action: impl FnOnce(&Rc<Self>, Reply<R>) + Send + 'static,
+    ) -> R {
+        let (reply, answer) = self.expect_reply(self.id());
+        self.send(to, move |core| action(core, reply));
+        receive_reply(answer).await
+    }
+
+    /// Runs `action` on every core and waits until all have replied.
+    pub async fn call_all<R: Send + 'static>(
+        &self,
+        action: impl Fn(&Rc<Self>, Reply<R>) + Clone + Send + 'static,
+    ) -> Vec<R> {
+        let mut answers = Vec::with_capacity(self.count());
+        for to in 0..self.count() {
+            let (reply, answer) = self.expect_reply(self.id());
+            let action = action.clone();
+            self.send(CoreId(to), move |core| action(core, reply));
+            answers.push(answer);
+        }
+        let mut replies = Vec::with_capacity(answers.len());
+        for answer in answers {
+            replies.push(receive_reply(answer).await);
+        }
+        replies
+    }
+
+    fn expect_reply<R>(&self, to: CoreId) -> (Reply<R>, Answer) {
+        let answer = Answer::default();
+        let key = self.replies.borrow_mut().insert(answer.clone());
+        (Reply { to, key, value: PhantomData }, answer)
+    }
+
+    /// Starts a task of the control path; it waits for a slot if it must.
+    pub fn spawn_control(&self, task: impl Future<Output = ()> + 'static) {
+        self.backlog.borrow_mut().push_back(Box::pin(task));
+        self.start_backlog();
+    }
+
+    /// True where an I/O command may take a task slot.
+    #[must_use]
+    pub fn has_free_slot(&self) -> bool {
+        self.reactor.executor().free() > CONTROL_SLOTS
+    }
+
+    /// A key that no other queue of this core has.
+    pub fn new_queue_key(&self) -> QueueKey {
+        let key = self.next_key.get();
+        self.next_key.set(key + 1);
+        QueueKey(key)
+    }
+
+    /// Makes a queue known to the control path.
+    pub fn add_queue(&self, key: QueueKey, queue: Rc<dyn QueueControl>) {
+        self.queues.borrow_mut().insert(key, queue);
+    }
+
+    /// Forgets a queue that has ended.
+    pub fn remove_queue(&self, key: QueueKey) {
+        self.queues.borrow_mut().remove(&key);
+    }
+
+    /// The queue with this key, if it still is.
+    #[must_use]
+    pub fn queue(&self, key: QueueKey) -> Option<Rc<dyn QueueControl>> {
+        self.queues.borrow().get(&key).cloned()
+    }
+
+    /// The queues of this core.
+    #[must_use]
+    pub fn queue_count(&self) -> usize {
+        self.queues.borrow().len()
+    }
+
+    /// Lets a queue be served in turn, once memory or slots are free.
+    pub fn wait_in_turn(&self, queue: Rc<dyn QueueControl>) {
+        self.waiting.borrow_mut().push_back(queue);
+    }
+
+    /// True where some queue waits its turn, so that nobody may help himself out of turn.
+    #[must_use]
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.borrow().is_empty()
+    }
+
+    /// The table of a subsystem's namespaces on this core.
+    pub fn table(&self, subsystem: SubsystemId) -> Rc<Table<E>> {
+        self.tables.borrow_mut().entry(subsystem).or_default().clone()
+    }
+
+    /// Opens a namespace on this core.
+    ///
+    /// # Errors
+    /// Where its disk cannot be opened here.
+    pub fn attach(
+        &self,
+        subsystem: SubsystemId,
+        spec: Arc<NamespaceSpec<E::Medium>>,
+    ) -> Result<(), corebay_core::disk::DiskError> {
+        let disk = self.environment.open(&spec.medium)?;
+        let gate = WriteGate::new(TASKS_PER_CORE);
+        let fused = Permits::new(1, TASKS_PER_CORE);
+        self.table(subsystem).attach(Namespace { spec, disk, gate, fused });
+        Ok(())
+    }
+
+    /// A number that no other lock of any core has.
+    #[must_use]
+    pub fn new_lock_id(&self) -> u64 {
+        let count = self.next_lock.get();
+        self.next_lock.set(count + 1);
+        count * self.count() as u64 + self.id().0 as u64
+    }
+
+    /// Waits until the fused command `id` may have the namespace, and keeps it for that command.
+    /// To be called on the namespace's home core.
+    pub async fn take_fused_turn(&self, subsystem: SubsystemId, nsid: u32, id: u64) {
+        if let Some(namespace) = self.table(subsystem).get(nsid) {
+            let permit = namespace.fused.acquire(1).await;
+            self.fused_turns.borrow_mut().insert(id, permit);
+        }
+    }
+
+    /// Lets the next fused command have the namespace.
+    pub fn end_fused_turn(&self, id: u64) {
+        self.fused_turns.borrow_mut().remove(&id);
+    }
+
+    /// Locks blocks against this core's writes, and waits for those that execute.
+    pub async fn lock_blocks(
+        &self,
+        subsystem: SubsystemId,
+        nsid: u32,
+        id: u64,
+        at: Lba,
+        blocks: u64,
+    ) {
+        if let Some(namespace) = self.table(subsystem).get(nsid) {
+            self.locked.borrow_mut().insert(id, namespace.clone());
+            namespace.gate.lock(id, at, blocks).await;
+        }
+    }
+
+    /// Gives up the lock `id`, also where its namespace was detached since.
+    pub fn unlock_blocks(&self, id: u64) {
+        if let Some(namespace) = self.locked.borrow_mut().remove(&id) {
+            namespace.gate.unlock(id);
+        }
+    }
+
+    /// Says who takes over connections of the transport `kind` on this core.
+    pub fn set_adopter(&self, kind: &'static str, adopter: Adopter) {
+        self.adopters.borrow_mut().push((kind, adopter));
+    }
+
+    /// Hands a connection of the transport `kind` to this core.
+    pub fn adopt(&self, kind: &'static str, connection: Box<dyn Any + Send>) {
+        let adopter =
+            self.adopters.borrow().iter().find(|(of, _)| *of == kind).map(|(_, a)| a.clone());
+        match adopter {
+            Some(adopter) => adopter(connection),
+            None => error!(kind, "no transport of this kind runs on {}", self.id()),
+        }
+    }
+
+    /// Accepts nothing new from now on, and closes each queue once its commands have ended.
+    pub fn drain(&self) {
+        self.draining.set(true);
+        let queues: Vec<_> = self.queues.borrow().values().cloned().collect();
+        for queue in queues {
+            queue.drain();
+        }
+    }
+
+    /// True once [`drain`](Self::drain) was called.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Closes whatever queue is left, at once.
+    pub fn close_all(&self) {
+        let queues: Vec<_> = self.queues.borrow().values().cloned().collect();
+        for queue in queues {
+            queue.close("the target ends");
+        }
+    }
+
+    fn housekeeping(&self) {
+        let now = self.reactor.now();
+        // Copied, since a queue that has timed out leaves the map.
+        let queues: Vec<_> = self.queues.borrow().values().cloned().collect();
+        for queue in queues {
+            queue.housekeeping(now);
+        }
+    }
+
+    fn start_backlog(&self) -> usize {
+        let mut started = 0;
+        while self.reactor.executor().free() > 0 {
+            let Some(task) = self.backlog.borrow_mut().pop_front() else { break };
+            if let Err(corebay_core::executor::Full(task)) = self.reactor.spawn(task) {
+                self.backlog.borrow_mut().push_front(task);
+                break;
+            }
+            started += 1;
+        }
+        started
+    }
+
+    fn receive(self: &Rc<Self>) -> usize {
+        let mut received = 0;
+        while received < crate::limits::MESH_CAPACITY
+            && let Some(action) = self.port.receive()
+        {
+            action(self);
+            received += 1;
+        }
+        self.port.push_waiting();
+        received
+    }
+
+    /// Lets the waiting queues go on as far as memory and slots reach, one command each in turn.
+    ///
+    /// Once one finds no memory, later ones get none either, so that one that needs much is not
+    /// overtaken for ever; but they still get slots, because what waits for a slot may hold the
+    /// memory that the first one needs.
+    fn pump(&self) -> usize {
+        let mut started = 0;
+        let mut memory_left = true;
+        loop {
+            let before = started;
+            let round = self.waiting.borrow().len();
+            for _ in 0..round {
+                let Some(queue) = self.waiting.borrow_mut().pop_front() else { break };
+                match queue.clone().pump(memory_left) {
+                    Pumped::Nothing => continue,
+                    Pumped::Started => started += 1,
+                    Pumped::OverItsShare => {}
+                    Pumped::NoMemory => memory_left = false,
+                    Pumped::NoSlot => {}
+                }
+                self.waiting.borrow_mut().push_back(queue);
+            }
+            if started == before {
+                return started;
+            }
+        }
+    }
+
+    fn answer(&self, key: usize, value: Box<dyn Any + Send>) {
+        match self.replies.borrow_mut().try_remove(key) {
+            Some(answer) => answer.send(value),
+            None => debug!(key, "a reply to a call that nobody waits for"),
+        }
+    }
+}
+
+/// Where a call's reply will be.
+type Answer = Oneshot<Box<dyn Any + Send>>;
+
+async fn receive_reply<R: 'static>(answer: Answer) -> R {
+    *answer.receive().await.downcast().expect("a reply has its call's type")
+}
+
+/// The way back from a call to another core. Dropping it unsent leaves the caller waiting, so it is
+/// sent on every path.
+#[must_use]
+pub struct Reply<R> {
+    to: CoreId,
+    key: usize,
+    value: PhantomData<fn(R)>,
+}
+
+impl<R: Send + 'static> Reply<R> {
+    /// Sends the value back; `core` is the one that was called.
+    pub fn send<E: Environment>(self, core: &Core<E>, value: R) {
+        let key = self.key;
+        core.send(self.to, move |caller| caller.answer(key, Box::new(value)));
+    }
+}
+
+/// The core as its reactor polls it.
+struct CoreSource<E: Environment> {
+    core: Rc<Core<E>>,
+}
+
+impl<E: Environment> PollSource for CoreSource<E> {
+    fn poll(&self, _now: Time) -> usize {
+        self.core.receive() + self.core.start_backlog()
+    }
+
+    fn flush(&self, _now: Time) -> usize {
+        self.core.pump()
+    }
+
+    fn prepare_sleep(&self) -> bool {
+        self.core.port.prepare_sleep() && self.core.backlog.borrow().is_empty()
+    }
+
+    fn awake(&self) {
+        self.core.port.awake();
+    }
+
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.core.port.wake_fd()
+    }
+}

@@ -1,0 +1,100 @@
+//! Fused Compare and Write: atomic to every write of every core.
+//!
+//! The namespace's home core (its NSID modulo the cores) lets one fused command at a time have the
+//! namespace; that one then locks its blocks at every core's write gate, which waits for the writes
+//! that execute there, compares, writes, and unlocks. Other commands pay for this only while a fused
+//! command executes.
+
+use std::rc::Rc;
+
+use corebay_core::{buffer::Buffer, disk::Disk, units::CoreId};
+use corebay_nvme::spec::status::Status;
+
+use super::{Blocks, Operation, failed, range};
+use crate::{
+    controller::IoCounters,
+    core::{Core, Reply},
+    environment::Environment,
+    queue::{Binding, Done},
+    subsystem::SubsystemId,
+};
+
+/// Compares, and where that succeeds writes; gives the completions of both halves.
+pub async fn compare_and_write<E: Environment>(
+    core: &Rc<Core<E>>,
+    binding: &Binding<E>,
+    compare: Operation<E>,
+    second: Operation<E>,
+    data: (Option<Buffer>, Option<Buffer>),
+) -> (Done, Done) {
+    let both = |status| (Done::status(status), Done::status(status));
+    let (Operation::Compare(blocks, _), Operation::Write(_, durability, _)) = (compare, second)
+    else {
+        return both(Status::INVALID_FIELD.with_dnr());
+    };
+    let (Some(expected), Some(new)) = data else { return both(Status::INTERNAL_ERROR) };
+    let lock = Exclusive::take(core, binding.controller.subsystem.id, &blocks).await;
+    let compared = range::compare(core, &blocks, &expected).await;
+    let outcome = match compared {
+        Err(status) => (Done::status(status), Done::status(Status::ABORTED_FAILED_FUSED)),
+        Ok(()) => {
+            let disk = &blocks.namespace.disk;
+            let written = disk.write(blocks.at, std::slice::from_ref(&new), durability).await;
+            IoCounters::add(&binding.counters.writes, 1);
+            match written {
+                Ok(()) => {
+                    IoCounters::add(&binding.counters.written_bytes, new.len() as u64);
+                    (Done::SUCCESS, Done::SUCCESS)
+                }
+                Err(error) => {
+                    (Done::SUCCESS, failed(&blocks.namespace, &binding.counters, error))
+                }
+            }
+        }
+    };
+    lock.release();
+    outcome
+}
+
+/// A namespace's blocks, kept from all writes but the holder's.
+struct Exclusive<'a, E: Environment> {
+    core: &'a Rc<Core<E>>,
+    home: CoreId,
+    id: u64,
+}
+
+impl<'a, E: Environment> Exclusive<'a, E> {
+    async fn take(core: &'a Rc<Core<E>>, subsystem: SubsystemId, blocks: &Blocks<E>) -> Self {
+        let id = core.new_lock_id();
+        let nsid = blocks.namespace.spec.nsid;
+        let home = CoreId(nsid as usize % core.count());
+        let (at, count) = (blocks.at, blocks.count);
+        core.call(home, move |home, reply: Reply<()>| {
+            let core = home.clone();
+            home.spawn_control(async move {
+                core.take_fused_turn(subsystem, nsid, id).await;
+                reply.send(&core, ());
+            });
+        })
+        .await;
+        core.call_all(move |each, reply: Reply<()>| {
+            let core = each.clone();
+            each.spawn_control(async move {
+                core.lock_blocks(subsystem, nsid, id, at, count).await;
+                reply.send(&core, ());
+            });
+        })
+        .await;
+        Self { core, home, id }
+    }
+
+    /// Unlocks everywhere, and then lets the next fused command have its turn. Nobody waits for it:
+    /// the messages to each core keep their order.
+    fn release(self) {
+        let id = self.id;
+        for each in 0..self.core.count() {
+            self.core.send(CoreId(each), move |core| core.unlock_blocks(id));
+        }
+        self.core.send(self.home, move |home| home.end_fused_turn(id));
+    }
+}

@@ -1,0 +1,367 @@
+//! I/O commands: checked once, then executed against a core's namespaces.
+//!
+//! Invariants:
+//! - What [`prepare`] lets pass lies on its namespace, fits one transfer, and is known here;
+//!   [`execute`] checks only what came with the data.
+//! - Everything that changes blocks passes the namespace's write gate.
+
+pub mod fused;
+mod range;
+mod status;
+
+use std::rc::Rc;
+
+use corebay_core::{
+    buffer::Buffer,
+    disk::{Disk, Durability, Space},
+    units::Lba,
+};
+use corebay_nvme::spec::{
+    command::{
+        Fuse, Psdt, SubmissionEntry,
+        nvm::{self, Copy, DatasetManagement, ReadWrite, WriteZeroes},
+    },
+    status::Status,
+};
+
+pub use status::from_disk;
+
+use crate::{
+    controller::IoCounters,
+    core::Core,
+    environment::Environment,
+    limits::{COPY_RANGES_MAX, DSM_RANGES_MAX},
+    namespace::Namespace,
+    queue::{Binding, Done, Operation as QueueOperation, Prepared, Transfer},
+};
+
+/// A core's way to a namespace.
+pub type Ns<E> = Rc<Namespace<<E as Environment>::Disk, <E as Environment>::Medium>>;
+
+/// Blocks of one fused Compare and Write (ACWU + 1): what is atomic also when the power fails.
+pub const FUSED_BLOCKS_MAX: u64 = 1;
+
+/// Blocks of a namespace.
+pub struct Blocks<E: Environment> {
+    /// The namespace.
+    pub namespace: Ns<E>,
+    /// The first block.
+    pub at: Lba,
+    /// How many.
+    pub count: u64,
+}
+
+/// A checked I/O command.
+pub enum Operation<E: Environment> {
+    /// Read.
+    Read(Blocks<E>),
+    /// Write; possibly the second half of a fused command.
+    Write(Blocks<E>, Durability, Fuse),
+    /// Compare; possibly the first half of a fused command.
+    Compare(Blocks<E>, Fuse),
+    /// Flush one namespace, or all (`None`).
+    Flush(Option<Ns<E>>),
+    /// Write Zeroes.
+    WriteZeroes(Blocks<E>, Space, Durability),
+    /// Write Uncorrectable.
+    WriteUncorrectable(Blocks<E>),
+    /// Verify.
+    Verify(Blocks<E>),
+    /// Dataset Management: so many ranges in the data, to be deallocated or (`false`) only hinted.
+    DatasetManagement(Ns<E>, usize, bool),
+    /// Copy to this address from so many ranges in the data.
+    Copy(Ns<E>, Lba, usize, Durability),
+}
+
+impl<E: Environment> Operation<E> {
+    /// Its part in a fused command.
+    #[must_use]
+    pub fn fuse(&self) -> Fuse {
+        match self {
+            Self::Write(_, _, fuse) | Self::Compare(_, fuse) => *fuse,
+            _ => Fuse::Normal,
+        }
+    }
+
+    /// Namespace and blocks, for the commands that can be fused.
+    #[must_use]
+    pub fn range(&self) -> Option<(u32, Lba, u64)> {
+        match self {
+            Self::Write(blocks, ..) | Self::Compare(blocks, _) => {
+                Some((blocks.namespace.spec.nsid, blocks.at, blocks.count))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Checks a command of an I/O queue.
+///
+/// # Errors
+/// The status to answer it with.
+pub fn prepare<E: Environment>(
+    core: &Core<E>,
+    binding: &Binding<E>,
+    sqe: &SubmissionEntry,
+) -> Result<Prepared<E>, Status> {
+    let fuse = check_fuse(sqe)?;
+    if sqe.psdt() == Psdt::Prp {
+        return Err(Status::INVALID_FIELD.with_dnr());
+    }
+    let check = Check { core, binding, sqe };
+    let (operation, transfer) = match sqe.opc {
+        nvm::READ => {
+            let blocks = check.transfer()?;
+            let bytes = bytes_of(&blocks);
+            (Operation::Read(blocks), Transfer::ToHost(bytes))
+        }
+        nvm::WRITE => {
+            let blocks = check.writable(check.transfer()?)?;
+            let bytes = bytes_of(&blocks);
+            let durability = check.durability(ReadWrite::from(sqe).fua);
+            (Operation::Write(blocks, durability, fuse), Transfer::FromHost(bytes))
+        }
+        nvm::COMPARE => {
+            let blocks = check.transfer()?;
+            let bytes = bytes_of(&blocks);
+            (Operation::Compare(blocks, fuse), Transfer::FromHost(bytes))
+        }
+        nvm::FLUSH if sqe.nsid.get() == u32::MAX => (Operation::Flush(None), Transfer::None),
+        nvm::FLUSH => (Operation::Flush(Some(check.namespace()?)), Transfer::None),
+        nvm::WRITE_ZEROES => {
+            let command = WriteZeroes::from(sqe);
+            let blocks = check.writable(check.blocks()?)?;
+            let space = if command.deac { Space::Deallocate } else { Space::Keep };
+            let durability = check.durability(command.fua);
+            (Operation::WriteZeroes(blocks, space, durability), Transfer::None)
+        }
+        nvm::WRITE_UNCORRECTABLE => {
+            let blocks = check.writable(check.blocks()?)?;
+            if !blocks.namespace.spec.info.write_uncorrectable {
+                return Err(Status::INVALID_OPCODE.with_dnr());
+            }
+            (Operation::WriteUncorrectable(blocks), Transfer::None)
+        }
+        nvm::VERIFY => (Operation::Verify(check.blocks()?), Transfer::None),
+        nvm::DATASET_MANAGEMENT => check.dataset_management()?,
+        nvm::COPY => check.copy()?,
+        _ => return Err(Status::INVALID_OPCODE.with_dnr()),
+    };
+    if fuse != Fuse::Normal
+        && operation.range().is_some_and(|(_, _, blocks)| blocks > FUSED_BLOCKS_MAX)
+    {
+        return Err(Status::ATOMIC_WRITE_UNIT_EXCEEDED.with_dnr());
+    }
+    Ok(Prepared { operation: QueueOperation::Io(operation), transfer })
+}
+
+fn check_fuse(sqe: &SubmissionEntry) -> Result<Fuse, Status> {
+    match (sqe.fuse(), sqe.opc) {
+        (Fuse::Normal, _) => Ok(Fuse::Normal),
+        (Fuse::First, nvm::COMPARE) => Ok(Fuse::First),
+        (Fuse::Second, nvm::WRITE) => Ok(Fuse::Second),
+        _ => Err(Status::INVALID_FIELD.with_dnr()),
+    }
+}
+
+/// The checks that commands share.
+struct Check<'a, E: Environment> {
+    core: &'a Core<E>,
+    binding: &'a Binding<E>,
+    sqe: &'a SubmissionEntry,
+}
+
+impl<E: Environment> Check<'_, E> {
+    fn namespace(&self) -> Result<Ns<E>, Status> {
+        let nsid = self.sqe.nsid.get();
+        self.binding.table.get(nsid).ok_or_else(|| {
+            if nsid == 0 || nsid > crate::limits::NAMESPACES_MAX {
+                Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr()
+            } else {
+                Status::INVALID_FIELD.with_dnr()
+            }
+        })
+    }
+
+    /// The command's blocks (SLBA, NLB), which lie on its namespace.
+    fn blocks(&self) -> Result<Blocks<E>, Status> {
+        let namespace = self.namespace()?;
+        let command = ReadWrite::from(self.sqe);
+        let (at, count) = (Lba(command.slba), u64::from(command.blocks));
+        if !namespace.disk.info().contains(at, count) {
+            return Err(Status::LBA_OUT_OF_RANGE.with_dnr());
+        }
+        Ok(Blocks { namespace, at, count })
+    }
+
+    /// The same for a command that transfers them.
+    fn transfer(&self) -> Result<Blocks<E>, Status> {
+        let blocks = self.blocks()?;
+        if bytes_of(&blocks) > self.core.limits.transfer_bytes_max {
+            return Err(Status::INVALID_FIELD.with_dnr());
+        }
+        Ok(blocks)
+    }
+
+    fn writable(&self, blocks: Blocks<E>) -> Result<Blocks<E>, Status> {
+        check_writable(&blocks.namespace)?;
+        Ok(blocks)
+    }
+
+    fn durability(&self, fua: bool) -> Durability {
+        if fua || !self.binding.controller.write_cache() {
+            Durability::Durable
+        } else {
+            Durability::Cached
+        }
+    }
+
+    fn dataset_management(&self) -> Result<(Operation<E>, Transfer), Status> {
+        let namespace = self.namespace()?;
+        let command = DatasetManagement::from(self.sqe);
+        if command.deallocate {
+            check_writable(&namespace)?;
+        }
+        let ranges = command.ranges;
+        if ranges > DSM_RANGES_MAX {
+            return Err(Status::INVALID_FIELD.with_dnr());
+        }
+        let operation = Operation::DatasetManagement(namespace, ranges, command.deallocate);
+        Ok((operation, Transfer::FromHost(ranges * range::DSM_RANGE_BYTES)))
+    }
+
+    fn copy(&self) -> Result<(Operation<E>, Transfer), Status> {
+        let namespace = self.namespace()?;
+        check_writable(&namespace)?;
+        let command = Copy::from(self.sqe);
+        if command.desfmt != 0 {
+            return Err(Status::INVALID_FIELD.with_dnr());
+        }
+        let ranges = command.ranges;
+        if ranges > COPY_RANGES_MAX {
+            return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED.with_dnr());
+        }
+        let durability = self.durability(command.fua);
+        let operation = Operation::Copy(namespace, Lba(command.sdlba), ranges, durability);
+        Ok((operation, Transfer::FromHost(ranges * range::COPY_RANGE_BYTES)))
+    }
+}
+
+fn check_writable<D, M>(namespace: &Namespace<D, M>) -> Result<(), Status> {
+    if namespace.spec.read_only {
+        return Err(Status::NAMESPACE_WRITE_PROTECTED.with_dnr());
+    }
+    Ok(())
+}
+
+fn bytes_of<E: Environment>(blocks: &Blocks<E>) -> usize {
+    // NLB has 16 bits, so this is at most 2^28.
+    usize::try_from(blocks.namespace.spec.info.block_size.bytes_of(blocks.count)).unwrap_or(usize::MAX)
+}
+
+/// Executes a command whose data, if any, are in `data`.
+pub async fn execute<E: Environment>(
+    core: &Core<E>,
+    binding: &Binding<E>,
+    operation: Operation<E>,
+    data: Option<Buffer>,
+) -> Done {
+    let counters = &binding.counters;
+    match (operation, data) {
+        (Operation::Read(blocks), Some(data)) => {
+            let buffers = std::slice::from_ref(&data);
+            let result = blocks.namespace.disk.read(blocks.at, buffers).await;
+            IoCounters::add(&counters.reads, 1);
+            match result {
+                Ok(()) => {
+                    IoCounters::add(&counters.read_bytes, data.len() as u64);
+                    Done::with_data(data)
+                }
+                Err(error) => failed(&blocks.namespace, counters, error),
+            }
+        }
+        (Operation::Write(blocks, durability, _), Some(data)) => {
+            let written = write(&blocks, &data, durability).await;
+            IoCounters::add(&counters.writes, 1);
+            match written {
+                Ok(()) => {
+                    IoCounters::add(&counters.written_bytes, data.len() as u64);
+                    Done::SUCCESS
+                }
+                Err(error) => failed(&blocks.namespace, counters, error),
+            }
+        }
+        (Operation::Compare(blocks, _), Some(data)) => {
+            IoCounters::add(&counters.reads, 1);
+            range::compare(core, &blocks, &data).await.into()
+        }
+        (Operation::Flush(namespace), _) => flush(binding, namespace).await.into(),
+        (Operation::WriteZeroes(blocks, space, durability), _) => {
+            let pass = blocks.namespace.gate.enter(blocks.at, blocks.count).await;
+            let disk = &blocks.namespace.disk;
+            let result = disk.write_zeroes(blocks.at, blocks.count, space, durability).await;
+            drop(pass);
+            done(&blocks.namespace, counters, result)
+        }
+        (Operation::WriteUncorrectable(blocks), _) => {
+            let pass = blocks.namespace.gate.enter(blocks.at, blocks.count).await;
+            let result = blocks.namespace.disk.write_uncorrectable(blocks.at, blocks.count).await;
+            drop(pass);
+            done(&blocks.namespace, counters, result)
+        }
+        (Operation::Verify(blocks), _) => range::verify(core, &blocks).await.into(),
+        (Operation::DatasetManagement(namespace, ranges, deallocate), Some(data)) => {
+            range::dataset_management(&namespace, ranges, deallocate, &data).await.into()
+        }
+        (Operation::Copy(namespace, to, ranges, durability), Some(data)) => {
+            range::copy(core, &namespace, to, ranges, durability, &data).await
+        }
+        (_, None) => Done::status(Status::INTERNAL_ERROR),
+    }
+}
+
+async fn write<E: Environment>(
+    blocks: &Blocks<E>,
+    data: &Buffer,
+    durability: Durability,
+) -> Result<(), corebay_core::disk::DiskError> {
+    let _pass = blocks.namespace.gate.enter(blocks.at, blocks.count).await;
+    blocks.namespace.disk.write(blocks.at, std::slice::from_ref(data), durability).await
+}
+
+async fn flush<E: Environment>(binding: &Binding<E>, namespace: Option<Ns<E>>) -> Result<(), Status> {
+    let targets = match namespace {
+        Some(namespace) => return namespace.disk.flush().await.map_err(from_disk),
+        None => binding.table.all(),
+    };
+    let mut result = Ok(());
+    for namespace in targets {
+        // All are flushed, whichever fails.
+        result = result.and(namespace.disk.flush().await.map_err(from_disk));
+    }
+    result
+}
+
+fn done<D, M>(
+    namespace: &Namespace<D, M>,
+    counters: &IoCounters,
+    result: Result<(), corebay_core::disk::DiskError>,
+) -> Done {
+    match result {
+        Ok(()) => Done::SUCCESS,
+        Err(error) => failed(namespace, counters, error),
+    }
+}
+
+fn failed<D, M>(
+    namespace: &Namespace<D, M>,
+    counters: &IoCounters,
+    error: corebay_core::disk::DiskError,
+) -> Done {
+    use corebay_core::disk::DiskError;
+    if matches!(error, DiskError::UnrecoveredRead | DiskError::WriteFault) {
+        IoCounters::add(&counters.media_errors, 1);
+        namespace.spec.counters.count_media_error();
+    }
+    Done::status(from_disk(error))
+}

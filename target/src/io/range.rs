@@ -1,0 +1,185 @@
+//! Commands that go over blocks in pieces (Compare, Verify, Copy) or over lists of ranges (Dataset
+//! Management, Copy).
+//!
+//! Invariant: at most one scratch piece is held per command, and while it is held the command waits
+//! for disks alone.
+
+use corebay_core::{
+    buffer::Buffer,
+    disk::{Disk, Durability},
+    units::Lba,
+};
+use corebay_nvme::spec::{
+    command::nvm::{CopyRangeFormat0, DsmRange},
+    status::Status,
+};
+use zerocopy::FromBytes;
+
+use super::{Blocks, from_disk};
+use crate::{
+    core::Core,
+    environment::Environment,
+    limits::{COPY_BLOCKS_MAX, COPY_RANGE_BLOCKS_MAX, SCRATCH_BYTES},
+    namespace::Namespace,
+    queue::Done,
+};
+
+/// The bytes of one Dataset Management range.
+pub const DSM_RANGE_BYTES: usize = size_of::<DsmRange>();
+
+/// The bytes of one Copy source range (descriptor format 0h).
+pub const COPY_RANGE_BYTES: usize = size_of::<CopyRangeFormat0>();
+
+/// Compares blocks with the host's data.
+pub async fn compare<E: Environment>(
+    core: &Core<E>,
+    blocks: &Blocks<E>,
+    data: &Buffer,
+) -> Result<(), Status> {
+    let shift = blocks.namespace.spec.info.block_size.shift();
+    let piece = core.memory.scratch_piece().await;
+    let mut done = 0;
+    while done < data.len() {
+        let len = (data.len() - done).min(SCRATCH_BYTES);
+        let part = piece.slice(0..len);
+        let at = blocks.at.plus((done >> shift) as u64);
+        blocks.namespace.disk.read(at, std::slice::from_ref(&part)).await.map_err(from_disk)?;
+        if *part.bytes() != *data.slice(done..done + len).bytes() {
+            return Err(Status::COMPARE_FAILURE.with_dnr());
+        }
+        done += len;
+    }
+    Ok(())
+}
+
+/// Reads blocks without transferring them.
+pub async fn verify<E: Environment>(core: &Core<E>, blocks: &Blocks<E>) -> Result<(), Status> {
+    let block_size = blocks.namespace.spec.info.block_size;
+    let step = block_size.blocks_in(SCRATCH_BYTES as u64);
+    let piece = core.memory.scratch_piece().await;
+    let mut done = 0;
+    while done < blocks.count {
+        let count = (blocks.count - done).min(step);
+        let part = piece.slice(0..count as usize * block_size.bytes());
+        let at = blocks.at.plus(done);
+        blocks.namespace.disk.read(at, std::slice::from_ref(&part)).await.map_err(from_disk)?;
+        done += count;
+    }
+    Ok(())
+}
+
+/// Deallocates the ranges that `data` lists. All are checked before the first is touched.
+pub async fn dataset_management<D: Disk, M>(
+    namespace: &Namespace<D, M>,
+    ranges: usize,
+    deallocate: bool,
+    data: &Buffer,
+) -> Result<(), Status> {
+    for index in 0..ranges {
+        let (at, count) = dsm_range(data, index)?;
+        if !namespace.disk.info().contains(at, count) {
+            return Err(Status::LBA_OUT_OF_RANGE.with_dnr());
+        }
+    }
+    if !deallocate {
+        return Ok(());
+    }
+    for index in 0..ranges {
+        let (at, count) = dsm_range(data, index)?;
+        if count != 0 {
+            let _pass = namespace.gate.enter(at, count).await;
+            namespace.disk.deallocate(at, count).await.map_err(from_disk)?;
+        }
+    }
+    Ok(())
+}
+
+fn dsm_range(data: &Buffer, index: usize) -> Result<(Lba, u64), Status> {
+    let start = index * DSM_RANGE_BYTES;
+    let part = data.slice(start..start + DSM_RANGE_BYTES);
+    let range = DsmRange::read_from_bytes(&part.bytes()).map_err(|_| Status::INTERNAL_ERROR)?;
+    Ok((Lba(range.slba.get()), u64::from(range.nlb.get())))
+}
+
+fn copy_range(data: &Buffer, index: usize) -> Result<(Lba, u64), Status> {
+    let start = index * COPY_RANGE_BYTES;
+    let part = data.slice(start..start + COPY_RANGE_BYTES);
+    let range =
+        CopyRangeFormat0::read_from_bytes(&part.bytes()).map_err(|_| Status::INTERNAL_ERROR)?;
+    Ok((Lba(range.slba.get()), u64::from(range.blocks())))
+}
+
+/// Copies the ranges that `data` lists to `to` and on, one after the other. Where one fails, dword 0
+/// of the completion is its index.
+pub async fn copy<E: Environment>(
+    core: &Core<E>,
+    namespace: &Namespace<E::Disk, E::Medium>,
+    to: Lba,
+    ranges: usize,
+    durability: Durability,
+    data: &Buffer,
+) -> Done {
+    if let Err(status) = check_copy(namespace, to, ranges, data) {
+        return Done::status(status);
+    }
+    let piece = core.memory.scratch_piece().await;
+    let mut to = to;
+    for index in 0..ranges {
+        let copied = copy_one(namespace, to, copy_range(data, index), durability, &piece).await;
+        match copied {
+            Ok(count) => to = to.plus(count),
+            Err(status) => return Done { result: index as u64, ..Done::status(status) },
+        }
+    }
+    Done::SUCCESS
+}
+
+fn check_copy<D: Disk, M>(
+    namespace: &Namespace<D, M>,
+    to: Lba,
+    ranges: usize,
+    data: &Buffer,
+) -> Result<(), Status> {
+    let info = namespace.disk.info();
+    let mut total = 0;
+    for index in 0..ranges {
+        let (at, count) = copy_range(data, index)?;
+        if count > u64::from(COPY_RANGE_BLOCKS_MAX) {
+            return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED.with_dnr());
+        }
+        if !info.contains(at, count) {
+            return Err(Status::LBA_OUT_OF_RANGE.with_dnr());
+        }
+        total += count;
+    }
+    if total > u64::from(COPY_BLOCKS_MAX) {
+        return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED.with_dnr());
+    }
+    if !info.contains(to, total) {
+        return Err(Status::LBA_OUT_OF_RANGE.with_dnr());
+    }
+    Ok(())
+}
+
+async fn copy_one<D: Disk, M>(
+    namespace: &Namespace<D, M>,
+    to: Lba,
+    range: Result<(Lba, u64), Status>,
+    durability: Durability,
+    piece: &Buffer,
+) -> Result<u64, Status> {
+    let (from, count) = range?;
+    let block_size = namespace.spec.info.block_size;
+    let step = block_size.blocks_in(SCRATCH_BYTES as u64);
+    let mut done = 0;
+    while done < count {
+        let blocks = (count - done).min(step);
+        let part = piece.slice(0..blocks as usize * block_size.bytes());
+        let buffers = std::slice::from_ref(&part);
+        namespace.disk.read(from.plus(done), buffers).await.map_err(from_disk)?;
+        let _pass = namespace.gate.enter(to.plus(done), blocks).await;
+        namespace.disk.write(to.plus(done), buffers, durability).await.map_err(from_disk)?;
+        done += blocks;
+    }
+    Ok(count)
+}

@@ -1,0 +1,217 @@
+//! Namespaces: what a subsystem exports, and one core's way to it.
+//!
+//! A [`NamespaceSpec`] is shared by all cores; each core opens its own [`Namespace`] from it, with
+//! its own disk handle and its own half of the [`WriteGate`].
+//!
+//! Invariants:
+//! - While a fused Compare and Write holds a gate's lock, no write that overlaps it executes on that
+//!   core, and none that began before is still executing.
+//! - Passing an open gate takes no lock and touches nothing of another core.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use corebay_core::{
+    disk::DiskInfo,
+    sync::{FifoWait, Permits},
+    units::Lba,
+};
+
+/// Who a namespace is, wherever it is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Identity {
+    /// Namespace UUID (identifier type 3h), all zero where there is none.
+    pub uuid: [u8; 16],
+    /// Namespace Globally Unique Identifier, all zero where there is none.
+    pub nguid: [u8; 16],
+    /// IEEE Extended Unique Identifier, all zero where there is none.
+    pub eui64: [u8; 8],
+}
+
+/// What all cores know of a namespace.
+#[derive(Debug)]
+pub struct NamespaceSpec<M> {
+    /// Namespace identifier, 1 to [`NAMESPACES_MAX`](crate::limits::NAMESPACES_MAX).
+    pub nsid: u32,
+    /// Its names.
+    pub identity: Identity,
+    /// What its disk is opened from.
+    pub medium: M,
+    /// What its disk is.
+    pub info: DiskInfo,
+    /// Hosts may not change it.
+    pub read_only: bool,
+    /// What has been done with it.
+    pub counters: NamespaceCounters,
+}
+
+/// What all hosts and cores together have done with a namespace.
+#[derive(Debug, Default)]
+pub struct NamespaceCounters {
+    /// Commands that failed on the medium.
+    pub media_errors: AtomicU64,
+}
+
+impl NamespaceCounters {
+    /// Counts a command that failed on the medium.
+    pub fn count_media_error(&self) {
+        self.media_errors.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// One core's way to a namespace.
+pub struct Namespace<D, M> {
+    /// What all cores know of it.
+    pub spec: std::sync::Arc<NamespaceSpec<M>>,
+    /// The core's disk handle.
+    pub disk: D,
+    /// Orders this core's writes with fused commands.
+    pub gate: WriteGate,
+    /// Lets one fused command at a time have the namespace; used on its home core alone.
+    pub fused: Rc<Permits>,
+}
+
+/// The namespaces of one subsystem, as one core has opened them. Indexed by NSID.
+pub struct NamespaceTable<D, M> {
+    slots: RefCell<Vec<Option<Rc<Namespace<D, M>>>>>,
+}
+
+impl<D, M> Default for NamespaceTable<D, M> {
+    fn default() -> Self {
+        Self { slots: RefCell::default() }
+    }
+}
+
+impl<D, M> NamespaceTable<D, M> {
+    /// The namespace with this id, if it is attached.
+    #[must_use]
+    pub fn get(&self, nsid: u32) -> Option<Rc<Namespace<D, M>>> {
+        let index = usize::try_from(nsid.checked_sub(1)?).ok()?;
+        self.slots.borrow().get(index)?.clone()
+    }
+
+    /// Attaches a namespace, replacing one with the same id.
+    pub fn attach(&self, namespace: Namespace<D, M>) {
+        let index = namespace.spec.nsid as usize - 1;
+        let mut slots = self.slots.borrow_mut();
+        if slots.len() <= index {
+            slots.resize_with(index + 1, || None);
+        }
+        slots[index] = Some(Rc::new(namespace));
+    }
+
+    /// Detaches a namespace; commands that execute on it end as they would have.
+    pub fn detach(&self, nsid: u32) -> Option<Rc<Namespace<D, M>>> {
+        let index = usize::try_from(nsid.checked_sub(1)?).ok()?;
+        self.slots.borrow_mut().get_mut(index)?.take()
+    }
+
+    /// All attached namespaces, by ascending NSID.
+    #[must_use]
+    pub fn all(&self) -> Vec<Rc<Namespace<D, M>>> {
+        self.slots.borrow().iter().flatten().cloned().collect()
+    }
+}
+
+/// Fused commands of all hosts that may hold a gate at a time.
+const LOCKS_MAX: usize = 64;
+
+/// Orders the writes of one core with fused Compare and Write commands of any core.
+///
+/// Writes are counted in two generations. Locking a range turns the generation and waits until the
+/// writes of the older one have ended, so it waits for what is in flight and not for what comes.
+#[derive(Debug)]
+pub struct WriteGate {
+    locked: RefCell<Vec<(Lba, u64, u64)>>,
+    generation: Cell<usize>,
+    in_flight: [Cell<usize>; 2],
+    writers: FifoWait,
+    lockers: FifoWait,
+    turning: Cell<bool>,
+    drained: RefCell<Option<std::task::Waker>>,
+}
+
+impl WriteGate {
+    /// An open gate, with room for `waiters` waiting tasks.
+    #[must_use]
+    pub fn new(waiters: usize) -> Self {
+        Self {
+            locked: RefCell::new(Vec::with_capacity(LOCKS_MAX)),
+            generation: Cell::new(0),
+            in_flight: [Cell::new(0), Cell::new(0)],
+            writers: FifoWait::new(waiters),
+            lockers: FifoWait::new(waiters),
+            turning: Cell::new(false),
+            drained: RefCell::default(),
+        }
+    }
+
+    /// Lets a write of `blocks` blocks from `at` begin, once no lock overlaps it.
+    pub async fn enter(&self, at: Lba, blocks: u64) -> WritePass<'_> {
+        if !self.locked.borrow().is_empty() {
+            self.writers.wait_for(|| (!self.is_locked(at, blocks)).then_some(())).await;
+        }
+        let generation = self.generation.get();
+        self.in_flight[generation].set(self.in_flight[generation].get() + 1);
+        WritePass { gate: self, generation }
+    }
+
+    /// Locks a range against writes under `id`, and waits for those that execute. One caller at a
+    /// time locks overlapping ranges (the namespace's home core sees to it).
+    pub async fn lock(&self, id: u64, at: Lba, blocks: u64) {
+        self.lockers
+            .wait_for(|| {
+                let free = !self.turning.get() && self.locked.borrow().len() < LOCKS_MAX;
+                free.then(|| self.turning.set(true))
+            })
+            .await;
+        self.locked.borrow_mut().push((at, blocks, id));
+        let old = self.generation.get();
+        self.generation.set(1 - old);
+        // Only one locker turns the generation at a time, so there is one waiter at most.
+        std::future::poll_fn(|context| {
+            if self.in_flight[old].get() == 0 {
+                return std::task::Poll::Ready(());
+            }
+            self.drained.borrow_mut().replace(context.waker().clone());
+            std::task::Poll::Pending
+        })
+        .await;
+        self.turning.set(false);
+        self.lockers.notify();
+    }
+
+    /// Gives up the lock `id`.
+    pub fn unlock(&self, id: u64) {
+        self.locked.borrow_mut().retain(|(_, _, holder)| *holder != id);
+        self.writers.notify();
+        self.lockers.notify();
+    }
+
+    fn is_locked(&self, at: Lba, blocks: u64) -> bool {
+        let end = at.plus(blocks);
+        self.locked.borrow().iter().any(|&(start, count, _)| at < start.plus(count) && start < end)
+    }
+}
+
+/// A write that executes; dropped when it has ended.
+#[derive(Debug)]
+pub struct WritePass<'a> {
+    gate: &'a WriteGate,
+    generation: usize,
+}
+
+impl Drop for WritePass<'_> {
+    fn drop(&mut self) {
+        let count = &self.gate.in_flight[self.generation];
+        count.set(count.get() - 1);
+        if count.get() == 0
+            && let Some(waker) = self.gate.drained.borrow_mut().take()
+        {
+            waker.wake();
+        }
+    }
+}

@@ -1,0 +1,938 @@
+//! Queue pairs, whatever the transport: the life of a command from its capsule to its completion.
+//!
+//! A command goes through these stages; what it may wait for at each is why nothing dead-locks:
+//!
+//! 1. `Memory`: it waits in turn for a payload buffer. Buffers come back when hosts take or send
+//!    data, or disks complete.
+//! 2. `Data` (writes whose data did not come in the capsule): the transport fetches the data. It
+//!    waits for its own host only.
+//! 3. `Partner` (fused commands): the other half's data.
+//! 4. `Slot`: it waits for a task slot. Slots come back when disks complete, whatever hosts do.
+//! 5. `Running`: its task executes; it waits for disks, and for scratch memory, whose holders wait
+//!    for disks only.
+//! 6. `Responding`: the transport sends. Its entry and buffer are free once all was handed over.
+//!
+//! Invariants:
+//! - Each command is answered once, or ends with its connection.
+//! - A host has at most its queue's depth of commands here, so memory per connection is bounded.
+//! - A connection takes a payload buffer only while it holds no more than is left free (or holds
+//!   none): however many slow hosts there are, some memory is left for the others.
+
+mod entry;
+
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    collections::VecDeque,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+};
+
+use corebay_core::{
+    buffer::Buffer,
+    units::{CoreId, Time},
+};
+use corebay_nvme::spec::{
+    command::{Fuse, SubmissionEntry},
+    completion::CompletionEntry,
+    status::Status,
+};
+use tracing::{debug, info};
+
+pub use entry::EntryId;
+use entry::{Entries, Entry, Stage};
+
+use crate::{
+    admin,
+    controller::{Controller, ErrorRecord, IoCounters},
+    core::{Core, Table},
+    environment::Environment,
+    fabrics, io,
+};
+
+/// Fused commands of a core that wait for their other half; beyond it they are told to retry.
+const FUSED_WAITING_MAX: usize = 64;
+
+/// A queue's name within its core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct QueueKey(pub u64);
+
+/// What a transport gives to its queue.
+pub trait Wire: 'static {
+    /// Begins to fetch a command's data from the host into `into`, all of it. The transport calls
+    /// [`Queue::data_arrived`] when it is there.
+    fn fetch(&self, entry: EntryId, cid: u16, into: Buffer);
+
+    /// Sends a completion, behind its data if there are any. The transport calls [`Queue::sent`]
+    /// once all is handed over.
+    fn respond(&self, response: Response);
+
+    /// Lets the connection go on at core `to`, beginning with its Connect command; false where it
+    /// stays here because it has moved already.
+    fn hand_over(&self, to: CoreId, connect: SubmissionEntry, data: Vec<u8>) -> bool;
+
+    /// Our own address, where the transport has such.
+    fn local_address(&self) -> Option<SocketAddr>;
+
+    /// Ends the connection, after what was given to [`respond`](Self::respond) where that is
+    /// possible without waiting.
+    fn close(&self);
+
+    /// Looks after time-outs; why the connection is to be closed, if it is.
+    fn housekeeping(&self, now: Time) -> Option<&'static str>;
+}
+
+/// A completion on its way to the host.
+#[derive(Debug)]
+pub struct Response {
+    /// The command's entry.
+    pub entry: EntryId,
+    /// The completion queue entry.
+    pub completion: CompletionEntry,
+    /// Data for the host.
+    pub data: Option<Buffer>,
+    /// The completion says nothing but success, and the host does not need SQHD: a transport that
+    /// can say so with the data may leave the completion out.
+    pub may_be_implied: bool,
+}
+
+/// What a command transfers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transfer {
+    /// Nothing.
+    None,
+    /// So many bytes from the host.
+    FromHost(usize),
+    /// At most so many bytes to the host.
+    ToHost(usize),
+}
+
+/// The data that a command's capsule announces.
+#[derive(Debug, Default)]
+pub struct Announced {
+    /// The data block's length in bytes.
+    pub len: usize,
+    /// The data themselves, where they came in the capsule.
+    pub in_capsule: Option<Buffer>,
+}
+
+/// A command that has been checked, except for its data.
+pub struct Prepared<E: Environment> {
+    /// What to do.
+    pub operation: Operation<E>,
+    /// What it transfers.
+    pub transfer: Transfer,
+}
+
+/// What to do.
+pub enum Operation<E: Environment> {
+    /// An I/O command.
+    Io(io::Operation<E>),
+    /// An admin command; its submission queue entry says which.
+    Admin,
+    /// A fabrics command; its submission queue entry says which.
+    Fabrics,
+}
+
+/// What came of a command.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It is completed.
+    Done(Done),
+    /// It stays outstanding until an event completes it (Asynchronous Event Request).
+    Parked,
+    /// The connection goes on elsewhere, the command with it.
+    Moved,
+}
+
+/// A completed command.
+#[derive(Debug)]
+pub struct Done {
+    /// Its status.
+    pub status: Status,
+    /// Dwords 0 and 1 of the completion.
+    pub result: u64,
+    /// Data for the host.
+    pub data: Option<Buffer>,
+}
+
+impl Done {
+    /// Success, with nothing more to say.
+    pub const SUCCESS: Self = Self { status: Status::SUCCESS, result: 0, data: None };
+
+    /// Success with a result.
+    #[must_use]
+    pub fn with_result(result: u64) -> Self {
+        Self { result, ..Self::SUCCESS }
+    }
+
+    /// Success with data for the host.
+    #[must_use]
+    pub fn with_data(data: Buffer) -> Self {
+        Self { data: Some(data), ..Self::SUCCESS }
+    }
+
+    /// This status and nothing more.
+    #[must_use]
+    pub fn status(status: Status) -> Self {
+        Self { status, ..Self::SUCCESS }
+    }
+}
+
+impl From<Result<(), Status>> for Done {
+    fn from(result: Result<(), Status>) -> Self {
+        Self::status(result.err().unwrap_or(Status::SUCCESS))
+    }
+}
+
+impl From<Done> for Outcome {
+    fn from(done: Done) -> Self {
+        Self::Done(done)
+    }
+}
+
+/// What a connected queue belongs to.
+pub struct Binding<E: Environment> {
+    /// Queue identifier; 0 is the admin queue.
+    pub qid: u16,
+    /// Entries of the submission queue.
+    pub depth: u16,
+    /// The host ignores SQHD, so a completion need not tell it.
+    pub flow_control_disabled: bool,
+    /// The association.
+    pub controller: Arc<Controller<E::Medium>>,
+    /// The subsystem's namespaces on this core.
+    pub table: Rc<Table<E>>,
+    /// What the queue has done.
+    pub counters: Arc<IoCounters>,
+}
+
+/// The host sent more commands than its queue is deep.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Overrun;
+
+/// What a queue did with its turn. See [`QueueControl::pump`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pumped {
+    /// One command went on.
+    Started,
+    /// None waits.
+    Nothing,
+    /// One waits, but its connection holds its share of the memory.
+    OverItsShare,
+    /// One waits, and there is no memory for it.
+    NoMemory,
+    /// One waits, and there is no task slot for it.
+    NoSlot,
+}
+
+/// What the control path does with queues of any transport.
+pub trait QueueControl {
+    /// Lets one waiting command go on; with `memory` also one that waits for a buffer.
+    fn pump(self: Rc<Self>, memory: bool) -> Pumped;
+
+    /// Looks after time-outs.
+    fn housekeeping(self: Rc<Self>, now: Time);
+
+    /// Ends the connection and every command that does not execute.
+    fn close(self: Rc<Self>, why: &'static str);
+
+    /// Closes the connection once no command is outstanding.
+    fn drain(self: Rc<Self>);
+
+    /// Aborts a command that has not begun to execute; true where it did.
+    fn abort(self: Rc<Self>, cid: u16) -> bool;
+
+    /// Reports pending events to outstanding Asynchronous Event Requests.
+    fn deliver_events(self: Rc<Self>);
+}
+
+/// A queue pair on its connection.
+pub struct Queue<E: Environment, W> {
+    /// The core that it lives on.
+    pub core: Rc<Core<E>>,
+    /// Its transport.
+    pub wire: W,
+    /// Its name on its core.
+    pub key: QueueKey,
+    binding: OnceCell<Binding<E>>,
+    entries: RefCell<Entries<E>>,
+    waiting_for_memory: RefCell<VecDeque<EntryId>>,
+    waiting_for_slot: RefCell<VecDeque<EntryId>>,
+    parked: RefCell<VecDeque<EntryId>>,
+    in_turn: Cell<bool>,
+    held_bytes: Cell<usize>,
+    running: Cell<usize>,
+    fused_first: Cell<Option<EntryId>>,
+    sqhd: Cell<u16>,
+    last_arrival: Cell<Time>,
+    busy_since: Cell<Time>,
+    closed: Cell<bool>,
+    draining: Cell<bool>,
+    opened: Time,
+}
+
+impl<E: Environment, W: Wire> Queue<E, W> {
+    /// A queue on a connection that has not sent its Connect command yet.
+    #[must_use]
+    pub fn new(core: Rc<Core<E>>, wire: W) -> Rc<Self> {
+        let (key, opened) = (core.new_queue_key(), core.reactor.now());
+        let queue = Rc::new(Self {
+            core,
+            wire,
+            key,
+            binding: OnceCell::new(),
+            entries: RefCell::new(Entries::default()),
+            waiting_for_memory: RefCell::default(),
+            waiting_for_slot: RefCell::default(),
+            parked: RefCell::default(),
+            in_turn: Cell::new(false),
+            held_bytes: Cell::new(0),
+            running: Cell::new(0),
+            fused_first: Cell::new(None),
+            sqhd: Cell::new(0),
+            last_arrival: Cell::new(opened),
+            busy_since: Cell::new(opened),
+            closed: Cell::new(false),
+            draining: Cell::new(false),
+            opened,
+        });
+        queue.core.add_queue(key, queue.clone());
+        queue
+    }
+
+    /// What the queue belongs to, once it is connected.
+    #[must_use]
+    pub fn binding(&self) -> Option<&Binding<E>> {
+        self.binding.get()
+    }
+
+    /// Connects the queue. Panics where it is connected.
+    pub fn bind(&self, binding: Binding<E>) {
+        let depth = binding.depth;
+        assert!(self.binding.set(binding).is_ok(), "a queue is connected once");
+        self.entries.borrow_mut().grow_to(depth.into());
+        // Connect itself was the first entry.
+        self.sqhd.set(1 % depth);
+    }
+
+    /// True once the queue is closed: nothing more is received for it.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    /// Takes a command capsule.
+    ///
+    /// # Errors
+    /// Where the host sends more than the queue is deep; the connection cannot go on.
+    pub fn accept(
+        self: &Rc<Self>,
+        sqe: SubmissionEntry,
+        announced: Result<Announced, Status>,
+    ) -> Result<(), Overrun> {
+        self.note_arrival();
+        let cid = sqe.cid.get();
+        let mut entries = self.entries.borrow_mut();
+        let known = entries.is_outstanding(cid);
+        let id = entries.insert(sqe).ok_or(Overrun)?;
+        if entries.in_use() == 1 {
+            self.busy_since.set(self.core.reactor.now());
+        }
+        drop(entries);
+        if known {
+            self.finish(id, Done::status(Status::COMMAND_ID_CONFLICT.with_dnr()));
+            return Ok(());
+        }
+        let prepared = announced.and_then(|data| {
+            let prepared = self.prepare(&sqe)?;
+            check_length(prepared.transfer, &data)?;
+            Ok((prepared, data))
+        });
+        match prepared {
+            Ok((prepared, data)) => self.admit(id, prepared, data),
+            Err(status) => {
+                self.pair_failed(&sqe);
+                self.finish(id, Done::status(status));
+            }
+        }
+        Ok(())
+    }
+
+    /// A command's data have arrived, all of them, or `status` says why not.
+    pub fn data_arrived(self: &Rc<Self>, id: EntryId, status: Status) {
+        let aborted = {
+            let mut entries = self.entries.borrow_mut();
+            let Some(entry) = entries.get_mut(id) else { return };
+            assert_eq!(entry.stage, Stage::Data, "data came for a command that awaits none");
+            entry.aborted
+        };
+        if !status.is_success() {
+            self.partner_failed(id);
+            self.finish(id, Done::status(status));
+        } else if aborted {
+            self.partner_failed(id);
+            self.finish(id, Done::status(Status::ABORT_REQUESTED));
+        } else {
+            self.data_ready(id);
+        }
+    }
+
+    /// All of a response was handed over to the network: its entry is free.
+    pub fn sent(&self, id: EntryId) {
+        self.release(id);
+    }
+
+    /// Counts a command that failed, for the error information log, and reports it.
+    fn log_failure(&self, id: EntryId, status: Status) {
+        let Some(binding) = self.binding() else { return };
+        let entries = self.entries.borrow();
+        let Some(entry) = entries.get(id) else { return };
+        let sqe = &entry.sqe;
+        let lba = u64::from(sqe.cdw11.get()) << 32 | u64::from(sqe.cdw10.get());
+        binding.controller.log_error(ErrorRecord {
+            count: 0,
+            sqid: binding.qid,
+            cid: sqe.cid.get(),
+            status,
+            opc: sqe.opc,
+            lba: if binding.qid == 0 { 0 } else { lba },
+            nsid: sqe.nsid.get(),
+        });
+    }
+
+    fn note_arrival(&self) {
+        // The controller's clock is shared by its cores: it is not written for every command.
+        const RESOLUTION: std::time::Duration = std::time::Duration::from_millis(10);
+        let now = self.core.reactor.now();
+        let Some(binding) = self.binding() else { return };
+        if now.since(self.last_arrival.get()) >= RESOLUTION {
+            self.last_arrival.set(now);
+            binding.controller.command_arrived(now);
+        }
+        if !binding.flow_control_disabled {
+            self.sqhd.set((self.sqhd.get() + 1) % binding.depth);
+        }
+    }
+
+    fn prepare(&self, sqe: &SubmissionEntry) -> Result<Prepared<E>, Status> {
+        if sqe.opc == corebay_nvme::spec::command::FABRICS {
+            return fabrics::prepare(self, sqe);
+        }
+        match self.binding() {
+            None => Err(Status::COMMAND_SEQUENCE_ERROR.with_dnr()),
+            Some(binding) if !binding.controller.is_ready() => {
+                Err(Status::COMMAND_SEQUENCE_ERROR.with_dnr())
+            }
+            Some(binding) if binding.qid == 0 => admin::prepare(self, binding, sqe),
+            Some(binding) => io::prepare(&self.core, binding, sqe),
+        }
+    }
+
+    /// A checked command enters its stages.
+    fn admit(self: &Rc<Self>, id: EntryId, prepared: Prepared<E>, data: Announced) {
+        let fused = match &prepared.operation {
+            Operation::Io(operation) => operation.fuse(),
+            _ => Fuse::Normal,
+        };
+        let has_data = data.in_capsule.is_some();
+        self.with_entry(id, |entry| {
+            entry.operation = Some(prepared.operation);
+            entry.transfer = prepared.transfer;
+            entry.buffer = data.in_capsule;
+        });
+        if !self.pair(id, fused) {
+            return;
+        }
+        match prepared.transfer {
+            Transfer::FromHost(_) if has_data => self.data_ready(id),
+            Transfer::None => self.data_ready(id),
+            Transfer::FromHost(_) | Transfer::ToHost(_) => {
+                self.set_stage(id, Stage::Memory);
+                self.waiting_for_memory.borrow_mut().push_back(id);
+                self.take_turn();
+            }
+        }
+    }
+
+    /// Brings the halves of a fused command together. False where the command has been answered.
+    fn pair(self: &Rc<Self>, id: EntryId, fuse: Fuse) -> bool {
+        let first = self.fused_first.take();
+        match (fuse, first) {
+            (Fuse::Normal, None) => true,
+            (Fuse::Normal, Some(first)) => {
+                self.fused_alone(first, Status::ABORTED_MISSING_FUSED);
+                true
+            }
+            (Fuse::First, first) => {
+                if let Some(first) = first {
+                    self.fused_alone(first, Status::ABORTED_MISSING_FUSED);
+                }
+                if self.core.fused_waiting.get() >= FUSED_WAITING_MAX {
+                    self.finish(id, Done::status(Status::COMMAND_INTERRUPTED));
+                    return false;
+                }
+                self.core.fused_waiting.set(self.core.fused_waiting.get() + 1);
+                self.with_entry(id, |entry| entry.counts_as_fused = true);
+                self.fused_first.set(Some(id));
+                true
+            }
+            (Fuse::Second | Fuse::Reserved, None) | (Fuse::Reserved, Some(_)) => {
+                self.finish(id, Done::status(Status::ABORTED_MISSING_FUSED));
+                false
+            }
+            (Fuse::Second, Some(first)) => {
+                let same = {
+                    let entries = self.entries.borrow();
+                    let range = |id| match entries.get(id).and_then(|e| e.operation.as_ref()) {
+                        Some(Operation::Io(operation)) => operation.range(),
+                        _ => None,
+                    };
+                    range(first).is_some() && range(first) == range(id)
+                };
+                if !same {
+                    self.fused_alone(first, Status::INVALID_FIELD.with_dnr());
+                    self.finish(id, Done::status(Status::INVALID_FIELD.with_dnr()));
+                    return false;
+                }
+                self.with_entry(first, |entry| entry.partner = Some(id));
+                self.with_entry(id, |entry| entry.partner = Some(first));
+                true
+            }
+        }
+    }
+
+    /// A command that failed its checks was one half of a fused pair, or came between two.
+    fn pair_failed(self: &Rc<Self>, sqe: &SubmissionEntry) {
+        if let Some(first) = self.fused_first.take() {
+            let status = match sqe.fuse() {
+                Fuse::Second => Status::ABORTED_FAILED_FUSED,
+                _ => Status::ABORTED_MISSING_FUSED,
+            };
+            self.fused_alone(first, status);
+        }
+    }
+
+    /// The first half of a fused command is not followed by its second.
+    fn fused_alone(self: &Rc<Self>, first: EntryId, status: Status) {
+        let stage = self.entries.borrow().get(first).map(|entry| entry.stage);
+        match stage {
+            // Its data are on their way: it is answered when they are here.
+            Some(Stage::Data) => self.with_entry(first, |entry| entry.verdict = Some(status)),
+            Some(Stage::Memory | Stage::Partner) => {
+                self.forget_waiting(first);
+                self.finish(first, Done::status(status));
+            }
+            _ => {}
+        }
+    }
+
+    /// One half of a pair has failed: so does the other.
+    fn partner_failed(self: &Rc<Self>, id: EntryId) {
+        let partner = self.entries.borrow().get(id).and_then(|entry| entry.partner);
+        if let Some(partner) = partner {
+            self.with_entry(partner, |entry| entry.partner = None);
+            self.fused_alone(partner, Status::ABORTED_FAILED_FUSED);
+        } else if self.fused_first.get() == Some(id) {
+            self.fused_first.set(None);
+        }
+    }
+
+    /// The command needs nothing more from its host.
+    fn data_ready(self: &Rc<Self>, id: EntryId) {
+        let (partner, verdict, is_first) = {
+            let entries = self.entries.borrow();
+            let Some(entry) = entries.get(id) else { return };
+            (entry.partner, entry.verdict, self.fused_first.get() == Some(id))
+        };
+        if let Some(status) = verdict {
+            self.finish(id, Done::status(status));
+            return;
+        }
+        if is_first {
+            self.set_stage(id, Stage::Partner);
+            return;
+        }
+        if let Some(partner) = partner {
+            let ready = self.entries.borrow().get(partner).is_some_and(|p| p.stage == Stage::Partner);
+            if !ready {
+                self.set_stage(id, Stage::Partner);
+                return;
+            }
+            // The second half stands for both from here on.
+            let second = {
+                let entries = self.entries.borrow();
+                let second = |id: EntryId| match entries.get(id).and_then(|e| e.operation.as_ref()) {
+                    Some(Operation::Io(operation)) => operation.fuse() == Fuse::Second,
+                    _ => false,
+                };
+                if second(id) { id } else { partner }
+            };
+            self.set_stage(id, Stage::Partner);
+            self.queue_for_slot(second);
+            return;
+        }
+        self.queue_for_slot(id);
+    }
+
+    fn queue_for_slot(self: &Rc<Self>, id: EntryId) {
+        self.set_stage(id, Stage::Slot);
+        self.waiting_for_slot.borrow_mut().push_back(id);
+        self.take_turn();
+    }
+
+    /// Goes on at once if nobody waits, else in turn.
+    fn take_turn(self: &Rc<Self>) {
+        if self.in_turn.get() {
+            return;
+        }
+        if !self.core.has_waiting() {
+            loop {
+                match self.clone().pump(true) {
+                    Pumped::Started => {}
+                    Pumped::Nothing => return,
+                    _ => break,
+                }
+            }
+        }
+        self.in_turn.set(true);
+        self.core.wait_in_turn(self.clone());
+    }
+
+    /// The first waiting command gets its buffer, if there is one.
+    fn pump_memory(self: &Rc<Self>) -> Pumped {
+        let Some(id) = self.waiting_for_memory.borrow().front().copied() else {
+            return Pumped::Nothing;
+        };
+        let (transfer, cid) = {
+            let entries = self.entries.borrow();
+            let Some(entry) = entries.get(id) else {
+                self.waiting_for_memory.borrow_mut().pop_front();
+                return Pumped::Started;
+            };
+            (entry.transfer, entry.sqe.cid.get())
+        };
+        let (Transfer::FromHost(len) | Transfer::ToHost(len)) = transfer else {
+            unreachable!("only transfers wait for memory")
+        };
+        let pool = &self.core.memory.payload;
+        let held = self.held_bytes.get();
+        if held != 0 && held + len > pool.free_bytes() {
+            return Pumped::OverItsShare;
+        }
+        let Some(buffer) = pool.try_allocate(len) else { return Pumped::NoMemory };
+        self.waiting_for_memory.borrow_mut().pop_front();
+        self.held_bytes.set(held + len);
+        let for_host = matches!(transfer, Transfer::ToHost(_));
+        self.with_entry(id, |entry| {
+            entry.held = len;
+            entry.buffer = Some(buffer.clone());
+            entry.stage = if for_host { Stage::Slot } else { Stage::Data };
+        });
+        if for_host {
+            self.waiting_for_slot.borrow_mut().push_back(id);
+        } else {
+            self.wire.fetch(id, cid, buffer);
+        }
+        Pumped::Started
+    }
+
+    fn pump_slot(self: &Rc<Self>) -> Pumped {
+        if self.waiting_for_slot.borrow().is_empty() {
+            return Pumped::Nothing;
+        }
+        if !self.core.has_free_slot() {
+            return Pumped::NoSlot;
+        }
+        let Some(id) = self.waiting_for_slot.borrow_mut().pop_front() else {
+            return Pumped::Nothing;
+        };
+        self.with_entry(id, |entry| entry.stage = Stage::Running);
+        self.running.set(self.running.get() + 1);
+        if self.core.reactor.spawn(run(self.clone(), id)).is_err() {
+            unreachable!("a slot was free");
+        }
+        Pumped::Started
+    }
+
+    /// Takes what a command executes with.
+    fn take_job(&self, id: EntryId) -> Job<E> {
+        let mut entries = self.entries.borrow_mut();
+        let entry = entries.get_mut(id).expect("a running command has its entry");
+        let operation = entry.operation.take().expect("a command runs once");
+        let job = Job { sqe: entry.sqe, operation, buffer: entry.buffer.take(), first: None };
+        let partner = entry.partner;
+        let first = partner.and_then(|partner| {
+            let first = entries.get_mut(partner)?;
+            match first.operation.take() {
+                Some(Operation::Io(operation)) => Some((partner, operation, first.buffer.take())),
+                _ => None,
+            }
+        });
+        Job { first, ..job }
+    }
+
+    /// A command is completed: sends its completion.
+    fn finish(&self, id: EntryId, done: Done) {
+        if self.closed.get() {
+            self.release(id);
+            return;
+        }
+        if !done.status.is_success() {
+            self.log_failure(id, done.status);
+        }
+        let Some((cid, held_idle)) = self.entries.borrow_mut().get_mut(id).map(|entry| {
+            entry.stage = Stage::Responding;
+            entry.operation = None;
+            (entry.sqe.cid.get(), entry.buffer.take())
+        }) else {
+            return;
+        };
+        drop(held_idle);
+        let (sqid, disabled) =
+            self.binding().map_or((0, false), |b| (b.qid, b.flow_control_disabled));
+        let completion = CompletionEntry::new(cid, done.status)
+            .with_result(done.result)
+            .with_sqhd(self.sqhd.get())
+            .with_sqid(sqid);
+        self.wire.respond(Response {
+            entry: id,
+            completion,
+            data: done.data,
+            may_be_implied: disabled && done.status.is_success() && done.result == 0,
+        });
+    }
+
+    fn park(self: &Rc<Self>, id: EntryId) {
+        if self.closed.get() {
+            self.release(id);
+            return;
+        }
+        self.set_stage(id, Stage::Parked);
+        self.parked.borrow_mut().push_back(id);
+        self.clone().deliver_events();
+    }
+
+    /// The Asynchronous Event Requests outstanding.
+    #[must_use]
+    pub fn parked_count(&self) -> usize {
+        self.parked.borrow().len()
+    }
+
+    fn release(&self, id: EntryId) {
+        let mut entries = self.entries.borrow_mut();
+        let Some(entry) = entries.remove(id) else { return };
+        let idle = entries.in_use() == 0;
+        drop(entries);
+        self.held_bytes.set(self.held_bytes.get() - entry.held);
+        if entry.counts_as_fused {
+            self.core.fused_waiting.set(self.core.fused_waiting.get() - 1);
+        }
+        drop(entry);
+        if idle && let Some(binding) = self.binding() {
+            let busy = self.core.reactor.now().since(self.busy_since.get());
+            let nanos = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
+            IoCounters::add(&binding.counters.busy_nanos, nanos);
+        }
+    }
+
+    fn job_ended(&self) {
+        self.running.set(self.running.get() - 1);
+        if self.closed.get()
+            && self.running.get() == 0
+            && let Some(binding) = self.binding()
+        {
+            binding.controller.quiesce_ends();
+        }
+    }
+
+    fn forget_waiting(&self, id: EntryId) {
+        self.waiting_for_memory.borrow_mut().retain(|waiting| *waiting != id);
+        self.waiting_for_slot.borrow_mut().retain(|waiting| *waiting != id);
+    }
+
+    fn set_stage(&self, id: EntryId, stage: Stage) {
+        self.with_entry(id, |entry| entry.stage = stage);
+    }
+
+    fn with_entry(&self, id: EntryId, change: impl FnOnce(&mut Entry<E>)) {
+        if let Some(entry) = self.entries.borrow_mut().get_mut(id) {
+            change(entry);
+        }
+    }
+}
+
+/// What a command executes with.
+struct Job<E: Environment> {
+    sqe: SubmissionEntry,
+    operation: Operation<E>,
+    buffer: Option<Buffer>,
+    /// The first half, where this is the second of a fused command.
+    first: Option<(EntryId, io::Operation<E>, Option<Buffer>)>,
+}
+
+/// A command's task.
+async fn run<E: Environment, W: Wire>(queue: Rc<Queue<E, W>>, id: EntryId) {
+    let job = queue.take_job(id);
+    let binding = queue.binding();
+    let outcome = match (job.operation, binding) {
+        (Operation::Io(write), Some(binding)) => match job.first {
+            Some((first_id, compare, first_data)) => {
+                let data = (first_data, job.buffer);
+                let (first, second) =
+                    io::fused::compare_and_write(&queue.core, binding, compare, write, data).await;
+                queue.finish(first_id, first);
+                Outcome::Done(second)
+            }
+            None => Outcome::Done(io::execute(&queue.core, binding, write, job.buffer).await),
+        },
+        (Operation::Admin, Some(binding)) => {
+            admin::execute(&queue, binding, &job.sqe, job.buffer).await
+        }
+        (Operation::Fabrics, _) => fabrics::execute(&queue, &job.sqe, job.buffer).await,
+        (_, None) => Outcome::Done(Done::status(Status::COMMAND_SEQUENCE_ERROR)),
+    };
+    match outcome {
+        Outcome::Done(done) => queue.finish(id, done),
+        Outcome::Parked => queue.park(id),
+        Outcome::Moved => queue.release(id),
+    }
+    queue.job_ended();
+}
+
+fn check_length(transfer: Transfer, data: &Announced) -> Result<(), Status> {
+    match transfer {
+        Transfer::FromHost(len) if data.len != len => {
+            Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr())
+        }
+        Transfer::ToHost(_) | Transfer::None if data.in_capsule.is_some() => {
+            Err(Status::SGL_TYPE_INVALID.with_dnr())
+        }
+        Transfer::ToHost(len) if data.len < len => Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr()),
+        _ => Ok(()),
+    }
+}
+
+impl<E: Environment, W: Wire> QueueControl for Queue<E, W> {
+    fn pump(self: Rc<Self>, memory: bool) -> Pumped {
+        let slot = self.pump_slot();
+        if slot == Pumped::Started {
+            return slot;
+        }
+        if memory {
+            match self.pump_memory() {
+                Pumped::Nothing => {}
+                other => return other,
+            }
+        } else if !self.waiting_for_memory.borrow().is_empty() {
+            return Pumped::NoMemory;
+        }
+        if slot == Pumped::Nothing {
+            self.in_turn.set(false);
+        }
+        slot
+    }
+
+    fn housekeeping(self: Rc<Self>, now: Time) {
+        if let Some(why) = self.wire.housekeeping(now) {
+            self.close(why);
+            return;
+        }
+        match self.binding() {
+            None => {
+                if now.since(self.opened) > crate::limits::CONNECT_TIMEOUT {
+                    self.close("it did not connect in time");
+                }
+            }
+            Some(binding) => {
+                if binding.qid == 0 && binding.controller.keep_alive_expired(now) {
+                    info!(
+                        host = %binding.controller.host_nqn,
+                        cntlid = binding.controller.cntlid,
+                        "keep alive timeout of {} ms expired",
+                        binding.controller.keep_alive_ms()
+                    );
+                    self.close("keep alive timeout");
+                    return;
+                }
+                if self.draining.get() {
+                    self.drain();
+                }
+            }
+        }
+    }
+
+    fn close(self: Rc<Self>, why: &'static str) {
+        if self.closed.replace(true) {
+            return;
+        }
+        debug!(queue = self.key.0, core = %self.core.id(), why, "closing a connection");
+        self.wire.close();
+        self.fused_first.set(None);
+        self.waiting_for_memory.borrow_mut().clear();
+        self.waiting_for_slot.borrow_mut().clear();
+        self.parked.borrow_mut().clear();
+        let left = self.entries.borrow().not_running();
+        for id in left {
+            self.release(id);
+        }
+        self.core.remove_queue(self.key);
+        let Some(binding) = self.binding() else { return };
+        let controller = &binding.controller;
+        if self.running.get() > 0 {
+            controller.quiesce_begins();
+        }
+        controller.remove_queue(binding.qid);
+        if binding.qid == 0 {
+            fabrics::end_association(&self.core, controller, why);
+        }
+    }
+
+    fn drain(self: Rc<Self>) {
+        self.draining.set(true);
+        let outstanding = self.entries.borrow().in_use() - self.parked.borrow().len();
+        if outstanding == 0 {
+            self.close("the target drains");
+        }
+    }
+
+    fn abort(self: Rc<Self>, cid: u16) -> bool {
+        let Some((id, stage, fused)) = self.entries.borrow().find(cid).map(|(id, entry)| {
+            (id, entry.stage, entry.partner.is_some() || self.fused_first.get() == Some(id))
+        }) else {
+            return false;
+        };
+        match stage {
+            _ if fused => false,
+            Stage::Memory | Stage::Slot => {
+                self.forget_waiting(id);
+                self.finish(id, Done::status(Status::ABORT_REQUESTED));
+                true
+            }
+            Stage::Data => {
+                // The host may be sending its data: they are taken, and then it is answered.
+                self.with_entry(id, |entry| entry.aborted = true);
+                true
+            }
+            Stage::Parked => {
+                self.parked.borrow_mut().retain(|parked| *parked != id);
+                self.finish(id, Done::status(Status::ABORT_REQUESTED));
+                true
+            }
+            Stage::Partner | Stage::Running | Stage::Responding => false,
+        }
+    }
+
+    fn deliver_events(self: Rc<Self>) {
+        let Some(binding) = self.binding() else { return };
+        loop {
+            let Some(id) = self.parked.borrow().front().copied() else { return };
+            let Some(event) = binding.controller.take_event() else { return };
+            self.parked.borrow_mut().pop_front();
+            self.finish(id, Done::with_result(u64::from(event.result())));
+        }
+    }
+}
+
+/// The core and key by which another core finds a queue.
+pub type QueueAddress = (CoreId, QueueKey);
