@@ -1,7 +1,7 @@
 //! The configuration of a corebay appliance: a TOML file, or the options of the command line,
 //! parsed once into an [`Appliance`] that cannot be wrong.
 //!
-//! The way of a file: [`mod@syntax`] makes a document of the text, `schema` reads each value of it
+//! The way of a file: `syntax` makes a document of the text, `schema` reads each value of it
 //! by itself, `check` judges what needs two values or the machine. Each collects all mistakes it
 //! finds as [`Diagnostic`]s and goes on; an [`Appliance`] comes out only where none is an error.
 //! The options of the command line enter at `check`, so that both are held to the same rules.

@@ -137,6 +137,10 @@ error: this machine has no core 9
 command line: 1 error
 ";
     assert_eq!(render_all(&shown, false), expected);
+}
+
+#[test]
+fn options_are_held_to_the_rules_of_files() {
     let disks = |specs: &[&str]| Options {
         disks: specs.iter().map(|spec| spec.parse().unwrap()).collect(),
         ..Options::default()

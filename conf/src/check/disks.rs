@@ -162,7 +162,6 @@ fn file(
     let whole_blocks = size.is_absent() || blocks(disk, size, sink).is_some();
     let path = path.given()?;
     let full = super::disk_path(&raw.disk_dir, &path.value);
-    let shown = full.display();
     let state = match machine.path(&full) {
         // The data folder is made at the start.
         PathState::MissingFolder if full.parent() == Some(&*normal(&raw.data_dir.value)) => {
@@ -171,60 +170,55 @@ fn file(
         state => state,
     };
     paths.once(&full, path.span, &state, sink);
-    let draft = match state {
-        PathState::File { size_bytes, .. } => match length(disk, size, size_bytes) {
-            Some(draft) => draft,
-            None => {
-                larger(size, size_bytes, sink);
-                let size = size.value().copied();
-                return whole_blocks.then_some(DiskKind::File {
-                    path: full,
-                    size,
-                    create: create.value,
-                });
-            }
-        },
-        PathState::Missing if !create.value => {
-            Draft::error(format!("the file `{shown}` does not exist"))
+    let draft = match &state {
+        PathState::File { size_bytes, .. } => length(disk, size, *size_bytes),
+        PathState::Missing if !create.value => Some(
+            Draft::error(format!("the file `{}` does not exist", full.display()))
                 .at(path.span, "expected a file")
-                .help("say `create = true` and a size to have it created, sparse")
-        }
-        PathState::Missing if size.is_absent() => {
+                .help("say `create = true` and a size to have it created, sparse"),
+        ),
+        PathState::Missing if size.is_absent() => Some(
             Draft::error("a file that is created needs a size")
-                .at(*span, format!("`{shown}` does not exist yet"))
-                .help("add `size = \"8GiB\"`")
-        }
-        PathState::Missing => {
-            let size = Some(*size.value()?);
-            return whole_blocks.then_some(DiskKind::File {
-                path: full,
-                size,
-                create: true,
-            });
-        }
-        PathState::MissingFolder => {
-            let folder = full.parent().unwrap_or(Path::new("/")).display();
-            Draft::error(format!("the folder `{folder}` does not exist"))
-                .at(path.span, "")
-                .help(format!(
-                    "`mkdir -p {folder}`, or mount what should be there"
-                ))
-        }
-        PathState::BlockDevice { .. } => Draft::error(format!("`{shown}` is a block device"))
-            .at(path.span, "expected a file")
-            .help(format!("write `device = {{ path = \"{shown}\" }}`")),
-        PathState::Folder => {
-            Draft::error(format!("`{shown}` is a folder")).at(path.span, "expected a file")
-        }
-        PathState::Other(what) => {
-            Draft::error(format!("`{shown}` is {what}")).at(path.span, "expected a file")
-        }
-        PathState::Unreadable(why) => {
-            Draft::error(format!("`{shown}` cannot be used: {why}")).at(path.span, "")
-        }
+                .at(*span, format!("`{}` does not exist yet", full.display()))
+                .help("add `size = \"8GiB\"`"),
+        ),
+        PathState::Missing => None,
+        other => Some(no_file(other, &full, path.span)),
     };
-    sink.push(draft);
-    None
+    if let Some(draft) = draft {
+        sink.push(draft);
+        return None;
+    }
+    if let PathState::File { size_bytes, .. } = state {
+        larger(size, size_bytes, sink);
+    }
+    let kind = DiskKind::File {
+        path: full,
+        size: size.value().copied(),
+        create: create.value,
+    };
+    (whole_blocks && !matches!(size, Field::Wrong)).then_some(kind)
+}
+
+/// What is wrong with a path where there can be no file.
+fn no_file(state: &PathState, full: &Path, span: Option<Span>) -> Draft {
+    let shown = full.display();
+    let wrong = |what: &str| Draft::error(format!("`{shown}` {what}")).at(span, "expected a file");
+    match state {
+        PathState::BlockDevice { .. } => {
+            wrong("is a block device").help(format!("write `device = {{ path = \"{shown}\" }}`"))
+        }
+        PathState::Folder => wrong("is a folder"),
+        PathState::Other(what) => wrong(&format!("is {what}")),
+        PathState::Unreadable(why) => wrong(&format!("cannot be used: {why}")),
+        PathState::File { .. } | PathState::Missing | PathState::MissingFolder => {
+            let folder = full.parent().unwrap_or(Path::new("/")).display();
+            let draft = Draft::error(format!("the folder `{folder}` does not exist")).at(span, "");
+            draft.help(format!(
+                "`mkdir -p {folder}`, or mount what should be there"
+            ))
+        }
+    }
 }
 
 /// What is wrong with the length of a file that exists.

@@ -3,7 +3,7 @@
 use super::{BASE, SECOND, and, expect, instead};
 
 #[test]
-fn disks() {
+fn kinds() {
     let disk =
         |line: &str, fragments: &[&str]| instead("ram = { size = \"1GiB\" }", line, fragments);
     instead(
@@ -30,6 +30,12 @@ fn disks() {
         "rom = { size = \"1GiB\" }\nram = { size = \"1GiB\" }",
         &["unknown key `rom` in [[disk]]", "did you mean `ram`?"],
     );
+}
+
+#[test]
+fn sizes() {
+    let disk =
+        |line: &str, fragments: &[&str]| instead("ram = { size = \"1GiB\" }", line, fragments);
     disk(
         "ram = { size = \"5000\" }",
         &[
@@ -75,7 +81,7 @@ fn disks() {
 }
 
 #[test]
-fn files() {
+fn paths() {
     let file = |inner: &str, fragments: &[&str]| {
         instead(
             "ram = { size = \"1GiB\" }",
@@ -112,6 +118,17 @@ fn files() {
             "`mkdir -p /data/sub`",
         ],
     );
+}
+
+#[test]
+fn files() {
+    let file = |inner: &str, fragments: &[&str]| {
+        instead(
+            "ram = { size = \"1GiB\" }",
+            &format!("file = {{ {inner} }}"),
+            fragments,
+        )
+    };
     file(
         "path = \"8GiB.img\", size = \"9GiB\"",
         &["the file is too small: it has 8GiB of 9GiB", "truncate"],

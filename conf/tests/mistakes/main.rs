@@ -128,9 +128,8 @@ corebay.toml: 1 error
     assert_eq!(shown, expected);
 }
 
-#[test]
-fn all_mistakes_in_one_pass() {
-    let text = r#"
+/// A mistake in nearly every line.
+const ALL_WRONG: &str = r#"
 colour = "red"
 data_dir = 7
 [reactor]
@@ -160,6 +159,9 @@ read_only = "true"
 [log]
 level = "loud"
 "#;
+
+#[test]
+fn all_mistakes_in_one_pass() {
     let fragments = [
         "corebay.toml:2:1",
         "unknown key `colour`",
@@ -203,7 +205,7 @@ level = "loud"
         "`level` cannot be `loud`",
         "20 errors, 1 warning",
     ];
-    expect(text, 20, 1, &fragments);
+    expect(ALL_WRONG, 20, 1, &fragments);
 }
 
 #[test]

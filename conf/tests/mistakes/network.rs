@@ -3,7 +3,7 @@
 use super::{BASE, and, instead};
 
 #[test]
-fn reactor_and_transport() {
+fn reactor() {
     let reactor = |line: &str, fragments: &[&str]| {
         instead("cores = [0]", &format!("cores = [0]\n{line}"), fragments)
     };
@@ -47,6 +47,10 @@ fn reactor_and_transport() {
     );
     reactor("idle_sleep = \"none\"", &["`none` is not a time span"]);
     reactor("idle_sleep = 200", &["`idle_sleep` cannot be a number"]);
+}
+
+#[test]
+fn transport() {
     let tcp =
         |line: &str, fragments: &[&str]| and(&format!("[transport.tcp]\n{line}\n"), fragments);
     tcp(
@@ -97,7 +101,7 @@ fn reactor_and_transport() {
 }
 
 #[test]
-fn listeners() {
+fn addresses() {
     let address = |text: &str, fragments: &[&str]| {
         instead("\"127.0.0.1:4420\"", &format!("\"{text}\""), fragments)
     };
@@ -136,6 +140,10 @@ fn listeners() {
         "10.0.0.11:4420",
         &["this machine does not have the address 10.0.0.11"],
     );
+}
+
+#[test]
+fn listeners() {
     let main = "name = \"main\"\naddress = \"127.0.0.1:4420\"";
     let with =
         |more: &str, fragments: &[&str]| instead(main, &format!("{main}\n{more}"), fragments);

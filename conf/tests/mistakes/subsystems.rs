@@ -3,7 +3,7 @@
 use super::{BASE, and, expect, instead};
 
 #[test]
-fn subsystems() {
+fn nqns() {
     let nqn =
         |text: &str, fragments: &[&str]| instead("nqn.2024-01.com.example:one", text, fragments);
     nqn("iqn.2024-01.com.example:one", &["is not an NQN"]);
@@ -31,6 +31,10 @@ fn subsystems() {
         &format!("nqn.2024-01.com.example:{}", "x".repeat(200)),
         &["at most 223 bytes"],
     );
+}
+
+#[test]
+fn subsystems() {
     let subsystem = |line: &str, fragments: &[&str]| {
         instead(
             "allow_any_host = true",
@@ -97,7 +101,7 @@ fn subsystems() {
 }
 
 #[test]
-fn namespaces() {
+fn identifiers() {
     let namespace = |line: &str, fragments: &[&str]| and(&format!("{line}\n"), fragments);
     namespace(
         "nsid = 0",
@@ -136,6 +140,10 @@ fn namespaces() {
     two(nguid, nguid, &["two namespaces have the same NGUID"]);
     let eui64 = "eui64 = \"0b9f5c1e4d1c4a83\"";
     two(eui64, eui64, &["two namespaces have the same EUI-64"]);
+}
+
+#[test]
+fn namespaces() {
     and(
         "[[subsystem.namespace]]\ndisk = \"disk-1\"\n",
         &[

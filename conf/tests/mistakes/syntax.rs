@@ -66,7 +66,7 @@ fn toml_itself() {
 }
 
 #[test]
-fn keys_and_types() {
+fn types() {
     instead(
         "data_dir = \"/data\"",
         "data-dir = \"/data\"",
@@ -116,6 +116,10 @@ fn keys_and_types() {
             "expected a table: `ram = { size = \"1GiB\" }`",
         ],
     );
+}
+
+#[test]
+fn tables() {
     instead(
         "ram = { size = \"1GiB\" }",
         "ram = { }",
