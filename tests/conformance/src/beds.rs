@@ -20,7 +20,7 @@ use corebay_core::{
 use crate::{Bed, TestCore};
 
 /// The bytes of every bed's medium.
-pub const MEDIUM_BYTES: u64 = 64 << 20;
+pub const MEDIUM_BYTES: u64 = 256 << 20;
 
 /// The depth of a file bed's engines: small, so that checks go beyond it.
 const ENGINE_DEPTH: usize = 16;

@@ -18,6 +18,9 @@ const TASKS: usize = 512;
 /// How long a check may wait for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What a fresh buffer is full of, so that reading nothing into it is told from reading zeroes.
+pub(crate) const FILLING: u8 = 0xa5;
+
 /// One core of a test. Every thread makes its own.
 pub struct TestCore {
     /// The core's reactor.
@@ -114,14 +117,14 @@ impl TestCore {
         buffer
     }
 
-    /// A buffer of `len` bytes that hold no zeroes.
+    /// A buffer of `len` bytes of [`FILLING`].
     ///
     /// # Panics
     /// Where the pool is empty.
     #[must_use]
     pub fn buffer(&self, len: usize) -> Buffer {
         let mut buffer = self.pool.try_allocate(len).expect("a free buffer");
-        buffer.bytes_mut().fill(0xa5);
+        buffer.bytes_mut().fill(FILLING);
         buffer
     }
 }

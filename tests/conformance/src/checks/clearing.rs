@@ -1,12 +1,12 @@
 //! Zeroes: never written, written as such, deallocated.
 
 use corebay_core::{
-    disk::{Disk, Durability, Space},
+    disk::{Disk, Durability, Space, TRANSFER_BYTES_MAX},
     units::Lba,
 };
 
 use super::Bench;
-use crate::Bed;
+use crate::{Bed, test_core::FILLING};
 
 /// A fresh medium is zeroes, at its edges and between.
 pub fn never_written_blocks_are_zeroes<B: Bed>(bed: &mut B) {
@@ -31,23 +31,36 @@ const RANGES: [(u64, u64); 8] = [
 ];
 
 fn clear_and_check<B: Bed>(bed: &B, how: impl Fn(&Bench<B::Disk>, Lba, u64)) {
+    const AROUND: u64 = 5;
     let bench = Bench::new(bed);
-    let largest = 128;
+    let size = bench.block_bytes();
     for (number, (start, count)) in RANGES.into_iter().enumerate() {
-        // Each in a place of its own, whose neighbours tell whether too much was cleared.
-        let tag = number as u64 + 1;
-        let base = number as u64 * 2048;
-        for at in (0..2048).step_by(largest) {
-            bench.write(base + at, tag, largest);
+        // Each in a place of its own, with neighbours that tell whether too much was cleared.
+        let base = (number as u64 + 1) * 4096;
+        let around = base + start - AROUND..base + start + count + AROUND;
+        let steps = around.clone().step_by(TRANSFER_BYTES_MAX / size);
+        let spans: Vec<(u64, usize)> = steps
+            .map(|at| {
+                let most = (TRANSFER_BYTES_MAX / size) as u64;
+                (at, usize::try_from(most.min(around.end - at)).expect("few"))
+            })
+            .collect();
+        for &(at, blocks) in &spans {
+            let buffer = bench.core.buffer(blocks * size);
+            let written = bench.write_buffers(at, vec![buffer], Durability::Cached);
+            written.expect("the write");
         }
         how(&bench, Lba(base + start), count);
-        for at in (0..2048).step_by(largest) {
-            let lbas = at..at + largest as u64;
-            let expected: Vec<u64> = lbas
-                .map(|lba| u64::from(!(start..start + count).contains(&lba)) * tag)
-                .collect();
-            bench.expect(base + at, &expected);
+        let mut content = Vec::new();
+        for &(at, blocks) in &spans {
+            content.extend(bench.read_bytes(at, blocks).expect("the read"));
         }
+        let edge = usize::try_from(AROUND).expect("few") * size;
+        let mut expected = vec![0; content.len()];
+        let end = expected.len() - edge;
+        expected[..edge].fill(FILLING);
+        expected[end..].fill(FILLING);
+        assert!(content == expected, "{count} blocks from {start} on");
         // What was cleared can be written again.
         bench.write(base + start, 99, 1);
         bench.expect(base + start, &[99]);
