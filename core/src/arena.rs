@@ -181,6 +181,21 @@ impl Region {
         self.len == 0
     }
 
+    /// Takes the first `bytes` off as a region of their own; `None` where there are fewer.
+    pub fn split_off(&mut self, bytes: usize) -> Option<Self> {
+        if bytes > self.len {
+            return None;
+        }
+        let first = Self {
+            mapping: self.mapping.clone(),
+            offset: self.offset,
+            len: bytes,
+        };
+        self.offset += bytes;
+        self.len -= bytes;
+        Some(first)
+    }
+
     /// The address of the region's first byte. The mapping lives as long as the region.
     pub(crate) fn base(&self) -> NonNull<u8> {
         let start = self.mapping.map.as_mut_ptr().wrapping_add(self.offset);

@@ -165,7 +165,8 @@ impl<E: Environment> Core<E> {
     /// How many cores there are.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.port.cores()
+        // The last port is the main thread's.
+        self.port.cores() - 1
     }
 
     /// Runs `action` on core `to`, which may be this one, in a later turn.

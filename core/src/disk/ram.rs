@@ -130,6 +130,19 @@ impl RamMedium {
         }))
     }
 
+    /// What the disks over it are.
+    #[must_use]
+    pub fn info(&self) -> DiskInfo {
+        let block_size = self.block_size;
+        DiskInfo {
+            block_size,
+            blocks: self.blocks,
+            volatile_cache: false,
+            deallocate_granularity: Some(1 << (PAGE_BYTES.ilog2() - block_size.shift())),
+            write_uncorrectable: true,
+        }
+    }
+
     /// The memory that is taken, in bytes, counted in chunks of 256 KiB that were touched.
     #[must_use]
     pub fn touched_bytes(&self) -> u64 {
@@ -352,14 +365,7 @@ impl RamDisk {
 
 impl Disk for RamDisk {
     fn info(&self) -> DiskInfo {
-        let block_size = self.medium.block_size;
-        DiskInfo {
-            block_size,
-            blocks: self.medium.blocks,
-            volatile_cache: false,
-            deallocate_granularity: Some(1 << (PAGE_BYTES.ilog2() - block_size.shift())),
-            write_uncorrectable: true,
-        }
+        self.medium.info()
     }
 
     async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {

@@ -1,0 +1,383 @@
+//! The appliance's life: a thread for each core, from its start to its clean end.
+//!
+//! The main thread holds a port of its own in the mesh, by which it asks the cores to do things; it
+//! waits for signals otherwise.
+//!
+//! Order of a clean end, each step bounded in time: no new connections; commands in flight are
+//! answered and their connections closed; what is left is closed; every disk is flushed; the
+//! reactors stop; the state is marked clean.
+
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use corebay_conf::{
+    Appliance,
+    appliance::{Digest, Hugepages as ConfiguredHugepages},
+};
+use corebay_core::{
+    arena::{Arena, HUGEPAGE_BYTES, Hugepages, Region},
+    disk::{Disk, file::{FileEngine, FileEngineOptions}},
+    mesh::{Port, Wakeups, mesh},
+    net::os::OsNetwork,
+    reactor::{MachineClock, Reactor, run as run_reactor},
+    units::CoreId,
+};
+use corebay_target::{
+    core::{Core, Memory, Message},
+    limits::{DRAIN_TIMEOUT, Limits, MESH_CAPACITY, TASKS_PER_CORE},
+    namespace::NamespaceSpec,
+    subsystem::{Listen, Referral, Registry, SubsystemId, TransportType},
+    tcp::{ConnectionCount, DigestPolicy, Tcp, TcpOptions},
+};
+use signal_hook::{consts::{SIGINT, SIGTERM}, iterator::Signals};
+use tracing::{info, warn};
+
+use super::{
+    announce,
+    environment::{MachineEnvironment, Medium},
+    media::{Exports, port_id},
+    state::State,
+};
+use crate::cli::Failure;
+
+/// How long the cores may take to start.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long the disks may take to flush at the end.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often the end of the connections is looked for while they drain.
+const DRAIN_STEP: Duration = Duration::from_millis(20);
+
+/// What a core is started with.
+struct CorePlan {
+    id: CoreId,
+    cpu: u32,
+    region: Region,
+    port: Port<Message<MachineEnvironment>>,
+    registry: Arc<Registry<Medium>>,
+    namespaces: Vec<(SubsystemId, Arc<NamespaceSpec<Medium>>)>,
+    limits: Limits,
+    tcp: TcpOptions,
+    count: ConnectionCount,
+    /// The addresses that this core listens on, with their place in the configuration.
+    listen: Vec<(usize, SocketAddr)>,
+    clock: MachineClock,
+    idle_sleep: Option<Duration>,
+}
+
+/// What a core says once it has started: where it listens, by place in the configuration.
+type Started = Result<Vec<(usize, SocketAddr)>, Failure>;
+
+/// Runs the appliance until a signal ends it.
+pub fn run(appliance: &Appliance, exports: &Exports, mut state: State) -> Result<(), Failure> {
+    // Before anything is promised: a signal from here on ends the appliance cleanly.
+    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|error| {
+        Failure::new(format!("cannot wait for signals: {error}"), String::new())
+    })?;
+    let clock = MachineClock::new();
+    let (port, threads, addresses) = start(appliance, exports, clock)?;
+    announce::ready(appliance, exports, &addresses);
+    let signal = signals.forever().next();
+    info!(?signal, "ending: connections drain, disks are flushed");
+    let cores = threads.len();
+    let clean = end(&port, cores, clock);
+    for thread in threads {
+        // A core that panicked has ended the process already.
+        let _ = thread.join();
+    }
+    state.ran_for(clock.now().0 / 1_000_000_000);
+    if clean {
+        state.ends_cleanly();
+    }
+    state.save()?;
+    if clean {
+        return Ok(());
+    }
+    Err(Failure::new(
+        "not every disk could be flushed",
+        "look at the log above for the disks; what hosts had flushed before is safe",
+    ))
+}
+
+type Threads = (Port<Message<MachineEnvironment>>, Vec<JoinHandle<()>>, Vec<SocketAddr>);
+
+fn start(appliance: &Appliance, exports: &Exports, clock: MachineClock) -> Result<Threads, Failure> {
+    let cpus = &appliance.reactor().cores;
+    let mut regions = arena(appliance)?;
+    let mut ports = mesh(cpus.len() + 1, MESH_CAPACITY, Wakeups::Eventfd).map_err(|error| {
+        Failure::new(format!("cannot connect the cores: {error}"), "raise the limit of open files")
+    })?;
+    let own = ports.pop().expect("one port more than cores");
+    let count = ConnectionCount::default();
+    let mut threads = Vec::new();
+    let mut answers = Vec::new();
+    publish(appliance, exports, &listen_addresses(appliance));
+    for (index, (&cpu, port)) in cpus.iter().zip(ports).enumerate() {
+        let listen = listen_addresses(appliance).into_iter().enumerate();
+        let plan = CorePlan {
+            id: CoreId(index),
+            cpu,
+            region: regions.remove(0),
+            port,
+            registry: exports.registry.clone(),
+            namespaces: exports.namespaces.clone(),
+            limits: limits(appliance),
+            tcp: tcp_options(appliance),
+            count: count.clone(),
+            listen: listen.filter(|(place, _)| place % cpus.len() == index).collect(),
+            clock,
+            idle_sleep: appliance.reactor().idle_sleep,
+        };
+        let (answer, started) = mpsc::channel();
+        answers.push(started);
+        threads.push(spawn(index, move || core_main(plan, &answer))?);
+    }
+    let mut addresses = listen_addresses(appliance);
+    for started in answers {
+        let lost = || Failure::new("a core did not start", "look at the log above");
+        let listening = started.recv_timeout(START_TIMEOUT).map_err(|_| lost())??;
+        for (place, address) in listening {
+            addresses[place] = address;
+        }
+    }
+    publish(appliance, exports, &addresses);
+    Ok((own, threads, addresses))
+}
+
+#[allow(clippy::disallowed_methods, reason = "the binary makes the threads")]
+fn spawn(index: usize, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Failure> {
+    std::thread::Builder::new().name(format!("corebay-{index}")).spawn(body).map_err(|error| {
+        Failure::new(format!("cannot start a thread: {error}"), "raise the limit of processes")
+    })
+}
+
+/// The arena, divided among the cores.
+fn arena(appliance: &Appliance) -> Result<Vec<Region>, Failure> {
+    let reactor = appliance.reactor();
+    let hugepages = match reactor.hugepages {
+        ConfiguredHugepages::Auto => Hugepages::Auto,
+        ConfiguredHugepages::Require => Hugepages::Require,
+        ConfiguredHugepages::Off => Hugepages::Off,
+    };
+    let bytes = usize::try_from(reactor.memory.bytes()).unwrap_or(usize::MAX);
+    let mut arena = Arena::new(bytes, hugepages)
+        .map_err(|error| Failure::new(error.to_string(), String::new()))?;
+    let backing = arena.backing();
+    info!(
+        mebibytes = arena.remaining() >> 20,
+        hugepages = backing.hugepages,
+        locked = backing.locked,
+        "buffers"
+    );
+    let cores = reactor.cores.len();
+    let share = arena.remaining() / cores / HUGEPAGE_BYTES * HUGEPAGE_BYTES;
+    let regions: Option<Vec<_>> = (0..cores).map(|_| arena.take(share)).collect();
+    regions.filter(|_| share > 0).ok_or_else(|| {
+        Failure::new(
+            format!("{} are too little memory for {cores} cores", reactor.memory),
+            "give each core 16 MiB or more with reactor.memory",
+        )
+    })
+}
+
+fn limits(appliance: &Appliance) -> Limits {
+    let tcp = appliance.tcp();
+    let bytes = |size: corebay_conf::Size| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
+    Limits {
+        transfer_bytes_max: bytes(tcp.max_transfer),
+        in_capsule_bytes: bytes(tcp.in_capsule),
+        queue_depth_max: tcp.queue_depth,
+        io_queues_max: tcp.io_queues,
+        connections_max: tcp.max_connections as usize,
+        stall_timeout: tcp.stall_timeout,
+    }
+}
+
+fn tcp_options(appliance: &Appliance) -> TcpOptions {
+    let tcp = appliance.tcp();
+    let policy = |digest| match digest {
+        Digest::Allow => DigestPolicy::Allow,
+        Digest::Require => DigestPolicy::Require,
+        Digest::Off => DigestPolicy::Off,
+    };
+    TcpOptions {
+        h2c_data_bytes_max: u32::try_from(tcp.max_h2c_data.bytes()).unwrap_or(u32::MAX),
+        header_digest: policy(tcp.header_digest),
+        data_digest: policy(tcp.data_digest),
+    }
+}
+
+fn listen_addresses(appliance: &Appliance) -> Vec<SocketAddr> {
+    appliance.listeners().iter().map(|listener| listener.address).collect()
+}
+
+/// Tells the registry where hosts connect.
+fn publish(appliance: &Appliance, exports: &Exports, addresses: &[SocketAddr]) {
+    let listeners = appliance.listeners().iter().zip(addresses).enumerate();
+    let listens = listeners.map(|(index, (listener, &address))| Listen {
+        port_id: port_id(index),
+        transport: TransportType::Tcp,
+        address,
+        discovery: listener.discovery,
+        subsystems: listener.subsystems,
+    });
+    exports.registry.set_listens(listens.collect());
+    let referrals = appliance.referrals().iter().map(|referral| Referral {
+        transport: TransportType::Tcp,
+        address: referral.address,
+        nqn: referral.nqn.clone(),
+    });
+    exports.registry.set_referrals(referrals.collect());
+}
+
+/// A core's thread.
+fn core_main(plan: CorePlan, answer: &mpsc::Sender<Started>) {
+    pin(plan.cpu);
+    let (clock, idle_sleep) = (plan.clock, plan.idle_sleep);
+    let reactor = Reactor::new(plan.id, TASKS_PER_CORE, clock.now());
+    match start_core(&reactor, plan) {
+        Ok(listening) => {
+            if answer.send(Ok(listening)).is_ok() {
+                run_reactor(&reactor, clock, idle_sleep);
+            }
+        }
+        Err(failure) => {
+            let _ = answer.send(Err(failure));
+        }
+    }
+    reactor.tear_down();
+}
+
+fn pin(cpu: u32) {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(cpu as usize);
+    if let Err(error) = rustix::thread::sched_setaffinity(None, &set) {
+        warn!(cpu, %error, "this core's thread is not pinned");
+    }
+}
+
+fn start_core(reactor: &Reactor, plan: CorePlan) -> Started {
+    let mut region = Some(plan.region);
+    let bytes = region.as_ref().map_or(0, Region::len);
+    let mut take = |bytes| region.as_mut().and_then(|region| region.split_off(bytes));
+    let memory = Memory::divide(&mut take, bytes).ok_or_else(|| {
+        Failure::new(
+            format!("{} MiB of buffers are too little for a core", bytes >> 20),
+            "give each core 16 MiB or more with reactor.memory",
+        )
+    })?;
+    let engine = FileEngine::start(reactor, &memory.payload, FileEngineOptions::default())
+        .map_err(|error| Failure::new(error.to_string(), String::new()))?;
+    let network = OsNetwork::new()
+        .map_err(|error| Failure::new(format!("no epoll: {error}"), "raise the limit of open files"))?;
+    let environment = MachineEnvironment { network, engine, reactor: reactor.clone() };
+    let core = Core::start(
+        reactor.clone(),
+        environment,
+        plan.registry,
+        plan.limits,
+        memory,
+        plan.port,
+    );
+    for (subsystem, spec) in plan.namespaces {
+        let nsid = spec.nsid;
+        core.attach(subsystem, spec).map_err(|error| {
+            Failure::new(format!("cannot open the disk of namespace {nsid}: {error}"), String::new())
+        })?;
+    }
+    let tcp = Tcp::start(&core, plan.tcp, plan.count);
+    let mut listening = Vec::new();
+    for (place, address) in plan.listen {
+        let actual = tcp.listen(address).map_err(|error| cannot_listen(address, &error))?;
+        listening.push((place, actual));
+    }
+    Ok(listening)
+}
+
+fn cannot_listen(address: SocketAddr, error: &std::io::Error) -> Failure {
+    use std::io::ErrorKind;
+    let help = match error.kind() {
+        ErrorKind::AddrInUse => {
+            "another program listens there: end it, or choose another port with --listen and \
+             --discovery, or in [[listener]]"
+        }
+        ErrorKind::AddrNotAvailable => "no network interface of this machine has that address",
+        ErrorKind::PermissionDenied => {
+            "ports below 1024 need CAP_NET_BIND_SERVICE; choose a higher one"
+        }
+        _ => "choose another address with --listen and --discovery, or in [[listener]]",
+    };
+    Failure::new(format!("cannot listen on {address}: {error}"), help)
+}
+
+/// Ends all cores; true where every disk was flushed.
+fn end(port: &Port<Message<MachineEnvironment>>, cores: usize, clock: MachineClock) -> bool {
+    for core in 0..cores {
+        port.send(CoreId(core), Box::new(|core| core.drain()));
+    }
+    let deadline = clock.now().plus(DRAIN_TIMEOUT);
+    while clock.now() < deadline && connections(port, cores) != Some(0) {
+        pause();
+    }
+    for core in 0..cores {
+        port.send(CoreId(core), Box::new(|core| core.close_all()));
+    }
+    let flushed = flush(port, cores);
+    for core in 0..cores {
+        port.send(CoreId(core), Box::new(|core: &Rc<Core<_>>| core.reactor.stop()));
+    }
+    flushed
+}
+
+#[allow(clippy::disallowed_methods, reason = "the main thread has nothing else to do")]
+fn pause() {
+    std::thread::sleep(DRAIN_STEP);
+}
+
+/// The queues of all cores; `None` where a core does not answer.
+fn connections(port: &Port<Message<MachineEnvironment>>, cores: usize) -> Option<usize> {
+    let (answer, answers) = mpsc::channel();
+    for core in 0..cores {
+        let answer = answer.clone();
+        port.send(
+            CoreId(core),
+            Box::new(move |core| {
+                let _ = answer.send(core.queue_count());
+            }),
+        );
+    }
+    (0..cores).map(|_| answers.recv_timeout(Duration::from_secs(1)).ok()).sum()
+}
+
+/// Flushes every disk, by the first core: what one core has written, any core can flush.
+fn flush(port: &Port<Message<MachineEnvironment>>, cores: usize) -> bool {
+    let (answer, answers) = mpsc::channel();
+    if cores == 0 {
+        return true;
+    }
+    port.send(
+        CoreId(0),
+        Box::new(move |core| {
+            let flushing = core.clone();
+            core.spawn_control(async move {
+                let mut all = true;
+                for subsystem in flushing.registry.subsystems() {
+                    for namespace in flushing.table(subsystem.id).all() {
+                        if let Err(error) = namespace.disk.flush().await {
+                            warn!(nsid = namespace.spec.nsid, %error, "a disk was not flushed");
+                            all = false;
+                        }
+                    }
+                }
+                let _ = answer.send(all);
+            });
+        }),
+    );
+    answers.recv_timeout(FLUSH_TIMEOUT).unwrap_or(false)
+}
