@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod appliance;
+mod brackets;
 mod check;
 pub mod diagnostic;
 pub mod disk_spec;

@@ -6,6 +6,7 @@
 
 use toml::de::{DeTable, DeValue, Error};
 
+use crate::brackets;
 use crate::diagnostic::{Draft, Sink, Span};
 use crate::limits::DIAGNOSTICS_MAX;
 use crate::units::quoted;
@@ -36,11 +37,23 @@ pub(crate) fn parse<'t>(text: &'t str, sink: &mut Sink) -> DeTable<'t> {
 
 fn report(text: &str, document: &DeTable<'_>, mut errors: Vec<Error>, sink: &mut Sink) {
     errors.sort_by_key(|error| error.span().map(|span| span.start));
-    // An open bracket takes the rest of the file with it: its first consequence is where to look.
-    let open_bracket = errors.iter().any(|error| {
+    let unclosed = |error: &Error| {
         let message = error.message();
-        message.starts_with("unclosed array") || message.starts_with("unclosed inline table")
-    });
+        message.starts_with("unclosed array,") || message.starts_with("unclosed inline table")
+    };
+    if errors.iter().any(unclosed)
+        && let Some((bracket, header)) = brackets::never_closed(text)
+    {
+        let shown = text.get(bracket.start..bracket.end).unwrap_or_default();
+        let draft =
+            Draft::error(format!("this `{shown}` is never closed")).at(bracket, "opened here");
+        sink.push(draft.and_at(header, "still open here"));
+        // It takes the rest of the file with it.
+        sink.unread(Span {
+            start: bracket.start,
+            end: text.len() + 1,
+        });
+    }
     let mut unread_end = 0;
     for error in errors.iter().take(DIAGNOSTICS_MAX) {
         let span: Span = error.span().unwrap_or(0..0).into();
@@ -49,24 +62,24 @@ fn report(text: &str, document: &DeTable<'_>, mut errors: Vec<Error>, sink: &mut
         }
         match Kind::of(error.message()) {
             Kind::Duplicate => sink.push(duplicate(text, document, span)),
+            Kind::Unquoted if has_comment(text, span) => {
+                sink.push(unquoted(text, span));
+                sink.unread_value(span);
+            }
             Kind::Unquoted => sink.unquoted(span),
             Kind::Value => {
-                let line = Span {
-                    start: line_start(text, span.start),
-                    end: line_end(text, span.start),
-                };
+                let start = line_start(text, span.start);
                 sink.push(malformed(text, error, span));
-                sink.unread_value(line);
-                unread_end = line.end;
+                unread_end = line_end(text, span.start);
+                sink.unread_value(Span {
+                    start,
+                    end: unread_end,
+                });
             }
             Kind::Structure => {
                 let start = line_start(text, span.start);
                 sink.push(malformed(text, error, span));
-                unread_end = if open_bracket {
-                    text.len() + 1
-                } else {
-                    next_header(text, span.start)
-                };
+                unread_end = next_header(text, span.start);
                 sink.unread(Span {
                     start,
                     end: unread_end,
@@ -101,9 +114,12 @@ impl Kind {
             "missing escaped value",
             "unexpected key or value",
         ];
+        // It ends the reading of the file, for want of a `=`.
+        const KEY: &str = "invalid unquoted key";
         match message {
             "duplicate key" => Kind::Duplicate,
             _ if message.starts_with("string values must be quoted") => Kind::Unquoted,
+            _ if message.starts_with(KEY) => Kind::Structure,
             _ if VALUES.iter().any(|start| message.starts_with(start)) => Kind::Value,
             _ => Kind::Structure,
         }
@@ -113,9 +129,28 @@ impl Kind {
 /// A text without quotes that was not mended by saying that no text belongs there.
 pub(crate) fn unquoted(text: &str, span: Span) -> Draft {
     let token = text.get(span.start..span.end).unwrap_or_default();
-    let draft = Draft::error("a text needs quotes").at(span, "expected quotes around it");
-    draft.help(format!("write \"{}\"", token.escape_debug()))
+    let word = token.to_ascii_lowercase();
+    let draft = match word.as_str() {
+        "true" | "false" => {
+            let draft = Draft::error(format!("{} is no value", quoted(token)));
+            return draft
+                .at(span, "expected small letters")
+                .help(format!("write {word}"));
+        }
+        _ => Draft::error("a text needs quotes").at(span, "expected quotes around it"),
+    };
+    match has_comment(text, span) {
+        true => draft.help(COMMENT),
+        false => draft.help(format!("write \"{}\"", token.escape_debug())),
+    }
 }
+
+fn has_comment(text: &str, span: Span) -> bool {
+    text.get(span.start..span.end)
+        .is_some_and(|token| token.contains(" //"))
+}
+
+const COMMENT: &str = "if this is a comment: comments begin with `#`";
 
 fn malformed(text: &str, error: &Error, span: Span) -> Draft {
     if let Some(token) = bare_text(text, span) {
@@ -126,7 +161,12 @@ fn malformed(text: &str, error: &Error, span: Span) -> Draft {
         Some((message, expected)) => (message, format!("expected {expected}")),
         None => (error.message(), String::new()),
     };
-    Draft::error(message).at(span, expected)
+    let draft = Draft::error(message).at(span, expected);
+    match text.get(span.start..span.end) {
+        Some(":") => draft.help("a key and its value are joined by `=`"),
+        Some("//") => draft.help(COMMENT),
+        _ => draft,
+    }
 }
 
 /// The word that a malformed value is part of, where it can only be a text without quotes.

@@ -3,7 +3,7 @@
 use super::{and, instead};
 
 #[test]
-fn toml_itself() {
+fn without_quotes() {
     instead(
         "ram = { size = \"1GiB\" }",
         "ram = { size = 1GiB }",
@@ -27,6 +27,10 @@ fn toml_itself() {
             "expected `true` or `false`",
         ],
     );
+}
+
+#[test]
+fn given_twice() {
     instead(
         "cores = [0]",
         "cores = [0]\ncores = [1]",
@@ -42,6 +46,14 @@ fn toml_itself() {
         "size = \"1GiB\", size = \"1GiB\"",
         &["`size` is given twice", ":9:24"],
     );
+    and(
+        "[reactor]\n",
+        &["`reactor` is given twice", ":15:2", "2 | [reactor]"],
+    );
+}
+
+#[test]
+fn structure() {
     instead(
         "name = \"main\"",
         "name = \"main",
@@ -52,15 +64,50 @@ fn toml_itself() {
         "[reactor",
         &["unclosed table", ":2:9", "expected `]`"],
     );
-    instead("cores = [0]", "cores = [0", &[":4:1"]);
+    instead(
+        "cores = [0]",
+        "cores = [0",
+        &[
+            "this `[` is never closed",
+            ":3:9",
+            "4 | [[listener]]",
+            "still open here",
+        ],
+    );
+    instead(
+        "ram = { size = \"1GiB\" }",
+        "ram = { size = \"1GiB\"",
+        &["this `{` is never closed", ":9:7"],
+    );
+    instead(
+        "disk = \"disk-1\"",
+        "disk = [\"disk-1\"",
+        &["this `[` is never closed", ":14:8"],
+    );
+    instead(
+        "allow_any_host = true",
+        "allow_any_host = True",
+        &["`True` is no value", "write true"],
+    );
+    instead(
+        "name = \"main\"",
+        "name: \"main\"",
+        &["invalid unquoted key", ":5:5", "joined by `=`"],
+    );
+    instead(
+        "name = \"main\"",
+        "// main",
+        &["invalid unquoted key", "comments begin with `#`"],
+    );
+    instead(
+        "cores = [0]",
+        "memory = 256MiB // main",
+        &["a text needs quotes", "comments begin with `#`"],
+    );
     instead(
         "name = \"main\"",
         "name",
         &["key with no value", ":5:5", "expected `=`"],
-    );
-    and(
-        "[reactor]\n",
-        &["`reactor` is given twice", ":15:2", "2 | [reactor]"],
     );
     and("x = \"\\q\"\n", &["missing escaped value", ":15:7"]);
 }
