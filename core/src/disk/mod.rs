@@ -24,6 +24,7 @@
 //! The conformance suite (`tests/conformance`) holds every implementation to this.
 
 mod bits;
+pub mod fault;
 pub mod file;
 pub mod null;
 pub mod ram;

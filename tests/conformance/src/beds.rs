@@ -7,6 +7,7 @@ use std::{
 
 use corebay_core::{
     disk::{
+        fault::{FaultDisk, Faults},
         file::{
             Caching, EngineKind, FileDisk, FileEngine, FileEngineOptions, FileMedium,
             FileMediumOptions,
@@ -45,6 +46,25 @@ impl Bed for RamBed {
 
     fn open(&self, core: &TestCore) -> RamDisk {
         RamDisk::new(self.0.clone(), &core.reactor)
+    }
+}
+
+/// A ram disk with a fault disk over it that has no faults.
+pub struct FaultBed(RamBed);
+
+impl FaultBed {
+    /// A fresh one.
+    #[must_use]
+    pub fn new(block_size: BlockSize) -> Self {
+        Self(RamBed::new(block_size))
+    }
+}
+
+impl Bed for FaultBed {
+    type Disk = FaultDisk<RamDisk>;
+
+    fn open(&self, core: &TestCore) -> Self::Disk {
+        FaultDisk::new(self.0.open(core), Faults::new(0), &core.reactor)
     }
 }
 

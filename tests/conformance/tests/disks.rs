@@ -1,7 +1,7 @@
 //! The suite over every disk in `core`.
 
 use corebay_conformance::{
-    beds::{FileBed, NullBed, RamBed},
+    beds::{FaultBed, FileBed, NullBed, RamBed},
     conformance_tests,
 };
 use corebay_core::disk::file::{Caching, EngineKind};
@@ -18,6 +18,11 @@ mod null {
         never_written_blocks_are_zeroes,
         more_operations_than_the_depth_all_end,
     );
+}
+
+mod fault_without_faults {
+    use super::*;
+    conformance_tests!(FaultBed::new);
 }
 
 mod file_io_uring {
