@@ -10,9 +10,10 @@ use corebay_core::net::Network;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
-    connection::{Connection, ConnectionOptions, Link, Loss},
+    connection::{Connection, ConnectionOptions, Link},
     error::Error,
     host::Host,
+    loss::Loss,
     options::ControllerOptions,
     table::{Completion, DEPTH_MAX, Data},
 };

@@ -22,9 +22,10 @@ use corebay_core::{net::Network, sync::FifoWait};
 
 use super::{
     association::{Admin, Association, Facts},
-    connection::{Connection, Loss},
+    connection::Connection,
     error::Error,
     host::Host,
+    loss::Loss,
     options::{ControllerOptions, LostCommands, Recovery},
     queue::IoQueue,
     table::{Completion, Data},

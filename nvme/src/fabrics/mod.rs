@@ -28,6 +28,7 @@ mod controller;
 mod discovery;
 mod error;
 mod host;
+mod loss;
 mod options;
 mod queue;
 mod receive;
