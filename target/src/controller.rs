@@ -140,7 +140,10 @@ pub struct IoCounters {
 impl IoCounters {
     /// Adds to a counter that only this core writes: no other core's addition can be lost.
     pub fn add(counter: &AtomicU64, amount: u64) {
-        counter.store(counter.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+        counter.store(
+            counter.load(Ordering::Relaxed).wrapping_add(amount),
+            Ordering::Relaxed,
+        );
     }
 
     /// Adds all of `other` (which may still be counting).
@@ -259,7 +262,10 @@ impl<M> Controller<M> {
             quiescing: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
             aborts: AtomicU32::new(0),
-            state: Mutex::new(State { features: new.features, ..State::default() }),
+            state: Mutex::new(State {
+                features: new.features,
+                ..State::default()
+            }),
         })
     }
 
@@ -355,7 +361,9 @@ impl<M> Controller<M> {
     pub fn begin_abort(&self) -> bool {
         let max = u32::from(crate::limits::ABORTS_MAX);
         self.aborts
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < max).then_some(n + 1))
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
+                (n < max).then_some(n + 1)
+            })
             .is_ok()
     }
 
@@ -374,14 +382,16 @@ impl<M> Controller<M> {
     pub fn set_features(&self, change: impl FnOnce(&mut Features)) {
         let mut state = lock(&self.state);
         change(&mut state.features);
-        self.write_cache.store(state.features.volatile_write_cache, Ordering::Relaxed);
+        self.write_cache
+            .store(state.features.volatile_write_cache, Ordering::Relaxed);
     }
 
     /// Adds an event, unless it is masked, not enabled, or waits already.
     pub fn raise(&self, event: Event) -> bool {
         let mut state = lock(&self.state);
-        let enabled =
-            event.enable_bit().is_none_or(|bit| state.features.async_events & bit != 0);
+        let enabled = event
+            .enable_bit()
+            .is_none_or(|bit| state.features.async_events & bit != 0);
         let known = state.masked_events.contains(&event) || state.pending_events.contains(&event);
         if !enabled || known || state.pending_events.len() >= PENDING_EVENTS_MAX {
             return false;
@@ -401,7 +411,9 @@ impl<M> Controller<M> {
 
     /// The host has read a log page without retaining its event: that event may be reported again.
     pub fn unmask(&self, log_page: u8) {
-        lock(&self.state).masked_events.retain(|event| event.log_page() != log_page);
+        lock(&self.state)
+            .masked_events
+            .retain(|event| event.log_page() != log_page);
     }
 
     /// Notes that a namespace was attached, detached or resized.
@@ -511,7 +523,8 @@ impl<M> Controller<M> {
     pub fn reset_state(&self) {
         let saved = self.subsystem.saved_features();
         let mut state = lock(&self.state);
-        self.write_cache.store(saved.volatile_write_cache, Ordering::Relaxed);
+        self.write_cache
+            .store(saved.volatile_write_cache, Ordering::Relaxed);
         state.features = saved;
         state.pending_events.clear();
         state.masked_events.clear();

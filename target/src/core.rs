@@ -145,7 +145,8 @@ impl<E: Environment> Core<E> {
             next_key: Cell::new(1),
             draining: Cell::new(false),
         });
-        core.reactor.add_source(Rc::new(CoreSource { core: core.clone() }));
+        core.reactor
+            .add_source(Rc::new(CoreSource { core: core.clone() }));
         let keeper = core.clone();
         core.spawn_control(async move {
             loop {
@@ -207,7 +208,14 @@ impl<E: Environment> Core<E> {
     fn expect_reply<R>(&self, to: CoreId) -> (Reply<R>, Answer) {
         let answer = Answer::default();
         let key = self.replies.borrow_mut().insert(answer.clone());
-        (Reply { to, key, value: PhantomData }, answer)
+        (
+            Reply {
+                to,
+                key,
+                value: PhantomData,
+            },
+            answer,
+        )
     }
 
     /// Starts a task of the control path; it waits for a slot if it must.
@@ -264,7 +272,11 @@ impl<E: Environment> Core<E> {
 
     /// The table of a subsystem's namespaces on this core.
     pub fn table(&self, subsystem: SubsystemId) -> Rc<Table<E>> {
-        self.tables.borrow_mut().entry(subsystem).or_default().clone()
+        self.tables
+            .borrow_mut()
+            .entry(subsystem)
+            .or_default()
+            .clone()
     }
 
     /// Opens a namespace on this core.
@@ -279,7 +291,12 @@ impl<E: Environment> Core<E> {
         let disk = self.environment.open(&spec.medium)?;
         let gate = WriteGate::new(TASKS_PER_CORE);
         let fused = Permits::new(1, TASKS_PER_CORE);
-        self.table(subsystem).attach(Namespace { spec, disk, gate, fused });
+        self.table(subsystem).attach(Namespace {
+            spec,
+            disk,
+            gate,
+            fused,
+        });
         Ok(())
     }
 
@@ -334,8 +351,12 @@ impl<E: Environment> Core<E> {
 
     /// Hands a connection of the transport `kind` to this core.
     pub fn adopt(&self, kind: &'static str, connection: Box<dyn Any + Send>) {
-        let adopter =
-            self.adopters.borrow().iter().find(|(of, _)| *of == kind).map(|(_, a)| a.clone());
+        let adopter = self
+            .adopters
+            .borrow()
+            .iter()
+            .find(|(of, _)| *of == kind)
+            .map(|(_, a)| a.clone());
         match adopter {
             Some(adopter) => adopter(connection),
             None => error!(kind, "no transport of this kind runs on {}", self.id()),
@@ -377,7 +398,9 @@ impl<E: Environment> Core<E> {
     fn start_backlog(&self) -> usize {
         let mut started = 0;
         while self.reactor.executor().free() > 0 {
-            let Some(task) = self.backlog.borrow_mut().pop_front() else { break };
+            let Some(task) = self.backlog.borrow_mut().pop_front() else {
+                break;
+            };
             if let Err(corebay_core::executor::Full(task)) = self.reactor.spawn(task) {
                 self.backlog.borrow_mut().push_front(task);
                 break;
@@ -411,7 +434,9 @@ impl<E: Environment> Core<E> {
             let before = started;
             let round = self.waiting.borrow().len();
             for _ in 0..round {
-                let Some(queue) = self.waiting.borrow_mut().pop_front() else { break };
+                let Some(queue) = self.waiting.borrow_mut().pop_front() else {
+                    break;
+                };
                 match queue.clone().pump(memory_left) {
                     Pumped::Nothing => continue,
                     Pumped::Started => started += 1,
@@ -439,7 +464,11 @@ impl<E: Environment> Core<E> {
 type Answer = Oneshot<Box<dyn Any + Send>>;
 
 async fn receive_reply<R: 'static>(answer: Answer) -> R {
-    *answer.receive().await.downcast().expect("a reply has its call's type")
+    *answer
+        .receive()
+        .await
+        .downcast()
+        .expect("a reply has its call's type")
 }
 
 /// The way back from a call to another core. Dropping it unsent leaves the caller waiting, so it is

@@ -32,8 +32,15 @@ pub fn log_page<M>(registry: &Registry<M>, host: &Nqn, local: Option<SocketAddr>
             entries.push(entry);
         }
     }
-    for subsystem in registry.subsystems().iter().filter(|subsystem| subsystem.admits(host)) {
-        for listen in listens.iter().filter(|listen| subsystem.is_served_at(listen)) {
+    for subsystem in registry
+        .subsystems()
+        .iter()
+        .filter(|subsystem| subsystem.admits(host))
+    {
+        for listen in listens
+            .iter()
+            .filter(|listen| subsystem.is_served_at(listen))
+        {
             if let Some(address) = told(listen, local) {
                 let nqn = &subsystem.names.nqn;
                 let mut entry = entry(subtype::NVM, listen.port_id, address, nqn);

@@ -8,11 +8,7 @@
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
-use corebay_core::{
-    buffer::Buffer,
-    disk::Disk,
-    units::CoreId,
-};
+use corebay_core::{buffer::Buffer, disk::Disk, units::CoreId};
 use corebay_nvme::spec::{
     command::SubmissionEntry,
     fabrics::{
@@ -71,7 +67,10 @@ pub fn prepare<E: Environment, W: Wire>(
         }
         _ => return Err(Status::INVALID_OPCODE.with_dnr()),
     };
-    Ok(Prepared { operation: Operation::Fabrics, transfer })
+    Ok(Prepared {
+        operation: Operation::Fabrics,
+        transfer,
+    })
 }
 
 /// Executes a fabrics command.
@@ -99,17 +98,26 @@ struct Refused {
 
 impl Refused {
     fn with(status: Status) -> Self {
-        Self { status: status.with_dnr(), detail: 0 }
+        Self {
+            status: status.with_dnr(),
+            detail: 0,
+        }
     }
 
     fn in_command(offset: u16) -> Self {
         let detail = ConnectInvalid::in_command(offset).to_dw0();
-        Self { detail, ..Self::with(Status::CONNECT_INVALID_PARAMETERS) }
+        Self {
+            detail,
+            ..Self::with(Status::CONNECT_INVALID_PARAMETERS)
+        }
     }
 
     fn in_data(offset: u16) -> Self {
         let detail = ConnectInvalid::in_data(offset).to_dw0();
-        Self { detail, ..Self::with(Status::CONNECT_INVALID_PARAMETERS) }
+        Self {
+            detail,
+            ..Self::with(Status::CONNECT_INVALID_PARAMETERS)
+        }
     }
 }
 
@@ -150,7 +158,11 @@ async fn connect<E: Environment, W: Wire>(
 }
 
 fn refuse(refused: Refused) -> Outcome {
-    Done { result: u64::from(refused.detail), ..Done::status(refused.status) }.into()
+    Done {
+        result: u64::from(refused.detail),
+        ..Done::status(refused.status)
+    }
+    .into()
 }
 
 fn understand<E: Environment, W: Wire>(
@@ -170,10 +182,13 @@ fn understand<E: Environment, W: Wire>(
         info!(%error, "a host connects with a wrong host NQN");
         Refused::in_data(at::HOSTNQN)
     })?;
-    let subnqn =
-        Nqn::from_field(&data.subnqn).map_err(|_| Refused::in_data(at::SUBNQN))?;
+    let subnqn = Nqn::from_field(&data.subnqn).map_err(|_| Refused::in_data(at::SUBNQN))?;
     let local = queue.wire.local_address();
-    let subsystem = queue.core.registry.find(&subnqn).filter(|s| is_served(queue, s, local));
+    let subsystem = queue
+        .core
+        .registry
+        .find(&subnqn)
+        .filter(|s| is_served(queue, s, local));
     let Some(subsystem) = subsystem else {
         info!(host = %host_nqn, subsystem = %subnqn, "a host asks for a subsystem that is not here");
         return Err(Refused::in_data(at::SUBNQN));
@@ -182,7 +197,13 @@ fn understand<E: Environment, W: Wire>(
         info!(host = %host_nqn, subsystem = %subnqn, "a host may not connect to this subsystem");
         return Err(Refused::with(Status::CONNECT_INVALID_HOST));
     }
-    Ok(Request { connect, host_nqn, host_id: data.hostid, cntlid: data.cntlid.get(), subsystem })
+    Ok(Request {
+        connect,
+        host_nqn,
+        host_id: data.hostid,
+        cntlid: data.cntlid.get(),
+        subsystem,
+    })
 }
 
 fn is_served<E: Environment, W>(
@@ -210,7 +231,9 @@ fn choose_core<E: Environment, W: Wire>(
         return Ok(CoreId(queue.core.registry.next_turn() % cores));
     }
     let controller = find_controller(request)?;
-    Ok(CoreId((controller.admin.0.0 + usize::from(request.connect.qid)) % cores))
+    Ok(CoreId(
+        (controller.admin.0.0 + usize::from(request.connect.qid)) % cores,
+    ))
 }
 
 fn find_controller<M>(request: &Request<M>) -> Result<Arc<Controller<M>>, Refused> {
@@ -229,7 +252,13 @@ async fn connect_admin<E: Environment, W: Wire>(
     queue: &Rc<Queue<E, W>>,
     request: Request<E::Medium>,
 ) -> Result<u16, Refused> {
-    let Request { connect, host_nqn, host_id, cntlid, subsystem } = request;
+    let Request {
+        connect,
+        host_nqn,
+        host_id,
+        cntlid,
+        subsystem,
+    } = request;
     let depth = connect.entries();
     if depth < u32::from(QUEUE_DEPTH_MIN) || depth > u32::from(ADMIN_QUEUE_DEPTH_MAX) {
         return Err(Refused::in_command(at::SQSIZE));
@@ -255,7 +284,10 @@ async fn connect_admin<E: Environment, W: Wire>(
     });
     let Ok(controller) = made else {
         let status = Status::CONNECT_CONTROLLER_BUSY;
-        return Err(Refused { status, ..Refused::with(status) });
+        return Err(Refused {
+            status,
+            ..Refused::with(status)
+        });
     };
     info!(
         host = %host_nqn, subsystem = %subsystem.names.nqn, cntlid = controller.cntlid,
@@ -351,7 +383,11 @@ fn disconnect<E: Environment, W: Wire>(queue: &Rc<Queue<E, W>>) -> Done {
 }
 
 fn capabilities<E: Environment>(core: &Core<E>, discovery: bool) -> Cap {
-    let depth = if discovery { ADMIN_QUEUE_DEPTH_MAX } else { core.limits.queue_depth_max };
+    let depth = if discovery {
+        ADMIN_QUEUE_DEPTH_MAX
+    } else {
+        core.limits.queue_depth_max
+    };
     Cap::default()
         .with_mqes(depth - 1)
         .with_cqr(true)
@@ -431,7 +467,9 @@ fn set_configuration<E: Environment, W: Wire>(
     }
     if old.en() && !new.en() {
         let (controller, core) = (controller.clone(), queue.core.clone());
-        queue.core.spawn_control(async move { reset(&core, &controller).await });
+        queue
+            .core
+            .spawn_control(async move { reset(&core, &controller).await });
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod appliance;
 mod cli;
 
 use std::process::ExitCode;

@@ -81,7 +81,9 @@ pub struct NamespaceTable<D, M> {
 
 impl<D, M> Default for NamespaceTable<D, M> {
     fn default() -> Self {
-        Self { slots: RefCell::default() }
+        Self {
+            slots: RefCell::default(),
+        }
     }
 }
 
@@ -152,11 +154,16 @@ impl WriteGate {
     /// Lets a write of `blocks` blocks from `at` begin, once no lock overlaps it.
     pub async fn enter(&self, at: Lba, blocks: u64) -> WritePass<'_> {
         if !self.locked.borrow().is_empty() {
-            self.writers.wait_for(|| (!self.is_locked(at, blocks)).then_some(())).await;
+            self.writers
+                .wait_for(|| (!self.is_locked(at, blocks)).then_some(()))
+                .await;
         }
         let generation = self.generation.get();
         self.in_flight[generation].set(self.in_flight[generation].get() + 1);
-        WritePass { gate: self, generation }
+        WritePass {
+            gate: self,
+            generation,
+        }
     }
 
     /// Locks a range against writes under `id`, and waits for those that execute. One caller at a
@@ -186,14 +193,19 @@ impl WriteGate {
 
     /// Gives up the lock `id`.
     pub fn unlock(&self, id: u64) {
-        self.locked.borrow_mut().retain(|(_, _, holder)| *holder != id);
+        self.locked
+            .borrow_mut()
+            .retain(|(_, _, holder)| *holder != id);
         self.writers.notify();
         self.lockers.notify();
     }
 
     fn is_locked(&self, at: Lba, blocks: u64) -> bool {
         let end = at.plus(blocks);
-        self.locked.borrow().iter().any(|&(start, count, _)| at < start.plus(count) && start < end)
+        self.locked
+            .borrow()
+            .iter()
+            .any(|&(start, count, _)| at < start.plus(count) && start < end)
     }
 }
 

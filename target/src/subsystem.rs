@@ -196,7 +196,11 @@ impl<M> Registry<M> {
         if *nqn == self.discovery.names.nqn {
             return Some(self.discovery.clone());
         }
-        lock(&self.state).subsystems.iter().find(|s| s.names.nqn == *nqn).cloned()
+        lock(&self.state)
+            .subsystems
+            .iter()
+            .find(|s| s.names.nqn == *nqn)
+            .cloned()
     }
 
     /// Counts up, for what is dealt out in turn.
@@ -220,7 +224,11 @@ impl<M> Registry<M> {
     #[must_use]
     pub fn discovery_view(&self) -> (u64, Vec<Listen>, Vec<Referral>) {
         let state = lock(&self.state);
-        (state.generation, state.listens.clone(), state.referrals.clone())
+        (
+            state.generation,
+            state.listens.clone(),
+            state.referrals.clone(),
+        )
     }
 }
 
@@ -279,7 +287,12 @@ impl<M> Subsystem<M> {
             retired: Vec::new(),
             past: IoCounters::default(),
         };
-        Self { id, names, ports, state: Mutex::new(state) }
+        Self {
+            id,
+            names,
+            ports,
+            state: Mutex::new(state),
+        }
     }
 
     /// True for the discovery subsystem.
@@ -408,7 +421,10 @@ impl<M> Subsystem<M> {
     pub fn is_host_quiescing(&self, host_nqn: &Nqn, host_id: &[u8; 16]) -> bool {
         let mut state = self.state();
         state.forget_quiet();
-        state.retired.iter().any(|c| c.host_nqn == *host_nqn && c.host_id == *host_id)
+        state
+            .retired
+            .iter()
+            .any(|c| c.host_nqn == *host_nqn && c.host_id == *host_id)
     }
 
     /// The features that new controllers start with.

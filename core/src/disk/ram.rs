@@ -122,7 +122,11 @@ impl RamMedium {
         Ok(Arc::new(Self {
             block_size,
             blocks,
-            memory: anonymous_memory(bytes.max(1))?,
+            memory: {
+                let m = anonymous_memory(bytes.max(1))?;
+                let _ = m.advise(memmap2::Advice::HugePage);
+                m
+            },
             stripes: (0..stripes).map(|_| Stripe::default()).collect(),
             touched: AtomicBits::new(pages.div_ceil(CHUNK_PAGES))?,
             bad: AtomicBits::new(blocks)?,

@@ -79,7 +79,11 @@ fn check_known<M>(controller: &Controller<M>, fid: u8) -> Result<(), Status> {
     } else {
         &IO_FEATURES
     };
-    if known.contains(&fid) { Ok(()) } else { Err(Status::INVALID_FIELD.with_dnr()) }
+    if known.contains(&fid) {
+        Ok(())
+    } else {
+        Err(Status::INVALID_FIELD.with_dnr())
+    }
 }
 
 /// Get Features.
@@ -150,7 +154,11 @@ fn dword<E: Environment>(
                 0 => core.limits.io_queues_max,
                 granted => granted,
             };
-            NumberOfQueues { nsq: count - 1, ncq: count - 1 }.to_dword()
+            NumberOfQueues {
+                nsq: count - 1,
+                ncq: count - 1,
+            }
+            .to_dword()
         }
         fid::WRITE_ATOMICITY_NORMAL => features.write_atomicity,
         fid::ASYNC_EVENT_CONFIGURATION => features.async_events,
@@ -162,7 +170,11 @@ fn dword<E: Environment>(
 
 fn capabilities(fid: u8) -> Done {
     let fixed = matches!(fid, fid::HOST_IDENTIFIER);
-    let saveable = if is_saveable(fid) { capability::SAVEABLE } else { 0 };
+    let saveable = if is_saveable(fid) {
+        capability::SAVEABLE
+    } else {
+        0
+    };
     let changeable = if fixed { 0 } else { capability::CHANGEABLE };
     Done::with_result(u64::from(saveable | changeable))
 }
@@ -266,7 +278,10 @@ fn number_of_queues<E: Environment>(
     }
     let count = (asked.nsq.max(asked.ncq) + 1).min(core.limits.io_queues_max);
     controller.grant_io_queues(count);
-    let granted = NumberOfQueues { nsq: count - 1, ncq: count - 1 };
+    let granted = NumberOfQueues {
+        nsq: count - 1,
+        ncq: count - 1,
+    };
     Done::with_result(u64::from(granted.to_dword()))
 }
 
@@ -276,7 +291,9 @@ fn set_data<E: Environment>(
     command: &SetFeatures,
     data: Option<Buffer>,
 ) -> Done {
-    let Some(data) = data else { return Done::status(Status::INTERNAL_ERROR) };
+    let Some(data) = data else {
+        return Done::status(Status::INTERNAL_ERROR);
+    };
     let bytes = data.bytes();
     if command.fid == fid::TIMESTAMP {
         let Ok(stamp) = Timestamp::read_from_bytes(&bytes) else {

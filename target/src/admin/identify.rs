@@ -59,14 +59,17 @@ pub fn page<E: Environment>(
         csi::NVM => Ok(()),
         _ => Err(Status::COMMAND_SET_NOT_SUPPORTED.with_dnr()),
     };
-    let listed = || subsystem.namespaces().into_iter().map(|namespace| namespace.nsid);
+    let listed = || {
+        subsystem
+            .namespaces()
+            .into_iter()
+            .map(|namespace| namespace.nsid)
+    };
     match command.cns {
-        cns::NAMESPACE | cns::ALLOCATED_NAMESPACE => {
-            Ok(match attached(binding, nsid)? {
-                Some(spec) => namespace(&spec).as_bytes().to_vec(),
-                None => vec![0; IDENTIFY_BYTES],
-            })
-        }
+        cns::NAMESPACE | cns::ALLOCATED_NAMESPACE => Ok(match attached(binding, nsid)? {
+            Some(spec) => namespace(&spec).as_bytes().to_vec(),
+            None => vec![0; IDENTIFY_BYTES],
+        }),
         cns::CONTROLLER => Ok(controller(core, binding).as_bytes().to_vec()),
         cns::ACTIVE_NAMESPACES | cns::ALLOCATED_NAMESPACES => namespace_list(nsid, listed()),
         cns::CSI_ACTIVE_NAMESPACES | cns::CSI_ALLOCATED_NAMESPACES => {
@@ -93,7 +96,11 @@ pub fn page<E: Environment>(
         }),
         cns::ATTACHED_CONTROLLERS => {
             let spec = attached(binding, nsid)?;
-            let ids = if spec.is_some() { controller_ids(binding) } else { Vec::new() };
+            let ids = if spec.is_some() {
+                controller_ids(binding)
+            } else {
+                Vec::new()
+            };
             Ok(controller_list(command.cntid, ids))
         }
         cns::CONTROLLERS => Ok(controller_list(command.cntid, controller_ids(binding))),
@@ -127,7 +134,13 @@ fn namespace_list(after: u32, nsids: impl Iterator<Item = u32>) -> Result<Vec<u8
 }
 
 fn controller_ids<E: Environment>(binding: &Binding<E>) -> Vec<u16> {
-    binding.controller.subsystem.controllers().iter().map(|c| c.cntlid).collect()
+    binding
+        .controller
+        .subsystem
+        .controllers()
+        .iter()
+        .map(|c| c.cntlid)
+        .collect()
 }
 
 fn controller_list(start: u16, ids: Vec<u16>) -> Vec<u8> {
@@ -168,7 +181,9 @@ fn namespace<M>(spec: &NamespaceSpec<M>) -> IdentifyNamespace {
     let page_blocks = (4096 / info.block_size.bytes()) as u16;
     page.npwg = U16::new(page_blocks - 1);
     page.npwa = U16::new(page_blocks - 1);
-    let granularity = info.deallocate_granularity.unwrap_or(u32::from(page_blocks));
+    let granularity = info
+        .deallocate_granularity
+        .unwrap_or(u32::from(page_blocks));
     let granularity = u16::try_from(granularity.max(1) - 1).unwrap_or(u16::MAX);
     page.npdg = U16::new(granularity);
     page.npda = U16::new(granularity);
@@ -176,7 +191,11 @@ fn namespace<M>(spec: &NamespaceSpec<M>) -> IdentifyNamespace {
     page.mcl = U32::new(COPY_BLOCKS_MAX);
     page.msrc = (COPY_RANGES_MAX - 1) as u8;
     page.anagrpid = U32::new(ANA_GROUP);
-    page.nsattr = if spec.read_only { nsattr::WRITE_PROTECTED } else { 0 };
+    page.nsattr = if spec.read_only {
+        nsattr::WRITE_PROTECTED
+    } else {
+        0
+    };
     page.nguid = spec.identity.nguid;
     page.eui64 = spec.identity.eui64;
     page.lbaf[0].lbads = info.block_size.shift() as u8;
@@ -187,7 +206,11 @@ fn independent<M>(spec: &NamespaceSpec<M>) -> IdentifyNamespaceIndependent {
     let mut page = IdentifyNamespaceIndependent::new_zeroed();
     page.nmic = nmic::SHARED;
     page.anagrpid = U32::new(ANA_GROUP);
-    page.nsattr = if spec.read_only { nsattr::WRITE_PROTECTED } else { 0 };
+    page.nsattr = if spec.read_only {
+        nsattr::WRITE_PROTECTED
+    } else {
+        0
+    };
     page.nstat = nstat::READY;
     page
 }
@@ -247,7 +270,11 @@ fn io_controller<E: Environment>(
     page.mnan = U32::new(NAMESPACES_MAX);
     page.oncs = U16::new(
         oncs::COMPARE
-            | if uncorrectable { oncs::WRITE_UNCORRECTABLE } else { 0 }
+            | if uncorrectable {
+                oncs::WRITE_UNCORRECTABLE
+            } else {
+                0
+            }
             | oncs::DATASET_MANAGEMENT
             | oncs::WRITE_ZEROES
             | oncs::SAVE_SELECT

@@ -46,8 +46,11 @@ pub fn page<E: Environment>(
     local: Option<SocketAddr>,
 ) -> Result<Vec<u8>, Status> {
     let controller = &binding.controller;
-    let pages: &[u8] =
-        if controller.subsystem.is_discovery() { &DISCOVERY_PAGES } else { &IO_PAGES };
+    let pages: &[u8] = if controller.subsystem.is_discovery() {
+        &DISCOVERY_PAGES
+    } else {
+        &IO_PAGES
+    };
     if !pages.contains(&command.lid) {
         return Err(Status::INVALID_LOG_PAGE.with_dnr());
     }
@@ -116,7 +119,10 @@ fn smart<E: Environment>(core: &Core<E>, binding: &Binding<E>) -> Vec<u8> {
     let health = core.registry.health();
     let up = core.reactor.now().0 / 1_000_000_000;
     let namespaces = controller.subsystem.namespaces();
-    let media_errors = namespaces.iter().map(|n| count(&n.counters.media_errors)).sum();
+    let media_errors = namespaces
+        .iter()
+        .map(|n| count(&n.counters.media_errors))
+        .sum();
     let mut log = SmartLog::new_zeroed();
     log.available_spare = 100;
     log.available_spare_threshold = 10;
@@ -171,7 +177,11 @@ fn effects() -> Vec<u8> {
 
 fn ana<E: Environment>(binding: &Binding<E>, groups_only: bool) -> Vec<u8> {
     let namespaces = binding.controller.subsystem.namespaces();
-    let listed = if groups_only { &[][..] } else { &namespaces[..] };
+    let listed = if groups_only {
+        &[][..]
+    } else {
+        &namespaces[..]
+    };
     let header = AnaLogHeader::new(0, 1);
     let group = AnaGroupDescriptor::new(ANA_GROUP, listed.len() as u32, 0, AnaState::Optimized);
     let mut log = [header.as_bytes(), group.as_bytes()].concat();

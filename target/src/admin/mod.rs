@@ -61,7 +61,10 @@ pub fn prepare<E: Environment, W: Wire>(
         admin::ABORT if !discovery => Transfer::None,
         _ => return Err(Status::INVALID_OPCODE.with_dnr()),
     };
-    Ok(Prepared { operation: Operation::Admin, transfer })
+    Ok(Prepared {
+        operation: Operation::Admin,
+        transfer,
+    })
 }
 
 /// Executes an admin command.
@@ -74,15 +77,21 @@ pub async fn execute<E: Environment, W: Wire>(
     match (sqe.opc, data) {
         (admin::IDENTIFY, Some(data)) => {
             let page = identify::page(&queue.core, binding, sqe);
-            page.map_or_else(Done::status, |page| answer(data, &page, 0)).into()
+            page.map_or_else(Done::status, |page| answer(data, &page, 0))
+                .into()
         }
         (admin::GET_LOG_PAGE, Some(data)) => get_log_page(queue, binding, sqe, data).into(),
         (admin::GET_FEATURES, data) => {
             feature::get(&queue.core, binding, &GetFeatures::from(sqe), data).into()
         }
-        (admin::SET_FEATURES, data) => {
-            feature::set(&queue.core, binding, sqe.nsid.get(), &SetFeatures::from(sqe), data).into()
-        }
+        (admin::SET_FEATURES, data) => feature::set(
+            &queue.core,
+            binding,
+            sqe.nsid.get(),
+            &SetFeatures::from(sqe),
+            data,
+        )
+        .into(),
         (admin::ASYNC_EVENT_REQUEST, _) => {
             if queue.parked_count() >= ASYNC_EVENT_REQUESTS_MAX {
                 return Done::status(Status::AER_LIMIT_EXCEEDED.with_dnr()).into();
@@ -116,7 +125,13 @@ fn get_log_page<E: Environment, W: Wire>(
 ) -> Done {
     let command = GetLogPage::from(sqe);
     let offset = usize::try_from(command.offset).unwrap_or(usize::MAX);
-    let page = match log::page(&queue.core, binding, sqe, &command, queue.wire.local_address()) {
+    let page = match log::page(
+        &queue.core,
+        binding,
+        sqe,
+        &command,
+        queue.wire.local_address(),
+    ) {
         Ok(page) => page,
         Err(status) => return Done::status(status),
     };
@@ -137,7 +152,10 @@ async fn abort<E: Environment, W: Wire>(
 ) -> Done {
     let controller = &binding.controller;
     let cid = command.cid;
-    let target = controller.queues().into_iter().find(|queue| queue.qid == command.sqid);
+    let target = controller
+        .queues()
+        .into_iter()
+        .find(|queue| queue.qid == command.sqid);
     let Some(target) = target else {
         return Done::with_result(u64::from(ABORT_NOT_ABORTED));
     };
@@ -149,11 +167,17 @@ async fn abort<E: Environment, W: Wire>(
         queue.core.queue(key).is_some_and(|queue| queue.abort(cid))
     } else {
         let ask = move |core: &Rc<crate::core::Core<E>>, reply: Reply<bool>| {
-            let aborted = core.queue(key).is_some_and(|queue: Rc<dyn QueueControl>| queue.abort(cid));
+            let aborted = core
+                .queue(key)
+                .is_some_and(|queue: Rc<dyn QueueControl>| queue.abort(cid));
             reply.send(core, aborted);
         };
         queue.core.call(target.core, ask).await
     };
     controller.end_abort();
-    Done::with_result(if aborted { 0 } else { u64::from(ABORT_NOT_ABORTED) })
+    Done::with_result(if aborted {
+        0
+    } else {
+        u64::from(ABORT_NOT_ABORTED)
+    })
 }

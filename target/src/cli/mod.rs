@@ -16,6 +16,7 @@ mod session;
 mod serve;
 mod table;
 
+pub use failure::Failure;
 use std::{io::IsTerminal, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};

@@ -32,23 +32,31 @@ pub async fn compare_and_write<E: Environment>(
     else {
         return both(Status::INVALID_FIELD.with_dnr());
     };
-    let (Some(expected), Some(new)) = data else { return both(Status::INTERNAL_ERROR) };
+    let (Some(expected), Some(new)) = data else {
+        return both(Status::INTERNAL_ERROR);
+    };
     let lock = Exclusive::take(core, binding.controller.subsystem.id, &blocks).await;
     let compared = range::compare(core, &blocks, &expected).await;
     let outcome = match compared {
-        Err(status) => (Done::status(status), Done::status(Status::ABORTED_FAILED_FUSED)),
+        Err(status) => (
+            Done::status(status),
+            Done::status(Status::ABORTED_FAILED_FUSED),
+        ),
         Ok(()) => {
             let disk = &blocks.namespace.disk;
-            let written = disk.write(blocks.at, std::slice::from_ref(&new), durability).await;
+            let written = disk
+                .write(blocks.at, std::slice::from_ref(&new), durability)
+                .await;
             IoCounters::add(&binding.counters.writes, 1);
             match written {
                 Ok(()) => {
                     IoCounters::add(&binding.counters.written_bytes, new.len() as u64);
                     (Done::SUCCESS, Done::SUCCESS)
                 }
-                Err(error) => {
-                    (Done::SUCCESS, failed(&blocks.namespace, &binding.counters, error))
-                }
+                Err(error) => (
+                    Done::SUCCESS,
+                    failed(&blocks.namespace, &binding.counters, error),
+                ),
             }
         }
     };
@@ -93,8 +101,10 @@ impl<'a, E: Environment> Exclusive<'a, E> {
     fn release(self) {
         let id = self.id;
         for each in 0..self.core.count() {
-            self.core.send(CoreId(each), move |core| core.unlock_blocks(id));
+            self.core
+                .send(CoreId(each), move |core| core.unlock_blocks(id));
         }
-        self.core.send(self.home, move |home| home.end_fused_turn(id));
+        self.core
+            .send(self.home, move |home| home.end_fused_turn(id));
     }
 }

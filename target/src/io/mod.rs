@@ -119,7 +119,10 @@ pub fn prepare<E: Environment>(
             let blocks = check.writable(check.transfer()?)?;
             let bytes = bytes_of(&blocks);
             let durability = check.durability(ReadWrite::from(sqe).fua);
-            (Operation::Write(blocks, durability, fuse), Transfer::FromHost(bytes))
+            (
+                Operation::Write(blocks, durability, fuse),
+                Transfer::FromHost(bytes),
+            )
         }
         nvm::COMPARE => {
             let blocks = check.transfer()?;
@@ -131,9 +134,16 @@ pub fn prepare<E: Environment>(
         nvm::WRITE_ZEROES => {
             let command = WriteZeroes::from(sqe);
             let blocks = check.writable(check.blocks()?)?;
-            let space = if command.deac { Space::Deallocate } else { Space::Keep };
+            let space = if command.deac {
+                Space::Deallocate
+            } else {
+                Space::Keep
+            };
             let durability = check.durability(command.fua);
-            (Operation::WriteZeroes(blocks, space, durability), Transfer::None)
+            (
+                Operation::WriteZeroes(blocks, space, durability),
+                Transfer::None,
+            )
         }
         nvm::WRITE_UNCORRECTABLE => {
             let blocks = check.writable(check.blocks()?)?;
@@ -148,11 +158,16 @@ pub fn prepare<E: Environment>(
         _ => return Err(Status::INVALID_OPCODE.with_dnr()),
     };
     if fuse != Fuse::Normal
-        && operation.range().is_some_and(|(_, _, blocks)| blocks > FUSED_BLOCKS_MAX)
+        && operation
+            .range()
+            .is_some_and(|(_, _, blocks)| blocks > FUSED_BLOCKS_MAX)
     {
         return Err(Status::ATOMIC_WRITE_UNIT_EXCEEDED.with_dnr());
     }
-    Ok(Prepared { operation: QueueOperation::Io(operation), transfer })
+    Ok(Prepared {
+        operation: QueueOperation::Io(operation),
+        transfer,
+    })
 }
 
 fn check_fuse(sqe: &SubmissionEntry) -> Result<Fuse, Status> {
@@ -191,7 +206,11 @@ impl<E: Environment> Check<'_, E> {
         if !namespace.disk.info().contains(at, count) {
             return Err(Status::LBA_OUT_OF_RANGE.with_dnr());
         }
-        Ok(Blocks { namespace, at, count })
+        Ok(Blocks {
+            namespace,
+            at,
+            count,
+        })
     }
 
     /// The same for a command that transfers them.
@@ -227,7 +246,10 @@ impl<E: Environment> Check<'_, E> {
             return Err(Status::INVALID_FIELD.with_dnr());
         }
         let operation = Operation::DatasetManagement(namespace, ranges, command.deallocate);
-        Ok((operation, Transfer::FromHost(ranges * range::DSM_RANGE_BYTES)))
+        Ok((
+            operation,
+            Transfer::FromHost(ranges * range::DSM_RANGE_BYTES),
+        ))
     }
 
     fn copy(&self) -> Result<(Operation<E>, Transfer), Status> {
@@ -243,7 +265,10 @@ impl<E: Environment> Check<'_, E> {
         }
         let durability = self.durability(command.fua);
         let operation = Operation::Copy(namespace, Lba(command.sdlba), ranges, durability);
-        Ok((operation, Transfer::FromHost(ranges * range::COPY_RANGE_BYTES)))
+        Ok((
+            operation,
+            Transfer::FromHost(ranges * range::COPY_RANGE_BYTES),
+        ))
     }
 }
 
@@ -256,7 +281,8 @@ fn check_writable<D, M>(namespace: &Namespace<D, M>) -> Result<(), Status> {
 
 fn bytes_of<E: Environment>(blocks: &Blocks<E>) -> usize {
     // NLB has 16 bits, so this is at most 2^28.
-    usize::try_from(blocks.namespace.spec.info.block_size.bytes_of(blocks.count)).unwrap_or(usize::MAX)
+    usize::try_from(blocks.namespace.spec.info.block_size.bytes_of(blocks.count))
+        .unwrap_or(usize::MAX)
 }
 
 /// Executes a command whose data, if any, are in `data`.
@@ -299,19 +325,27 @@ pub async fn execute<E: Environment>(
         (Operation::WriteZeroes(blocks, space, durability), _) => {
             let pass = blocks.namespace.gate.enter(blocks.at, blocks.count).await;
             let disk = &blocks.namespace.disk;
-            let result = disk.write_zeroes(blocks.at, blocks.count, space, durability).await;
+            let result = disk
+                .write_zeroes(blocks.at, blocks.count, space, durability)
+                .await;
             drop(pass);
             done(&blocks.namespace, counters, result)
         }
         (Operation::WriteUncorrectable(blocks), _) => {
             let pass = blocks.namespace.gate.enter(blocks.at, blocks.count).await;
-            let result = blocks.namespace.disk.write_uncorrectable(blocks.at, blocks.count).await;
+            let result = blocks
+                .namespace
+                .disk
+                .write_uncorrectable(blocks.at, blocks.count)
+                .await;
             drop(pass);
             done(&blocks.namespace, counters, result)
         }
         (Operation::Verify(blocks), _) => range::verify(core, &blocks).await.into(),
         (Operation::DatasetManagement(namespace, ranges, deallocate), Some(data)) => {
-            range::dataset_management(&namespace, ranges, deallocate, &data).await.into()
+            range::dataset_management(&namespace, ranges, deallocate, &data)
+                .await
+                .into()
         }
         (Operation::Copy(namespace, to, ranges, durability), Some(data)) => {
             range::copy(core, &namespace, to, ranges, durability, &data).await
@@ -326,10 +360,17 @@ async fn write<E: Environment>(
     durability: Durability,
 ) -> Result<(), corebay_core::disk::DiskError> {
     let _pass = blocks.namespace.gate.enter(blocks.at, blocks.count).await;
-    blocks.namespace.disk.write(blocks.at, std::slice::from_ref(data), durability).await
+    blocks
+        .namespace
+        .disk
+        .write(blocks.at, std::slice::from_ref(data), durability)
+        .await
 }
 
-async fn flush<E: Environment>(binding: &Binding<E>, namespace: Option<Ns<E>>) -> Result<(), Status> {
+async fn flush<E: Environment>(
+    binding: &Binding<E>,
+    namespace: Option<Ns<E>>,
+) -> Result<(), Status> {
     let targets = match namespace {
         Some(namespace) => return namespace.disk.flush().await.map_err(from_disk),
         None => binding.table.all(),

@@ -43,7 +43,12 @@ pub async fn compare<E: Environment>(
         let len = (data.len() - done).min(SCRATCH_BYTES);
         let part = piece.slice(0..len);
         let at = blocks.at.plus((done >> shift) as u64);
-        blocks.namespace.disk.read(at, std::slice::from_ref(&part)).await.map_err(from_disk)?;
+        blocks
+            .namespace
+            .disk
+            .read(at, std::slice::from_ref(&part))
+            .await
+            .map_err(from_disk)?;
         if *part.bytes() != *data.slice(done..done + len).bytes() {
             return Err(Status::COMPARE_FAILURE.with_dnr());
         }
@@ -62,7 +67,12 @@ pub async fn verify<E: Environment>(core: &Core<E>, blocks: &Blocks<E>) -> Resul
         let count = (blocks.count - done).min(step);
         let part = piece.slice(0..count as usize * block_size.bytes());
         let at = blocks.at.plus(done);
-        blocks.namespace.disk.read(at, std::slice::from_ref(&part)).await.map_err(from_disk)?;
+        blocks
+            .namespace
+            .disk
+            .read(at, std::slice::from_ref(&part))
+            .await
+            .map_err(from_disk)?;
         done += count;
     }
     Ok(())
@@ -88,7 +98,11 @@ pub async fn dataset_management<D: Disk, M>(
         let (at, count) = dsm_range(data, index)?;
         if count != 0 {
             let _pass = namespace.gate.enter(at, count).await;
-            namespace.disk.deallocate(at, count).await.map_err(from_disk)?;
+            namespace
+                .disk
+                .deallocate(at, count)
+                .await
+                .map_err(from_disk)?;
         }
     }
     Ok(())
@@ -128,7 +142,12 @@ pub async fn copy<E: Environment>(
         let copied = copy_one(namespace, to, copy_range(data, index), durability, &piece).await;
         match copied {
             Ok(count) => to = to.plus(count),
-            Err(status) => return Done { result: index as u64, ..Done::status(status) },
+            Err(status) => {
+                return Done {
+                    result: index as u64,
+                    ..Done::status(status)
+                };
+            }
         }
     }
     Done::SUCCESS
@@ -176,9 +195,17 @@ async fn copy_one<D: Disk, M>(
         let blocks = (count - done).min(step);
         let part = piece.slice(0..blocks as usize * block_size.bytes());
         let buffers = std::slice::from_ref(&part);
-        namespace.disk.read(from.plus(done), buffers).await.map_err(from_disk)?;
+        namespace
+            .disk
+            .read(from.plus(done), buffers)
+            .await
+            .map_err(from_disk)?;
         let _pass = namespace.gate.enter(to.plus(done), blocks).await;
-        namespace.disk.write(to.plus(done), buffers, durability).await.map_err(from_disk)?;
+        namespace
+            .disk
+            .write(to.plus(done), buffers, durability)
+            .await
+            .map_err(from_disk)?;
         done += blocks;
     }
     Ok(count)

@@ -158,24 +158,37 @@ pub struct Done {
 
 impl Done {
     /// Success, with nothing more to say.
-    pub const SUCCESS: Self = Self { status: Status::SUCCESS, result: 0, data: None };
+    pub const SUCCESS: Self = Self {
+        status: Status::SUCCESS,
+        result: 0,
+        data: None,
+    };
 
     /// Success with a result.
     #[must_use]
     pub fn with_result(result: u64) -> Self {
-        Self { result, ..Self::SUCCESS }
+        Self {
+            result,
+            ..Self::SUCCESS
+        }
     }
 
     /// Success with data for the host.
     #[must_use]
     pub fn with_data(data: Buffer) -> Self {
-        Self { data: Some(data), ..Self::SUCCESS }
+        Self {
+            data: Some(data),
+            ..Self::SUCCESS
+        }
     }
 
     /// This status and nothing more.
     #[must_use]
     pub fn status(status: Status) -> Self {
-        Self { status, ..Self::SUCCESS }
+        Self {
+            status,
+            ..Self::SUCCESS
+        }
     }
 }
 
@@ -310,7 +323,10 @@ impl<E: Environment, W: Wire> Queue<E, W> {
     /// Connects the queue. Panics where it is connected.
     pub fn bind(&self, binding: Binding<E>) {
         let depth = binding.depth;
-        assert!(self.binding.set(binding).is_ok(), "a queue is connected once");
+        assert!(
+            self.binding.set(binding).is_ok(),
+            "a queue is connected once"
+        );
         self.entries.borrow_mut().grow_to(depth.into());
         // Connect itself was the first entry.
         self.sqhd.set(1 % depth);
@@ -363,8 +379,14 @@ impl<E: Environment, W: Wire> Queue<E, W> {
     pub fn data_arrived(self: &Rc<Self>, id: EntryId, status: Status) {
         let aborted = {
             let mut entries = self.entries.borrow_mut();
-            let Some(entry) = entries.get_mut(id) else { return };
-            assert_eq!(entry.stage, Stage::Data, "data came for a command that awaits none");
+            let Some(entry) = entries.get_mut(id) else {
+                return;
+            };
+            assert_eq!(
+                entry.stage,
+                Stage::Data,
+                "data came for a command that awaits none"
+            );
             entry.aborted
         };
         if !status.is_success() {
@@ -385,7 +407,9 @@ impl<E: Environment, W: Wire> Queue<E, W> {
 
     /// Counts a command that failed, for the error information log, and reports it.
     fn log_failure(&self, id: EntryId, status: Status) {
-        let Some(binding) = self.binding() else { return };
+        let Some(binding) = self.binding() else {
+            return;
+        };
         let entries = self.entries.borrow();
         let Some(entry) = entries.get(id) else { return };
         let sqe = &entry.sqe;
@@ -405,7 +429,9 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         // The controller's clock is shared by its cores: it is not written for every command.
         const RESOLUTION: std::time::Duration = std::time::Duration::from_millis(10);
         let now = self.core.reactor.now();
-        let Some(binding) = self.binding() else { return };
+        let Some(binding) = self.binding() else {
+            return;
+        };
         if now.since(self.last_arrival.get()) >= RESOLUTION {
             self.last_arrival.set(now);
             binding.controller.command_arrived(now);
@@ -472,7 +498,9 @@ impl<E: Environment, W: Wire> Queue<E, W> {
                     self.finish(id, Done::status(Status::COMMAND_INTERRUPTED));
                     return false;
                 }
-                self.core.fused_waiting.set(self.core.fused_waiting.get() + 1);
+                self.core
+                    .fused_waiting
+                    .set(self.core.fused_waiting.get() + 1);
                 self.with_entry(id, |entry| entry.counts_as_fused = true);
                 self.fused_first.set(Some(id));
                 true
@@ -529,7 +557,11 @@ impl<E: Environment, W: Wire> Queue<E, W> {
 
     /// One half of a pair has failed: so does the other.
     fn partner_failed(self: &Rc<Self>, id: EntryId) {
-        let partner = self.entries.borrow().get(id).and_then(|entry| entry.partner);
+        let partner = self
+            .entries
+            .borrow()
+            .get(id)
+            .and_then(|entry| entry.partner);
         if let Some(partner) = partner {
             self.with_entry(partner, |entry| entry.partner = None);
             self.fused_alone(partner, Status::ABORTED_FAILED_FUSED);
@@ -543,7 +575,11 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         let (partner, verdict, is_first) = {
             let entries = self.entries.borrow();
             let Some(entry) = entries.get(id) else { return };
-            (entry.partner, entry.verdict, self.fused_first.get() == Some(id))
+            (
+                entry.partner,
+                entry.verdict,
+                self.fused_first.get() == Some(id),
+            )
         };
         if let Some(status) = verdict {
             self.finish(id, Done::status(status));
@@ -554,7 +590,11 @@ impl<E: Environment, W: Wire> Queue<E, W> {
             return;
         }
         if let Some(partner) = partner {
-            let ready = self.entries.borrow().get(partner).is_some_and(|p| p.stage == Stage::Partner);
+            let ready = self
+                .entries
+                .borrow()
+                .get(partner)
+                .is_some_and(|p| p.stage == Stage::Partner);
             if !ready {
                 self.set_stage(id, Stage::Partner);
                 return;
@@ -562,7 +602,8 @@ impl<E: Environment, W: Wire> Queue<E, W> {
             // The second half stands for both from here on.
             let second = {
                 let entries = self.entries.borrow();
-                let second = |id: EntryId| match entries.get(id).and_then(|e| e.operation.as_ref()) {
+                let second = |id: EntryId| match entries.get(id).and_then(|e| e.operation.as_ref())
+                {
                     Some(Operation::Io(operation)) => operation.fuse() == Fuse::Second,
                     _ => false,
                 };
@@ -620,7 +661,9 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         if held != 0 && held + len > pool.free_bytes() {
             return Pumped::OverItsShare;
         }
-        let Some(buffer) = pool.try_allocate(len) else { return Pumped::NoMemory };
+        let Some(buffer) = pool.try_allocate(len) else {
+            return Pumped::NoMemory;
+        };
         self.waiting_for_memory.borrow_mut().pop_front();
         self.held_bytes.set(held + len);
         let for_host = matches!(transfer, Transfer::ToHost(_));
@@ -658,9 +701,16 @@ impl<E: Environment, W: Wire> Queue<E, W> {
     /// Takes what a command executes with.
     fn take_job(&self, id: EntryId) -> Job<E> {
         let mut entries = self.entries.borrow_mut();
-        let entry = entries.get_mut(id).expect("a running command has its entry");
+        let entry = entries
+            .get_mut(id)
+            .expect("a running command has its entry");
         let operation = entry.operation.take().expect("a command runs once");
-        let job = Job { sqe: entry.sqe, operation, buffer: entry.buffer.take(), first: None };
+        let job = Job {
+            sqe: entry.sqe,
+            operation,
+            buffer: entry.buffer.take(),
+            first: None,
+        };
         let partner = entry.partner;
         let first = partner.and_then(|partner| {
             let first = entries.get_mut(partner)?;
@@ -689,8 +739,9 @@ impl<E: Environment, W: Wire> Queue<E, W> {
             return;
         };
         drop(held_idle);
-        let (sqid, disabled) =
-            self.binding().map_or((0, false), |b| (b.qid, b.flow_control_disabled));
+        let (sqid, disabled) = self
+            .binding()
+            .map_or((0, false), |b| (b.qid, b.flow_control_disabled));
         let completion = CompletionEntry::new(cid, done.status)
             .with_result(done.result)
             .with_sqhd(self.sqhd.get())
@@ -721,12 +772,16 @@ impl<E: Environment, W: Wire> Queue<E, W> {
 
     fn release(&self, id: EntryId) {
         let mut entries = self.entries.borrow_mut();
-        let Some(entry) = entries.remove(id) else { return };
+        let Some(entry) = entries.remove(id) else {
+            return;
+        };
         let idle = entries.in_use() == 0;
         drop(entries);
         self.held_bytes.set(self.held_bytes.get() - entry.held);
         if entry.counts_as_fused {
-            self.core.fused_waiting.set(self.core.fused_waiting.get() - 1);
+            self.core
+                .fused_waiting
+                .set(self.core.fused_waiting.get() - 1);
         }
         drop(entry);
         if idle && let Some(binding) = self.binding() {
@@ -747,8 +802,12 @@ impl<E: Environment, W: Wire> Queue<E, W> {
     }
 
     fn forget_waiting(&self, id: EntryId) {
-        self.waiting_for_memory.borrow_mut().retain(|waiting| *waiting != id);
-        self.waiting_for_slot.borrow_mut().retain(|waiting| *waiting != id);
+        self.waiting_for_memory
+            .borrow_mut()
+            .retain(|waiting| *waiting != id);
+        self.waiting_for_slot
+            .borrow_mut()
+            .retain(|waiting| *waiting != id);
     }
 
     fn set_stage(&self, id: EntryId, stage: Stage) {
@@ -877,7 +936,9 @@ impl<E: Environment, W: Wire> QueueControl for Queue<E, W> {
             self.release(id);
         }
         self.core.remove_queue(self.key);
-        let Some(binding) = self.binding() else { return };
+        let Some(binding) = self.binding() else {
+            return;
+        };
         let controller = &binding.controller;
         if self.running.get() > 0 {
             controller.quiesce_begins();
@@ -898,7 +959,11 @@ impl<E: Environment, W: Wire> QueueControl for Queue<E, W> {
 
     fn abort(self: Rc<Self>, cid: u16) -> bool {
         let Some((id, stage, fused)) = self.entries.borrow().find(cid).map(|(id, entry)| {
-            (id, entry.stage, entry.partner.is_some() || self.fused_first.get() == Some(id))
+            (
+                id,
+                entry.stage,
+                entry.partner.is_some() || self.fused_first.get() == Some(id),
+            )
         }) else {
             return false;
         };
@@ -924,10 +989,16 @@ impl<E: Environment, W: Wire> QueueControl for Queue<E, W> {
     }
 
     fn deliver_events(self: Rc<Self>) {
-        let Some(binding) = self.binding() else { return };
+        let Some(binding) = self.binding() else {
+            return;
+        };
         loop {
-            let Some(id) = self.parked.borrow().front().copied() else { return };
-            let Some(event) = binding.controller.take_event() else { return };
+            let Some(id) = self.parked.borrow().front().copied() else {
+                return;
+            };
+            let Some(event) = binding.controller.take_event() else {
+                return;
+            };
             self.parked.borrow_mut().pop_front();
             self.finish(id, Done::with_result(u64::from(event.result())));
         }

@@ -222,7 +222,11 @@ impl<E: Environment> Link<E> {
     }
 
     pub(super) fn with_fetch<T>(&self, tag: u16, look: impl FnOnce(&mut Fetch) -> T) -> Option<T> {
-        self.fetches.borrow_mut().get_mut(usize::from(tag))?.as_mut().map(look)
+        self.fetches
+            .borrow_mut()
+            .get_mut(usize::from(tag))?
+            .as_mut()
+            .map(look)
     }
 
     pub(super) fn end_fetch(&self, tag: u16) -> Option<Fetch> {
@@ -246,10 +250,15 @@ impl<E: Environment> Link<E> {
                 }
                 let (start, len) = (fetch.asked, left.min(piece_max));
                 fetch.asked += len;
-                fetch.pieces.push(Piece { next: start, end: start + len });
+                fetch.pieces.push(Piece {
+                    next: start,
+                    end: start + len,
+                });
                 Some((fetch.cid, start, len))
             });
-            let Some(Some((cid, start, len))) = asked else { return };
+            let Some(Some((cid, start, len))) = asked else {
+                return;
+            };
             // Both fit: a transfer is at most 1 MiB.
             let r2t = R2t::new(cid, tag, start as u32, len as u32);
             self.push(Item::header(Head::pdu(r2t.as_bytes(), &negotiated), None));
@@ -283,14 +292,21 @@ impl<E: Environment> Link<E> {
 
     /// Sends what is queued, as much as the stream takes; calls `sent` for every command whose
     /// response was handed over. Returns how many calls it made.
-    pub(super) fn flush(&self, now: Time, counters: &Counters, mut sent: impl FnMut(EntryId)) -> usize {
+    pub(super) fn flush(
+        &self,
+        now: Time,
+        counters: &Counters,
+        mut sent: impl FnMut(EntryId),
+    ) -> usize {
         self.now.set(now);
         if self.end.get() == End::Gone {
             return 0;
         }
         let mut sender = self.sender.borrow_mut();
         let mut stream = self.stream.borrow_mut();
-        let Some(open) = stream.as_mut() else { return 0 };
+        let Some(open) = stream.as_mut() else {
+            return 0;
+        };
         let result = sender.send(open, now, counters, &mut sent);
         let drained = !sender.has_items();
         if drained && self.is_terminating() {
@@ -353,18 +369,28 @@ impl<E: Environment> Wire for TcpWire<E> {
 
     fn respond(&self, response: Response) {
         let negotiated = self.link.negotiated();
-        let Response { entry, completion, data, may_be_implied } = response;
+        let Response {
+            entry,
+            completion,
+            data,
+            may_be_implied,
+        } = response;
         match data {
             Some(data) if may_be_implied => {
                 let cid = completion.cid.get();
-                self.link.push(Item::data(cid, data, true, Some(entry), &negotiated));
+                self.link
+                    .push(Item::data(cid, data, true, Some(entry), &negotiated));
             }
             Some(data) => {
                 let cid = completion.cid.get();
-                self.link.push(Item::data(cid, data, false, None, &negotiated));
-                self.link.push(Item::completion(completion, entry, &negotiated));
+                self.link
+                    .push(Item::data(cid, data, false, None, &negotiated));
+                self.link
+                    .push(Item::completion(completion, entry, &negotiated));
             }
-            None => self.link.push(Item::completion(completion, entry, &negotiated)),
+            None => self
+                .link
+                .push(Item::completion(completion, entry, &negotiated)),
         }
     }
 
@@ -404,7 +430,12 @@ impl<E: Environment> Wire for TcpWire<E> {
             return Some("the host does not finish its PDU");
         }
         if link.fetching.get() != 0
-            && link.fetches.borrow().iter().flatten().any(|fetch| stalled(fetch.since))
+            && link
+                .fetches
+                .borrow()
+                .iter()
+                .flatten()
+                .any(|fetch| stalled(fetch.since))
         {
             return Some("the host does not send its data");
         }

@@ -192,7 +192,10 @@ impl<E: Environment> Tcp<E> {
         let mut listeners = self.listeners.borrow_mut();
         network.watch_listener(&listener, LISTENER_KEYS + listeners.len() as u64)?;
         let address = network.listens_on(&listener);
-        listeners.push(Accepting { listener, readable: true });
+        listeners.push(Accepting {
+            listener,
+            readable: true,
+        });
         Ok(address)
     }
 
@@ -211,7 +214,12 @@ impl<E: Environment> Tcp<E> {
         let mut accepted = 0;
         let network = self.core.environment.network();
         let mut new = Vec::new();
-        for accepting in self.listeners.borrow_mut().iter_mut().filter(|a| a.readable) {
+        for accepting in self
+            .listeners
+            .borrow_mut()
+            .iter_mut()
+            .filter(|a| a.readable)
+        {
             match network.accept(&accepting.listener) {
                 Ok(stream) => new.push(stream),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -259,11 +267,19 @@ impl<E: Environment> Tcp<E> {
         let link = Link::new(stream, negotiated, self.options, key, self.dirty.clone());
         let queue = Queue::new(self.core.clone(), TcpWire { link: link.clone() });
         link.local_core_settled.set(moved);
-        let receiver =
-            Receiver::new(link.clone(), queue.clone(), self.options, self.counters.clone());
+        let receiver = Receiver::new(
+            link.clone(),
+            queue.clone(),
+            self.options,
+            self.counters.clone(),
+        );
         let receiver = RefCell::new(receiver);
-        let connection =
-            Rc::new(Connection { link, queue, receiver, last_data: Cell::new(now) });
+        let connection = Rc::new(Connection {
+            link,
+            queue,
+            receiver,
+            last_data: Cell::new(now),
+        });
         entry.insert(connection.clone());
         Ok(connection)
     }
@@ -273,7 +289,13 @@ impl<E: Environment> Tcp<E> {
         let Ok(handover) = handover.downcast::<Given<E>>() else {
             unreachable!("only this module hands over TCP connections")
         };
-        let Handover { stream, negotiated, connect, data, unread } = *handover;
+        let Handover {
+            stream,
+            negotiated,
+            connect,
+            data,
+            unread,
+        } = *handover;
         let now = self.core.reactor.now();
         let connection = match self.open(stream, Some(negotiated), now) {
             Ok(connection) => connection,
@@ -288,7 +310,10 @@ impl<E: Environment> Tcp<E> {
         self.core.spawn_control(async move {
             let mut buffer = core.memory.in_capsule.allocate(data.len()).await;
             buffer.bytes_mut().copy_from_slice(&data);
-            let announced = Announced { len: data.len(), in_capsule: Some(buffer) };
+            let announced = Announced {
+                len: data.len(),
+                in_capsule: Some(buffer),
+            };
             if queue.accept(connect, Ok(announced)).is_err() {
                 queue.close("it sent more commands than its queue is deep");
             }
@@ -314,7 +339,9 @@ impl<E: Environment> Tcp<E> {
                 }
                 continue;
             }
-            let Some(connection) = connections.get(event.key as usize) else { continue };
+            let Some(connection) = connections.get(event.key as usize) else {
+                continue;
+            };
             if event.writable {
                 connection.link.became_writable();
             }
@@ -337,7 +364,9 @@ impl<E: Environment> Tcp<E> {
         let mut work = 0;
         let mut index = 0;
         loop {
-            let Some(key) = self.active.borrow().get(index).copied() else { break };
+            let Some(key) = self.active.borrow().get(index).copied() else {
+                break;
+            };
             let connection = self.connections.borrow().get(key).cloned();
             let keep = connection.as_ref().is_some_and(|connection| {
                 let got = connection.receiver.borrow_mut().receive(now);
@@ -372,10 +401,16 @@ impl<E: Environment> Tcp<E> {
         let mut work = 0;
         let count = self.dirty.borrow().len();
         for _ in 0..count {
-            let Some(key) = self.dirty.borrow_mut().pop() else { break };
-            let Some(connection) = self.connections.borrow().get(key).cloned() else { continue };
+            let Some(key) = self.dirty.borrow_mut().pop() else {
+                break;
+            };
+            let Some(connection) = self.connections.borrow().get(key).cloned() else {
+                continue;
+            };
             connection.link.dirty.set(false);
-            work += connection.link.flush(now, &self.counters, |entry| connection.queue.sent(entry));
+            work += connection
+                .link
+                .flush(now, &self.counters, |entry| connection.queue.sent(entry));
             if connection.link.has_failed() && !connection.queue.is_closed() {
                 connection.queue.clone().close("the connection failed");
             }
@@ -397,13 +432,22 @@ impl<E: Environment> Tcp<E> {
         data: Vec<u8>,
     ) {
         let unread = connection.receiver.borrow_mut().take_unread();
-        let Some(stream) = connection.link.take_stream() else { return };
+        let Some(stream) = connection.link.take_stream() else {
+            return;
+        };
         self.core.environment.network().unwatch(&stream);
         self.remove(key, connection);
         let negotiated = connection.link.negotiated();
-        let handover = Handover { stream, negotiated, connect, data, unread };
+        let handover = Handover {
+            stream,
+            negotiated,
+            connect,
+            data,
+            unread,
+        };
         connection.queue.clone().close("it goes on at another core");
-        self.core.send(to, move |core| core.adopt(KIND, Box::new(handover)));
+        self.core
+            .send(to, move |core| core.adopt(KIND, Box::new(handover)));
     }
 
     fn forget(&self, key: usize, connection: &Rc<Connection<E>>) {
@@ -417,7 +461,10 @@ impl<E: Environment> Tcp<E> {
 
     fn remove(&self, key: usize, connection: &Rc<Connection<E>>) {
         let mut connections = self.connections.borrow_mut();
-        if connections.get(key).is_some_and(|known| Rc::ptr_eq(known, connection)) {
+        if connections
+            .get(key)
+            .is_some_and(|known| Rc::ptr_eq(known, connection))
+        {
             connections.remove(key);
         }
         connection.receiver.borrow_mut().end();
@@ -430,7 +477,11 @@ impl<E: Environment> PollSource for Tcp<E> {
     }
 
     fn flush(&self, now: Time) -> usize {
-        if self.dirty.borrow().is_empty() { 0 } else { self.send(now) }
+        if self.dirty.borrow().is_empty() {
+            0
+        } else {
+            self.send(now)
+        }
     }
 
     fn prepare_sleep(&self) -> bool {

@@ -13,11 +13,7 @@ use std::{
     rc::Rc,
 };
 
-use corebay_core::{
-    buffer::Buffer,
-    net::Stream,
-    units::Time,
-};
+use corebay_core::{buffer::Buffer, net::Stream, units::Time};
 use corebay_nvme::{
     digest::crc32c,
     spec::{
@@ -65,7 +61,10 @@ struct Fatal {
 
 impl Fatal {
     fn field(offset: u32) -> Self {
-        Self { fes: Fes::InvalidPduHeaderField, fei: offset }
+        Self {
+            fes: Fes::InvalidPduHeaderField,
+            fei: offset,
+        }
     }
 
     fn of(fes: Fes, offset: u32) -> Self {
@@ -92,9 +91,16 @@ mod at {
 /// What the data of a PDU belong to.
 enum Target {
     /// A command capsule; the buffer is `None` until there is memory for it.
-    Capsule { sqe: SubmissionEntry, buffer: Option<Buffer> },
+    Capsule {
+        sqe: SubmissionEntry,
+        buffer: Option<Buffer>,
+    },
     /// A fetch, by its tag, and where in it.
-    Fetch { tag: u16, offset: usize, buffer: Buffer },
+    Fetch {
+        tag: u16,
+        offset: usize,
+        buffer: Buffer,
+    },
 }
 
 /// The data of a PDU that is being received.
@@ -224,16 +230,25 @@ impl<E: Environment> Receiver<E> {
     fn call(&mut self) -> Option<io::Result<usize>> {
         self.make_room();
         let ahead = self.ahead();
-        let Self { link, staging, body, end, .. } = self;
+        let Self {
+            link,
+            staging,
+            body,
+            end,
+            ..
+        } = self;
         let staged = &mut staging[*end..(*end + ahead).min(STAGING_BYTES)];
-        let rest = body.as_mut().filter(|body| body.padding == 0).and_then(|body| {
-            let (arrived, len) = (body.arrived, body.len);
-            let buffer = match &mut body.target {
-                Target::Capsule { buffer, .. } => buffer.as_mut()?,
-                Target::Fetch { buffer, .. } => buffer,
-            };
-            (arrived < len).then(|| buffer.slice(arrived..len))
-        });
+        let rest = body
+            .as_mut()
+            .filter(|body| body.padding == 0)
+            .and_then(|body| {
+                let (arrived, len) = (body.arrived, body.len);
+                let buffer = match &mut body.target {
+                    Target::Capsule { buffer, .. } => buffer.as_mut()?,
+                    Target::Fetch { buffer, .. } => buffer,
+                };
+                (arrived < len).then(|| buffer.slice(arrived..len))
+            });
         match rest {
             Some(mut rest) => {
                 let mut bytes = rest.bytes_mut();
@@ -343,7 +358,9 @@ impl<E: Environment> Receiver<E> {
     /// Takes the next header, if all of it is there.
     fn header_step(&mut self) -> Result<bool, Fatal> {
         let staged = &self.staging[self.start..self.end];
-        let Ok((common, _)) = CommonHeader::read_from_prefix(staged) else { return Ok(false) };
+        let Ok((common, _)) = CommonHeader::read_from_prefix(staged) else {
+            return Ok(false);
+        };
         let kind = self.check_kind(&common)?;
         let negotiated = self.link.negotiated();
         let header_digest = negotiated.header_digest && kind.may_have_header_digest();
@@ -387,7 +404,9 @@ impl<E: Environment> Receiver<E> {
     }
 
     fn connection_request(&mut self, header: &[u8]) -> Result<(), Fatal> {
-        let Ok(request) = IcReq::read_from_bytes(header) else { return Err(Fatal::field(at::PLEN)) };
+        let Ok(request) = IcReq::read_from_bytes(header) else {
+            return Err(Fatal::field(at::PLEN));
+        };
         if request.pfv.get() != PFV {
             return Err(Fatal::of(Fes::UnsupportedParameter, at::PFV));
         }
@@ -407,8 +426,8 @@ impl<E: Environment> Receiver<E> {
             alignment: (u32::from(request.hpda) + 1) * 4,
             r2ts_max: request.maxr2t.get().saturating_add(1),
         });
-        let digests = if header_digest { DGST_HEADER } else { 0 }
-            | if data_digest { DGST_DATA } else { 0 };
+        let digests =
+            if header_digest { DGST_HEADER } else { 0 } | if data_digest { DGST_DATA } else { 0 };
         let response = IcResp::new(0, digests, self.options.h2c_data_bytes_max);
         self.link.push(Item::connection_response(&response));
         Ok(())
@@ -418,12 +437,21 @@ impl<E: Environment> Receiver<E> {
     fn terminated(&mut self, header: &[u8]) {
         if let Ok(request) = TermReq::read_from_bytes(header) {
             let fes = request.fes.get();
-            info!(fes, fei = request.fei.get(), "the host terminated the connection");
+            info!(
+                fes,
+                fei = request.fei.get(),
+                "the host terminated the connection"
+            );
         }
         self.link.fail();
     }
 
-    fn capsule(&mut self, header: &[u8], common: &CommonHeader, head: usize) -> Result<bool, Fatal> {
+    fn capsule(
+        &mut self,
+        header: &[u8],
+        common: &CommonHeader,
+        head: usize,
+    ) -> Result<bool, Fatal> {
         let Ok(capsule) = CapsuleCmd::read_from_bytes(header) else {
             return Err(Fatal::field(at::PLEN));
         };
@@ -438,9 +466,18 @@ impl<E: Environment> Receiver<E> {
             self.accept(capsule.ccsqe, announced)?;
             return Ok(true);
         }
-        let target = Target::Capsule { sqe: capsule.ccsqe, buffer: None };
+        let target = Target::Capsule {
+            sqe: capsule.ccsqe,
+            buffer: None,
+        };
         let digest = negotiated.data_digest;
-        self.body = Some(Body { target, padding, len, arrived: 0, digest });
+        self.body = Some(Body {
+            target,
+            padding,
+            len,
+            arrived: 0,
+            digest,
+        });
         Ok(true)
     }
 
@@ -453,7 +490,9 @@ impl<E: Environment> Receiver<E> {
     }
 
     fn data(&mut self, header: &[u8], common: &CommonHeader, head: usize) -> Result<bool, Fatal> {
-        let Ok(pdu) = H2cData::read_from_bytes(header) else { return Err(Fatal::field(at::PLEN)) };
+        let Ok(pdu) = H2cData::read_from_bytes(header) else {
+            return Err(Fatal::field(at::PLEN));
+        };
         let negotiated = self.link.negotiated();
         let (padding, len) = data_place(common, head, negotiated.data_digest)?;
         if pdu.datal.get() > self.options.h2c_data_bytes_max {
@@ -468,19 +507,33 @@ impl<E: Environment> Receiver<E> {
         if cid != pdu.cccid.get() {
             return Err(Fatal::field(at::CCCID));
         }
-        let buffer = self.link.with_fetch(tag, |fetch| fetch.place(offset, len)).flatten();
-        let buffer =
-            buffer.ok_or_else(|| Fatal::of(Fes::DataTransferOutOfRange, at::DATAO))?;
+        let buffer = self
+            .link
+            .with_fetch(tag, |fetch| fetch.place(offset, len))
+            .flatten();
+        let buffer = buffer.ok_or_else(|| Fatal::of(Fes::DataTransferOutOfRange, at::DATAO))?;
         self.start += head;
-        let target = Target::Fetch { tag, offset, buffer };
+        let target = Target::Fetch {
+            tag,
+            offset,
+            buffer,
+        };
         let digest = negotiated.data_digest;
-        self.body = Some(Body { target, padding, len, arrived: 0, digest });
+        self.body = Some(Body {
+            target,
+            padding,
+            len,
+            arrived: 0,
+            digest,
+        });
         Ok(true)
     }
 
     /// Goes on with a body; true once it was complete.
     fn body_step(&mut self) -> Result<bool, Fatal> {
-        let Some(body) = self.body.as_mut() else { return Ok(false) };
+        let Some(body) = self.body.as_mut() else {
+            return Ok(false);
+        };
         let skipped = body.padding.min(self.end - self.start);
         body.padding -= skipped;
         self.start += skipped;
@@ -488,7 +541,9 @@ impl<E: Environment> Receiver<E> {
             return Ok(false);
         }
         self.copy_staged();
-        let Some(body) = self.body.as_ref() else { return Ok(false) };
+        let Some(body) = self.body.as_ref() else {
+            return Ok(false);
+        };
         let digest = if body.digest { DIGEST_BYTES } else { 0 };
         if body.arrived < body.len || self.end - self.start < digest {
             return Ok(false);
@@ -499,15 +554,23 @@ impl<E: Environment> Receiver<E> {
             bytes
         };
         self.start += digest;
-        let Some(body) = self.body.take() else { return Ok(false) };
+        let Some(body) = self.body.take() else {
+            return Ok(false);
+        };
         self.complete(body, received)?;
         Ok(true)
     }
 
     /// Sees that the body has a buffer to land in.
     fn ensure_buffer(&mut self) -> bool {
-        let Some(queue) = &self.queue else { return false };
-        let Some(Body { target: Target::Capsule { buffer, .. }, len, .. }) = self.body.as_mut()
+        let Some(queue) = &self.queue else {
+            return false;
+        };
+        let Some(Body {
+            target: Target::Capsule { buffer, .. },
+            len,
+            ..
+        }) = self.body.as_mut()
         else {
             return true;
         };
@@ -521,16 +584,19 @@ impl<E: Environment> Receiver<E> {
     /// Moves what was received ahead of its time to where it belongs. Data that were asked for never
     /// are (see [`ahead`](Self::ahead)), except those whose fetch began while they were on their way.
     fn copy_staged(&mut self) {
-        let Some(body) = self.body.as_mut() else { return };
+        let Some(body) = self.body.as_mut() else {
+            return;
+        };
         let count = (self.end - self.start).min(body.len - body.arrived);
         if count == 0 {
             return;
         }
         let staged = &self.staging[self.start..self.start + count];
         let (buffer, counter) = match &mut body.target {
-            Target::Capsule { buffer: Some(buffer), .. } => {
-                (buffer, &self.counters.in_capsule_bytes_copied)
-            }
+            Target::Capsule {
+                buffer: Some(buffer),
+                ..
+            } => (buffer, &self.counters.in_capsule_bytes_copied),
             Target::Capsule { buffer: None, .. } => return,
             Target::Fetch { buffer, .. } => (buffer, &self.counters.fetched_bytes_copied),
         };
@@ -542,9 +608,8 @@ impl<E: Environment> Receiver<E> {
     }
 
     fn complete(&mut self, body: Body, received: [u8; DIGEST_BYTES]) -> Result<(), Fatal> {
-        let matches = |buffer: &Buffer| {
-            !body.digest || crc32c(&buffer.bytes()).to_le_bytes() == received
-        };
+        let matches =
+            |buffer: &Buffer| !body.digest || crc32c(&buffer.bytes()).to_le_bytes() == received;
         match body.target {
             Target::Capsule { sqe, buffer } => {
                 let intact = buffer.as_ref().is_none_or(matches);
@@ -555,7 +620,11 @@ impl<E: Environment> Receiver<E> {
                 };
                 self.accept(sqe, announced)
             }
-            Target::Fetch { tag, offset, buffer } => {
+            Target::Fetch {
+                tag,
+                offset,
+                buffer,
+            } => {
                 let intact = matches(&buffer);
                 drop(buffer);
                 let now = self.link.now.get();
@@ -568,11 +637,17 @@ impl<E: Environment> Receiver<E> {
                     self.link.ask(tag);
                     return Ok(());
                 }
-                let Some(fetch) = self.link.end_fetch(tag) else { return Ok(()) };
+                let Some(fetch) = self.link.end_fetch(tag) else {
+                    return Ok(());
+                };
                 let failed = fetch.digest_failed;
                 drop(fetch);
                 if let Some(queue) = &self.queue {
-                    let status = if failed { Status::TRANSIENT_TRANSPORT_ERROR } else { Status::SUCCESS };
+                    let status = if failed {
+                        Status::TRANSIENT_TRANSPORT_ERROR
+                    } else {
+                        Status::SUCCESS
+                    };
                     queue.data_arrived(EntryId(tag), status);
                 }
                 Ok(())
@@ -585,7 +660,9 @@ impl<E: Environment> Receiver<E> {
         sqe: SubmissionEntry,
         announced: Result<Announced, Status>,
     ) -> Result<(), Fatal> {
-        let Some(queue) = self.queue.clone() else { return Ok(()) };
+        let Some(queue) = self.queue.clone() else {
+            return Ok(());
+        };
         if queue.is_closed() {
             return Ok(());
         }
@@ -610,12 +687,16 @@ fn announced(
             if len as usize != received {
                 return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr());
             }
-            Ok(Announced { len: received, in_capsule })
+            Ok(Announced {
+                len: received,
+                in_capsule,
+            })
         }
         (_, Some(_)) => Err(Status::SGL_TYPE_INVALID.with_dnr()),
-        (Sgl::TransportDataBlock { len }, None) => {
-            Ok(Announced { len: len as usize, in_capsule: None })
-        }
+        (Sgl::TransportDataBlock { len }, None) => Ok(Announced {
+            len: len as usize,
+            in_capsule: None,
+        }),
         // Commands without data leave the descriptor as it is, often zero.
         (Sgl::DataBlock { len: 0, .. }, None) => Ok(Announced::default()),
         _ => Err(Status::SGL_TYPE_INVALID.with_dnr()),
@@ -667,7 +748,9 @@ fn data_place(common: &CommonHeader, head: usize, digest: bool) -> Result<(usize
         return Err(Fatal::field(at::PDO));
     }
     let digest = if digest { DIGEST_BYTES } else { 0 };
-    let len = (plen - pdo).checked_sub(digest).ok_or_else(|| Fatal::field(at::PLEN))?;
+    let len = (plen - pdo)
+        .checked_sub(digest)
+        .ok_or_else(|| Fatal::field(at::PLEN))?;
     Ok((pdo - head, len))
 }
 

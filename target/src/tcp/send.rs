@@ -67,12 +67,16 @@ impl HeadBytes {
     }
 
     fn set(&mut self, header: &[u8]) {
-        self.bytes.try_extend_from_slice(header).expect("a common header has 24 bytes");
+        self.bytes
+            .try_extend_from_slice(header)
+            .expect("a common header has 24 bytes");
     }
 
     fn add_digest(&mut self) {
         let digest = crc32c(&self.bytes).to_le_bytes();
-        self.bytes.try_extend_from_slice(&digest).expect("24 bytes and 4 more");
+        self.bytes
+            .try_extend_from_slice(&digest)
+            .expect("24 bytes and 4 more");
     }
 }
 
@@ -92,11 +96,22 @@ pub(super) struct Item {
 impl Item {
     /// A PDU that is only a header.
     pub fn header(head: Head, entry: Option<EntryId>) -> Self {
-        Self { head, long_head: None, padding: 0, payload: None, digest: None, entry }
+        Self {
+            head,
+            long_head: None,
+            padding: 0,
+            payload: None,
+            digest: None,
+            entry,
+        }
     }
 
     /// CapsuleResp.
-    pub fn completion(completion: CompletionEntry, entry: EntryId, negotiated: &Negotiated) -> Self {
+    pub fn completion(
+        completion: CompletionEntry,
+        entry: EntryId,
+        negotiated: &Negotiated,
+    ) -> Self {
         let capsule = CapsuleResp::new(completion);
         Self::header(Head::pdu(capsule.as_bytes(), negotiated), Some(entry))
     }
@@ -123,14 +138,26 @@ impl Item {
             head.add_digest();
         }
         let padding = usize::from(pdu.common.pdo) - head.bytes.len();
-        let digest = negotiated.data_digest.then(|| crc32c(&payload.bytes()).to_le_bytes());
-        Self { head, long_head: None, padding, payload: Some(payload), digest, entry }
+        let digest = negotiated
+            .data_digest
+            .then(|| crc32c(&payload.bytes()).to_le_bytes());
+        Self {
+            head,
+            long_head: None,
+            padding,
+            payload: Some(payload),
+            digest,
+            entry,
+        }
     }
 
     /// ICResp.
     pub fn connection_response(response: &IcResp) -> Self {
         let long_head = Some(response.as_bytes().into());
-        Self { long_head, ..Self::header(Head::default(), None) }
+        Self {
+            long_head,
+            ..Self::header(Head::default(), None)
+        }
     }
 
     /// C2HTermReq, with the header that was wrong.
@@ -138,7 +165,10 @@ impl Item {
         let header = &header[..header.len().min(TERM_DATA_BYTES_MAX)];
         let request = TermReq::from_controller(fes, fei, header.len());
         let bytes = [request.as_bytes(), header].concat();
-        Self { long_head: Some(bytes.into()), ..Self::header(Head::default(), None) }
+        Self {
+            long_head: Some(bytes.into()),
+            ..Self::header(Head::default(), None)
+        }
     }
 
     fn len(&self) -> usize {
@@ -168,7 +198,12 @@ pub(super) struct Sender {
 
 impl Default for Sender {
     fn default() -> Self {
-        Self { items: VecDeque::with_capacity(32), taken: 0, writable: true, blocked_since: None }
+        Self {
+            items: VecDeque::with_capacity(32),
+            taken: 0,
+            writable: true,
+            blocked_since: None,
+        }
     }
 }
 
@@ -247,7 +282,10 @@ impl Sender {
             }
             self.taken -= len;
             self.blocked_since = None;
-            if let Some(Item { entry: Some(entry), .. }) = self.items.pop_front() {
+            if let Some(Item {
+                entry: Some(entry), ..
+            }) = self.items.pop_front()
+            {
                 sent(entry);
             }
         }
