@@ -1,9 +1,10 @@
 #!/bin/bash
 # Init of a lab guest: network, modules, identity, then the agent that runs what the host asks for.
-export PATH=/usr/sbin:/usr/bin HOME=/tmp LC_ALL=C.UTF-8
+export PATH=/usr/sbin:/usr/bin HOME=/tmp LC_ALL=C
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /tmp
 mkdir -p /dev/shm /dev/pts
+ln -s /proc/self/fd /dev/fd
 mount -t tmpfs tmpfs /dev/shm
 mount -t devpts devpts /dev/pts
 mount -t configfs configfs /sys/kernel/config 2>/dev/null
@@ -35,22 +36,21 @@ done
 [ -n "$device" ] || { echo "lab: no agent port"; sleep 1; poweroff -f; }
 exec 3<>"$device"
 
-# A request is a line `id limit_s base64(script)`; a reply is a line `id status stdout_bytes
-# stderr_bytes` and the two outputs. Requests run in parallel; replies are whole.
-serve() {
-  local id=$1 limit=$2 job=/tmp/job.$1 status
-  mkdir "$job"
-  base64 -d <<<"$3" > "$job/script"
-  (cd "$job" && exec timeout -k 2 "$limit" bash ./script) > "$job/out" 2> "$job/err" 3>&- < /dev/null
-  status=$?
-  {
-    flock 4
-    { echo "$id $status $(stat -c %s "$job/out") $(stat -c %s "$job/err")"
-      cat "$job/out" "$job/err"; } >&3
-  } 4> /tmp/agent.lock
-  rm -rf "$job"
+# A request is a line `run ID` or `kill ID`; the script of a job is /share/jobs/ID/script, its outputs
+# go beside it, and when it has ended the reply is a line `ID STATUS`. Jobs run in parallel.
+set -m
+cd /tmp
+run() {
+  local job=/share/jobs/$1
+  bash "$job/script" > "$job/out" 2> "$job/err" < /dev/null 3>&-
+  echo "$1 $?" >&3
 }
 echo "lab ready" >&3
 while :; do
-  if read -r id limit script <&3; then serve "$id" "$limit" "$script" & else sleep 0.2; fi
+  read -r verb id <&3
+  case $verb in
+    run) run "$id" & groups[id]=$! ;;
+    kill) kill -KILL -- "-${groups[id]}" && echo "$id 137" >&3 ;;
+    *) sleep 0.2 ;;
+  esac
 done

@@ -1,26 +1,29 @@
 //! Owns the conversation with the agent in a guest: scripts out, results back, many at a time.
 //!
-//! The protocol is in `scripts/init.sh`. Every request has a time limit on both sides: the guest ends
-//! the script, and the host gives up a little later, when the guest does not answer at all.
+//! The protocol is in `scripts/init.sh`: scripts and outputs are files of the folder that host and
+//! guest share, the port carries only which job starts, ends or is to be killed.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::path::PathBuf;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 
 use crate::process::tail;
+
+/// Time that a guest has to answer that a job was killed.
+const KILL_LIMIT: Duration = Duration::from_secs(20);
 
 /// What a script left: its exit status and its two outputs.
 #[derive(Clone, Debug)]
 pub struct Output {
-    /// The exit status; 124 and 137 when the time limit ended it.
+    /// The exit status; 137 when the time limit ended it.
     pub status: i32,
     /// Standard output.
     pub stdout: String,
@@ -45,64 +48,109 @@ impl Output {
 
 #[derive(Default)]
 struct Shared {
-    waiting: HashMap<u64, Sender<Output>>,
+    waiting: HashMap<u64, Sender<i32>>,
     last_id: u64,
 }
 
 /// The connection to a guest's agent.
 pub struct Agent {
-    stream: UnixStream,
+    port: UnixStream,
     shared: Arc<Mutex<Shared>>,
+    jobs: PathBuf,
 }
 
 /// A script that runs in the guest.
 pub struct Job {
-    result: Receiver<Output>,
-    limit: Duration,
+    agent: Arc<Agent>,
+    id: u64,
+    end: Receiver<i32>,
+    deadline: Instant,
 }
 
 impl Job {
-    /// Waits for the script's end.
+    /// Waits for the script's end; at its time limit it is killed.
     pub fn wait(self) -> Result<Output> {
-        // The guest enforces the limit itself; more than this and it is stuck.
-        let patience = self.limit + Duration::from_secs(30);
-        self.result.recv_timeout(patience).context("the guest does not answer")
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        match self.end.recv_timeout(left) {
+            Ok(status) => self.output(status),
+            Err(RecvTimeoutError::Disconnected) => bail!("the guest is gone"),
+            Err(RecvTimeoutError::Timeout) => {
+                self.agent.send(&format!("kill {}", self.id))?;
+                let status = self.end.recv_timeout(KILL_LIMIT);
+                let status = status.ok().context("the guest does not answer")?;
+                let mut output = self.output(status)?;
+                output.stderr += "\nkilled at its time limit";
+                Ok(output)
+            }
+        }
     }
 
-    /// Whether the script still runs after waiting this long.
-    pub fn runs_after(&self, wait: Duration) -> Option<Output> {
-        self.result.recv_timeout(wait).ok()
+    /// The output if the script ends within this time.
+    pub fn ends_within(&self, wait: Duration) -> Result<Option<Output>> {
+        match self.end.recv_timeout(wait) {
+            Ok(status) => Ok(Some(self.output(status)?)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => bail!("the guest is gone"),
+        }
+    }
+
+    fn output(&self, status: i32) -> Result<Output> {
+        let folder = self.agent.jobs.join(self.id.to_string());
+        let text = |name: &str| -> Result<String> {
+            Ok(String::from_utf8_lossy(&fs::read(folder.join(name))?).into_owned())
+        };
+        let output = Output {
+            status,
+            stdout: text("out")?,
+            stderr: text("err")?,
+        };
+        let _ = fs::remove_dir_all(&folder);
+        Ok(output)
     }
 }
 
 impl Agent {
     /// Takes over the agent's port; `ready` says when the guest has started.
-    pub fn new(stream: UnixStream) -> Result<(Agent, Receiver<()>)> {
+    pub fn new(port: UnixStream, jobs: PathBuf) -> Result<(Arc<Agent>, Receiver<()>)> {
         let shared = Arc::new(Mutex::new(Shared::default()));
         let (ready_sender, ready) = mpsc::channel();
-        let reader = BufReader::new(stream.try_clone()?);
+        let reader = BufReader::new(port.try_clone()?);
         let theirs = Arc::clone(&shared);
         // Ends when the guest does: the socket closes, and all waiting jobs fail.
         thread::spawn(move || {
-            let _ = read_replies(reader, &theirs, &ready_sender);
+            read_replies(reader, &theirs, &ready_sender);
             lock(&theirs).waiting.clear();
         });
-        Ok((Agent { stream, shared }, ready))
+        Ok((Arc::new(Agent { port, shared, jobs }), ready))
     }
 
     /// Starts a bash script that may take as long as `limit`.
-    pub fn start(&self, script: &str, limit: Duration) -> Result<Job> {
-        let (sender, result) = mpsc::channel();
-        let mut shared = lock(&self.shared);
-        shared.last_id += 1;
-        let id = shared.last_id;
-        shared.waiting.insert(id, sender);
-        let script = BASE64_STANDARD.encode(script);
-        let line = format!("{id} {} {script}\n", limit.as_secs().max(1));
-        // Written under the lock, so that requests do not mix.
-        (&self.stream).write_all(line.as_bytes()).context("send to the guest")?;
-        drop(shared);
-        Ok(Job { result, limit })
+    pub fn start(self: &Arc<Agent>, script: &str, limit: Duration) -> Result<Job> {
+        let (sender, end) = mpsc::channel();
+        let id = {
+            let mut shared = lock(&self.shared);
+            shared.last_id += 1;
+            let id = shared.last_id;
+            shared.waiting.insert(id, sender);
+            id
+        };
+        let folder = self.jobs.join(id.to_string());
+        fs::create_dir(&folder)?;
+        fs::write(folder.join("script"), script)?;
+        self.send(&format!("run {id}"))?;
+        Ok(Job {
+            agent: Arc::clone(self),
+            id,
+            end,
+            deadline: Instant::now() + limit,
+        })
+    }
+
+    fn send(&self, line: &str) -> Result<()> {
+        // One write for the whole line: requests do not mix.
+        (&self.port)
+            .write_all(format!("{line}\n").as_bytes())
+            .context("the guest is gone")
     }
 }
 
@@ -110,34 +158,20 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn read_replies(
-    mut reader: BufReader<UnixStream>,
-    shared: &Mutex<Shared>,
-    ready: &Sender<()>,
-) -> Result<()> {
-    let mut line = String::new();
-    loop {
-        line.clear();
-        if reader.read_line(&mut line)? == 0 {
-            return Ok(());
-        }
-        if line.trim() == "lab ready" {
+fn read_replies(reader: BufReader<UnixStream>, shared: &Mutex<Shared>, ready: &Sender<()>) {
+    for line in reader.lines() {
+        let Ok(line) = line else { return };
+        if line == "lab ready" {
             let _ = ready.send(());
-            continue;
         }
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let [id, status, out_bytes, err_bytes] = words[..] else {
-            bail!("the agent said {line:?}");
+        let Some((id, status)) = line.split_once(' ') else {
+            continue;
         };
-        let mut text = |bytes: &str| -> Result<String> {
-            let mut buffer = vec![0; bytes.parse()?];
-            reader.read_exact(&mut buffer)?;
-            Ok(String::from_utf8_lossy(&buffer).into_owned())
+        let (Ok(id), Ok(status)) = (id.parse(), status.parse()) else {
+            continue;
         };
-        let (stdout, stderr) = (text(out_bytes)?, text(err_bytes)?);
-        let output = Output { status: status.parse()?, stdout, stderr };
-        if let Some(sender) = lock(shared).waiting.remove(&id.parse()?) {
-            let _ = sender.send(output);
+        if let Some(sender) = lock(shared).waiting.remove(&id) {
+            let _ = sender.send(status);
         }
     }
 }

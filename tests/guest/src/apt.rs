@@ -3,13 +3,23 @@
 //! The machine's own Debian sources are copied with the suite names changed; lists, cache and state
 //! live in the lab's folder, and an empty package status makes apt resolve the complete closure.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::{fmt, fs};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::process;
+
+/// The error's outermost context when the guest's packages cannot be had on this machine.
+#[derive(Clone, Copy, Debug)]
+pub struct PackagesUnavailable;
+
+impl fmt::Display for PackagesUnavailable {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("the guest's Debian packages cannot be fetched here")
+    }
+}
 
 /// A private apt: its folder holds sources, lists, state and the downloaded packages.
 pub struct Apt {
@@ -22,12 +32,21 @@ impl Apt {
         let codename = host_codename()?;
         let sources = folder.join("sources");
         let _ = fs::remove_dir_all(&sources);
-        for part in ["sources", "empty", "state", "none/partial", "lists/partial", "cache/archives/partial"] {
+        for part in [
+            "sources",
+            "empty",
+            "state",
+            "none/partial",
+            "lists/partial",
+            "cache/archives/partial",
+        ] {
             fs::create_dir_all(folder.join(part))?;
         }
         let mut found = 0;
         for file in source_files()? {
-            let Ok(text) = fs::read_to_string(&file) else { continue };
+            let Ok(text) = fs::read_to_string(&file) else {
+                continue;
+            };
             let deb822 = file.extension().is_some_and(|e| e == "sources");
             let changed = if deb822 {
                 change_stanzas(&text, &codename, suite)
@@ -40,25 +59,45 @@ impl Apt {
                 found += 1;
             }
         }
-        ensure!(found > 0, "this machine has no apt source of Debian {codename}");
+        ensure!(
+            found > 0,
+            "this machine has no apt source of Debian {codename}"
+        );
         fs::write(folder.join("state/status"), "")?;
-        Ok(Apt { folder: folder.canonicalize()? })
+        Ok(Apt {
+            folder: folder.canonicalize()?,
+        })
     }
 
     /// Downloads `packages` and everything they depend on; gives the package files.
     pub fn download(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
         process::run(self.command().arg("update")).context("apt-get update")?;
-        let install = ["install", "--download-only", "--no-install-recommends", "--yes"];
+        let install = [
+            "install",
+            "--download-only",
+            "--no-install-recommends",
+            "--yes",
+        ];
         process::run(self.command().args(install).args(packages)).context("apt-get install")?;
         // The cache may hold older versions too: asked about an empty cache, apt names its choice.
-        let empty = format!("-oDir::Cache::archives={}", self.folder.join("none").display());
+        let empty = format!(
+            "-oDir::Cache::archives={}",
+            self.folder.join("none").display()
+        );
         let chosen = process::run(
-            self.command().arg(empty).args(install).arg("--print-uris").args(packages),
+            self.command()
+                .arg(empty)
+                .args(install)
+                .arg("--print-uris")
+                .args(packages),
         )?;
         let archives = self.folder.join("cache/archives");
         let mut files = Vec::new();
         for line in chosen.lines() {
-            let name = line.split_whitespace().nth(1).context("a line of apt-get --print-uris")?;
+            let name = line
+                .split_whitespace()
+                .nth(1)
+                .context("a line of apt-get --print-uris")?;
             files.push(archives.join(name));
         }
         for file in &files {
@@ -70,7 +109,9 @@ impl Apt {
     fn command(&self) -> Command {
         let at = |part: &str| self.folder.join(part).display().to_string();
         let mut command = Command::new("apt-get");
-        command.env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive");
+        command
+            .env("LC_ALL", "C")
+            .env("DEBIAN_FRONTEND", "noninteractive");
         for (option, value) in [
             ("Dir::Etc::sourcelist", "/dev/null".into()),
             ("Dir::Etc::sourceparts", at("sources")),
@@ -98,10 +139,15 @@ impl Apt {
 fn host_codename() -> Result<String> {
     let release = fs::read_to_string("/etc/os-release").context("no /etc/os-release")?;
     let value = |key: &str| {
-        let line = release.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
+        let line = release
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
         Some(line.trim_matches('"').to_owned())
     };
-    ensure!(value("ID").as_deref() == Some("debian"), "this machine does not run Debian");
+    ensure!(
+        value("ID").as_deref() == Some("debian"),
+        "this machine does not run Debian"
+    );
     value("VERSION_CODENAME").context("no VERSION_CODENAME in /etc/os-release")
 }
 
@@ -112,7 +158,10 @@ fn source_files() -> Result<Vec<PathBuf>> {
             files.push(entry?.path());
         }
     }
-    files.retain(|file| file.extension().is_some_and(|e| e == "list" || e == "sources"));
+    files.retain(|file| {
+        file.extension()
+            .is_some_and(|e| e == "list" || e == "sources")
+    });
     files.sort();
     Ok(files)
 }
@@ -131,7 +180,10 @@ fn change_stanzas(text: &str, from: &str, to: &str) -> String {
     let mut changed = String::new();
     for stanza in lines.split(|line| line.trim().is_empty()) {
         let field = |name: &str| {
-            stanza.iter().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+            stanza
+                .iter()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+                .map(str::trim)
         };
         let main = field("Components").is_some_and(|c| c.split_whitespace().any(|c| c == "main"));
         let suites = field("Suites").unwrap_or_default().split_whitespace();
@@ -153,9 +205,15 @@ fn change_stanzas(text: &str, from: &str, to: &str) -> String {
 
 fn change_lines(text: &str, from: &str, to: &str) -> String {
     let mut changed = String::new();
-    for line in text.lines().map(str::trim).filter(|line| line.starts_with("deb ")) {
+    for line in text
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("deb "))
+    {
         let mut words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-        let Some(suite) = words.iter().position(|word| word.starts_with(from)) else { continue };
+        let Some(suite) = words.iter().position(|word| word.starts_with(from)) else {
+            continue;
+        };
         let main = words[suite..].iter().any(|word| word == "main");
         if let (true, Some(name)) = (main, change_suite(&words[suite], from, to)) {
             words[suite] = name;

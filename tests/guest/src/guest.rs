@@ -4,6 +4,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ const SCRIPT_LIMIT: Duration = Duration::from_secs(90);
 /// A running guest.
 pub struct Guest {
     qemu: Process,
-    agent: Agent,
+    agent: Arc<Agent>,
     folder: TempDir,
 }
 
@@ -33,7 +34,7 @@ impl Guest {
     /// Boots a guest that reaches the host's addresses in the /24 of `loopback` under their own names.
     pub fn boot(image: &Image, loopback: Ipv4Addr) -> Result<Guest> {
         let folder = TempDir::with_prefix("corebay-guest-")?;
-        fs::create_dir(folder.path().join("share"))?;
+        fs::create_dir_all(folder.path().join("share/jobs"))?;
         let program = process::find("qemu-system-x86_64").context("QEMU is not installed")?;
         let arguments = arguments(image, folder.path(), loopback);
         let mut qemu = Process::start(&program, &arguments, &folder.path().join("qemu.log"))?;
@@ -48,15 +49,23 @@ impl Guest {
                 Err(_) => thread::sleep(Duration::from_millis(20)),
             }
         };
-        let (agent, ready) = Agent::new(stream)?;
+        let (agent, ready) = Agent::new(stream, folder.path().join("share/jobs"))?;
         while ready.recv_timeout(Duration::from_millis(200)).is_err() {
             let console = || console(folder.path());
             qemu.check_running().with_context(console)?;
             if start.elapsed() > BOOT_LIMIT {
-                bail!("the guest did not start in {} s: {}", BOOT_LIMIT.as_secs(), console());
+                bail!(
+                    "the guest did not start in {} s: {}",
+                    BOOT_LIMIT.as_secs(),
+                    console()
+                );
             }
         }
-        Ok(Guest { qemu, agent, folder })
+        Ok(Guest {
+            qemu,
+            agent,
+            folder,
+        })
     }
 
     /// Runs a short bash script; fails unless it succeeds. Gives its standard output.
@@ -66,12 +75,16 @@ impl Guest {
 
     /// As [`Guest::run`], with its own time limit.
     pub fn run_within(&self, script: &str, limit: Duration) -> Result<String> {
-        self.attempt(script, limit)?.success().with_context(|| format!("in the guest: {script}"))
+        self.attempt(script, limit)?
+            .success()
+            .with_context(|| format!("in the guest: {}", process::tail(script, 8)))
     }
 
     /// Runs a script that may fail.
     pub fn attempt(&self, script: &str, limit: Duration) -> Result<Output> {
-        self.start(script, limit)?.wait().with_context(|| format!("in the guest: {script}"))
+        self.start(script, limit)?
+            .wait()
+            .with_context(|| format!("in the guest: {}", process::tail(script, 8)))
     }
 
     /// Starts a script and goes on.
@@ -85,7 +98,8 @@ impl Guest {
         loop {
             let output = self.attempt(script, SCRIPT_LIMIT)?;
             if output.status == 0 || start.elapsed() > limit {
-                let context = || format!("not so after {} s in the guest: {script}", limit.as_secs());
+                let context =
+                    || format!("not so after {} s in the guest: {script}", limit.as_secs());
                 return output.success().with_context(context);
             }
             thread::sleep(Duration::from_millis(100));
@@ -100,12 +114,14 @@ impl Guest {
     /// Whether the guest still answers.
     pub fn answers(&mut self) -> bool {
         self.qemu.check_running().is_ok()
-            && self.attempt("true", Duration::from_secs(5)).is_ok_and(|output| output.status == 0)
+            && self
+                .attempt("true", Duration::from_secs(5))
+                .is_ok_and(|output| output.status == 0)
     }
 
     /// The kernel's messages since the last call.
     pub fn take_kernel_log(&self) -> Result<String> {
-        self.run("dmesg --read-clear")
+        self.run("exec dmesg --read-clear")
     }
 
     /// The last lines on the guest's console.
@@ -127,7 +143,7 @@ fn arguments(image: &Image, folder: &Path, loopback: Ipv4Addr) -> Vec<String> {
          lab.hostid=5f1a7e00-0000-4000-8000-0000{b:04x}{c:04x}"
     );
     let fixed = "-M q35 -accel tcg,thread=multi,tb-size=512 -cpu max -nodefaults -no-user-config \
-                 -display none -no-reboot -device virtio-serial-pci -netdev user,id=net0 \
+                 -display none -no-reboot -device virtio-serial-pci -netdev user,id=net0,ipv6=off \
                  -device virtio-net-pci,netdev=net0,romfile= -device virtio-rng-pci \
                  -device virtserialport,chardev=agent,name=lab.agent";
     let mut arguments: Vec<String> = fixed.split_whitespace().map(str::to_owned).collect();
@@ -141,14 +157,23 @@ fn arguments(image: &Image, folder: &Path, loopback: Ipv4Addr) -> Vec<String> {
         (
             "-append",
             format!(
-                "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable \
-                 no_timer_check {identity}"
+                "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable audit=0 \
+                 no_timer_check nowatchdog rcupdate.rcu_expedited=1 {identity}"
             ),
         ),
         ("-serial", format!("file:{}", at("console"))),
-        ("-virtfs", format!("local,path={root},mount_tag=root,readonly=on,{local}")),
-        ("-virtfs", format!("local,path={},mount_tag=share,{local}", at("share"))),
-        ("-chardev", format!("socket,id=agent,path={},server=on,wait=off", at("agent"))),
+        (
+            "-virtfs",
+            format!("local,path={root},mount_tag=root,readonly=on,{local}"),
+        ),
+        (
+            "-virtfs",
+            format!("local,path={},mount_tag=share,{local}", at("share")),
+        ),
+        (
+            "-chardev",
+            format!("socket,id=agent,path={},server=on,wait=off", at("agent")),
+        ),
     ] {
         arguments.extend([option.to_owned(), value]);
     }

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::apt::Apt;
+use crate::apt::{Apt, PackagesUnavailable};
 use crate::{initramfs, process, recipe};
 
 /// A guest image, ready to boot.
@@ -44,7 +44,10 @@ impl Image {
             let _ = fs::remove_dir_all(&draft);
             build(&cache.join("packages"), &draft)?;
             fs::rename(&draft, &folder)?;
-            say(&format!("guest image ready after {} s", start.elapsed().as_secs()));
+            say(&format!(
+                "guest image ready after {} s",
+                start.elapsed().as_secs()
+            ));
         }
         Ok(Image {
             kernel: folder.join("vmlinuz"),
@@ -61,8 +64,13 @@ fn say(text: &str) {
 fn build(packages: &Path, draft: &Path) -> Result<()> {
     say("guest image: fetching the packages (about 190 MB, once)");
     fs::create_dir_all(packages)?;
-    let archives = Apt::new(packages, recipe::SUITE)?.download(recipe::PACKAGES)?;
-    say(&format!("guest image: unpacking {} packages", archives.len()));
+    let archives = Apt::new(packages, recipe::SUITE)
+        .and_then(|apt| apt.download(recipe::PACKAGES))
+        .context(PackagesUnavailable)?;
+    say(&format!(
+        "guest image: unpacking {} packages",
+        archives.len()
+    ));
     let root = draft.join("root");
     let kernel = draft.join("kernel");
     fs::create_dir_all(&root)?;
@@ -74,7 +82,11 @@ fn build(packages: &Path, draft: &Path) -> Result<()> {
     for archive in others {
         unpack(archive, &root)?;
     }
-    ensure!(kernels.len() == 1, "expected one kernel package, got {}", kernels.len());
+    ensure!(
+        kernels.len() == 1,
+        "expected one kernel package, got {}",
+        kernels.len()
+    );
     unpack(kernels[0], &kernel)?;
     let modules = take_modules(&kernel, &root)?;
     let boot = the_only(&kernel.join("boot"), "vmlinuz-")?;
@@ -101,13 +113,22 @@ fn unpack(archive: &Path, into: &Path) -> Result<()> {
         .spawn()
         .context("start dpkg-deb")?;
     let tar = Command::new("tar")
-        .args(["--extract", "--keep-directory-symlink", "--no-same-owner", "--directory"])
+        .args([
+            "--extract",
+            "--keep-directory-symlink",
+            "--no-same-owner",
+            "--directory",
+        ])
         .arg(into)
         .stdin(reader.stdout.take().context("no output of dpkg-deb")?)
         .output()?;
     let read = reader.wait()?;
     let said = String::from_utf8_lossy(&tar.stderr);
-    ensure!(read.success() && tar.status.success(), "unpack {}: {said}", archive.display());
+    ensure!(
+        read.success() && tar.status.success(),
+        "unpack {}: {said}",
+        archive.display()
+    );
     Ok(())
 }
 
@@ -118,18 +139,34 @@ fn take_modules(kernel: &Path, root: &Path) -> Result<PathBuf> {
     let to = root.join("usr/lib/modules").join(&release);
     for part in recipe::MODULES {
         let (source, place) = (from.join("kernel").join(part), to.join("kernel").join(part));
-        ensure!(source.exists(), "the kernel package has no modules at {part}");
+        ensure!(
+            source.exists(),
+            "the kernel package has no modules at {part}"
+        );
         fs::create_dir_all(place.parent().context("a part has a parent")?)?;
         fs::rename(source, place)?;
     }
-    for list in ["modules.builtin", "modules.builtin.modinfo", "modules.order"] {
+    for list in [
+        "modules.builtin",
+        "modules.builtin.modinfo",
+        "modules.order",
+    ] {
         fs::rename(from.join(list), to.join(list))?;
     }
     let mut compressed = Vec::new();
     collect(&to.join("kernel"), "xz", &mut compressed)?;
-    process::run(Command::new("xz").args(["--decompress", "--threads=0"]).args(&compressed))?;
+    process::run(
+        Command::new("xz")
+            .args(["--decompress", "--threads=0"])
+            .args(&compressed),
+    )?;
     let depmod = process::find("depmod").context("depmod is not installed")?;
-    process::run(Command::new(depmod).arg("-b").arg(root.join("usr")).arg(&release))?;
+    process::run(
+        Command::new(depmod)
+            .arg("-b")
+            .arg(root.join("usr"))
+            .arg(&release),
+    )?;
     Ok(to)
 }
 
@@ -153,6 +190,10 @@ fn the_only(folder: &Path, prefix: &str) -> Result<PathBuf> {
             found.push(entry.path());
         }
     }
-    ensure!(found.len() == 1, "expected one {prefix}* in {}", folder.display());
+    ensure!(
+        found.len() == 1,
+        "expected one {prefix}* in {}",
+        folder.display()
+    );
     Ok(found.remove(0))
 }

@@ -24,7 +24,21 @@ impl Archive {
         let mut header = String::from("070701");
         let size = u32::try_from(content.len()).expect("an initramfs file is small");
         let name_size = u32::try_from(path.len() + 1).expect("a path is short");
-        let fields = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
+        let fields = [
+            self.entries,
+            mode,
+            0,
+            0,
+            1,
+            0,
+            size,
+            0,
+            0,
+            0,
+            0,
+            name_size,
+            0,
+        ];
         header.extend(fields.map(|field| format!("{field:08x}")));
         self.bytes.extend(header.as_bytes());
         self.bytes.extend(path.as_bytes());
@@ -50,7 +64,10 @@ pub fn write(file: &Path, root: &Path, modules: &Path) -> Result<()> {
     archive.add("bin/busybox", Archive::PROGRAM, &busybox);
     archive.add("init", Archive::PROGRAM, recipe::STAGE1.as_bytes());
     let dependencies = fs::read_to_string(modules.join("modules.dep"))?;
-    for (index, path) in load_order(&dependencies, recipe::BOOT_MODULES)?.iter().enumerate() {
+    for (index, path) in load_order(&dependencies, recipe::BOOT_MODULES)?
+        .iter()
+        .enumerate()
+    {
         let name = format!("modules/{index:02}.ko");
         archive.add(&name, Archive::PROGRAM, &fs::read(modules.join(path))?);
     }
@@ -88,7 +105,10 @@ mod tests {
         let dep = "fs/9p/9p.ko: net/9p/9pnet.ko fs/netfs/netfs.ko\nnet/9p/9pnet.ko:\n\
                    fs/netfs/netfs.ko:\n";
         let order = load_order(dep, &["9pnet", "9p"]).unwrap();
-        assert_eq!(order, ["net/9p/9pnet.ko", "fs/netfs/netfs.ko", "fs/9p/9p.ko"]);
+        assert_eq!(
+            order,
+            ["net/9p/9pnet.ko", "fs/netfs/netfs.ko", "fs/9p/9p.ko"]
+        );
     }
 
     #[test]

@@ -14,17 +14,17 @@
 
 pub mod agent;
 pub mod apt;
-//MOD cases
-//MOD compare
-//MOD corebay
-//MOD endpoint
-//MOD fio
+pub mod cases;
+pub mod compare;
+pub mod corebay;
+pub mod endpoint;
+pub mod fio;
 pub mod guest;
 pub mod image;
-//MOD initiator
+pub mod initiator;
 pub mod initramfs;
 pub mod machine;
-//MOD nvmet
+pub mod nvmet;
 pub mod process;
 pub mod recipe;
-//MOD suite
+pub mod suite;

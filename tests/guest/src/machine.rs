@@ -20,23 +20,31 @@ pub fn obstacle() -> Option<String> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         return Some("guests need an x86-64 Linux machine".into());
     }
-    let missing: Vec<_> = TOOLS.iter().filter(|(tool, _)| process::find(tool).is_none()).collect();
+    let missing: Vec<_> = TOOLS
+        .iter()
+        .filter(|(tool, _)| process::find(tool).is_none())
+        .collect();
     if !missing.is_empty() {
         let packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
-        return Some(format!("missing packages: apt-get install {}", packages.join(" ")));
+        return Some(format!(
+            "missing packages: apt-get install {}",
+            packages.join(" ")
+        ));
     }
     let needed_mib = guest::MEMORY_MIB + 512;
     match available_mib() {
-        Some(mib) if mib < needed_mib => {
-            Some(format!("{mib} MiB of memory are free, a guest needs {needed_mib} MiB"))
-        }
+        Some(mib) if mib < needed_mib => Some(format!(
+            "{mib} MiB of memory are free, a guest needs {needed_mib} MiB"
+        )),
         _ => None,
     }
 }
 
 fn available_mib() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
 }
 

@@ -1,14 +1,17 @@
-//! The command line of the lab: run the guest tests, or one script in a guest.
+//! The command line of the lab: run the guest tests, one script in a guest, or the comparison.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
-use clap::{Parser, Subcommand};
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand, ValueEnum};
+use corebay_guest::apt::PackagesUnavailable;
 use corebay_guest::guest::Guest;
 use corebay_guest::image::Image;
-use corebay_guest::machine;
+use corebay_guest::suite::{self, Peer, Tally};
+use corebay_guest::{compare, machine};
 
 /// Real Linux hosts in small virtual machines, against corebay.
 #[derive(Parser)]
@@ -19,8 +22,29 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Do {
-    /// Make the guest image, or say where it is.
-    Image,
+    /// Run the guest tests; the last line says how many passed, failed and were skipped.
+    Test {
+        /// Which target they run against.
+        #[arg(long, value_enum, default_value_t = Against::Corebay)]
+        target: Against,
+        /// The corebay program.
+        #[arg(long, default_value = ".build/release/corebay")]
+        corebay: PathBuf,
+        /// Only name the tests.
+        #[arg(long)]
+        list: bool,
+        /// Run the tests whose name holds one of these.
+        filters: Vec<String>,
+    },
+    /// Measure corebay against the kernel's own target, both inside one guest.
+    Compare {
+        /// The corebay program.
+        #[arg(long, default_value = ".build/release/corebay")]
+        corebay: PathBuf,
+        /// How long each load runs.
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+    },
     /// Boot a guest, run a bash script in it and print what it says.
     Exec {
         /// The script; it finds the files given with --share in /share.
@@ -28,25 +52,103 @@ enum Do {
         /// A file to copy into the guest's /share.
         #[arg(long)]
         share: Vec<PathBuf>,
-        /// How long the script may take, in seconds.
+        /// How long the script may take.
         #[arg(long, default_value_t = 600)]
         limit_s: u64,
     },
+    /// Make the guest image, or say where it is.
+    Image,
 }
 
-fn main() -> Result<()> {
+#[derive(Clone, Copy, ValueEnum)]
+enum Against {
+    /// A corebay process on this machine.
+    Corebay,
+    /// The kernel's own target in the guest: a check of the lab itself.
+    Nvmet,
+}
+
+fn main() -> Result<ExitCode> {
     match Cli::parse().command {
-        Do::Image => println!("{:#?}", Image::prepare(&Image::cache())?),
-        Do::Exec { script, share, limit_s } => {
+        Do::Test {
+            target,
+            corebay,
+            list,
+            filters,
+        } => {
+            let peer = match target {
+                Against::Corebay => Peer::Corebay(corebay),
+                Against::Nvmet => Peer::Nvmet,
+            };
+            if list {
+                for (group, cases) in suite::selection(&filters, &peer) {
+                    cases
+                        .iter()
+                        .for_each(|case| println!("{}::{}", group.name, case.name));
+                }
+                return Ok(ExitCode::SUCCESS);
+            }
+            test(&peer, &filters)
+        }
+        Do::Compare { corebay, seconds } => {
+            let image = Image::prepare(&Image::cache())?;
+            print!(
+                "{}",
+                compare::table(&compare::run(&image, &corebay, seconds)?)
+            );
+            Ok(ExitCode::SUCCESS)
+        }
+        Do::Exec {
+            script,
+            share,
+            limit_s,
+        } => {
             let image = Image::prepare(&Image::cache())?;
             let guest = Guest::boot(&image, machine::loopback())?;
             for file in share {
-                std::fs::copy(&file, guest.share().join(file.file_name().unwrap_or_default()))?;
+                let name = file.file_name().context("a shared file has a name")?;
+                std::fs::copy(&file, guest.share().join(name))?;
             }
             let output = guest.attempt(&script, Duration::from_secs(limit_s))?;
             print!("{}", output.said());
-            std::process::exit(output.status);
+            Ok(ExitCode::from(u8::try_from(output.status).unwrap_or(1)))
+        }
+        Do::Image => {
+            println!("{:#?}", Image::prepare(&Image::cache())?);
+            Ok(ExitCode::SUCCESS)
         }
     }
-    Ok(())
+}
+
+fn test(peer: &Peer, filters: &[String]) -> Result<ExitCode> {
+    let skip = |why: String| {
+        let count: usize = suite::selection(filters, peer)
+            .iter()
+            .map(|(_, c)| c.len())
+            .sum();
+        println!("guest stage skipped: {why}");
+        Tally {
+            skipped: u32::try_from(count).unwrap_or(u32::MAX),
+            ..Tally::default()
+        }
+    };
+    let tally = match machine::obstacle() {
+        Some(why) => skip(why),
+        None => match Image::prepare(&Image::cache()) {
+            Ok(image) => suite::run(&image, peer, filters),
+            Err(error) if error.is::<PackagesUnavailable>() => skip(format!("{error:#}")),
+            Err(error) => return Err(error),
+        },
+    };
+    let Tally {
+        passed,
+        failed,
+        skipped,
+    } = tally;
+    println!("guest result: {passed} passed, {failed} failed, {skipped} skipped");
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

@@ -12,10 +12,17 @@ use rustix::process::{Pid, Signal};
 /// Runs a program to its end and gives its standard output; what it said is in the error.
 pub fn run(command: &mut Command) -> Result<String> {
     let program = command.get_program().display().to_string();
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("start {program}"))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("start {program}"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        bail!("{program} ended with {}: {}", output.status, tail(said.trim(), 12));
+        bail!(
+            "{program} ended with {}: {}",
+            output.status,
+            tail(said.trim(), 12)
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -55,9 +62,19 @@ impl Process {
         };
         command.args(arguments).stdin(Stdio::null());
         command.stdout(out.try_clone()?).stderr(out);
-        let name = program.file_name().unwrap_or_default().display().to_string();
-        let child = command.spawn().with_context(|| format!("start {}", program.display()))?;
-        Ok(Process { child, name, log: log.to_owned() })
+        let name = program
+            .file_name()
+            .unwrap_or_default()
+            .display()
+            .to_string();
+        let child = command
+            .spawn()
+            .with_context(|| format!("start {}", program.display()))?;
+        Ok(Process {
+            child,
+            name,
+            log: log.to_owned(),
+        })
     }
 
     /// Its process id.
@@ -74,7 +91,11 @@ impl Process {
     /// Fails, with its last words, if it ended.
     pub fn check_running(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
-            bail!("{} ended with {status}: {}", self.name, tail(&self.output(), 20));
+            bail!(
+                "{} ended with {status}: {}",
+                self.name,
+                tail(&self.output(), 20)
+            );
         }
         Ok(())
     }
@@ -90,7 +111,11 @@ impl Process {
             }
             thread::sleep(Duration::from_millis(20));
         }
-        bail!("{} still runs {} s after SIGTERM", self.name, limit.as_secs());
+        bail!(
+            "{} still runs {} s after SIGTERM",
+            self.name,
+            limit.as_secs()
+        );
     }
 
     /// Kills it (SIGKILL) and waits until it is gone.

@@ -1,0 +1,168 @@
+//! Owns a corebay process on this machine: started, killed, restarted, ended; gone when dropped.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+use crate::endpoint::{Endpoint, Medium, NQN, Namespace, PORT};
+use crate::process::{self, Process};
+
+/// The port for discovery.
+pub const DISCOVERY_PORT: u16 = 8009;
+const START_LIMIT: Duration = Duration::from_secs(30);
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// A corebay target.
+pub struct Corebay {
+    program: PathBuf,
+    arguments: Vec<String>,
+    endpoint: Endpoint,
+    folder: TempDir,
+    process: Option<Process>,
+}
+
+impl Corebay {
+    /// Starts `program` with these namespaces, on as many addresses, and waits until it serves.
+    pub fn start(
+        program: &Path,
+        addresses: Vec<Ipv4Addr>,
+        cores: &str,
+        namespaces: &[Namespace],
+    ) -> Result<Corebay> {
+        let folder = TempDir::with_prefix("corebay-data-")?;
+        let data = folder.path().join("data");
+        let endpoint = Endpoint {
+            addresses,
+            discovery_port: DISCOVERY_PORT,
+            namespaces: namespaces.to_vec(),
+        };
+        let arguments = arguments(&data, &endpoint, cores);
+        let mut corebay = Corebay {
+            program: program.to_owned(),
+            arguments,
+            endpoint,
+            folder,
+            process: None,
+        };
+        corebay.launch()?;
+        Ok(corebay)
+    }
+
+    /// Starts the process, which must not run, and waits until it serves.
+    pub fn launch(&mut self) -> Result<()> {
+        ensure!(self.process.is_none(), "corebay runs already");
+        let log = self.folder.path().join("log");
+        let _ = fs::remove_file(&log);
+        let mut process = Process::start(&self.program, &self.arguments, &log)?;
+        let start = Instant::now();
+        loop {
+            process.check_running()?;
+            let said_ready = process.output().lines().any(|line| line.contains("ready"));
+            if said_ready
+                && self
+                    .endpoint
+                    .addresses
+                    .iter()
+                    .all(|&address| accepts(address, PORT))
+            {
+                break;
+            }
+            if start.elapsed() > START_LIMIT {
+                bail!(
+                    "corebay is not ready: {}",
+                    process::tail(&process.output(), 20)
+                );
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Kills the process at once, as a crash would.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    /// Asks the process to end; it must drain, close and end with success.
+    pub fn stop(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("corebay does not run")?;
+        let status = process.terminate(STOP_LIMIT)?;
+        ensure!(
+            status.success(),
+            "corebay ended with {status} after SIGTERM: {}",
+            process.output()
+        );
+        Ok(())
+    }
+
+    /// Fails if the process ended by itself.
+    pub fn check(&mut self) -> Result<()> {
+        self.process.as_mut().map_or(Ok(()), Process::check_running)
+    }
+
+    /// What it must export, and where.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// What it wrote since it was launched.
+    pub fn output(&self) -> String {
+        self.process
+            .as_ref()
+            .map(Process::output)
+            .unwrap_or_default()
+    }
+
+    /// The process id while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+}
+
+/// The command line of `corebay serve` for this endpoint.
+fn arguments(data: &Path, endpoint: &Endpoint, cores: &str) -> Vec<String> {
+    let mut arguments = vec!["serve".to_owned()];
+    let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
+    add("--data-dir", data.display().to_string());
+    add("--nqn", NQN.to_owned());
+    add("--cores", cores.to_owned());
+    for address in &endpoint.addresses {
+        add("--listen", format!("{address}:{PORT}"));
+    }
+    add(
+        "--discovery",
+        format!("{}:{DISCOVERY_PORT}", endpoint.address()),
+    );
+    for namespace in &endpoint.namespaces {
+        let Namespace {
+            nsid,
+            medium,
+            mib,
+            block,
+        } = namespace;
+        add(
+            "--disk",
+            match medium {
+                Medium::Memory => format!("ram:{mib}MiB,block={block}"),
+                Medium::File => {
+                    let file = data.with_file_name(format!("disk{nsid}.img"));
+                    format!("file:{},size={mib}MiB,block={block}", file.display())
+                }
+            },
+        );
+    }
+    arguments
+}
+
+fn accepts(address: Ipv4Addr, port: u16) -> bool {
+    let socket = SocketAddr::from((address, port));
+    TcpStream::connect_timeout(&socket, Duration::from_millis(500)).is_ok()
+}
