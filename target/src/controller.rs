@@ -76,7 +76,8 @@ impl Event {
     #[must_use]
     pub fn result(self) -> u32 {
         let (kind, info, log) = match self {
-            Self::Error => (0u32, 0x03, 0x01),
+            // Transient Internal Error: hosts take a persistent one as a reason to reset.
+            Self::Error => (0u32, 0x04, 0x01),
             Self::NamespaceAttributeChanged => (2, 0x00, 0x04),
             Self::AnaChanged => (2, 0x03, 0x0c),
             Self::DiscoveryLogChanged => (2, 0xf0, 0x70),

@@ -46,6 +46,18 @@ impl Medium {
     }
 }
 
+impl Medium {
+    /// True where both are the same disk.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::File(a), Self::File(b)) => Arc::ptr_eq(a, b),
+            (Self::Ram(a), Self::Ram(b)) => Arc::ptr_eq(a, b),
+            (Self::Null(..), Self::Null(..)) => self.info() == other.info(),
+            _ => false,
+        }
+    }
+}
+
 fn null(block_size: BlockSize, blocks: u64) -> NullDisk {
     NullDisk::new(block_size, blocks, NullReads::Zeroes)
 }

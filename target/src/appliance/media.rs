@@ -28,40 +28,104 @@ pub struct Exports {
     pub registry: Arc<Registry<Medium>>,
     /// The namespaces, by subsystem.
     pub namespaces: Vec<(SubsystemId, Arc<NamespaceSpec<Medium>>)>,
+    /// The disks that are open.
+    pub media: Media,
+}
+
+/// The disks that are open, by what the configuration says of them.
+#[derive(Default)]
+pub struct Media {
+    open: Vec<(DiskKey, Medium)>,
+}
+
+/// What makes a configured disk the same disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct DiskKey {
+    name: String,
+    kind: DiskKind,
+    block_size: Option<corebay_conf::BlockSize>,
+}
+
+impl DiskKey {
+    fn of(disk: &Disk) -> Self {
+        let Disk { name, kind, block_size, .. } = disk;
+        Self { name: name.clone(), kind: kind.clone(), block_size: *block_size }
+    }
+}
+
+impl Media {
+    /// Opens the disks that are not open yet.
+    pub fn open(&mut self, appliance: &Appliance) -> Result<(), Failure> {
+        let mut opened = Vec::new();
+        for disk in appliance.disks() {
+            let key = DiskKey::of(disk);
+            if !self.open.iter().any(|(known, _)| *known == key) {
+                opened.push((key, open_disk(disk)?));
+            }
+        }
+        self.open.extend(opened);
+        Ok(())
+    }
+
+    /// Lets go of the disks that the configuration names no more.
+    pub fn keep_only(&mut self, appliance: &Appliance) {
+        let wanted: Vec<_> = appliance.disks().iter().map(DiskKey::of).collect();
+        self.open.retain(|(key, _)| wanted.contains(key));
+    }
+
+    /// What a configured namespace comes to.
+    pub fn spec(
+        &self,
+        appliance: &Appliance,
+        subsystem: &Subsystem,
+        namespace: &Namespace,
+        state: &mut State,
+    ) -> Arc<NamespaceSpec<Medium>> {
+        let disk = appliance.disk(namespace.disk);
+        let key = DiskKey::of(disk);
+        let medium = self.open.iter().find(|(known, _)| *known == key);
+        let medium = medium.map(|(_, medium)| medium.clone()).expect("all disks were opened");
+        Arc::new(NamespaceSpec {
+            nsid: namespace.nsid,
+            identity: identity(subsystem, namespace, disk, state),
+            info: medium.info(),
+            medium,
+            read_only: namespace.read_only,
+            counters: Default::default(),
+        })
+    }
 }
 
 /// Opens all disks, and makes the subsystems.
 pub fn open(appliance: &Appliance, state: &mut State) -> Result<Exports, Failure> {
-    let media: Vec<Medium> =
-        appliance.disks().iter().map(open_disk).collect::<Result<_, _>>()?;
+    let mut media = Media::default();
+    media.open(appliance)?;
     let registry = Registry::default();
     registry.set_health(state.health());
     let mut namespaces = Vec::new();
     for configured in appliance.subsystems() {
-        let names = SubsystemNames {
-            nqn: configured.nqn.clone(),
-            serial: configured.serial.as_str().to_owned(),
-            model: configured.model.as_str().to_owned(),
-        };
-        let ports = configured.listeners.iter().map(|listener| port_id(listener.index())).collect();
-        let subsystem = registry.add_subsystem(names, access(configured), Some(ports));
+        let subsystem = add_subsystem(&registry, configured);
         for namespace in &configured.namespaces {
-            let disk = appliance.disk(namespace.disk);
-            let medium = media[namespace.disk.index()].clone();
-            let identity = identity(configured, namespace, disk, state);
-            let spec = Arc::new(NamespaceSpec {
-                nsid: namespace.nsid,
-                identity,
-                info: medium.info(),
-                medium,
-                read_only: namespace.read_only,
-                counters: Default::default(),
-            });
+            let spec = media.spec(appliance, configured, namespace, state);
             subsystem.add_namespace(spec.clone());
             namespaces.push((subsystem.id, spec));
         }
     }
-    Ok(Exports { registry: Arc::new(registry), namespaces })
+    Ok(Exports { registry: Arc::new(registry), namespaces, media })
+}
+
+/// Makes a configured subsystem, without its namespaces.
+pub fn add_subsystem(
+    registry: &Registry<Medium>,
+    configured: &Subsystem,
+) -> Arc<corebay_target::subsystem::Subsystem<Medium>> {
+    let names = SubsystemNames {
+        nqn: configured.nqn.clone(),
+        serial: configured.serial.as_str().to_owned(),
+        model: configured.model.as_str().to_owned(),
+    };
+    let ports = configured.listeners.iter().map(|listener| port_id(listener.index())).collect();
+    registry.add_subsystem(names, access(configured), Some(ports))
 }
 
 /// The port identifier of a listener: its place in the configuration, from 1.
@@ -69,7 +133,8 @@ pub fn port_id(index: usize) -> u16 {
     u16::try_from(index + 1).unwrap_or(u16::MAX)
 }
 
-fn access(subsystem: &Subsystem) -> Access {
+/// Who may connect.
+pub fn access(subsystem: &Subsystem) -> Access {
     match &subsystem.access {
         ConfiguredAccess::AnyHost => Access::Any,
         ConfiguredAccess::Hosts(hosts) => Access::Hosts(hosts.iter().cloned().collect()),

@@ -4,8 +4,11 @@
 mod announce;
 mod environment;
 mod media;
+mod reload;
 mod run;
 mod state;
+
+use std::path::Path;
 
 use corebay_conf::Appliance;
 
@@ -13,9 +16,10 @@ pub use state::State;
 
 use crate::cli::Failure;
 
-/// Serves what `appliance` says until a signal ends it.
-pub fn serve(appliance: &Appliance, mut state: State) -> Result<(), Failure> {
+/// Serves what `appliance` says until a signal ends it; `config` is the file that says it, if one
+/// does, to be read again at SIGHUP.
+pub fn serve(appliance: &Appliance, config: Option<&Path>, mut state: State) -> Result<(), Failure> {
     let exports = media::open(appliance, &mut state)?;
     state.save()?;
-    run::run(appliance, &exports, state)
+    run::run(appliance, config, exports, state)
 }

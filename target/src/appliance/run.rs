@@ -9,6 +9,7 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     rc::Rc,
     sync::{Arc, mpsc},
     thread::JoinHandle,
@@ -16,7 +17,7 @@ use std::{
 };
 
 use corebay_conf::{
-    Appliance,
+    Appliance, LocalMachine,
     appliance::{Digest, Hugepages as ConfiguredHugepages},
 };
 use corebay_core::{
@@ -34,13 +35,14 @@ use corebay_target::{
     subsystem::{Listen, Referral, Registry, SubsystemId, TransportType},
     tcp::{ConnectionCount, DigestPolicy, Tcp, TcpOptions},
 };
-use signal_hook::{consts::{SIGINT, SIGTERM}, iterator::Signals};
+use signal_hook::{consts::{SIGHUP, SIGINT, SIGTERM}, iterator::Signals};
 use tracing::{info, warn};
 
 use super::{
     announce,
     environment::{MachineEnvironment, Medium},
     media::{Exports, port_id},
+    reload::{self, Running},
     state::State,
 };
 use crate::cli::Failure;
@@ -74,18 +76,38 @@ struct CorePlan {
 /// What a core says once it has started: where it listens, by place in the configuration.
 type Started = Result<Vec<(usize, SocketAddr)>, Failure>;
 
-/// Runs the appliance until a signal ends it.
-pub fn run(appliance: &Appliance, exports: &Exports, mut state: State) -> Result<(), Failure> {
+/// Runs the appliance until a signal ends it. `config` is read again at SIGHUP.
+pub fn run(
+    appliance: &Appliance,
+    config: Option<&Path>,
+    mut exports: Exports,
+    mut state: State,
+) -> Result<(), Failure> {
     // Before anything is promised: a signal from here on ends the appliance cleanly.
-    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|error| {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(|error| {
         Failure::new(format!("cannot wait for signals: {error}"), String::new())
     })?;
     let clock = MachineClock::new();
-    let (port, threads, addresses) = start(appliance, exports, clock)?;
-    announce::ready(appliance, exports, &addresses);
-    let signal = signals.forever().next();
-    info!(?signal, "ending: connections drain, disks are flushed");
+    let (port, threads, addresses) = start(appliance, &exports, clock)?;
+    announce::ready(appliance, &exports, &addresses);
     let cores = threads.len();
+    let mut current = None;
+    for signal in signals.forever() {
+        if signal != SIGHUP {
+            info!(signal, "ending: connections drain, disks are flushed");
+            break;
+        }
+        let Some(path) = config else {
+            warn!("SIGHUP: there is no configuration file to read again");
+            continue;
+        };
+        let Exports { registry, media, .. } = &mut exports;
+        let mut running = Running { port: &port, cores, registry, media };
+        let now = current.as_ref().unwrap_or(appliance);
+        if let Some(new) = read_again(&mut running, now, path, &mut state) {
+            current = Some(new);
+        }
+    }
     let clean = end(&port, cores, clock);
     for thread in threads {
         // A core that panicked has ended the process already.
@@ -103,6 +125,36 @@ pub fn run(appliance: &Appliance, exports: &Exports, mut state: State) -> Result
         "not every disk could be flushed",
         "look at the log above for the disks; what hosts had flushed before is safe",
     ))
+}
+
+/// Reads the configuration again; gives what is in force then, if that has changed.
+fn read_again(
+    running: &mut Running<'_>,
+    now: &Appliance,
+    path: &Path,
+    state: &mut State,
+) -> Option<Appliance> {
+    let new = match corebay_conf::load(path, &LocalMachine) {
+        Ok((new, warnings)) => {
+            warnings.iter().for_each(|warning| warn!("{warning}"));
+            new
+        }
+        Err(mistakes) => {
+            mistakes.iter().for_each(|mistake| warn!("{mistake}"));
+            warn!(path = %path.display(), "SIGHUP: the file has mistakes; nothing was changed");
+            return None;
+        }
+    };
+    match reload::apply(running, now, &new, state) {
+        Ok(()) => {
+            info!(path = %path.display(), "SIGHUP: the configuration is in force");
+            Some(new)
+        }
+        Err(failure) => {
+            warn!("SIGHUP: {failure}");
+            None
+        }
+    }
 }
 
 type Threads = (Port<Message<MachineEnvironment>>, Vec<JoinHandle<()>>, Vec<SocketAddr>);
@@ -228,12 +280,17 @@ fn publish(appliance: &Appliance, exports: &Exports, addresses: &[SocketAddr]) {
         subsystems: listener.subsystems,
     });
     exports.registry.set_listens(listens.collect());
-    let referrals = appliance.referrals().iter().map(|referral| Referral {
+    exports.registry.set_referrals(referrals(appliance));
+}
+
+/// The referrals of a configuration.
+pub fn referrals(appliance: &Appliance) -> Vec<Referral> {
+    let referral = |referral: &corebay_conf::appliance::Referral| Referral {
         transport: TransportType::Tcp,
         address: referral.address,
         nqn: referral.nqn.clone(),
-    });
-    exports.registry.set_referrals(referrals.collect());
+    };
+    appliance.referrals().iter().map(referral).collect()
 }
 
 /// A core's thread.

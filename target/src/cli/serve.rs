@@ -92,7 +92,7 @@ fn serve(args: Args) -> Result<(), Option<Failure>> {
         }
     };
     log_as(&appliance);
-    appliance::serve(&appliance, state).map_err(Some)
+    appliance::serve(&appliance, args.config.as_deref(), state).map_err(Some)
 }
 
 /// Shows what there is to say of a configuration.

@@ -35,7 +35,7 @@ use corebay_core::{
 use corebay_nvme::spec::{
     command::{Fuse, SubmissionEntry},
     completion::CompletionEntry,
-    status::Status,
+    status::{SCT_MEDIA, Status},
 };
 use tracing::{debug, info};
 
@@ -44,7 +44,7 @@ use entry::{Entries, Entry, Stage};
 
 use crate::{
     admin,
-    controller::{Controller, ErrorRecord, IoCounters},
+    controller::{Controller, ErrorRecord, Event, IoCounters},
     core::{Core, Table},
     environment::Environment,
     fabrics, io,
@@ -338,6 +338,12 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         self.closed.get()
     }
 
+    /// True while the queue waits for its last commands to end: nothing new is received for it.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
     /// Takes a command capsule.
     ///
     /// # Errors
@@ -423,6 +429,11 @@ impl<E: Environment, W: Wire> Queue<E, W> {
             lba: if binding.qid == 0 { 0 } else { lba },
             nsid: sqe.nsid.get(),
         });
+        if status.sct() == SCT_MEDIA && !status.same_as(Status::COMPARE_FAILURE)
+            || status.same_as(Status::INTERNAL_ERROR)
+        {
+            fabrics::report(&self.core, &binding.controller, Event::Error);
+        }
     }
 
     fn note_arrival(&self) {

@@ -184,7 +184,7 @@ impl<E: Environment> Receiver<E> {
         let mut calls = 0;
         while calls < CALLS_PER_TURN {
             self.take_apart(now);
-            if self.link.is_gone() || self.waiting_for_memory {
+            if self.link.is_gone() || self.waiting_for_memory || self.is_drained() {
                 break;
             }
             self.counters.receives.set(self.counters.receives.get() + 1);
@@ -211,6 +211,12 @@ impl<E: Environment> Receiver<E> {
         }
         self.take_apart(now);
         calls
+    }
+
+    /// The queue drains, and nothing that it still has needs more from the host.
+    fn is_drained(&self) -> bool {
+        let draining = self.queue.as_ref().is_some_and(|queue| queue.is_draining());
+        draining && !self.link.is_fetching() && self.body.is_none()
     }
 
     fn ended(&mut self, error: Option<&io::Error>) {
