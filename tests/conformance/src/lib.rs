@@ -12,6 +12,7 @@ pub mod beds;
 pub mod checks;
 pub mod history;
 pub mod pattern;
+pub mod scratch;
 mod test_core;
 
 use corebay_core::{disk::Disk, units::BlockSize};
@@ -46,13 +47,13 @@ pub fn for_block_sizes<B: Bed>(make: impl Fn(BlockSize) -> B, check: impl Fn(&mu
     }
 }
 
-/// Makes a test of every check, over the beds that an expression (a function of the block size)
-/// makes.
+/// Calls `$then!` with the name of every check.
+#[doc(hidden)]
 #[macro_export]
-macro_rules! conformance_tests {
-    ($make:expr) => {
-        $crate::conformance_tests!(
-            $make,
+macro_rules! for_every_check {
+    ($then:path, $($first:tt)*) => {
+        $then!(
+            $($first)*
             edges_read_back,
             segments_and_offsets_read_back,
             the_largest_transfer_reads_back,
@@ -70,6 +71,30 @@ macro_rules! conformance_tests {
             dropped_operations_keep_their_buffers,
             two_cores_see_whole_blocks,
         );
+    };
+}
+
+/// Runs every check, one after the other, over the beds that an expression makes: for beds that are
+/// too dear to be made side by side.
+#[macro_export]
+macro_rules! run_every_check {
+    ($make:expr) => {
+        $crate::for_every_check!($crate::run_every_check, $make,)
+    };
+    ($make:expr, $($check:ident),+ $(,)?) => {
+        $(
+            println!(stringify!($check));
+            $crate::for_block_sizes($make, $crate::checks::$check);
+        )+
+    };
+}
+
+/// Makes a test of every check, or of those that are named, over the beds that an expression (a
+/// function of the block size) makes.
+#[macro_export]
+macro_rules! conformance_tests {
+    ($make:expr) => {
+        $crate::for_every_check!($crate::conformance_tests, $make,);
     };
     ($make:expr, $($check:ident),+ $(,)?) => {
         $(

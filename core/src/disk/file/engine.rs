@@ -720,14 +720,15 @@ impl PollSource for FileEngine {
         self.waiting.borrow().is_empty()
             && self.next_turn.borrow().is_empty()
             && match &mut *self.backend.borrow_mut() {
-                Backend::Uring(ring) => !ring.has_results() && !ring.wants_enter(),
+                Backend::Uring(ring) => ring.prepare_sleep(),
                 Backend::Threads(helper) => helper.prepare_sleep(),
             }
     }
 
     fn awake(&self) {
-        if let Backend::Threads(helper) = &*self.backend.borrow() {
-            helper.awake();
+        match &mut *self.backend.borrow_mut() {
+            Backend::Uring(ring) => ring.awake(),
+            Backend::Threads(helper) => helper.awake(),
         }
     }
 

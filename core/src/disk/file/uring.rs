@@ -8,12 +8,14 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     ptr::NonNull,
+    sync::atomic::{Ordering, fence},
 };
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 use rustix::{
+    event::{EventfdFlags, eventfd},
     fs::FallocateFlags,
     io::{Errno, ReadWriteFlags},
 };
@@ -36,6 +38,9 @@ pub(super) struct Uring {
     /// Reads and writes of several registered buffers (Linux 6.15).
     vectored: bool,
     free_files: Vec<u32>,
+    /// Rung by the kernel while the core sleeps. (The ring's own descriptor does not become readable
+    /// for completions that the kernel defers.)
+    bell: OwnedFd,
 }
 
 /// The registered memory.
@@ -82,7 +87,9 @@ impl Uring {
             && probe.is_supported(opcode::WritevFixed::CODE);
         // Without registered files each call looks its file up, which costs a little.
         let files = ring.submitter().register_files_sparse(FILES).is_ok();
-        Ok(Self {
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        ring.submitter().register_eventfd(bell.as_raw_fd())?;
+        let mut this = Self {
             in_kernel: 0,
             in_kernel_max: ring.params().cq_entries() as usize,
             ring,
@@ -93,7 +100,10 @@ impl Uring {
             } else {
                 Vec::new()
             },
-        })
+            bell,
+        };
+        this.ring.completion().disable_eventfd();
+        Ok(this)
     }
 
     /// Registers memory, so that a call need not pin its pages. False where the limits (locked
@@ -214,10 +224,24 @@ impl Uring {
         !self.ring.completion().is_empty()
     }
 
-    /// What becomes readable when there are results.
+    /// Lets the kernel wake the core; false where there is something to do already.
+    pub(super) fn prepare_sleep(&mut self) -> bool {
+        self.ring.completion().enable_eventfd();
+        // Either the kernel sees that it is to ring, or its completion is seen here.
+        fence(Ordering::SeqCst);
+        !self.has_results() && !self.wants_enter()
+    }
+
+    pub(super) fn awake(&mut self) {
+        self.ring.completion().disable_eventfd();
+        let mut count = [0; 8];
+        // Fails where nothing was rung.
+        let _ = rustix::io::read(&self.bell, &mut count);
+    }
+
+    /// What becomes readable when there are results while the core sleeps.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the ring owns the descriptor and lives as long as the borrow.
-        unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
+        self.bell.as_fd()
     }
 
     fn entry(&self, call: &Call) -> squeue::Entry {
