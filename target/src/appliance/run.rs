@@ -87,6 +87,7 @@ pub fn run(
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(|error| {
         Failure::new(format!("cannot wait for signals: {error}"), String::new())
     })?;
+    raise_open_files();
     let clock = MachineClock::new();
     let (port, threads, addresses) = start(appliance, &exports, clock)?;
     announce::ready(appliance, &exports, &addresses);
@@ -207,6 +208,16 @@ fn spawn(index: usize, body: impl FnOnce() + Send + 'static) -> Result<JoinHandl
     std::thread::Builder::new().name(format!("corebay-{index}")).spawn(body).map_err(|error| {
         Failure::new(format!("cannot start a thread: {error}"), "raise the limit of processes")
     })
+}
+
+/// Every connection takes a file descriptor, and the usual soft limit is 1,024.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        warn!(%error, current = ?limit.current, "the limit of open files stays as it is");
+    }
 }
 
 /// The arena, divided among the cores.

@@ -61,6 +61,9 @@ const HOT_MAX: usize = 8;
 /// While hot connections have data, the others are looked after once in so many turns.
 const TURNS_BETWEEN_READY_QUESTIONS: u32 = 8;
 
+/// How long after a failed accept the next one is tried. Housekeeping turns the core often enough.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
 /// How long a connection that was told why it ends may take to close from the host's side.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -148,6 +151,7 @@ pub struct Tcp<E: Environment> {
     /// Connections to be received from, by key.
     active: RefCell<Vec<usize>>,
     turns: Cell<u32>,
+    accept_again_at: Cell<Option<Time>>,
     /// What the connections have done.
     pub counters: Rc<Counters>,
     dirty: Rc<RefCell<Vec<usize>>>,
@@ -166,6 +170,7 @@ impl<E: Environment> Tcp<E> {
             ready: RefCell::new(Vec::with_capacity(READY_MAX)),
             active: RefCell::new(Vec::with_capacity(room)),
             turns: Cell::new(0),
+            accept_again_at: Cell::new(None),
             counters: Rc::default(),
             dirty: Rc::new(RefCell::new(Vec::with_capacity(room))),
         });
@@ -199,11 +204,6 @@ impl<E: Environment> Tcp<E> {
         Ok(address)
     }
 
-    /// Listens no more. Connections stay.
-    pub fn stop_listening(&self) {
-        self.listeners.borrow_mut().clear();
-    }
-
     /// The connections of this core.
     #[must_use]
     pub fn connection_count(&self) -> usize {
@@ -212,6 +212,13 @@ impl<E: Environment> Tcp<E> {
 
     fn accept(&self, now: Time) -> usize {
         let mut accepted = 0;
+        if self.accept_again_at.get().is_some_and(|at| now >= at) {
+            self.accept_again_at.set(None);
+            self.listeners.borrow_mut().iter_mut().for_each(|a| a.readable = true);
+        }
+        if self.core.is_draining() {
+            self.listeners.borrow_mut().clear();
+        }
         let network = self.core.environment.network();
         let mut new = Vec::new();
         for accepting in self
@@ -226,9 +233,11 @@ impl<E: Environment> Tcp<E> {
                     accepting.readable = false;
                 }
                 Err(error) => {
-                    // The connection is gone already, or descriptors are short: others may work.
+                    // The connection is gone already, or descriptors are short. No edge tells when
+                    // that is over, so it is tried again.
                     warn!(%error, "a connection could not be accepted");
                     accepting.readable = false;
+                    self.accept_again_at.set(Some(now.plus(ACCEPT_AGAIN)));
                 }
             }
         }
