@@ -309,10 +309,15 @@ impl<E: Environment> Link<E> {
         };
         let result = sender.send(open, now, counters, &mut sent);
         let drained = !sender.has_items();
+        // It had its share of the turn, and goes on in the next.
+        let goes_on = !drained && sender.writable;
         if drained && self.is_terminating() {
             open.finish();
         }
         drop((sender, stream));
+        if goes_on {
+            self.mark_dirty();
+        }
         match result {
             Ok(calls) => calls,
             Err(_) => {

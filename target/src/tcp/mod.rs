@@ -155,6 +155,7 @@ pub struct Tcp<E: Environment> {
     /// What the connections have done.
     pub counters: Rc<Counters>,
     dirty: Rc<RefCell<Vec<usize>>>,
+    batch: RefCell<Vec<usize>>,
 }
 
 impl<E: Environment> Tcp<E> {
@@ -173,6 +174,7 @@ impl<E: Environment> Tcp<E> {
             accept_again_at: Cell::new(None),
             counters: Rc::default(),
             dirty: Rc::new(RefCell::new(Vec::with_capacity(room))),
+            batch: RefCell::new(Vec::with_capacity(room)),
         });
         let adopting = Rc::downgrade(&tcp);
         core.set_adopter(
@@ -408,11 +410,10 @@ impl<E: Environment> Tcp<E> {
     /// Sends for every connection that has something to send, and lets go of those that ended.
     fn send(&self, now: Time) -> usize {
         let mut work = 0;
-        let count = self.dirty.borrow().len();
-        for _ in 0..count {
-            let Some(key) = self.dirty.borrow_mut().pop() else {
-                break;
-            };
+        // What becomes dirty meanwhile is for the next turn, behind the others.
+        let mut batch = self.batch.borrow_mut();
+        std::mem::swap(&mut *batch, &mut *self.dirty.borrow_mut());
+        for key in batch.drain(..) {
             let Some(connection) = self.connections.borrow().get(key).cloned() else {
                 continue;
             };
