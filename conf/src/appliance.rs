@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use corebay_core::units::BlockSize;
 use uuid::Uuid;
 
 use crate::units::Size;
@@ -241,40 +242,6 @@ pub enum DiskKind {
         /// Its absolute path.
         path: PathBuf,
     },
-}
-
-/// A logical block's size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum BlockSize {
-    /// 512 bytes.
-    B512,
-    /// 4,096 bytes.
-    B4096,
-}
-
-impl BlockSize {
-    /// The number of bytes.
-    pub fn bytes(self) -> u32 {
-        match self {
-            BlockSize::B512 => 512,
-            BlockSize::B4096 => 4096,
-        }
-    }
-
-    /// The block size of so many bytes, where there is one.
-    pub fn from_bytes(bytes: u64) -> Option<BlockSize> {
-        match bytes {
-            512 => Some(BlockSize::B512),
-            4096 => Some(BlockSize::B4096),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for BlockSize {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}", self.bytes())
-    }
 }
 
 /// `[[subsystem]]`: what a host connects to.

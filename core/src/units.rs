@@ -68,6 +68,12 @@ impl BlockSize {
     }
 }
 
+impl fmt::Display for BlockSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.bytes())
+    }
+}
+
 /// The index of a reactor within the process: 0 for the first configured core, and so on. Not the
 /// machine's CPU number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -115,7 +115,7 @@ fn memory(raw: &RawAppliance, machine: &dyn Machine, sink: &mut Sink) {
 fn blocks(disk: &RawDisk, size: &Field<Size>, sink: &mut Sink) -> Option<Size> {
     let size = size.given()?;
     let block_size = disk.block_size.value().copied().unwrap_or(BlockSize::B4096);
-    let block = u64::from(block_size.bytes());
+    let block = block_size.bytes() as u64;
     if size.value.bytes() == 0 || size.value > DISK_SIZE_MAX {
         let draft = Draft::error(format!("a disk cannot have {} bytes", size.value.bytes()));
         sink.push(draft.at(
@@ -236,7 +236,8 @@ fn length(disk: &RawDisk, size: &Field<Size>, size_bytes: u64) -> Option<Draft> 
         ),
         Field::Given(_) | Field::Wrong => None,
         Field::Absent => {
-            let block = u64::from(disk.block_size.value().copied().unwrap_or(BlockSize::B4096).bytes());
+            let block_size = disk.block_size.value().copied().unwrap_or(BlockSize::B4096);
+            let block = block_size.bytes() as u64;
             if size_bytes > 0 && size_bytes.is_multiple_of(block) {
                 return None;
             }
@@ -319,12 +320,12 @@ fn device_in_use(shown: &str, path: &At<PathBuf>, used_by: Option<String>) -> Op
 }
 
 fn device_blocks(disk: &RawDisk, path: &At<PathBuf>, size_bytes: u64, own: u32) -> Option<Draft> {
-    if BlockSize::from_bytes(u64::from(own)).is_none() {
+    let Some(own) = BlockSize::from_bytes(u64::from(own)) else {
         let message = format!("the device has blocks of {own} bytes");
         return Some(Draft::error(message).at(path.span, "expected blocks of 512 or 4096 bytes"));
-    }
+    };
     let block = match disk.block_size.given() {
-        Some(block_size) if block_size.value.bytes() < own => {
+        Some(block_size) if block_size.value.bytes() < own.bytes() => {
             let message = format!(
                 "the device cannot write blocks of {} bytes",
                 block_size.value
@@ -335,13 +336,13 @@ fn device_blocks(disk: &RawDisk, path: &At<PathBuf>, size_bytes: u64, own: u32) 
             );
             return Some(draft.help("leave `block_size` out to take the device's own"));
         }
-        Some(block_size) => block_size.value.bytes(),
+        Some(block_size) => block_size.value,
         None => own,
     };
     if size_bytes == 0 {
         return Some(Draft::error("the device has no capacity").at(path.span, "0 bytes"));
     }
-    if !size_bytes.is_multiple_of(u64::from(block)) {
+    if !size_bytes.is_multiple_of(block.bytes() as u64) {
         let message = format!(
             "the device has {size_bytes} bytes: no whole number of blocks of {block} bytes"
         );

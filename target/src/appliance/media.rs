@@ -43,7 +43,7 @@ pub struct Media {
 struct DiskKey {
     name: String,
     kind: DiskKind,
-    block_size: Option<corebay_conf::BlockSize>,
+    block_size: Option<BlockSize>,
 }
 
 impl DiskKey {
@@ -157,8 +157,7 @@ fn identity(
 
 fn open_disk(disk: &Disk) -> Result<Medium, Failure> {
     let block_size = match disk.block_size {
-        Some(corebay_conf::BlockSize::B512) => BlockSize::B512,
-        Some(corebay_conf::BlockSize::B4096) => BlockSize::B4096,
+        Some(block_size) => block_size,
         None => own_block_size(disk)?,
     };
     let file = |path, options| {
