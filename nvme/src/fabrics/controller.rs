@@ -29,6 +29,7 @@ use super::{
     options::{ControllerOptions, LostCommands, Recovery},
     queue::IoQueue,
     table::{Completion, Data},
+    wire::Digests,
 };
 use crate::spec::{
     command::{SubmissionEntry, admin},
@@ -139,6 +140,16 @@ impl<N: Network> Controller<N> {
             State::Live(association) => Ok(association.facts.clone()),
             State::Recovering => Err(Error::Transport(io::ErrorKind::NotConnected)),
             State::Ended(error) => Err(*error),
+        }
+    }
+
+    /// The digests that the current association's I/O queues use; its admin queue's where it has no
+    /// others.
+    #[must_use]
+    pub fn digests(&self) -> Option<Digests> {
+        match &*self.inner.state.borrow() {
+            State::Live(association) => Some(association.connection(QueueIndex::Io(0)).digests()),
+            State::Recovering | State::Ended(_) => None,
         }
     }
 

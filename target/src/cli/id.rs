@@ -207,7 +207,11 @@ fn namespace_as_json(namespace: &Namespace) -> Value {
 
 /// UUID, NGUID and EUI-64, as far as the namespace has them.
 fn identifiers(namespace: &Namespace) -> (Option<String>, Option<String>, Option<String>) {
-    let hex = |bytes: &[u8]| bytes.iter().fold(String::new(), |all, b| all + &format!("{b:02x}"));
+    let hex = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .fold(String::new(), |all, b| all + &format!("{b:02x}"))
+    };
     let (mut uuid, mut nguid, mut eui64) = (None, None, None);
     for identifier in &namespace.identifiers {
         match identifier {
@@ -260,9 +264,19 @@ fn as_text(found: &Found) -> String {
     };
     line("keep-alive", keep_alive);
     let cached = identify.vwc & vwc::PRESENT != 0;
-    line("write cache", if cached { "volatile" } else { "none" }.to_owned());
+    line(
+        "write cache",
+        if cached { "volatile" } else { "none" }.to_owned(),
+    );
     line("optional commands", commands(facts).join(" "));
-    line("namespaces", format!("{} (NSIDs to {})", found.namespaces.len(), identify.nn.get()));
+    line(
+        "namespaces",
+        format!(
+            "{} (NSIDs to {})",
+            found.namespaces.len(),
+            identify.nn.get()
+        ),
+    );
     for namespace in &found.namespaces {
         text.push('\n');
         namespace_as_text(namespace, &mut text);
@@ -278,10 +292,16 @@ fn namespace_as_text(namespace: &Namespace, text: &mut String) {
     line("namespace", namespace.nsid.to_string());
     let block = namespace.block_bytes;
     let blocks = namespace.blocks;
-    line("  size", format!("{} ({blocks} blocks of {block} B)", bytes(blocks)));
+    line(
+        "  size",
+        format!("{} ({blocks} blocks of {block} B)", bytes(blocks)),
+    );
     line("  used", bytes(namespace.identify.nuse.get()));
     if namespace.metadata_bytes > 0 {
-        line("  metadata", format!("{} B a block", namespace.metadata_bytes));
+        line(
+            "  metadata",
+            format!("{} B a block", namespace.metadata_bytes),
+        );
     }
     let (uuid, nguid, eui64) = identifiers(namespace);
     for (name, value) in [("  UUID", uuid), ("  NGUID", nguid), ("  EUI-64", eui64)] {

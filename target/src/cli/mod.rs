@@ -12,8 +12,8 @@ mod check;
 mod discover;
 mod failure;
 mod id;
-mod session;
 mod serve;
+mod session;
 mod table;
 
 pub use failure::Failure;
@@ -24,7 +24,12 @@ use tracing_subscriber::EnvFilter;
 
 /// An NVMe-oF target appliance: takes drives, files or memory, and exports them over NVMe/TCP.
 #[derive(Debug, Parser)]
-#[command(name = "corebay", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "corebay",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
 #[command(after_help = "\
 Examples:
   corebay serve                          export a file-backed disk on 127.0.0.1:4420

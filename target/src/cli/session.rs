@@ -1,9 +1,7 @@
 //! One reactor on the calling thread, for tools that ask a controller a few questions; and what its
 //! errors mean to a person.
 
-use std::{
-    cell::RefCell, future::Future, io, net::SocketAddr, path::Path, rc::Rc, time::Duration,
-};
+use std::{cell::RefCell, future::Future, io, net::SocketAddr, path::Path, rc::Rc, time::Duration};
 
 use corebay_core::{
     arena::{Arena, Hugepages},
@@ -58,8 +56,9 @@ impl HostArgs {
     pub fn identity(&self) -> Result<HostIdentity, Failure> {
         let id = match self.host_id {
             Some(id) => id,
-            None => configured::<Uuid>("/etc/nvme/hostid", "--host-id")?
-                .unwrap_or_else(Uuid::new_v4),
+            None => {
+                configured::<Uuid>("/etc/nvme/hostid", "--host-id")?.unwrap_or_else(Uuid::new_v4)
+            }
         };
         let nqn = match &self.host_nqn {
             Some(nqn) => nqn.clone(),
@@ -148,18 +147,19 @@ pub async fn only_subsystem(
     address: SocketAddr,
     identity: &HostIdentity,
 ) -> Result<(Nqn, SocketAddr), Failure> {
-    let log = discover(host, ControllerOptions::discovery(address, identity.clone()))
-        .await
-        .map_err(|error| {
-            let asked = explain("find out what is offered", address, &error);
-            Failure::new(asked.to_string(), "or name the subsystem with --nqn NQN")
-        })?;
+    let log = discover(
+        host,
+        ControllerOptions::discovery(address, identity.clone()),
+    )
+    .await
+    .map_err(|error| {
+        let asked = explain("find out what is offered", address, &error);
+        Failure::new(asked.to_string(), "or name the subsystem with --nqn NQN")
+    })?;
     let offered: Vec<&DiscoveryRecord> = log
         .records
         .iter()
-        .filter(|record| {
-            record.entry.trtype == trtype::TCP && record.entry.subtype == subtype::NVM
-        })
+        .filter(|record| record.entry.trtype == trtype::TCP && record.entry.subtype == subtype::NVM)
         .collect();
     let mut names: Vec<&str> = offered.iter().map(|record| &*record.subnqn).collect();
     names.sort_unstable();
