@@ -69,6 +69,7 @@ macro_rules! for_every_check {
             uncorrectable_blocks_survive_reopening,
             more_operations_than_the_depth_all_end,
             dropped_operations_keep_their_buffers,
+            a_core_may_end_amid_operations,
             two_cores_see_whole_blocks,
         );
     };

@@ -49,9 +49,10 @@ use zerocopy::{
 
 use super::{
     call::Action,
-    engine::{Extra, FileEngine, Target},
+    engine::{FileEngine, Target},
     error::{FileError, FileErrorReason},
     error_of,
+    operation::Extra,
 };
 use crate::{
     disk::{DiskError, bits::AtomicBits},

@@ -15,26 +15,23 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
-    fmt, io,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd},
     rc::{Rc, Weak},
     sync::Arc,
     task::{Poll, Waker},
     time::Duration,
 };
 
-use arrayvec::ArrayVec;
-
 use super::{
-    call::{Action, Call, Iovec, errno},
-    claims::Claim,
+    call::{Action, Call, errno},
     medium::FileMedium,
-    threads::{Helper, SpawnThread, machine_thread},
+    operation::{Extra, Operation},
+    options::{EngineKind, FileEngineCounters, FileEngineError, FileEngineOptions},
+    threads::Helper,
     uring::Uring,
 };
 use crate::{
-    buffer::{Buffer, BufferPool, DevicePin, Direction},
-    disk::SEGMENTS_MAX,
+    buffer::{Buffer, BufferPool},
     reactor::{PollSource, Reactor},
     sync::{OpTable, Token},
     units::Time,
@@ -47,89 +44,12 @@ const RING_ENTRIES: u32 = 256;
 const DRAIN_STEPS: usize = 100;
 const DRAIN_STEP: Duration = Duration::from_millis(50);
 
-/// How an engine makes its system calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum EngineKind {
-    /// By io_uring where the machine allows it, else by a helper thread.
-    #[default]
-    Auto,
-    /// By io_uring.
-    IoUring,
-    /// By a helper thread, one call after the other.
-    Threads,
-}
-
-/// What an engine is made with.
-#[derive(Clone, Copy, Debug)]
-pub struct FileEngineOptions {
-    /// How it makes its system calls.
-    pub kind: EngineKind,
-    /// The operations that can be in flight at a time, over all file disks of the core.
-    pub depth: usize,
-    /// The tasks that can wait for one of them.
-    pub waiters: usize,
-    /// Whether to register the pool's memory with the kernel.
-    pub register_memory: bool,
-    /// How to start the helper thread, if one is needed.
-    pub spawn: SpawnThread,
-}
-
-impl Default for FileEngineOptions {
-    fn default() -> Self {
-        Self {
-            kind: EngineKind::Auto,
-            depth: 1024,
-            waiters: 4096,
-            register_memory: true,
-            spawn: machine_thread,
-        }
-    }
-}
-
-/// An engine could not be made.
-#[derive(Debug)]
-pub enum FileEngineError {
-    /// io_uring was asked for, and the machine has none or refuses it.
-    IoUring(io::Error),
-    /// The helper thread could not be started.
-    Thread(io::Error),
-}
-
-impl fmt::Display for FileEngineError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::IoUring(source) => write!(
-                f,
-                "this machine refuses io_uring ({source}); see `sysctl kernel.io_uring_disabled` \
-                 and the container's seccomp profile, or use helper threads"
-            ),
-            Self::Thread(source) => {
-                write!(f, "cannot start the helper thread for file disks: {source}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for FileEngineError {}
-
-/// Counts of an engine since its start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FileEngineCounters {
-    /// Turns in which calls were handed in or waited for.
-    pub enters: u64,
-    /// Calls that were handed to the kernel.
-    pub calls: u64,
-    /// Calls that the kernel did in part and that were carried on.
-    pub continued: u64,
-    /// Flushes that were answered by another one's call.
-    pub flushes_shared: u64,
-}
-
 /// A file as one core's engine knows it.
 pub(super) struct Target {
     pub(super) medium: Arc<FileMedium>,
     engine: Weak<FileEngine>,
-    registered: Option<u32>,
+    /// Its place among the ring's registered files.
+    pub(super) registered: Option<u32>,
 }
 
 impl Drop for Target {
@@ -139,131 +59,6 @@ impl Drop for Target {
         {
             ring.release_file(place);
         }
-    }
-}
-
-/// What else an operation keeps, and what is to happen at its end, also when nobody waits for it any
-/// more. For the control path.
-pub(super) struct Extra {
-    /// Another file than the medium's own.
-    pub(super) file: Arc<OwnedFd>,
-    /// Bytes to write that do not lie in a buffer.
-    pub(super) bytes: Box<[u8]>,
-    /// Told the operation's result.
-    pub(super) at_end: Box<dyn FnOnce(i32)>,
-}
-
-/// An operation in flight.
-struct Operation {
-    action: Action,
-    target: Option<Rc<Target>>,
-    /// In bytes, as are `len` and `done`.
-    offset: u64,
-    len: u64,
-    done: u64,
-    claim: Claim,
-    iovecs: [Iovec; SEGMENTS_MAX],
-    /// The iovecs that are not yet done with.
-    next_iovec: usize,
-    iovec_count: usize,
-    pins: ArrayVec<DevicePin, SEGMENTS_MAX>,
-    extra: Option<Extra>,
-}
-
-impl Operation {
-    fn unused() -> Box<Self> {
-        Box::new(Self {
-            action: Action::Sync,
-            target: None,
-            offset: 0,
-            len: 0,
-            done: 0,
-            claim: Claim::default(),
-            iovecs: [Iovec::EMPTY; SEGMENTS_MAX],
-            next_iovec: 0,
-            iovec_count: 0,
-            pins: ArrayVec::new(),
-            extra: None,
-        })
-    }
-
-    fn begin(&mut self, target: &Rc<Target>, action: Action, offset: u64, len: u64) {
-        self.action = action;
-        self.target = Some(target.clone());
-        self.offset = offset;
-        self.len = len;
-        self.done = 0;
-        self.claim = Claim::default();
-        self.next_iovec = 0;
-        self.iovec_count = 0;
-    }
-
-    /// Adds memory, joined to the last piece where it follows right after it.
-    fn add_memory(&mut self, base: *mut u8, len: usize) {
-        if let Some(last) = self.iovecs[..self.iovec_count].last_mut()
-            && last.base.wrapping_add(last.len) == base
-        {
-            last.len += len;
-            return;
-        }
-        self.iovecs[self.iovec_count] = Iovec { base, len };
-        self.iovec_count += 1;
-    }
-
-    fn is_main_file(&self) -> bool {
-        self.extra.is_none()
-    }
-
-    fn call(&self) -> Call {
-        let target = self.target.as_ref().expect("an operation has a file");
-        let (fd, registered) = match &self.extra {
-            Some(extra) => (extra.file.as_raw_fd(), None),
-            None => (target.medium.fd().as_raw_fd(), target.registered),
-        };
-        let iovecs = &self.iovecs[self.next_iovec..self.iovec_count];
-        Call {
-            action: self.action,
-            fd,
-            registered,
-            offset: self.offset + self.done,
-            len: self.len - self.done,
-            iovecs: iovecs.as_ptr(),
-            iovec_count: u32::try_from(iovecs.len()).expect("at most SEGMENTS_MAX"),
-        }
-    }
-
-    /// Takes a call's result; `None` where the operation goes on with another call.
-    fn advance(&mut self, result: i32) -> Option<i32> {
-        if result == errno::INTERRUPTED || result == errno::AGAIN {
-            return None;
-        }
-        let Ok(bytes) = u64::try_from(result) else {
-            return Some(result);
-        };
-        if !matches!(self.action, Action::Read | Action::Write { .. }) {
-            return Some(0);
-        }
-        if bytes == 0 {
-            // The file ends here, though it did not when it was opened.
-            return Some(errno::IO);
-        }
-        self.done += bytes;
-        if self.done >= self.len {
-            return Some(0);
-        }
-        let mut left = bytes;
-        while left > 0 {
-            let iovec = &mut self.iovecs[self.next_iovec];
-            let step = left.min(iovec.len as u64);
-            let in_memory = usize::try_from(step).expect("at most the piece's length");
-            iovec.base = iovec.base.wrapping_add(in_memory);
-            iovec.len -= in_memory;
-            left -= step;
-            if iovec.len == 0 {
-                self.next_iovec += 1;
-            }
-        }
-        None
     }
 }
 
@@ -408,18 +203,12 @@ impl FileEngine {
         len: u64,
         buffers: &[Buffer],
     ) -> i32 {
-        let direction = match action {
-            Action::Read => Direction::FromDevice,
-            _ => Direction::ToDevice,
-        };
         self.run(|operation| {
             operation.begin(target, action, offset, len);
             operation.claim = target.medium.claim(action, offset, len);
-            for buffer in buffers {
-                let pin = buffer.pin(direction);
-                operation.add_memory(pin.address(), pin.len());
-                operation.pins.push(pin);
-            }
+            buffers
+                .iter()
+                .for_each(|buffer| operation.add_buffer(buffer));
         })
         .await
     }
@@ -431,15 +220,7 @@ impl FileEngine {
             let action = Action::Write { durable: false };
             operation.begin(target, action, offset, len);
             operation.claim = target.medium.claim(action, offset, len);
-            let mut left = usize::try_from(len).expect("at most a transfer");
-            while left > 0 {
-                let (base, most) = super::zero_memory();
-                let piece = left.min(most);
-                // Not joined: every piece is the same memory.
-                operation.iovecs[operation.iovec_count] = Iovec { base, len: piece };
-                operation.iovec_count += 1;
-                left -= piece;
-            }
+            operation.add_zeroes(len);
         })
         .await
     }
@@ -467,7 +248,8 @@ impl FileEngine {
         self.run(|operation| {
             operation.begin(target, action, offset, extra.bytes.len() as u64);
             if !extra.bytes.is_empty() {
-                operation.add_memory(extra.bytes.as_ptr().cast_mut(), extra.bytes.len());
+                let (base, len) = (extra.bytes.as_ptr().cast_mut(), extra.bytes.len());
+                operation.add_memory(base, len);
             }
             operation.extra = Some(extra);
         })
@@ -533,25 +315,20 @@ impl FileEngine {
     }
 
     fn start_one(&self, token: Token) -> Started {
-        if self.is_flush(token) {
-            return self.start_flush(token);
-        }
         let call = self.with(token, |operation| {
+            if operation.is_flush() {
+                return Err(Started::NotYet);
+            }
             let target = operation.target.as_ref().expect("an operation has a file");
             let taken = target.medium.take_claim(&mut operation.claim);
-            taken.then(|| operation.call())
+            Ok(taken.then(|| operation.call()))
         });
         match call {
-            Some(Some(call)) => self.push(token, &call),
-            Some(None) => Started::NotYet,
+            Some(Ok(Some(call))) => self.push(token, &call),
+            Some(Ok(None)) => Started::NotYet,
+            Some(Err(_)) => self.start_flush(token),
             None => Started::Yes,
         }
-    }
-
-    fn is_flush(&self, token: Token) -> bool {
-        self.with(token, |operation| {
-            operation.action == Action::Sync && operation.is_main_file()
-        }) == Some(true)
     }
 
     fn start_flush(&self, token: Token) -> Started {
@@ -640,11 +417,15 @@ impl FileEngine {
         while let Some((bits, result)) = self.next_result() {
             results += 1;
             let token = Token::from_bits(bits);
-            match self.with(token, |operation| operation.advance(result)) {
-                Some(Some(result)) => self.end_of_call(token, result),
-                Some(None) => {
+            let advanced = self.with(token, |operation| {
+                (operation.advance(result), operation.is_flush())
+            });
+            match advanced {
+                Some((Some(result), false)) => self.end(token, result),
+                Some((Some(result), true)) => self.end_flush(token, result),
+                Some((None, flush)) => {
                     self.count(|counters| counters.continued += 1);
-                    self.continue_(token);
+                    self.carry_on(token, flush);
                 }
                 None => debug_assert!(false, "a result for no operation"),
             }
@@ -653,33 +434,31 @@ impl FileEngine {
     }
 
     /// The operation goes on with another call. A flush stays its medium's only one.
-    fn continue_(&self, token: Token) {
-        let call = self.with(token, |operation| operation.call());
-        let Some(call) = call else { return };
-        if self.is_flush(token) {
-            if !matches!(self.push(token, &call), Started::Yes) {
-                self.end_of_call(token, errno::IO);
-            }
+    fn carry_on(&self, token: Token, flush: bool) {
+        if !flush {
+            self.waiting.borrow_mut().push_back(token);
             return;
         }
-        self.waiting.borrow_mut().push_back(token);
+        let call = self.with(token, |operation| operation.call());
+        let pushed = call.map(|call| self.push(token, &call));
+        if !matches!(pushed, Some(Started::Yes)) {
+            self.end_flush(token, errno::IO);
+        }
     }
 
-    fn end_of_call(&self, token: Token, result: i32) {
-        if self.is_flush(token) {
-            if let Some(medium) = self.medium_of(token) {
-                medium.flushes.end(result);
-            }
-            // One at a time, as whoever is woken by it may flush again.
-            loop {
-                let mut followers = self.followers.borrow_mut();
-                let Some(found) = followers.iter().position(|(leader, _)| *leader == token) else {
-                    break;
-                };
-                let (_, follower) = followers.swap_remove(found);
-                drop(followers);
-                self.end(follower, result);
-            }
+    /// A flush has ended, and with it those that share it.
+    fn end_flush(&self, token: Token, result: i32) {
+        if let Some(medium) = self.medium_of(token) {
+            medium.flushes.end(result);
+        }
+        loop {
+            let mut followers = self.followers.borrow_mut();
+            let Some(found) = followers.iter().position(|(leader, _)| *leader == token) else {
+                break;
+            };
+            let (_, follower) = followers.swap_remove(found);
+            drop(followers);
+            self.end(follower, result);
         }
         self.end(token, result);
     }
@@ -689,13 +468,7 @@ impl FileEngine {
         let Some(Some(mut operation)) = self.table.complete(token, result) else {
             return;
         };
-        if let Some(target) = operation.target.take() {
-            target.medium.release_claim(&mut operation.claim);
-        }
-        operation.pins.clear();
-        if let Some(extra) = operation.extra.take() {
-            (extra.at_end)(result);
-        }
+        operation.end(result);
         self.spare.borrow_mut().push(operation);
     }
 }
@@ -765,7 +538,11 @@ impl Drop for FileEngine {
                 return;
             }
             while let Some((bits, result)) = self.next_result() {
-                self.end_of_call(Token::from_bits(bits), result);
+                let token = Token::from_bits(bits);
+                match self.with(token, |operation| operation.is_flush()) {
+                    Some(true) => self.end_flush(token, result),
+                    _ => self.end(token, result),
+                }
             }
         }
         tracing::error!("the kernel still works on file disks: their buffers are given up");

@@ -22,6 +22,8 @@ mod engine;
 mod error;
 mod flushes;
 mod medium;
+mod operation;
+mod options;
 mod proc;
 mod threads;
 mod uring;
@@ -30,9 +32,10 @@ use std::{cell::Cell, ops::Range, rc::Rc, sync::Arc};
 
 use rustix::io::Errno;
 
-pub use engine::{EngineKind, FileEngine, FileEngineCounters, FileEngineError, FileEngineOptions};
+pub use engine::FileEngine;
 pub use error::{FileError, FileErrorReason};
 pub use medium::{Caching, FileMedium, FileMediumOptions};
+pub use options::{EngineKind, FileEngineCounters, FileEngineError, FileEngineOptions};
 pub use proc::Holder;
 pub use threads::{SpawnThread, machine_thread};
 
@@ -102,23 +105,24 @@ impl FileDisk {
     }
 
     async fn write_durably(&self, offset: u64, bytes: u64, from: &[Buffer]) -> i32 {
-        let (engine, target) = (&self.engine, &self.target);
-        let durable = Action::Write { durable: true };
-        let result = engine.transfer(target, durable, offset, bytes, from).await;
-        if result == 0 {
-            return 0;
+        let write = |durable| {
+            let action = Action::Write { durable };
+            self.engine
+                .transfer(&self.target, action, offset, bytes, from)
+        };
+        if !self.target.medium.is_direct() {
+            // Through the page cache `RWF_DSYNC` could be told of the loss of other writes, and the
+            // kernel tells only once: that must be a flush, which remembers it.
+            return match write(false).await {
+                0 => self.engine.command(&self.target, Action::Sync, 0, 0).await,
+                failed => failed,
+            };
         }
-        let medium = &target.medium;
-        if !medium.is_direct() {
-            // The kernel may have told this write of somebody else's loss, and tells nobody again.
-            medium.flushes.fail();
-        } else if result == errno::IO {
-            // Either the write failed, which is its own affair, or the flush after it, which is
-            // everybody's. Writing without that flush tells which.
-            let plain = Action::Write { durable: false };
-            if engine.transfer(target, plain, offset, bytes, from).await == 0 {
-                medium.flushes.fail();
-            }
+        let result = write(true).await;
+        // Either the write failed, which is its own affair, or the device's flush after it, which is
+        // everybody's. Writing without that flush tells which.
+        if result == errno::IO && write(false).await == 0 {
+            self.target.medium.flushes.fail();
         }
         result
     }

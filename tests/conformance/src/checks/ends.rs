@@ -178,3 +178,36 @@ pub fn dropped_operations_keep_their_buffers<B: Bed>(bed: &mut B) {
     bench.write(0, 1, 64);
     bench.expect(0, &[1; 64]);
 }
+
+/// A core that ends while operations are in flight ends them first: afterwards another core finds
+/// whole blocks, and nothing in its way.
+pub fn a_core_may_end_amid_operations<B: Bed>(bed: &mut B) {
+    for round in 0..3 {
+        let bench = Bench::new(bed);
+        let size = bench.block_bytes();
+        for number in 0..60u64 {
+            let disk = bench.disk.clone();
+            let content = pattern::blocks(number, number + 1, 2, size);
+            let buffer = bench.core.filled(&content);
+            let _ = bench.core.spawn(async move {
+                let buffers = std::slice::from_ref(&buffer);
+                match number % 4 {
+                    0 => disk.read(Lba(number), buffers).await,
+                    1 => disk.flush().await,
+                    2 => disk.write(Lba(number), buffers, Durability::Durable).await,
+                    _ => disk.write(Lba(number), buffers, Durability::Cached).await,
+                }
+            });
+        }
+        for _ in 0..round {
+            bench.core.turn();
+        }
+        drop(bench);
+        let other = Bench::new(bed);
+        assert_eq!(other.tags(0, 62).len(), 62);
+        other.write(0, 1, 62);
+        other.expect(0, &[1; 62]);
+        let flushed = other.on_disk(|disk| async move { disk.flush().await });
+        assert_eq!(flushed, Ok(()));
+    }
+}

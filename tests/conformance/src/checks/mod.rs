@@ -21,9 +21,9 @@ pub use self::{
     },
     concurrency::{random_operations_agree_with_the_model, two_cores_see_whole_blocks},
     ends::{
-        blocks_beyond_the_end_are_refused, dropped_operations_keep_their_buffers,
-        flushes_and_durable_writes_complete, more_operations_than_the_depth_all_end,
-        what_was_written_survives_reopening,
+        a_core_may_end_amid_operations, blocks_beyond_the_end_are_refused,
+        dropped_operations_keep_their_buffers, flushes_and_durable_writes_complete,
+        more_operations_than_the_depth_all_end, what_was_written_survives_reopening,
     },
     read_write::{
         edges_read_back, segments_and_offsets_read_back, the_largest_transfer_reads_back,
