@@ -413,7 +413,7 @@ impl<E: Environment> Wire for TcpWire<E> {
     }
 
     fn close(&self) {
-        if !self.link.is_terminating() && self.link.handover.borrow().is_none() {
+        if self.link.handover.borrow().is_none() {
             self.link.closing();
         }
     }
@@ -451,7 +451,7 @@ impl<E: Environment> Wire for TcpWire<E> {
 impl<E: Environment> Link<E> {
     /// The queue has ended: what is queued gets one chance to be sent.
     fn closing(&self) {
-        if self.end.get() == End::Open {
+        if self.end.get() != End::Gone {
             let mut sender = self.sender.borrow_mut();
             if let Some(stream) = self.stream.borrow_mut().as_mut() {
                 let ignored = Counters::default();

@@ -53,7 +53,7 @@ const ADMIN_IN_CAPSULE_BYTES: usize = 8192;
 /// Receiving calls for one connection in one turn.
 const CALLS_PER_TURN: usize = 2;
 
-/// A fatal error: what it is, at which byte of the header, and the header.
+/// A fatal error: what it is, and what goes with that (a byte offset, a digest, or nothing).
 struct Fatal {
     fes: Fes,
     fei: u32,
@@ -67,10 +67,14 @@ impl Fatal {
         }
     }
 
-    fn of(fes: Fes, offset: u32) -> Self {
-        Self { fes, fei: offset }
+    /// An error whose information is not an offset, or is none.
+    fn of(fes: Fes, fei: u32) -> Self {
+        Self { fes, fei }
     }
 }
+
+/// FEI of the errors that have none to give.
+const NO_INFORMATION: u32 = 0;
 
 /// Byte offsets of header fields, for FEI.
 mod at {
@@ -84,7 +88,6 @@ mod at {
     pub const HPDA: u32 = 10;
     pub const TTAG: u32 = 10;
     pub const DGST: u32 = 11;
-    pub const DATAO: u32 = 12;
     pub const DATAL: u32 = 16;
 }
 
@@ -210,6 +213,10 @@ impl<E: Environment> Receiver<E> {
             }
         }
         self.take_apart(now);
+        if self.waiting_for_memory {
+            // It is we who keep the host waiting, not the host us.
+            self.link.receiving_since.set(Some(now));
+        }
         calls
     }
 
@@ -279,11 +286,10 @@ impl<E: Environment> Receiver<E> {
             return STAGING_BYTES - self.end;
         }
         // Data that were asked for may come next: not a byte of them may land here.
-        let digest = self.body.as_ref().map_or(0, |body| {
-            body.padding + if body.digest { DIGEST_BYTES } else { 0 }
-        });
         let wanted = match &self.body {
-            Some(_) => digest + SHORTEST_HEADER,
+            Some(body) if body.padding > 0 => body.padding,
+            Some(body) if body.digest => DIGEST_BYTES + SHORTEST_HEADER,
+            Some(_) => SHORTEST_HEADER,
             None => self.header_len().unwrap_or(SHORTEST_HEADER),
         };
         wanted.saturating_sub(staged)
@@ -380,7 +386,10 @@ impl<E: Environment> Receiver<E> {
             return Ok(false);
         }
         if header_digest && staged[hlen..head] != crc32c(&staged[..hlen]).to_le_bytes() {
-            return Err(Fatal::of(Fes::HeaderDigestError, hlen as u32));
+            let mut received = [0; DIGEST_BYTES];
+            received.copy_from_slice(&staged[hlen..head]);
+            let received = u32::from_le_bytes(received);
+            return Err(Fatal::of(Fes::HeaderDigestError, received));
         }
         let mut header = [0; corebay_nvme::spec::tcp::HLEN_MAX];
         header[..hlen].copy_from_slice(&staged[..hlen]);
@@ -404,7 +413,7 @@ impl<E: Environment> Receiver<E> {
             _ => self.link.is_negotiated(),
         };
         if !expected {
-            return Err(Fatal::of(Fes::PduSequenceError, at::PDU_TYPE));
+            return Err(Fatal::of(Fes::PduSequenceError, NO_INFORMATION));
         }
         Ok(kind)
     }
@@ -502,7 +511,7 @@ impl<E: Environment> Receiver<E> {
         let negotiated = self.link.negotiated();
         let (padding, len) = data_place(common, head, negotiated.data_digest)?;
         if pdu.datal.get() > self.options.h2c_data_bytes_max {
-            return Err(Fatal::of(Fes::LimitExceeded, at::DATAL));
+            return Err(Fatal::of(Fes::LimitExceeded, NO_INFORMATION));
         }
         if len == 0 || pdu.datal.get() as usize != len {
             return Err(Fatal::field(if len == 0 { at::DATAL } else { at::PLEN }));
@@ -517,7 +526,8 @@ impl<E: Environment> Receiver<E> {
             .link
             .with_fetch(tag, |fetch| fetch.place(offset, len))
             .flatten();
-        let buffer = buffer.ok_or_else(|| Fatal::of(Fes::DataTransferOutOfRange, at::DATAO))?;
+        let buffer =
+            buffer.ok_or_else(|| Fatal::of(Fes::DataTransferOutOfRange, NO_INFORMATION))?;
         self.start += head;
         let target = Target::Fetch {
             tag,

@@ -1,0 +1,13 @@
+//! The target's protocol tests, against the real core and the real NVMe/TCP: by far the most in a
+//! world without threads, where the network is memory and time stands still unless a test moves it.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests on the machine's own network need threads and a clock"
+)]
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod malformed;
+mod segments;
