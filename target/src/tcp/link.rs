@@ -108,7 +108,8 @@ pub struct Link<E: Environment> {
     fetches: RefCell<Vec<Option<Fetch>>>,
     fetching: Cell<usize>,
     end: Cell<End>,
-    failed: Cell<bool>,
+    /// Why nothing goes over the stream any more.
+    failed: Cell<Option<&'static str>>,
     key: usize,
     dirty_list: Rc<RefCell<Vec<usize>>>,
     /// In the list of connections that have something to send.
@@ -140,7 +141,7 @@ impl<E: Environment> Link<E> {
             fetches: RefCell::default(),
             fetching: Cell::new(0),
             end: Cell::new(End::Open),
-            failed: Cell::new(false),
+            failed: Cell::new(None),
             key,
             dirty_list,
             dirty: Cell::new(false),
@@ -199,13 +200,14 @@ impl<E: Environment> Link<E> {
         matches!(self.end.get(), End::Terminating(_))
     }
 
-    pub(super) fn has_failed(&self) -> bool {
+    /// Why nothing goes over the stream any more, where that is so.
+    pub(super) fn failure(&self) -> Option<&'static str> {
         self.failed.get()
     }
 
     /// The stream has ended or failed: nothing more goes over it.
-    pub(super) fn fail(&self) {
-        self.failed.set(true);
+    pub(super) fn fail(&self, why: &'static str) {
+        self.failed.set(Some(why));
         self.go();
     }
 
@@ -321,7 +323,7 @@ impl<E: Environment> Link<E> {
         match result {
             Ok(calls) => calls,
             Err(_) => {
-                self.fail();
+                self.fail("the connection broke");
                 1
             }
         }

@@ -421,8 +421,10 @@ impl<E: Environment> Tcp<E> {
             work += connection
                 .link
                 .flush(now, &self.counters, |entry| connection.queue.sent(entry));
-            if connection.link.has_failed() && !connection.queue.is_closed() {
-                connection.queue.clone().close("the connection failed");
+            if let Some(why) = connection.link.failure()
+                && !connection.queue.is_closed()
+            {
+                connection.queue.clone().close(why);
             }
             if let Some((to, connect, data)) = connection.link.take_handover() {
                 self.hand_over(key, &connection, to, connect, data);

@@ -27,7 +27,7 @@ use corebay_nvme::{
         },
     },
 };
-use tracing::{debug, info};
+use tracing::info;
 use zerocopy::FromBytes;
 
 use super::{
@@ -228,15 +228,16 @@ impl<E: Environment> Receiver<E> {
 
     fn ended(&mut self, error: Option<&io::Error>) {
         self.may_have_more = false;
-        if let Some(queue) = &self.queue
+        if let Some(error) = error
+            && let Some(queue) = &self.queue
             && !queue.is_closed()
         {
-            match error {
-                None => debug!("the host closed the connection"),
-                Some(error) => info!(%error, "the connection broke"),
-            }
+            info!(%error, "a connection broke");
         }
-        self.link.fail();
+        self.link.fail(match error {
+            None => "the host closed the connection",
+            Some(_) => "the connection broke",
+        });
     }
 
     /// One call: the rest of a body's data into its buffer, then headers into the staging buffer.
@@ -458,7 +459,7 @@ impl<E: Environment> Receiver<E> {
                 "the host terminated the connection"
             );
         }
-        self.link.fail();
+        self.link.fail("the host terminated the connection");
     }
 
     fn capsule(
