@@ -5,8 +5,8 @@
 //!   over the same medium, with its own queue. What several cores do at once to the same blocks is
 //!   ordered only block by block.
 //! - **Ranges.** The caller checks: a range lies within [`DiskInfo::blocks`], is not empty, and the
-//!   buffers' bytes are exactly its blocks' bytes, each buffer a whole number of blocks. A disk may
-//!   rely on it and answers [`DiskError::OutOfRange`] where it is cheaper to check than to trust.
+//!   buffers' bytes are exactly its blocks' bytes, each buffer a whole number of blocks that begins
+//!   at a multiple of the block size in memory (which the arena's blocks do). A disk may rely on it and answers [`DiskError::OutOfRange`] where it is cheaper to check than to trust.
 //!   Reads and writes are at most [`TRANSFER_BYTES_MAX`] and [`SEGMENTS_MAX`] buffers.
 //! - **Atomicity.** One block is atomic: after a crash, and beside concurrent writes, it is wholly
 //!   old or wholly new. Anything larger may be torn between blocks.

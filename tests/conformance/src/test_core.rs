@@ -10,7 +10,7 @@ use corebay_core::{
 };
 
 /// The memory of a core's buffers, in bytes.
-const POOL_BYTES: usize = 16 << 20;
+const POOL_BYTES: usize = 8 << 20;
 
 /// The tasks that a core can run.
 const TASKS: usize = 512;

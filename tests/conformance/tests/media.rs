@@ -337,6 +337,93 @@ fn a_mounted_device_is_refused() {
     assert_eq!(users, [format!("mounted on {}", mount.path().display())]);
 }
 
+#[test]
+fn a_damaged_list_of_bad_blocks_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    let spoil = |lba| {
+        let medium = FileMedium::open(&path, sized(MIB)).unwrap();
+        let bench = Bench::new(&medium, EngineKind::Auto);
+        let disk = bench.disk.clone();
+        let spoiled = bench
+            .core
+            .run(async move { disk.write_uncorrectable(Lba(lba), 1).await });
+        assert_eq!(spoiled, Ok(()));
+    };
+    spoil(3);
+    spoil(9);
+    let list = folder.path().join("disk.bad");
+    let whole = std::fs::read(&list).unwrap();
+    // The second change is in the first slot. Torn, it has never been.
+    let mut torn = whole.clone();
+    torn[8192] ^= 1;
+    std::fs::write(&list, &torn).unwrap();
+    let medium = FileMedium::open(&path, sized(MIB)).unwrap();
+    let bench = Bench::new(&medium, EngineKind::Auto);
+    assert_eq!(bench.read(3), Err(DiskError::UnrecoveredRead));
+    assert_eq!(bench.read(9), Ok(0));
+    drop((bench, medium));
+    torn[16384] ^= 1;
+    std::fs::write(&list, &torn).unwrap();
+    assert!(matches!(
+        reason(&path, sized(MIB)),
+        FileErrorReason::BadBlockList { .. }
+    ));
+    std::fs::write(&list, &whole).unwrap();
+    // For blocks of another size it is the same list.
+    let small = FileMedium::open(&path, options(BlockSize::B512)).unwrap();
+    let bench = Bench::new(&small, EngineKind::Auto);
+    assert_eq!(bench.read(23), Ok(0));
+    assert_eq!(bench.read(24), Err(DiskError::UnrecoveredRead));
+    assert_eq!(bench.read(79), Err(DiskError::UnrecoveredRead));
+    assert_eq!(bench.read(80), Ok(0));
+}
+
+#[test]
+fn a_list_of_bad_blocks_is_bounded() {
+    // In memory, as every change of the list is made durable.
+    let mount = or_skip!(ScratchMount::tmpfs(16 * MIB));
+    let path = mount.path().join("disk");
+    let medium = FileMedium::open(&path, sized(64 * MIB)).unwrap();
+    let bench = Bench::new(&medium, EngineKind::IoUring);
+    let spoil = |lba, blocks| {
+        let disk = bench.disk.clone();
+        let task = async move { disk.write_uncorrectable(Lba(lba), blocks).await };
+        bench.core.run(task)
+    };
+    let most = (0..).find(|n| spoil(n * 2, 1) != Ok(())).unwrap();
+    assert_eq!(most, 1020);
+    assert_eq!(spoil(5000, 1), Err(DiskError::NoSpace));
+    assert_eq!(bench.read(5000), Ok(0));
+    // One range in the place of many makes room.
+    assert_eq!(spoil(0, 100), Ok(()));
+    assert_eq!(spoil(5000, 1), Ok(()));
+    assert_eq!(bench.read(5000), Err(DiskError::UnrecoveredRead));
+}
+
+/// More at once than the submission ring holds.
+#[test]
+fn the_rest_waits_for_the_ring() {
+    let folder = tempfile::tempdir().unwrap();
+    let medium = FileMedium::open(&folder.path().join("disk"), sized(MIB)).unwrap();
+    for kind in [EngineKind::IoUring, EngineKind::Threads] {
+        let bench = Bench::new(&medium, kind);
+        let reads: Vec<_> = (0..500)
+            .map(|number| {
+                let (disk, buffer) = (bench.disk.clone(), bench.core.buffer(4096));
+                bench.core.spawn(async move {
+                    let at = Lba(number % 256);
+                    disk.read(at, std::slice::from_ref(&buffer)).await
+                })
+            })
+            .collect();
+        for read in reads {
+            bench.core.turn_until("a read", || read.is_there());
+            assert_eq!(read.take(), Ok(()));
+        }
+    }
+}
+
 /// A block device that every bed gets anew, its content zeroes.
 #[test]
 fn block_devices_conform() {

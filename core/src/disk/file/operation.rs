@@ -20,6 +20,7 @@ use super::{
 use crate::{
     buffer::{Buffer, DevicePin, Direction},
     disk::SEGMENTS_MAX,
+    units::BlockSize,
 };
 
 /// What else an operation keeps, and what is to happen at its end, also when nobody waits for it any
@@ -84,6 +85,10 @@ impl Operation {
             Action::Read => Direction::FromDevice,
             _ => Direction::ToDevice,
         });
+        debug_assert!(
+            (pin.address() as usize).is_multiple_of(BlockSize::B512.bytes()),
+            "direct I/O needs aligned memory"
+        );
         self.add_memory(pin.address(), pin.len());
         self.pins.push(pin);
     }

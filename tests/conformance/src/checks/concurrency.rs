@@ -45,10 +45,10 @@ impl<D: Disk> Worker<D> {
         for _ in 0..operations {
             let blocks = 1 + self.rng.below(self.area.longest);
             let at = self.area.first + self.rng.below(self.area.blocks - blocks + 1);
-            match self.rng.below(20) {
-                0..8 => self.write(at, blocks).await,
-                8..10 if self.area.clears => self.clear(at, blocks).await,
-                10 => self.disk.flush().await.expect("flush"),
+            match self.rng.below(100) {
+                0..40 => self.write(at, blocks).await,
+                40..50 if self.area.clears => self.clear(at, blocks).await,
+                50 => self.disk.flush().await.expect("flush"),
                 _ => self.read(at, blocks).await,
             }
         }
@@ -76,7 +76,7 @@ impl<D: Disk> Worker<D> {
         {
             pattern::fill(block, lba, tag);
         }
-        let durability = match self.rng.once_in(16) {
+        let durability = match self.rng.once_in(50) {
             true => Durability::Durable,
             false => Durability::Cached,
         };
@@ -191,7 +191,7 @@ pub fn random_operations_agree_with_the_model<B: Bed>(bed: &mut B) {
         longest: 16,
         clears: true,
     };
-    let history = work(&bench.core, &bench.disk, area, 24, 60, seed);
+    let history = work(&bench.core, &bench.disk, area, 24, 50, seed);
     if let Err(problem) = history.check() {
         panic!("COREBAY_SEED={seed}: {problem}");
     }
@@ -212,7 +212,7 @@ pub fn two_cores_see_whole_blocks<B: Bed>(bed: &mut B) {
     let run = |number: usize| {
         let core = TestCore::new(number, clock);
         let disk = Rc::new(bed.open(&core));
-        work(&core, &disk, area, 4, 250, seed)
+        work(&core, &disk, area, 4, 200, seed)
     };
     let (mut first, second) = std::thread::scope(|scope| {
         let second = scope.spawn(|| run(1));
