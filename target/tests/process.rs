@@ -1,0 +1,304 @@
+//! The `corebay` process as its operator meets it: starts, refusals, signals, restarts. Everything
+//! is on loopback, on ports that the system picks.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test of whole processes waits for them by the machine's clock"
+)]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    net::TcpListener,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_corebay");
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A `corebay serve` that is ready; killed when dropped.
+struct Serving {
+    child: Child,
+    said: String,
+}
+
+impl Serving {
+    fn start(arguments: &[&str]) -> Self {
+        let mut child = Command::new(PROGRAM)
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--discovery",
+                "127.0.0.1:0",
+            ])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        while !said.contains("\nready") {
+            if lines.read_line(&mut said).unwrap() == 0 {
+                let mut complaint = String::new();
+                child
+                    .stderr
+                    .take()
+                    .unwrap()
+                    .read_to_string(&mut complaint)
+                    .unwrap();
+                panic!("it did not get ready: {said}{complaint}");
+            }
+        }
+        Self { child, said }
+    }
+
+    /// What is said after `word`, up to white space or a comma.
+    fn word_after(&self, word: &str) -> &str {
+        let at = self
+            .said
+            .find(word)
+            .unwrap_or_else(|| panic!("no {word:?} in {}", self.said));
+        let rest = &self.said[at + word.len()..];
+        rest.split([' ', ',', '\n']).next().unwrap()
+    }
+
+    fn port(&self) -> &str {
+        self.word_after("at 127.0.0.1:")
+    }
+
+    fn nqn(&self) -> &str {
+        self.word_after("subsystem ")
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Ends it by SIGTERM; it must end cleanly.
+    fn end(mut self) {
+        self.signal(Signal::TERM);
+        let status = wait(&mut self.child);
+        assert_eq!(status, Some(0), "a clean end");
+    }
+
+    fn bench(&self, arguments: &[&str]) -> serde_json::Value {
+        let address = format!("127.0.0.1:{}", self.port());
+        let output = Command::new(PROGRAM)
+            .args([
+                "bench",
+                "-o",
+                "json",
+                "--address",
+                &address,
+                "--nqn",
+                self.nqn(),
+            ])
+            .args(["--time", "30s"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        serde_json::from_str(&text).unwrap_or_else(|error| {
+            panic!("{error}: {text}{}", String::from_utf8_lossy(&output.stderr))
+        })
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn wait(child: &mut Child) -> Option<i32> {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("it did not end");
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Runs `serve`, which must refuse; gives what it says.
+fn refused(arguments: &[&str]) -> String {
+    let Output { status, stderr, .. } = Command::new(PROGRAM)
+        .arg("serve")
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert_eq!(status.code(), Some(1));
+    String::from_utf8(stderr).unwrap()
+}
+
+#[test]
+fn a_second_start_finds_the_same_data_and_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let arguments = ["--data-dir", text(&data), "--size", "64MiB"];
+    let first = Serving::start(&arguments);
+    let written = first.bench(&[
+        "--rw",
+        "write",
+        "--verify",
+        "--overwrite",
+        "--io-count",
+        "200",
+        "--span",
+        "1MiB",
+    ]);
+    assert_eq!(written["errors"], serde_json::json!([]), "{written}");
+    let names = [first.nqn().to_owned(), first.word_after("uuid ").to_owned()];
+    let serial = first.word_after("serial ").to_owned();
+    first.end();
+    let second = Serving::start(&arguments);
+    assert_eq!(names, [second.nqn(), second.word_after("uuid ")]);
+    assert_eq!(serial, second.word_after("serial "));
+    let read = second.bench(&[
+        "--rw",
+        "read",
+        "--verify",
+        "--io-count",
+        "200",
+        "--span",
+        "1MiB",
+    ]);
+    assert_eq!(read["errors"], serde_json::json!([]), "{read}");
+    second.signal(Signal::INT);
+    second.end();
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let said = refused(&[
+        "--data-dir",
+        text(folder.path()),
+        "--disk",
+        "ram:16MiB",
+        "--listen",
+        &address,
+        "--discovery",
+        "127.0.0.1:0",
+    ]);
+    assert!(
+        said.contains(&address) && said.contains("another program"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_folder_and_a_file_in_use_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.img");
+    let disk = format!("file:{},size=16MiB", text(&file));
+    let (data, other) = (folder.path().join("data"), folder.path().join("other"));
+    let serving = Serving::start(&["--data-dir", text(&data), "--disk", &disk]);
+    let ports = ["--listen", "127.0.0.1:0", "--discovery", "127.0.0.1:0"];
+    let said = refused(
+        &[
+            &["--data-dir", text(&data), "--disk", "ram:16MiB"],
+            &ports[..],
+        ]
+        .concat(),
+    );
+    assert!(said.contains("another corebay"), "{said}");
+    let said = refused(&[&["--data-dir", text(&other), "--disk", &disk], &ports[..]].concat());
+    assert!(said.contains("a.img"), "{said}");
+    serving.end();
+}
+
+#[test]
+fn a_file_that_is_too_small_or_missing_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = folder.path().join("small.img");
+    fs::write(&small, [0; 4096]).unwrap();
+    let disk = format!("file:{},size=16MiB", text(&small));
+    let said = refused(&["--data-dir", text(folder.path()), "--disk", &disk]);
+    assert!(said.contains("small.img"), "{said}");
+    let said = refused(&[
+        "--data-dir",
+        text(folder.path()),
+        "--disk",
+        "/dev/no-such-device",
+    ]);
+    assert!(said.contains("no-such-device"), "{said}");
+}
+
+#[test]
+fn a_wrong_file_is_refused_with_a_caret() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("wrong.toml");
+    fs::write(&file, "[reactor]\ncores = [99999]\nsleep = 1\n").unwrap();
+    let said = refused(&["--config", text(&file)]);
+    assert!(
+        said.contains("wrong.toml:2") && said.contains("wrong.toml:3"),
+        "{said}"
+    );
+    assert!(said.contains('^'), "{said}");
+}
+
+#[test]
+fn no_space_fails_the_write_and_nothing_else() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can mount a small filesystem");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let small = folder.path().join("small");
+    fs::create_dir(&small).unwrap();
+    let mount = ["-t", "tmpfs", "-o", "size=4m", "corebay", text(&small)];
+    if !Command::new("mount")
+        .args(mount)
+        .status()
+        .is_ok_and(|status| status.success())
+    {
+        eprintln!("skipped: no tmpfs can be mounted here");
+        return;
+    }
+    let disk = format!("file:{},size=64MiB", text(&small.join("a.img")));
+    let data = folder.path().join("data");
+    let outcome = std::panic::catch_unwind(|| {
+        let disks = ["--disk", &disk, "--disk", "ram:16MiB"];
+        let serving = Serving::start(&[&["--data-dir", text(&data)], &disks[..]].concat());
+        let full = [
+            "--rw",
+            "write",
+            "--pattern",
+            "sequential",
+            "--overwrite",
+            "--depth",
+            "4",
+        ];
+        let size = ["--block-size", "128KiB", "--io-count", "100"];
+        let written = serving.bench(&[&full[..], &size[..]].concat());
+        let errors = written["errors"].to_string();
+        assert!(errors.contains("Capacity Exceeded"), "{written}");
+        let read = serving.bench(&["--rw", "read", "--io-count", "100"]);
+        assert_eq!(read["errors"], serde_json::json!([]), "{read}");
+        let other = [
+            &["--nsid", "2", "--block-size", "4KiB", "--io-count", "100"],
+            &full[..],
+        ];
+        let written = serving.bench(&other.concat());
+        assert_eq!(written["errors"], serde_json::json!([]), "{written}");
+        serving.end();
+    });
+    let _ = Command::new("umount").arg(&small).status();
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
