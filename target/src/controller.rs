@@ -22,10 +22,22 @@ use corebay_core::units::{CoreId, Time};
 use corebay_nvme::spec::{nqn::Nqn, status::Status};
 
 use crate::{
-    limits::{ERROR_LOG_ENTRIES, PENDING_EVENTS_MAX},
+    limits::{ERROR_LOG_ENTRIES, KEEP_ALIVE_GRANULARITY_100MS, PENDING_EVENTS_MAX},
     queue::QueueKey,
     subsystem::{Subsystem, lock},
 };
+
+/// How old a command's arrival may be before it is noted anew: the time is shared by the
+/// controller's cores, so it is not written for every command.
+pub const ARRIVAL_RESOLUTION: Duration = Duration::from_millis(10);
+
+/// A Keep Alive Timeout in milliseconds, rounded up to the granularity that hosts are told (KAS).
+fn rounded_up(milliseconds: u32) -> u32 {
+    let granularity = u32::from(KEEP_ALIVE_GRANULARITY_100MS) * 100;
+    milliseconds
+        .div_ceil(granularity)
+        .saturating_mul(granularity)
+}
 
 /// Features that Set Features changes and that can be saved. The field names are the features'.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -255,7 +267,7 @@ impl<M> Controller<M> {
             host_id: new.host_id,
             admin: new.admin,
             started: new.started,
-            keep_alive_ms: AtomicU32::new(new.keep_alive_ms),
+            keep_alive_ms: AtomicU32::new(rounded_up(new.keep_alive_ms)),
             last_command: AtomicU64::new(new.started.0),
             write_cache,
             cc: AtomicU32::new(0),
@@ -310,9 +322,10 @@ impl<M> Controller<M> {
         self.keep_alive_ms.load(Ordering::Relaxed)
     }
 
-    /// Sets the Keep Alive Timeout and starts it anew.
+    /// Sets the Keep Alive Timeout, rounded up to its granularity, and starts it anew.
     pub fn set_keep_alive(&self, milliseconds: u32, now: Time) {
-        self.keep_alive_ms.store(milliseconds, Ordering::Relaxed);
+        self.keep_alive_ms
+            .store(rounded_up(milliseconds), Ordering::Relaxed);
         self.command_arrived(now);
     }
 
@@ -326,7 +339,8 @@ impl<M> Controller<M> {
     pub fn keep_alive_expired(&self, now: Time) -> bool {
         let timeout = self.keep_alive_ms();
         let silent = now.since(Time(self.last_command.load(Ordering::Relaxed)));
-        timeout != 0 && silent > Duration::from_millis(u64::from(timeout))
+        let timeout = Duration::from_millis(u64::from(timeout));
+        !timeout.is_zero() && silent > timeout + ARRIVAL_RESOLUTION
     }
 
     /// Marks the association as ended; true for the first caller.

@@ -294,7 +294,15 @@ async fn connect_admin<E: Environment, W: Wire>(
         keep_alive_ms = connect.kato, core = %here.0, "a host connected"
     );
     let cntlid = controller.cntlid;
-    bind(queue, controller, &connect)?;
+    if let Err(refused) = bind(queue, controller.clone(), &connect) {
+        // The connection has ended while the command waited.
+        end_association(
+            &queue.core,
+            &controller,
+            "its connection ended before it began",
+        );
+        return Err(refused);
+    }
     Ok(cntlid)
 }
 

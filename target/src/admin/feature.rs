@@ -216,9 +216,7 @@ pub fn set<E: Environment>(
     match command.fid {
         fid::NUMBER_OF_QUEUES => number_of_queues(core, controller, command.cdw11),
         fid::KEEP_ALIVE_TIMER => {
-            // Rounded up to the granularity that the controller reports (KAS).
-            let milliseconds = command.cdw11.div_ceil(100).saturating_mul(100);
-            controller.set_keep_alive(milliseconds, core.reactor.now());
+            controller.set_keep_alive(command.cdw11, core.reactor.now());
             Done::SUCCESS
         }
         fid::HOST_IDENTIFIER => Done::status(Status::COMMAND_SEQUENCE_ERROR.with_dnr()),

@@ -67,7 +67,8 @@ pub fn page<E: Environment>(
         lid::FIRMWARE_SLOT => firmware(),
         lid::CHANGED_NAMESPACES => {
             let mut list = ChangedNamespaceList::new_zeroed();
-            list.fill(controller.changed_namespaces(!command.rae));
+            let in_range = command.offset <= size_of::<ChangedNamespaceList>() as u64;
+            list.fill(controller.changed_namespaces(!command.rae && in_range));
             list.as_bytes().to_vec()
         }
         lid::COMMAND_EFFECTS => effects(),

@@ -125,6 +125,9 @@ fn get_log_page<E: Environment, W: Wire>(
 ) -> Done {
     let command = GetLogPage::from(sqe);
     let offset = usize::try_from(command.offset).unwrap_or(usize::MAX);
+    if command.ot || offset % 4 != 0 {
+        return Done::status(Status::INVALID_FIELD.with_dnr());
+    }
     let page = match log::page(
         &queue.core,
         binding,
@@ -135,7 +138,7 @@ fn get_log_page<E: Environment, W: Wire>(
         Ok(page) => page,
         Err(status) => return Done::status(status),
     };
-    if command.ot || offset % 4 != 0 || offset > page.len() {
+    if offset > page.len() {
         return Done::status(Status::INVALID_FIELD.with_dnr());
     }
     if !command.rae {

@@ -44,7 +44,7 @@ use entry::{Entries, Entry, Stage};
 
 use crate::{
     admin,
-    controller::{Controller, ErrorRecord, Event, IoCounters},
+    controller::{ARRIVAL_RESOLUTION, Controller, ErrorRecord, Event, IoCounters},
     core::{Core, Table},
     environment::Environment,
     fabrics, io,
@@ -54,7 +54,7 @@ use crate::{
 const FUSED_WAITING_MAX: usize = 64;
 
 /// A queue's name within its core.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialEq_Ord)]
 pub struct QueueKey(pub u64);
 
 /// What a transport gives to its queue.
@@ -253,7 +253,7 @@ pub trait QueueControl {
     /// Closes the connection once no command is outstanding.
     fn drain(self: Rc<Self>);
 
-    /// Aborts a command that has not begun to execute; true where it did.
+    /// Aborts a command that has not begun to execute; true where it has been answered as such.
     fn abort(self: Rc<Self>, cid: u16) -> bool;
 
     /// Reports pending events to outstanding Asynchronous Event Requests.
@@ -437,13 +437,11 @@ impl<E: Environment, W: Wire> Queue<E, W> {
     }
 
     fn note_arrival(&self) {
-        // The controller's clock is shared by its cores: it is not written for every command.
-        const RESOLUTION: std::time::Duration = std::time::Duration::from_millis(10);
         let now = self.core.reactor.now();
         let Some(binding) = self.binding() else {
             return;
         };
-        if now.since(self.last_arrival.get()) >= RESOLUTION {
+        if now.since(self.last_arrival.get()) >= ARRIVAL_RESOLUTION {
             self.last_arrival.set(now);
             binding.controller.command_arrived(now);
         }
@@ -476,7 +474,10 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         self.with_entry(id, |entry| {
             entry.operation = Some(prepared.operation);
             entry.transfer = prepared.transfer;
-            entry.buffer = data.in_capsule;
+            entry.buffer = match prepared.transfer {
+                Transfer::FromHost(len) => data.in_capsule.map(|buffer| buffer.slice(0..len)),
+                _ => None,
+            };
         });
         if !self.pair(id, fused) {
             return;
@@ -872,7 +873,8 @@ async fn run<E: Environment, W: Wire>(queue: Rc<Queue<E, W>>, id: EntryId) {
 
 fn check_length(transfer: Transfer, data: &Announced) -> Result<(), Status> {
     match transfer {
-        Transfer::FromHost(len) if data.len != len => {
+        // A longer one is fine (SGLS bit 18): what is beyond the command's data is ignored.
+        Transfer::FromHost(len) if data.len < len => {
             Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr())
         }
         Transfer::ToHost(_) | Transfer::None if data.in_capsule.is_some() => {
@@ -986,9 +988,10 @@ impl<E: Environment, W: Wire> QueueControl for Queue<E, W> {
                 true
             }
             Stage::Data => {
-                // The host may be sending its data: they are taken, and then it is answered.
+                // The host may be sending its data: they are taken, and then it is answered. That
+                // comes after this answer, so it is no immediate abort.
                 self.with_entry(id, |entry| entry.aborted = true);
-                true
+                false
             }
             Stage::Parked => {
                 self.parked.borrow_mut().retain(|parked| *parked != id);

@@ -271,6 +271,11 @@ impl<P: Pipe> Connection<P> {
         self.done.remove(&cid)
     }
 
+    /// Expects a completion of this command, which was sent by other means or completes once more.
+    pub fn expect(&mut self, cid: u16) {
+        self.outstanding.insert(cid, Outstanding::default());
+    }
+
     pub fn outstanding(&self) -> usize {
         self.outstanding.len()
     }

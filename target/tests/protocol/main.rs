@@ -9,5 +9,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod fused;
+mod io;
 mod malformed;
 mod segments;
