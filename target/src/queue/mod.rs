@@ -54,7 +54,7 @@ use crate::{
 const FUSED_WAITING_MAX: usize = 64;
 
 /// A queue's name within its core.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialEq_Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QueueKey(pub u64);
 
 /// What a transport gives to its queue.
