@@ -294,7 +294,7 @@ fn set_data<E: Environment>(
     };
     let bytes = data.bytes();
     if command.fid == fid::TIMESTAMP {
-        let Ok(stamp) = Timestamp::read_from_bytes(&bytes) else {
+        let Ok((stamp, _)) = Timestamp::read_from_prefix(&bytes) else {
             return Done::status(Status::INTERNAL_ERROR);
         };
         controller.set_timestamp(stamp.time_ms(), core.reactor.now());
