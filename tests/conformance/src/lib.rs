@@ -2,7 +2,7 @@
 //!
 //! A [`Bed`] says how to open the device; [`conformance_tests!`] makes a test of each check in
 //! [`checks`], for blocks of 512 and of 4096 bytes. The checks use nothing but the
-//! [`Disk`](corebay_core::disk::Disk) trait, and run on real reactors that are turned by hand.
+//! [`Disk`] trait, and run on real reactors that are turned by hand.
 //!
 //! Invariants:
 //! - A check fails with a panic that names the seed, where it used one.

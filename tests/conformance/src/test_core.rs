@@ -117,7 +117,7 @@ impl TestCore {
         buffer
     }
 
-    /// A buffer of `len` bytes of [`FILLING`].
+    /// A buffer of `len` bytes that are not zero.
     ///
     /// # Panics
     /// Where the pool is empty.
