@@ -207,7 +207,12 @@ impl<S: Stream> Connection<S> {
     ) -> Result<Completion, Error> {
         check(data)?;
         let begin = || self.try_begin(&[(sqe, data)], timeout);
-        let [id] = self.slots.wait_for(begin).await?;
+        // Who waits already is not overtaken.
+        let begun = if self.slots.is_empty() { begin() } else { None };
+        let [id] = match begun {
+            Some(begun) => begun?,
+            None => self.slots.wait_for(begin).await?,
+        };
         Pending::new(self, id).await
     }
 
@@ -293,7 +298,8 @@ impl<S: Stream> Connection<S> {
             let cid = inner.table.cid(id);
             let slot = inner.table.active(id).expect("just begun");
             let bytes = slot.data_bytes;
-            slot.in_capsule = matches!(data, Data::Out(_)) && bytes <= self.in_capsule_bytes.get();
+            let capsule_bytes = self.in_capsule_bytes.get();
+            slot.in_capsule = matches!(data, Data::Out(_)) && (1..=capsule_bytes).contains(&bytes);
             slot.sqe.cid = U16::new(cid);
             slot.sqe.set_sgl(if slot.in_capsule {
                 SglDescriptor::offset_block(0, bytes)

@@ -175,7 +175,8 @@ impl<N: Network> Controller<N> {
             .await
     }
 
-    /// Waits for the controller's next asynchronous event; gives dword 0 of its completion.
+    /// Waits for the controller's next asynchronous event; gives dword 0 of its completion. A
+    /// request that is given up stays with the controller, so wait in one task for all events.
     ///
     /// # Errors
     /// As for [`Connection::command`], or [`Error::Status`] where the controller takes no more
@@ -248,9 +249,12 @@ impl<N: Network> Inner<N> {
     ) -> Result<Completion, Error> {
         let mut replays = 0;
         loop {
-            let connection = self.live(queue).await?;
+            let connection = match self.look(queue) {
+                Some(found) => found?,
+                None => self.live(queue).await?,
+            };
             let error = match connection.command(sqe, data, timeout).await {
-                Err(error) if error.is_connection_lost() => error,
+                Err(error) if error.is_connection_lost() || error == Error::DataDigest => error,
                 other => return other,
             };
             let Some(after) = self.replay_after() else {
@@ -260,22 +264,24 @@ impl<N: Network> Inner<N> {
                 return Err(error);
             }
             replays += 1;
-            self.host.reactor().sleep(after).await;
+            if error.is_connection_lost() {
+                self.host.reactor().sleep(after).await;
+            }
         }
     }
 
     /// The connection of a queue, once there is one.
     pub(super) async fn live(&self, queue: QueueIndex) -> Result<Rc<Connection<N::Stream>>, Error> {
-        let waits = self.replay_after().is_some();
-        let look = || match &*self.state.borrow() {
+        self.changed.wait_for(|| self.look(queue)).await
+    }
+
+    /// The connection of a queue, or why there is none; `None` where it is worth waiting for one.
+    fn look(&self, queue: QueueIndex) -> Option<Result<Rc<Connection<N::Stream>>, Error>> {
+        match &*self.state.borrow() {
             State::Live(association) => Some(Ok(association.connection(queue))),
             State::Ended(error) => Some(Err(*error)),
-            State::Recovering if waits => None,
+            State::Recovering if self.replay_after().is_some() => None,
             State::Recovering => Some(Err(Error::Transport(io::ErrorKind::NotConnected))),
-        };
-        match look() {
-            Some(found) => found,
-            None => self.changed.wait_for(look).await,
         }
     }
 

@@ -93,7 +93,8 @@ pub enum LostCommands {
     /// They fail at once, those in flight and new ones.
     Fail,
     /// New ones wait. Those in flight are sent again, each completing once, at least `after` the
-    /// loss.
+    /// loss; so are reads whose data came with a wrong digest, at once. A command that meets loss
+    /// after loss fails in the end.
     ///
     /// The old controller may still execute what it has received. A command that is sent again too
     /// early can be overtaken by its own first copy, which then overwrites a later write: `after`

@@ -6,6 +6,7 @@ use crc_fast::{CrcAlgorithm, Digest};
 use zerocopy::IntoBytes;
 
 use super::{error::Violation, transmit::Format};
+use crate::digest::crc32c;
 use crate::spec::{
     command::SubmissionEntry,
     tcp::{
@@ -77,7 +78,7 @@ impl std::fmt::Debug for Crc {
 
 /// The digest of `bytes`, as it travels.
 pub(super) fn digest_of(bytes: &[u8]) -> [u8; DIGEST_BYTES] {
-    crc_fast::crc32_iscsi(bytes).to_le_bytes()
+    crc32c(bytes).to_le_bytes()
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "the CRC has 32 bits")]

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     fabrics::{Controller, ControllerOptions, Digests, Error, IoQueue},
     spec::{
+        command::SubmissionEntry,
         completion::CompletionEntry,
         tcp::{C2hData, CapsuleCmd, CapsuleResp, FatalErrorStatus as Fes, H2cData, IcResp, R2t},
     },
@@ -91,253 +92,116 @@ fn with(mut bytes: Vec<u8>, at: usize, value: u8) -> Vec<u8> {
     bytes
 }
 
-#[test]
-fn each_violation_is_answered_with_its_fatal_error_status() {
-    const LAST: u8 = 4;
-    const SUCCESS: u8 = 8;
-    let whole = 2 * BLOCK;
-    let cases: Vec<(&str, bool, Vec<u8>, Fes, u32)> = vec![
-        (
-            "unknown type",
-            false,
-            vec![8, 0, 24, 0, 24, 0, 0, 0],
-            Fes::InvalidPduHeaderField,
-            0,
-        ),
-        (
-            "a host's PDU",
-            false,
-            pdu(
-                H2cData::new(0, 0, 0, 4, true).as_bytes(),
-                &[0; 4],
-                digests(0),
-            ),
-            Fes::InvalidPduHeaderField,
-            0,
-        ),
-        (
-            "a host's capsule",
-            false,
-            pdu(
-                CapsuleCmd::new(Default::default(), 0).as_bytes(),
-                &[],
-                digests(0),
-            ),
-            Fes::InvalidPduHeaderField,
-            0,
-        ),
-        (
-            "HLEN",
-            false,
-            with(response(CID), 2, 16),
-            Fes::InvalidPduHeaderField,
-            2,
-        ),
-        (
-            "HDGSTF",
-            false,
-            with(response(CID), 1, 1),
-            Fes::InvalidPduHeaderField,
-            1,
-        ),
-        (
-            "DDGSTF",
-            false,
-            with(data(CID, 0, whole, LAST), 1, LAST | 2),
-            Fes::InvalidPduHeaderField,
-            1,
-        ),
-        (
-            "PLEN too small",
-            false,
-            with(response(CID), 4, 23),
-            Fes::InvalidPduHeaderField,
-            4,
-        ),
-        (
-            "PLEN too large",
-            false,
-            with(response(CID), 7, 1),
-            Fes::InvalidPduHeaderField,
-            4,
-        ),
+const READ: bool = false;
+const WRITE: bool = true;
+const LAST: u8 = 4;
+const SUCCESS: u8 = 8;
+const WHOLE: usize = 2 * BLOCK;
+const FIELD: Fes = Fes::InvalidPduHeaderField;
+const ORDER: Fes = Fes::PduSequenceError;
+const RANGE: Fes = Fes::DataTransferOutOfRange;
+
+/// Its name, the command that it is said to, the bytes, and how it must be answered.
+type Violation = (&'static str, bool, Vec<u8>, Fes, u32);
+
+/// PDUs that say wrong things about their own shape.
+fn misshapen() -> Vec<Violation> {
+    let none = digests(0);
+    let h2c = pdu(H2cData::new(0, 0, 0, 4, true).as_bytes(), &[0; 4], none);
+    let command = CapsuleCmd::new(SubmissionEntry::default(), 0);
+    let command = pdu(command.as_bytes(), &[], none);
+    let all = data(CID, 0, WHOLE, LAST);
+    let unknown = vec![8, 0, 24, 0, 24, 0, 0, 0];
+    vec![
+        ("unknown type", READ, unknown, FIELD, 0),
+        ("a host's data", READ, h2c, FIELD, 0),
+        ("a host's command", READ, command, FIELD, 0),
+        ("HLEN", READ, with(response(CID), 2, 16), FIELD, 2),
+        ("HDGSTF", READ, with(response(CID), 1, 1), FIELD, 1),
+        ("DDGSTF", READ, with(all.clone(), 1, LAST | 2), FIELD, 1),
+        ("PLEN too small", READ, with(response(CID), 4, 23), FIELD, 4),
+        ("PLEN too large", READ, with(response(CID), 7, 1), FIELD, 4),
         (
             "PLEN of R2T",
-            true,
+            WRITE,
             with(r2t(CID, 0, 512), 4, 28),
-            Fes::InvalidPduHeaderField,
+            FIELD,
             4,
         ),
+        ("PDO too small", READ, with(all.clone(), 3, 20), FIELD, 3),
+        ("PDO unaligned", READ, with(all.clone(), 3, 26), FIELD, 3),
+        ("no data", READ, data(CID, 0, 0, LAST), FIELD, 3),
+        ("DATAL", READ, with(all, 17, 2), FIELD, 16),
+    ]
+}
+
+/// PDUs that are good in themselves, and not for the commands in flight.
+fn misplaced() -> Vec<Violation> {
+    let again = IcResp::new(0, 0, 8192).as_bytes().to_vec();
+    let half = data(CID, 0, 512, 0);
+    let early = data(CID, 0, 512, SUCCESS);
+    let twice = [half.clone(), half.clone()].concat();
+    let asked_twice = [r2t(CID, 0, 1024), r2t(CID, 0, 4)].concat();
+    let five = (0..5).flat_map(|n| r2t(CID, n * 4, 4)).collect();
+    let next = data(CID + 1, 0, WHOLE, LAST);
+    let wraps = data(CID, u32::MAX - 3, 8, LAST);
+    vec![
+        ("second ICResp", READ, again, ORDER, 0),
+        ("data for nobody", READ, next, FIELD, 8),
         (
-            "PDO too small",
-            false,
-            with(data(CID, 0, whole, LAST), 3, 20),
-            Fes::InvalidPduHeaderField,
-            3,
-        ),
-        (
-            "PDO unaligned",
-            false,
-            with(data(CID, 0, whole, LAST), 3, 26),
-            Fes::InvalidPduHeaderField,
-            3,
-        ),
-        (
-            "no data",
-            false,
-            data(CID, 0, 0, LAST),
-            Fes::InvalidPduHeaderField,
-            3,
-        ),
-        (
-            "DATAL",
-            false,
-            with(data(CID, 0, whole, LAST), 17, 2),
-            Fes::InvalidPduHeaderField,
-            16,
-        ),
-        (
-            "second ICResp",
-            false,
-            IcResp::new(0, 0, 8192).as_bytes().to_vec(),
-            Fes::PduSequenceError,
-            0,
-        ),
-        (
-            "data for nobody",
-            false,
-            data(CID + 1, 0, whole, LAST),
-            Fes::InvalidPduHeaderField,
-            8,
-        ),
-        (
-            "data for the slot's last command",
-            false,
-            data(0, 0, whole, LAST),
-            Fes::InvalidPduHeaderField,
+            "data for the last command",
+            READ,
+            data(0, 0, WHOLE, LAST),
+            FIELD,
             8,
         ),
         (
             "data beyond the end",
-            false,
+            READ,
             data(CID, 1020, 8, LAST),
-            Fes::DataTransferOutOfRange,
+            RANGE,
             12,
         ),
-        (
-            "data that wraps",
-            false,
-            data(CID, u32::MAX - 3, 8, LAST),
-            Fes::DataTransferOutOfRange,
-            12,
-        ),
+        ("data that wraps", READ, wraps, RANGE, 12),
         (
             "too much data",
-            false,
-            data(CID, 0, whole + 4, LAST),
-            Fes::DataTransferOutOfRange,
+            READ,
+            data(CID, 0, WHOLE + 4, LAST),
+            RANGE,
             12,
         ),
         (
             "data out of order",
-            false,
+            READ,
             data(CID, 512, 512, LAST),
-            Fes::DataTransferOutOfRange,
+            RANGE,
             12,
         ),
-        (
-            "data twice",
-            false,
-            [data(CID, 0, 512, 0), data(CID, 0, 512, 0)].concat(),
-            Fes::DataTransferOutOfRange,
-            12,
-        ),
-        (
-            "SUCCESS before the last",
-            false,
-            data(CID, 0, 512, SUCCESS),
-            Fes::InvalidPduHeaderField,
-            1,
-        ),
-        (
-            "data for a write",
-            true,
-            data(CID, 0, 512, LAST),
-            Fes::PduSequenceError,
-            0,
-        ),
-        (
-            "R2T for a read",
-            false,
-            r2t(CID, 0, 512),
-            Fes::PduSequenceError,
-            0,
-        ),
-        (
-            "R2T for nobody",
-            true,
-            r2t(CID + 1, 0, 512),
-            Fes::InvalidPduHeaderField,
-            8,
-        ),
-        (
-            "R2T for nothing",
-            true,
-            r2t(CID, 0, 0),
-            Fes::DataTransferOutOfRange,
-            12,
-        ),
-        (
-            "R2T beyond the end",
-            true,
-            r2t(CID, 512, 516),
-            Fes::DataTransferOutOfRange,
-            12,
-        ),
-        (
-            "R2T that wraps",
-            true,
-            r2t(CID, u32::MAX, 2),
-            Fes::DataTransferOutOfRange,
-            12,
-        ),
-        (
-            "R2T for the same twice",
-            true,
-            [r2t(CID, 0, 1024), r2t(CID, 0, 4)].concat(),
-            Fes::DataTransferOutOfRange,
-            16,
-        ),
+        ("data twice", READ, twice, RANGE, 12),
+        ("SUCCESS before the last", READ, early, FIELD, 1),
+        ("data for a write", WRITE, half, ORDER, 0),
+        ("R2T for a read", READ, r2t(CID, 0, 512), ORDER, 0),
+        ("R2T for nobody", WRITE, r2t(CID + 1, 0, 512), FIELD, 8),
+        ("R2T for nothing", WRITE, r2t(CID, 0, 0), RANGE, 12),
+        ("R2T beyond the end", WRITE, r2t(CID, 512, 516), RANGE, 12),
+        ("R2T that wraps", WRITE, r2t(CID, u32::MAX, 2), RANGE, 12),
+        ("R2T for the same twice", WRITE, asked_twice, RANGE, 16),
         (
             "more R2Ts than asked for",
-            true,
-            (0..5).flat_map(|n| r2t(CID, n * 4, 4)).collect(),
+            WRITE,
+            five,
             Fes::LimitExceeded,
             0,
         ),
-        (
-            "response for nobody",
-            false,
-            response(CID + 1),
-            Fes::PduSequenceError,
-            0,
-        ),
-        (
-            "response for the last command",
-            false,
-            response(0),
-            Fes::PduSequenceError,
-            0,
-        ),
-        (
-            "response to FFFFh",
-            false,
-            response(u16::MAX),
-            Fes::PduSequenceError,
-            0,
-        ),
-    ];
-    for (name, write, bytes, fes, fei) in cases {
+        ("response for nobody", READ, response(CID + 1), ORDER, 0),
+        ("response for the last command", READ, response(0), ORDER, 0),
+        ("response to FFFFh", READ, response(u16::MAX), ORDER, 0),
+    ]
+}
+
+#[test]
+fn each_violation_is_answered_with_its_fatal_error_status() {
+    for (name, write, bytes, fes, fei) in misshapen().into_iter().chain(misplaced()) {
         let mut case = Case::new(1, digests(0));
         match case.outcome(write, &bytes) {
             Err(Error::Protocol(violation)) => {
@@ -346,17 +210,9 @@ fn each_violation_is_answered_with_its_fatal_error_status() {
             other => panic!("{name}: {other:?}"),
         }
         case.world.turn();
-        let told = case
-            .world
-            .target
-            .peers
-            .iter()
-            .find_map(|peer| peer.terminated);
-        assert_eq!(
-            told,
-            Some((fes as u16, fei)),
-            "{name}: the controller is told"
-        );
+        let mut peers = case.world.target.peers.iter();
+        let told = peers.find_map(|peer| peer.terminated);
+        assert_eq!(told, Some((fes as u16, fei)), "{name}: it is told");
         assert_eq!(case.controller.io_queues(), 0);
         // The controller closes, and nothing is left.
         case.world.target.drop_all();

@@ -7,7 +7,8 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::net::MemStream;
 use crate::{
-    fabrics::wire::{Digests, digest_of},
+    digest::crc32c,
+    fabrics::Digests,
     spec::{
         command::{SubmissionEntry, admin, nvm},
         completion::CompletionEntry,
@@ -17,8 +18,9 @@ use crate::{
         sgl::Sgl,
         status::Status,
         tcp::{
-            C2hData, CapsuleCmd, CapsuleResp, CommonHeader, FLAG_C2H_LAST_PDU, FLAG_C2H_SUCCESS,
-            FatalErrorStatus, H2cData, IcReq, IcResp, PduType, R2t, TermReq,
+            C2hData, CapsuleCmd, CapsuleResp, CommonHeader, DGST_DATA, DGST_HEADER,
+            FLAG_C2H_LAST_PDU, FLAG_C2H_SUCCESS, FatalErrorStatus, H2cData, IcReq, IcResp, PduType,
+            R2t, TermReq,
         },
     },
 };
@@ -381,15 +383,16 @@ impl Peer {
         match common.kind().expect("a known PDU type") {
             PduType::IcReq => {
                 let request = IcReq::read_from_bytes(pdu).unwrap();
-                let asked = Digests::from_wire(request.dgst);
                 let granted = target.manner.digests;
                 self.maxr2t = request.maxr2t.get() as usize + 1;
                 let digests = Digests {
-                    header: asked.header && granted.header,
-                    data: asked.data && granted.data,
+                    header: request.dgst & DGST_HEADER != 0 && granted.header,
+                    data: request.dgst & DGST_DATA != 0 && granted.data,
                 };
+                let header = if digests.header { DGST_HEADER } else { 0 };
+                let dgst = header | if digests.data { DGST_DATA } else { 0 };
                 let manner = &target.manner;
-                let response = IcResp::new(manner.cpda, digests.to_wire(), manner.maxh2cdata);
+                let response = IcResp::new(manner.cpda, dgst, manner.maxh2cdata);
                 self.to_send.extend(response.as_bytes());
                 self.digests = digests;
             }
@@ -533,6 +536,11 @@ impl Peer {
             }
         }
     }
+}
+
+/// The digest of `bytes`, as it travels.
+fn digest_of(bytes: &[u8]) -> [u8; 4] {
+    crc32c(bytes).to_le_bytes()
 }
 
 /// A PDU with digests: `header` as made without them.

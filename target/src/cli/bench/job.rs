@@ -74,6 +74,8 @@ pub struct Slot {
 struct Owned {
     /// Of each unit, the generation that was last written; 0 where none was.
     generations: Vec<u32>,
+    /// The units that were written, for random reads: what they hold is known.
+    written: Vec<u64>,
     /// The generation of the next write, so that no two of the task's writes share one.
     generation: u32,
     /// With --pattern sequential: the next unit.
@@ -160,7 +162,7 @@ impl Job {
     fn is_over(&self) -> bool {
         self.left.get() == 0
             || self.interrupted.load(Ordering::Relaxed)
-            || self.clock.now() >= self.until.get()
+            || self.reactor.now() >= self.until.get()
     }
 
     /// One task: sends one command after the other, then reads back what it has written.
@@ -170,6 +172,7 @@ impl Job {
         let verify = self.plan.args.verify;
         let mut owned = Owned {
             generations: Vec::new(),
+            written: Vec::new(),
             generation: 1,
             next: 0,
         };
@@ -308,13 +311,17 @@ impl Job {
     ) -> Result<(), Error> {
         let direction = self.direction(rng);
         let units = owned.generations.len() as u64;
-        let at = match self.plan.args.pattern {
-            Pattern::Random => rng.below(units),
-            Pattern::Sequential => {
+        let at = match (self.plan.args.pattern, direction) {
+            (Pattern::Sequential, _) => {
                 let at = owned.next;
                 owned.next = (at + 1) % units;
                 at
             }
+            (Pattern::Random, Direction::Read) if !owned.written.is_empty() => {
+                let known = rng.below(owned.written.len() as u64);
+                owned.written[usize::try_from(known).expect("within a vector")]
+            }
+            (Pattern::Random, _) => rng.below(units),
         };
         let unit = at * self.slots + slot.number;
         let generation = &mut owned.generations[usize::try_from(at).expect("within a vector")];
@@ -323,6 +330,9 @@ impl Job {
                 let next = owned.generation;
                 owned.generation = if next == UNKNOWN - 1 { 1 } else { next + 1 };
                 self.fill(unit, next, &mut buffer[0]);
+                if *generation == 0 {
+                    owned.written.push(at);
+                }
                 *generation = UNKNOWN;
                 let outcome = self.measured(direction, unit, queue, buffer, due).await;
                 if outcome.is_ok() {

@@ -69,23 +69,7 @@ impl Plan {
         facts: &Facts,
         namespace: &Namespace,
     ) -> Result<Self, Failure> {
-        if args.rw != Rw::Read && !args.overwrite {
-            return Err(Failure::new(
-                format!(
-                    "--rw {} would destroy what namespace {} of {} holds",
-                    args.rw.name(),
-                    namespace.nsid,
-                    place.nqn
-                ),
-                "add --overwrite to allow it, or measure with --rw read",
-            ));
-        }
-        if namespace.metadata_bytes > 0 {
-            return Err(Failure::new(
-                format!("namespace {} is formatted with metadata", namespace.nsid),
-                "choose a namespace without metadata with --nsid",
-            ));
-        }
+        check_allowed(&args, &place, namespace)?;
         let unit_bytes = unit_bytes(&args, facts, namespace)?;
         let units = units(&args, namespace, unit_bytes)?;
         let cpus = cpus(&args)?;
@@ -99,21 +83,7 @@ impl Plan {
                 "give --queues at least one for each of --cores",
             ));
         }
-        let slots = u64::from(queues) * u64::from(args.depth);
-        if (args.verify || args.pattern == Pattern::Sequential) && units < slots {
-            return Err(Failure::new(
-                format!(
-                    "{units} units of {unit_bytes} B are too few for {slots} commands in flight"
-                ),
-                "use a larger --span, or a smaller --depth or --block-size",
-            ));
-        }
-        if args.verify && units > VERIFY_UNITS_MAX {
-            return Err(Failure::new(
-                format!("--verify would have to remember {units} units, 4 bytes each"),
-                "use a part of the namespace with --span, or a larger --block-size",
-            ));
-        }
+        check_units(&args, queues, units, unit_bytes)?;
         let read_percent = match args.rw {
             Rw::Read => 100,
             Rw::Write => 0,
@@ -192,6 +162,46 @@ impl Plan {
         }
         what
     }
+}
+
+/// Checks that the namespace may be used as asked.
+fn check_allowed(args: &Args, place: &Place, namespace: &Namespace) -> Result<(), Failure> {
+    if args.rw != Rw::Read && !args.overwrite {
+        return Err(Failure::new(
+            format!(
+                "--rw {} would destroy what namespace {} of {} holds",
+                args.rw.name(),
+                namespace.nsid,
+                place.nqn
+            ),
+            "add --overwrite to allow it, or measure with --rw read",
+        ));
+    }
+    if namespace.metadata_bytes > 0 {
+        return Err(Failure::new(
+            format!("namespace {} is formatted with metadata", namespace.nsid),
+            "choose a namespace without metadata with --nsid",
+        ));
+    }
+    Ok(())
+}
+
+/// Checks that there are units enough, and not too many to remember.
+fn check_units(args: &Args, queues: u16, units: u64, unit_bytes: u32) -> Result<(), Failure> {
+    let slots = u64::from(queues) * u64::from(args.depth);
+    if (args.verify || args.pattern == Pattern::Sequential) && units < slots {
+        return Err(Failure::new(
+            format!("{units} units of {unit_bytes} B are too few for {slots} commands in flight"),
+            "use a larger --span, or a smaller --depth or --block-size",
+        ));
+    }
+    if args.verify && units > VERIFY_UNITS_MAX {
+        return Err(Failure::new(
+            format!("--verify would have to remember {units} units, 4 bytes each"),
+            "use a part of the namespace with --span, or a larger --block-size",
+        ));
+    }
+    Ok(())
 }
 
 fn fitting(count: usize) -> u16 {
