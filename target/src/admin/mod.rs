@@ -53,7 +53,7 @@ pub fn prepare<E: Environment, W: Wire>(
         }
         admin::SET_FEATURES => match feature::data_bytes(SetFeatures::from(sqe).fid) {
             Some(bytes) if feature::takes_data(SetFeatures::from(sqe).fid) => {
-                Transfer::ListFromHost(bytes)
+                Transfer::FromHost(bytes)
             }
             _ => Transfer::None,
         },

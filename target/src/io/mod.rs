@@ -248,7 +248,7 @@ impl<E: Environment> Check<'_, E> {
         let operation = Operation::DatasetManagement(namespace, ranges, command.deallocate);
         Ok((
             operation,
-            Transfer::ListFromHost(ranges * range::DSM_RANGE_BYTES),
+            Transfer::FromHost(ranges * range::DSM_RANGE_BYTES),
         ))
     }
 
@@ -267,7 +267,7 @@ impl<E: Environment> Check<'_, E> {
         let operation = Operation::Copy(namespace, Lba(command.sdlba), ranges, durability);
         Ok((
             operation,
-            Transfer::ListFromHost(ranges * range::COPY_RANGE_BYTES),
+            Transfer::FromHost(ranges * range::COPY_RANGE_BYTES),
         ))
     }
 }

@@ -101,11 +101,9 @@ pub struct Response {
 pub enum Transfer {
     /// Nothing.
     None,
-    /// So many bytes from the host.
+    /// So many bytes from the host. Its buffer may be longer (SGLS bit 18): what is beyond is not
+    /// looked at. (Linux sends room for 256 ranges with every Dataset Management command.)
     FromHost(usize),
-    /// At least so many bytes from the host: a list, in a buffer that may be longer than the list.
-    /// (Linux sends room for 256 ranges with every Dataset Management command.)
-    ListFromHost(usize),
     /// At most so many bytes to the host.
     ToHost(usize),
 }
@@ -370,8 +368,8 @@ impl<E: Environment, W: Wire> Queue<E, W> {
             return Ok(());
         }
         let prepared = announced.and_then(|data| {
-            let mut prepared = self.prepare(&sqe)?;
-            prepared.transfer = self.check_length(prepared.transfer, &data)?;
+            let prepared = self.prepare(&sqe)?;
+            check_length(prepared.transfer, &data)?;
             Ok((prepared, data))
         });
         match prepared {
@@ -453,24 +451,6 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         }
     }
 
-    /// Checks what the capsule announces against what the command transfers.
-    fn check_length(&self, transfer: Transfer, data: &Announced) -> Result<Transfer, Status> {
-        let length_invalid = Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr());
-        let list_bytes_max = self.core.limits.transfer_bytes_max;
-        match transfer {
-            Transfer::FromHost(len) if data.len != len => length_invalid,
-            Transfer::ListFromHost(len) if data.len < len || data.len > list_bytes_max => {
-                length_invalid
-            }
-            Transfer::ListFromHost(_) => Ok(Transfer::FromHost(data.len)),
-            Transfer::ToHost(_) | Transfer::None if data.in_capsule.is_some() => {
-                Err(Status::SGL_TYPE_INVALID.with_dnr())
-            }
-            Transfer::ToHost(len) if data.len < len => length_invalid,
-            _ => Ok(transfer),
-        }
-    }
-
     fn prepare(&self, sqe: &SubmissionEntry) -> Result<Prepared<E>, Status> {
         if sqe.opc == corebay_nvme::spec::command::FABRICS {
             return fabrics::prepare(self, sqe);
@@ -506,7 +486,7 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         match prepared.transfer {
             Transfer::FromHost(_) if has_data => self.data_ready(id),
             Transfer::None => self.data_ready(id),
-            Transfer::FromHost(_) | Transfer::ListFromHost(_) | Transfer::ToHost(_) => {
+            Transfer::FromHost(_) | Transfer::ToHost(_) => {
                 self.set_stage(id, Stage::Memory);
                 self.waiting_for_memory.borrow_mut().push_back(id);
                 self.take_turn();
@@ -890,6 +870,19 @@ async fn run<E: Environment, W: Wire>(queue: Rc<Queue<E, W>>, id: EntryId) {
         Outcome::Moved => queue.release(id),
     }
     queue.job_ended();
+}
+
+/// Checks what the capsule announces against what the command transfers.
+fn check_length(transfer: Transfer, data: &Announced) -> Result<(), Status> {
+    match transfer {
+        Transfer::FromHost(len) | Transfer::ToHost(len) if data.len < len => {
+            Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr())
+        }
+        Transfer::ToHost(_) | Transfer::None if data.in_capsule.is_some() => {
+            Err(Status::SGL_TYPE_INVALID.with_dnr())
+        }
+        _ => Ok(()),
+    }
 }
 
 impl<E: Environment, W: Wire> QueueControl for Queue<E, W> {

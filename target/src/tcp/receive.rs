@@ -199,7 +199,7 @@ impl<E: Environment> Receiver<E> {
                 Some(Ok(bytes)) => {
                     calls += 1;
                     self.may_have_more = true;
-                    self.arrived(bytes, now);
+                    self.arrived(bytes);
                 }
                 Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.may_have_more = false;
@@ -318,7 +318,7 @@ impl<E: Environment> Receiver<E> {
     }
 
     /// Counts received bytes to the body they landed in, and the rest to the staging buffer.
-    fn arrived(&mut self, bytes: usize, now: Time) {
+    fn arrived(&mut self, bytes: usize) {
         if self.link.is_terminating() {
             // Nothing is believed any more; only the end of the stream matters.
             self.start = 0;
@@ -332,9 +332,6 @@ impl<E: Environment> Receiver<E> {
             bytes -= landed;
         }
         self.end += bytes;
-        if self.link.receiving_since.get().is_none() {
-            self.link.receiving_since.set(Some(now));
-        }
     }
 
     /// Takes apart what is in the staging buffer, PDU by PDU.
@@ -348,10 +345,14 @@ impl<E: Environment> Receiver<E> {
                 None => self.header_step(),
             };
             match step {
-                Ok(true) => self.link.receiving_since.set(None),
+                Ok(true) if self.body.is_none() => self.link.receiving_since.set(None),
+                Ok(true) => {}
                 Ok(false) => {
+                    let since = &self.link.receiving_since;
                     if self.start == self.end && self.body.is_none() {
-                        self.link.receiving_since.set(None);
+                        since.set(None);
+                    } else if since.get().is_none() {
+                        since.set(Some(now));
                     }
                     return;
                 }

@@ -161,7 +161,10 @@ fn dataset_management() {
     assert_status(&done, Status::DATA_SGL_LENGTH_INVALID);
     // More data than ranges: Linux sends room for 256 with every command. The rest is ignored.
     let room: Vec<_> = (0..256).map(|n| (2 * n + 1, 1)).collect();
-    for payload in [Payload::Asked(&ranges(&room)), Payload::Capsule(&ranges(&room))] {
+    for payload in [
+        Payload::Asked(&ranges(&room)),
+        Payload::Capsule(&ranges(&room)),
+    ] {
         queue.command(nvm::deallocate(1, 1), payload).ok();
         assert!(queue.read(1, 1, 4096, 1).ok().iter().all(|&b| b == 0));
         assert!(queue.read(1, 3, 4096, 1).ok() == data[3 * 4096..4 * 4096]);

@@ -12,4 +12,5 @@ mod harness;
 mod fused;
 mod io;
 mod malformed;
+mod robust;
 mod segments;
