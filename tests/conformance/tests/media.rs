@@ -166,7 +166,8 @@ fn other_process() {
     };
     let medium = FileMedium::open(Path::new(&path), sized(MIB)).unwrap();
     let bench = Bench::new(&medium, EngineKind::Auto);
-    println!("\nopened");
+    bench.write(0, 1 << 18, Durability::Cached).unwrap();
+    println!("\nwritten");
     loop {
         bench.write(0, 1 << 18, Durability::Cached).unwrap();
     }
@@ -183,8 +184,8 @@ fn a_killed_process_lets_go_of_its_disk() {
         .spawn()
         .unwrap();
     let lines = BufReader::new(other.stdout.take().unwrap()).lines();
-    let opened = lines.map_while(Result::ok).any(|line| line == "opened");
-    assert!(opened);
+    let written = lines.map_while(Result::ok).any(|line| line == "written");
+    assert!(written);
     let FileErrorReason::Locked { holder } = reason(&path, sized(MIB)) else {
         panic!("it is locked");
     };

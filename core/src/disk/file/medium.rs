@@ -38,7 +38,7 @@ use super::{
 use crate::{disk::DiskInfo, units::BlockSize};
 
 /// How often, and how far apart, a medium is tried again whose holder has died.
-const DEAD_HOLDER_TRIES: usize = 100;
+const DEAD_HOLDER_TRIES: usize = 250;
 const DEAD_HOLDER_PAUSE: Duration = Duration::from_millis(20);
 
 /// Whether reads and writes go through the kernel's page cache.
