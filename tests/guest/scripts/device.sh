@@ -1,5 +1,5 @@
-# Helpers for scripts about one block device: $D is its path, $B its logical block in bytes and $N
-# the number of blocks. Anything unexpected ends the script with a message.
+# Helpers for scripts about one block device: $D is its path, $NSID its namespace, $B its logical
+# block in bytes and $N the number of blocks. Anything unexpected ends the script with a message.
 set -e -o pipefail
 mkdir "/tmp/device.$$"; cd "/tmp/device.$$"; trap 'rm -rf "/tmp/device.$$"' EXIT
 fail() { echo "$*" >&2; exit 1; }
@@ -27,7 +27,7 @@ status() {
   local want=$1 said code
   shift
   if said=$("$@" 2>&1); then fail "succeeded and should not: $*: $said"; fi
-  code=$(grep -o '(0x[0-9a-f]*)' <<<"$said" | tail -n 1 | tr -d '()')
+  code=$(grep -o '(0x[0-9a-f]*)' <<<"$said" | tail -n 1 | tr -d '()' || true)
   [ -n "$code" ] || fail "no NVMe status from: $*: $said"
   (((code & 0x7ff) == want)) || fail "NVMe status $code instead of $want from: $*: $said"
 }

@@ -82,6 +82,8 @@ pub struct Lab {
     /// The Linux host.
     pub guest: Guest,
     target: Target,
+    /// How much of corebay's output is older than the running test.
+    corebay_said: usize,
 }
 
 enum Target {
@@ -105,7 +107,11 @@ impl Lab {
             }
             Peer::Nvmet => Target::Nvmet(nvmet::export(&guest, group.namespaces)?),
         };
-        Ok(Lab { guest, target })
+        Ok(Lab {
+            guest,
+            target,
+            corebay_said: 0,
+        })
     }
 
     /// Ends the target and gives the guest on to the next group, if nothing was left in it.
@@ -156,13 +162,14 @@ impl Lab {
         }
     }
 
-    /// Runs a bash script about one namespace; it knows `$D`, `$B`, `$N` and the helpers of
+    /// Runs a bash script about one namespace; it knows `$D`, `$NSID`, `$B`, `$N`
+    /// and the helpers of
     /// `scripts/device.sh`.
     pub fn device_script(&self, device: &str, nsid: u32, script: &str) -> Result<String> {
         let namespace = self.endpoint().namespace(nsid);
         let (block, blocks) = (namespace.block, namespace.blocks());
         let helpers = include_str!("../scripts/device.sh");
-        let known = format!("D={device}\nB={block}\nN={blocks}\n");
+        let known = format!("D={device}\nNSID={nsid}\nB={block}\nN={blocks}\n");
         let whole = format!("{known}{helpers}\n{script}");
         let output = self.guest.attempt(&whole, Duration::from_secs(180))?;
         output
@@ -206,7 +213,9 @@ impl Lab {
             text += &format!("\n  guest console:\n{}", self.guest.console());
         }
         if let Target::Corebay(corebay) = &self.target {
-            text += &format!("\n  corebay:\n{}", process::tail(&corebay.output(), 25));
+            let said = corebay.output();
+            let since = said.get(self.corebay_said..).unwrap_or(&said);
+            text += &format!("\n  corebay:\n{}", process::tail(since, 15));
         }
         text
     }
@@ -310,6 +319,10 @@ fn new_lab(image: &Image, peer: &Peer, group: &Group, guest: Option<Guest>) -> R
 
 /// Runs one test; gives the lab back if it can serve the next one.
 fn run_case(mut lab: Lab, case: &Case) -> (Result<()>, Option<Lab>) {
+    lab.corebay_said = match &lab.target {
+        Target::Corebay(corebay) => corebay.output().len(),
+        Target::Nvmet(_) => 0,
+    };
     let result = (case.body)(&mut lab)
         .and_then(|()| lab.clean())
         .and_then(|log| check_kernel_log(&log, case.io_errors));

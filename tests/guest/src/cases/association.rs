@@ -113,10 +113,8 @@ fn unknown_subsystem(lab: &mut Lab) -> Result<()> {
     );
     let log = lab.guest.take_kernel_log()?;
     // The kernel names the parameter that the target pointed at.
-    ensure!(
-        log.contains("invalid parameter \"SUBNQN\""),
-        "the kernel says {log}"
-    );
+    let verdict = format!("Connect Invalid Data Parameter, subsysnqn \"{NQN}x\"");
+    ensure!(log.contains(&verdict), "the kernel says {log}");
     ensure!(lab.host().controllers()?.is_empty(), "a controller is left");
     Ok(())
 }

@@ -149,7 +149,7 @@ const OUT_OF_RANGE: &str = "
 ";
 
 const INVALID_OPCODE: &str = "
-    status 0x01 nvme io-passthru $D --opcode=0x7f -n 1
+    status 0x01 nvme io-passthru $D --opcode=0x7e -n $NSID
     status 0x01 nvme admin-passthru ${D%n*} --opcode=0xbf
     random 8 a; put 0 8 a; same 0 8 a
 ";

@@ -31,11 +31,12 @@ const XFS: FileSystem = FileSystem {
 
 /// A tree of small and large files, on the device and in memory.
 const COPY_TREE: &str = "
-    mkdir -p /tmp/tree && head -c 20000000 /dev/urandom > /tmp/tree/large
-    cp -a /usr/share/fio /usr/lib/udev /usr/sbin/nvme /usr/lib/modules/*/kernel/fs /tmp/tree/
+    mkdir -p /tmp/tree/small
+    head -c 8000000 /dev/urandom > /tmp/tree/large
+    cp -a /usr/sbin/nvme /usr/share/fio /tmp/tree/
+    for i in $(seq 100); do echo $i > /tmp/tree/small/$i; done
     mount $D /mnt
     cp -a /tmp/tree /mnt/tree
-    for i in $(seq 200); do echo $i > /mnt/tree/small.$i; cp /mnt/tree/small.$i /tmp/tree/; done
     sync -f /mnt
 ";
 
@@ -57,8 +58,8 @@ fn round_trip(lab: &mut Lab, nsid: u32, system: FileSystem) -> Result<()> {
              umount /mnt
              echo 3 > /proc/sys/vm/drop_caches
              {COMPARE_TREE}
-             rm -r /mnt/tree/fs; sync; fstrim -v /mnt
-             rm -r /tmp/tree/fs; diff -r /tmp/tree /mnt/tree
+             rm /mnt/tree/large; sync -f /mnt; fstrim -v /mnt
+             rm /tmp/tree/large; diff -r /tmp/tree /mnt/tree
              umount /mnt
              {check} $D"
         ),

@@ -15,7 +15,7 @@ pub const CASES: &[Case] = &[
     Case::new("list", list).peer(),
     Case::new("list_ns", list_ns).peer(),
     Case::new("list_subsys", list_subsys).peer(),
-    Case::new("inactive_namespace", inactive_namespace).peer(),
+    Case::new("inactive_namespace", inactive_namespace),
     Case::new("block_formats", block_formats).peer(),
 ];
 

@@ -21,7 +21,6 @@ pub const CASES: &[Case] = &[
     .peer(),
     Case::new("mixed_sizes", mixed_sizes).peer(),
     Case::new("beyond_the_queue_depth", beyond_the_queue_depth).peer(),
-    Case::new("polled_queues", polled_queues).peer(),
     Case::new("many_namespaces_at_once", many_namespaces_at_once).peer(),
     Case::new("trim_under_load", trim_under_load).peer(),
     Case::new("resets_under_load", resets_under_load).peer(),
@@ -54,15 +53,6 @@ fn mixed_sizes(lab: &mut Lab) -> Result<()> {
 fn beyond_the_queue_depth(lab: &mut Lab) -> Result<()> {
     let (_, device) = lab.attach(1, "-i 2 -Q 16")?;
     Fio::verify(&device).depth(256).run(&lab.guest)?;
-    Ok(())
-}
-
-fn polled_queues(lab: &mut Lab) -> Result<()> {
-    let (_, device) = lab.attach(1, "-i 2 -P 2")?;
-    Fio::verify(&device)
-        .options(&["--hipri=1"])
-        .depth(8)
-        .run(&lab.guest)?;
     Ok(())
 }
 

@@ -71,25 +71,28 @@ fn two_paths_one_device(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Written with one path, read with the other.
+/// Written while only one path is there, read while only the other is.
 fn both_paths_see_the_same_data(lab: &mut Lab) -> Result<()> {
-    let [first, second] = connect_both(lab, "")?;
-    let device = lab.host().device(&first, 1)?;
-    let path = |controller: &Controller| -> Result<String> {
-        // The head's own policy would choose; the generic device of the controller names one path.
-        lab.guest.run(&format!("echo /dev/{}", controller.name))
-    };
-    let (one, two) = (path(&first)?, path(&second)?);
-    lab.device_script(
-        &device,
-        1,
-        &format!(
-            "random 8 a
-             nvme io-passthru {one} -n 1 --opcode=1 --cdw10=64 --cdw12=7 -l $((8 * B)) -w -i a
-             nvme io-passthru {two} -n 1 --opcode=2 --cdw10=64 --cdw12=7 -l $((8 * B)) -r -b > back
-             cmp a back"
-        ),
-    )?;
+    let endpoint = lab.endpoint().clone();
+    let mut path = lab.connect("")?;
+    for (turn, address) in [endpoint.addresses[1], endpoint.addresses[0]]
+        .into_iter()
+        .enumerate()
+    {
+        let device = lab.host().device(&path, 1)?;
+        lab.device_script(
+            &device,
+            1,
+            &format!("random 64 a; put {turn}00 64 a; cp a /tmp/kept"),
+        )?;
+        let other = lab.host().connect(address, PORT, "")?;
+        lab.guest.run(&format!(
+            "echo 1 > /sys/class/nvme/{}/delete_controller",
+            path.name
+        ))?;
+        lab.device_script(&device, 1, &format!("same {turn}00 64 /tmp/kept"))?;
+        path = other;
+    }
     Ok(())
 }
 
