@@ -6,6 +6,7 @@
 // A developer's tool drives real processes in real time; no simulator ever runs it.
 #![allow(clippy::disallowed_methods)]
 
+mod bench;
 mod fast;
 mod guest;
 mod machine;
@@ -30,6 +31,8 @@ struct Cli {
 enum Command {
     /// Run all tests, or one stage of them; the last line counts the results.
     Test(test::Arguments),
+    /// Compare with a limit or a peer, and print a table: a benchmark, never a test.
+    Bench(bench::Arguments),
     /// Check the sources' house rules only: lengths of files and functions, forbidden words.
     Tidy,
 }
@@ -37,6 +40,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Test(arguments) => test::run(&arguments),
+        Command::Bench(arguments) => return bench::run(&arguments),
         Command::Tidy => tidy::run(),
     };
     match result {

@@ -1,0 +1,49 @@
+//! Owns the benchmarks: each compares corebay with a limit or with a peer, side by side in one run,
+//! and prints a table together with the command that made it.
+//!
+//! No benchmark is a test: nothing here fails because a machine is slow. Machines differ and are
+//! noisy, so what is compared runs in turns, and ratios are what counts.
+//!
+//! - [`echo`]: the target against a bare echo of the same bytes, over loopback TCP.
+//! - [`host`]: the raw host that loads either, and that holds idle connections.
+#![deny(unsafe_code)]
+// A benchmark owns its clock and its threads; no simulator ever runs it.
+#![allow(clippy::disallowed_methods)]
+
+mod echo;
+mod host;
+mod instructions;
+mod load;
+mod pin;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Benchmarks of corebay, each against a limit or a peer.
+#[derive(Parser)]
+#[command(name = "corebay-bench")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The target over a null disk against a bare echo of the same bytes, over loopback TCP.
+    Echo(echo::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Echo(arguments) => echo::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
