@@ -333,7 +333,10 @@ impl<P: Pipe> Connection<P> {
     pub fn answer(&mut self, r2t: &R2t) {
         let (cid, tag) = (r2t.cccid.get(), r2t.ttag.get());
         let (start, len) = (r2t.r2to.get() as usize, r2t.r2tl.get() as usize);
-        let data = self.outstanding[&cid].send[start..start + len].to_vec();
+        let mut data = self.outstanding[&cid].send.clone();
+        // A fuzzer sends writes with the descriptor of a read, too.
+        data.resize(data.len().max(start + len), 0);
+        let data = &data[start..start + len];
         let mut sent = 0;
         for piece in data.chunks(self.maxh2cdata) {
             let last = sent + piece.len() == len;

@@ -10,6 +10,7 @@
 mod harness;
 
 mod fused;
+mod fuzz;
 mod io;
 mod malformed;
 mod robust;
