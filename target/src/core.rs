@@ -4,13 +4,14 @@
 //! Invariants:
 //! - Whatever is in here is touched by its own core alone. Another core asks by a message, which is
 //!   a function that runs here ([`Core::send`], [`Core::call`]). Control path only.
+//! - Whatever goes over all queues does so in the order of their keys, so that equal runs are equal.
 //! - Queues that wait for memory or a task slot are served in turn, one command each, so that a
 //!   deep queue does not keep a shallow one waiting.
 
 use std::{
     any::Any,
     cell::{Cell, RefCell},
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     future::Future,
     marker::PhantomData,
     os::fd::BorrowedFd,
@@ -101,7 +102,7 @@ pub struct Core<E: Environment> {
     pub memory: Memory,
     port: Port<Message<E>>,
     tables: RefCell<HashMap<SubsystemId, Rc<Table<E>>>>,
-    queues: RefCell<HashMap<QueueKey, Rc<dyn QueueControl>>>,
+    queues: RefCell<BTreeMap<QueueKey, Rc<dyn QueueControl>>>,
     waiting: RefCell<VecDeque<Rc<dyn QueueControl>>>,
     replies: RefCell<Slab<Answer>>,
     backlog: RefCell<VecDeque<Pin<Box<dyn Future<Output = ()>>>>>,
@@ -384,6 +385,18 @@ impl<E: Environment> Core<E> {
         for queue in queues {
             queue.close("the target ends");
         }
+    }
+
+    /// Lets go of queues, tables and tasks, so that this core and what refers to it are freed. For
+    /// the end of a simulated node, together with [`Reactor::tear_down`].
+    pub fn tear_down(&self) {
+        drop(self.queues.take());
+        drop(self.waiting.take());
+        drop(self.backlog.take());
+        drop(self.adopters.take());
+        drop(self.locked.take());
+        drop(self.fused_turns.take());
+        drop(self.tables.take());
     }
 
     fn housekeeping(&self) {
