@@ -9,9 +9,14 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod admin;
+mod association;
+mod discovery;
+mod events;
 mod fused;
 mod fuzz;
 mod io;
+mod machine;
 mod malformed;
 mod robust;
 mod segments;
