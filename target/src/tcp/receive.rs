@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// The bytes that are received at a time when no data are expected: a good many capsules.
-const STAGING_BYTES: usize = 16 << 10;
+const STAGING_BYTES: usize = 32 << 10;
 
 /// The shortest header that a host sends once a connection is set up: no PDU is shorter, so as many
 /// bytes may always be received before it is known what comes.
@@ -51,7 +51,7 @@ const SHORTEST_HEADER: usize = HLEN_H2C_DATA as usize;
 const ADMIN_IN_CAPSULE_BYTES: usize = 8192;
 
 /// Receiving calls for one connection in one turn.
-const CALLS_PER_TURN: usize = 2;
+const CALLS_PER_TURN: usize = 8;
 
 /// A fatal error: what it is, and what goes with that (a byte offset, a digest, or nothing).
 struct Fatal {
