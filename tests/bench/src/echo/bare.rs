@@ -2,8 +2,8 @@
 //! request with as many bytes as the target would, and does nothing else.
 //!
 //! There are two of them. The gathering echo answers all requests that arrived together with one
-//! `send`, from one piece of memory: nothing that serves these bytes by these calls can be faster.
-//! The single echo makes one `send` for each reply, as a simple server does.
+//! `sendmsg`, each payload from memory of its own: by these calls, and without copying payload, these
+//! bytes cannot be served faster. The single echo makes a call for each reply, as simple servers do.
 //!
 //! Invariants:
 //! - The same bytes cross the connection as with the target; the replies' headers are right, so that
@@ -13,6 +13,7 @@
 use std::{
     io::{self, IoSlice, Read, Write},
     net::TcpStream,
+    ops::Range,
     time::{Duration, Instant},
 };
 
@@ -23,25 +24,37 @@ use corebay_nvme::spec::{
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::server::Meter;
-use crate::load::{CAPSULE_BYTES, H2C_BYTES, Load, R2T_BYTES, RESPONSE_BYTES};
+use crate::load::{C2H_BYTES, CAPSULE_BYTES, H2C_BYTES, Load, R2T_BYTES, RESPONSE_BYTES};
 
 /// Bytes received at a time.
 const INCOMING_BYTES: usize = 128 << 10;
+/// Pieces of one sending call.
+const SLICES_MAX: usize = 256;
 /// Idle turns that are timed to know what one costs.
 const TIMED_TURNS: u32 = 2000;
 
-/// Replies that were put together beforehand, given out in turn.
+/// Replies that were put together beforehand, given out in turn. Each one's payload is memory of its
+/// own, as the buffers of a target are.
 struct Replies {
     bytes: Vec<u8>,
-    /// Where the next byte is taken from.
-    at: usize,
+    /// Where in `bytes` the pieces of all replies are, in the order of the stream.
+    pieces: Vec<Range<usize>>,
+    /// The piece that is sent next, and how much of it was.
+    next: usize,
+    taken: usize,
     /// Bytes to be sent.
     owed: usize,
 }
 
 impl Replies {
     fn new(load: &Load) -> Self {
-        let mut bytes = Vec::with_capacity(load.depth * load.reply_bytes());
+        let (mut heads, mut pieces) = (Vec::new(), Vec::new());
+        // The payloads come first, page by page; behind them the headers.
+        let payloads = if load.write {
+            0
+        } else {
+            load.depth * load.bytes
+        };
         for cid in 0..load.depth as u16 {
             if !load.write {
                 let success = if load.flow_control {
@@ -51,49 +64,65 @@ impl Replies {
                 };
                 let flags = FLAG_C2H_LAST_PDU | success;
                 let header = C2hData::new(cid, 0, load.bytes as u32, flags);
-                bytes.extend_from_slice(header.as_bytes());
-                bytes.resize(bytes.len() + load.bytes, 0);
+                let (at, payload) = (payloads + heads.len(), usize::from(cid) * load.bytes);
+                heads.extend_from_slice(header.as_bytes());
+                pieces.push(at..at + C2H_BYTES);
+                pieces.push(payload..payload + load.bytes);
             }
             if load.write || load.flow_control {
                 let capsule = CapsuleResp::new(CompletionEntry::success(cid));
-                bytes.extend_from_slice(capsule.as_bytes());
+                let at = payloads + heads.len();
+                heads.extend_from_slice(capsule.as_bytes());
+                pieces.push(at..at + RESPONSE_BYTES);
             }
         }
+        if load.write {
+            // Responses alone lie one behind the other: no need for more than one piece.
+            pieces = vec![0..heads.len()];
+        }
+        let mut bytes = vec![0; payloads];
+        bytes.extend_from_slice(&heads);
         Self {
             bytes,
-            at: 0,
+            pieces,
+            next: 0,
+            taken: 0,
             owed: 0,
         }
     }
 
-    /// Sends what is owed with a call for each reply, as much as the socket takes.
-    fn send_each(&mut self, mut stream: &TcpStream, reply_bytes: usize) -> io::Result<()> {
-        while self.owed > 0 {
-            let end = self.at - self.at % reply_bytes + reply_bytes;
-            let sent = or_nothing(stream.write(&self.bytes[self.at..end]))?;
-            if sent == 0 {
-                break;
-            }
-            self.owed -= sent;
-            self.at = (self.at + sent) % self.bytes.len();
+    /// Sends what is owed with one call, or of it no more than `most` bytes. Returns how much the
+    /// socket took.
+    fn send(&mut self, mut stream: &TcpStream, most: usize) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        let (mut count, mut left) = (0, self.owed.min(most));
+        let (mut next, mut taken) = (self.next, self.taken);
+        while left > 0 && count < SLICES_MAX {
+            let piece = &self.bytes[self.pieces[next].clone()][taken..];
+            slices[count] = IoSlice::new(&piece[..left.min(piece.len())]);
+            left -= slices[count].len();
+            count += 1;
+            (next, taken) = ((next + 1) % self.pieces.len(), 0);
         }
-        Ok(())
+        let sent = or_nothing(stream.write_vectored(&slices[..count]))?;
+        self.owed -= sent;
+        self.taken += sent;
+        while self.taken >= self.pieces[self.next].len() {
+            self.taken -= self.pieces[self.next].len();
+            self.next = (self.next + 1) % self.pieces.len();
+        }
+        Ok(sent)
     }
 
-    /// Sends what is owed with one call, as much as the socket takes.
-    fn send(&mut self, mut stream: &TcpStream) -> io::Result<()> {
-        let first = self.owed.min(self.bytes.len() - self.at);
-        let head = &self.bytes[self.at..self.at + first];
-        // Never more than all commands' replies are owed, so this is before `at`.
-        let rest = &self.bytes[..self.owed - first];
-        let sent = if rest.is_empty() {
-            stream.write(head)
-        } else {
-            stream.write_vectored(&[IoSlice::new(head), IoSlice::new(rest)])
-        };
-        let sent = or_nothing(sent)?;
-        self.owed -= sent;
-        self.at = (self.at + sent) % self.bytes.len();
+    /// Sends what is owed with a call for each reply, as much as the socket takes.
+    fn send_each(&mut self, stream: &TcpStream, load: &Load) -> io::Result<()> {
+        while self.owed > 0 {
+            // What is left of the reply that is being sent.
+            let first = (self.owed - 1) % load.reply_bytes() + 1;
+            if self.send(stream, first)? == 0 {
+                break;
+            }
+        }
         Ok(())
     }
 }
@@ -159,8 +188,11 @@ fn answer(
         }
         match (replies.owed, gather) {
             (0, _) => {}
-            (_, true) => replies.send(stream)?,
-            (_, false) => replies.send_each(stream, load.reply_bytes())?,
+            (_, true) => {
+                replies.send(stream, usize::MAX)?;
+                meter.sends += 1;
+            }
+            (_, false) => replies.send_each(stream, load)?,
         }
     }
     Ok(())
@@ -222,6 +254,7 @@ fn fetch(
         if !outgoing.is_empty() {
             let sent = or_nothing((&mut &*stream).write(&outgoing))?;
             outgoing.drain(..sent);
+            meter.sends += 1;
         }
     }
     Ok(())

@@ -82,6 +82,7 @@ struct Sample {
     iops: f64,
     p50_us: f64,
     idle: f64,
+    ios_per_send: f64,
     instructions_per_io: Option<f64>,
 }
 
@@ -201,6 +202,7 @@ fn sample(server: &Server, load: &Load, who: Who, seconds: f64) -> Result<Sample
         iops: outcome.iops(),
         p50_us: outcome.p50_us(),
         idle: report.idle,
+        ios_per_send: outcome.ios as f64 / report.sends as f64,
         instructions_per_io: report.instructions.map(per_io),
     })
 }
@@ -219,6 +221,8 @@ fn print(rows: &[Row], arguments: &Arguments) {
         "diff us",
         "echo idle",
         "ours idle",
+        "echo I/O/send",
+        "ours I/O/send",
     ]);
     for row in rows {
         table.row(cells(row));
@@ -293,5 +297,7 @@ fn cells(row: &Row) -> Vec<String> {
         format!("{:+.1}", median(differences)),
         format!("{:.0} %", 100.0 * over(&row.echo, |s| s.idle)),
         format!("{:.0} %", 100.0 * over(&row.ours, |s| s.idle)),
+        format!("{:.1}", over(&row.echo, |s| s.ios_per_send)),
+        format!("{:.1}", over(&row.ours, |s| s.ios_per_send)),
     ]
 }

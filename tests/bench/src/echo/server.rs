@@ -34,6 +34,8 @@ pub enum Role {
 pub struct Report {
     /// The part of the time in which it found nothing to do.
     pub idle: f64,
+    /// Calls that sent.
+    pub sends: u64,
     /// Instructions in user space, where they can be counted.
     pub instructions: Option<u64>,
 }
@@ -52,6 +54,9 @@ pub struct Meter {
     measured: Duration,
     idle_turns: u32,
     idle: Duration,
+    /// Calls that sent, ever.
+    pub sends: u64,
+    sends_at: u64,
     instructions_at: Option<u64>,
     instructions: Option<u64>,
 }
@@ -65,6 +70,8 @@ impl Meter {
             measured: Duration::ZERO,
             idle_turns: 0,
             idle: Duration::ZERO,
+            sends: 0,
+            sends_at: 0,
             instructions_at: None,
             instructions: None,
         }
@@ -86,10 +93,12 @@ impl Meter {
                 self.idle_turns = 0;
                 self.idle = Duration::ZERO;
                 self.instructions_at = count;
+                self.sends_at = self.sends;
                 self.measured_since = Some(Instant::now());
             }
             Some(since) => {
                 self.measured = since.elapsed();
+                self.sends_at = self.sends - self.sends_at;
                 let before = self.instructions_at;
                 self.instructions = count.zip(before).map(|(now, before)| now - before);
             }
@@ -118,6 +127,7 @@ impl Meter {
     fn report(&mut self) -> Report {
         let report = Report {
             idle: (self.idle.as_secs_f64() / self.measured.as_secs_f64()).min(1.0),
+            sends: self.sends_at,
             instructions: self.instructions,
         };
         self.measured_since = None;
@@ -200,6 +210,7 @@ fn serve(
     // The thread that is measured is the one whose instructions count.
     meter.counter = Counter::new();
     while let Ok(role) = wanted.recv() {
+        name(role);
         let served = match role {
             Role::Target => {
                 turn(target, &mut meter);
@@ -216,10 +227,22 @@ fn serve(
     }
 }
 
+/// Names the thread after its role, so that a profiler can tell them apart.
+fn name(role: Role) {
+    let name = match role {
+        Role::Target => c"target",
+        Role::Echo(_, true) => c"echo",
+        Role::Echo(_, false) => c"single-echo",
+    };
+    // Only a profiler would miss it.
+    let _ = rustix::thread::set_name(name);
+}
+
 /// The appliance's loop, as it is while there is load: see `corebay_core::reactor::run`.
 fn turn(target: &Target, meter: &mut Meter) {
     let mut now = target.clock.now();
     while meter.is_going() {
+        meter.sends = target.tcp.counters.sends.get();
         let worked = target.reactor.poll_once(now) > 0;
         let before = std::mem::replace(&mut now, target.clock.now());
         if !worked {

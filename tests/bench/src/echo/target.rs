@@ -56,9 +56,12 @@ pub struct Target {
     pub clock: MachineClock,
     /// Where it listens.
     pub address: SocketAddr,
+    /// Its connections, which count their calls.
+    pub tcp: Rc<Tcp<NullEnvironment>>,
     _main_port: Port<Message<NullEnvironment>>,
 }
 
+/// A core's surroundings: the machine's network, and null disks.
 pub struct NullEnvironment {
     network: OsNetwork,
 }
@@ -135,7 +138,7 @@ impl Target {
             core.attach(subsystem.id, spec)
                 .map_err(|error| anyhow!("the null disk: {error}"))?;
         }
-        let address = listen(&core)?;
+        let (tcp, address) = listen(&core)?;
         registry.set_listens(vec![Listen {
             port_id: 1,
             transport: TransportType::Tcp,
@@ -147,13 +150,17 @@ impl Target {
             reactor,
             clock,
             address,
+            tcp,
             _main_port: main_port,
         })
     }
 }
 
-fn listen(core: &Rc<Core<NullEnvironment>>) -> Result<SocketAddr> {
+type NullTcp = Rc<Tcp<NullEnvironment>>;
+
+fn listen(core: &Rc<Core<NullEnvironment>>) -> Result<(NullTcp, SocketAddr)> {
     let tcp = Tcp::start(core, TcpOptions::default(), Arc::new(AtomicUsize::new(0)));
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
-    tcp.listen(address).context("listen")
+    let address = tcp.listen(address).context("listen")?;
+    Ok((tcp, address))
 }
