@@ -17,7 +17,10 @@ pub fn ready(appliance: &Appliance, exports: &Exports, addresses: &[SocketAddr])
     }
     text += "\non a Linux host (as root):\n  modprobe nvme-tcp\n";
     let listeners = appliance.listeners().iter().zip(addresses);
-    let discovery: Vec<_> = listeners.filter(|(l, _)| l.discovery).map(|(_, a)| *a).collect();
+    let discovery: Vec<_> = listeners
+        .filter(|(l, _)| l.discovery)
+        .map(|(_, a)| *a)
+        .collect();
     if let Some(address) = discovery.last() {
         text += &format!("  nvme discover {}\n", host_options(*address));
         text += &format!("  nvme connect-all {}\n", host_options(*address));
@@ -25,7 +28,11 @@ pub fn ready(appliance: &Appliance, exports: &Exports, addresses: &[SocketAddr])
     for subsystem in appliance.subsystems() {
         for &listener in &subsystem.listeners {
             let address = addresses[listener.index()];
-            text += &format!("  nvme connect {} -n {}\n", host_options(address), subsystem.nqn);
+            text += &format!(
+                "  nvme connect {} -n {}\n",
+                host_options(address),
+                subsystem.nqn
+            );
         }
     }
     print!("{text}\nready: Ctrl-C or SIGTERM ends it cleanly\n");
@@ -39,8 +46,11 @@ fn describe(
     subsystem: &Subsystem,
     addresses: &[SocketAddr],
 ) -> String {
-    let at: Vec<_> =
-        subsystem.listeners.iter().map(|l| addresses[l.index()].to_string()).collect();
+    let at: Vec<_> = subsystem
+        .listeners
+        .iter()
+        .map(|l| addresses[l.index()].to_string())
+        .collect();
     let who = match &subsystem.access {
         Access::AnyHost => "any host".to_owned(),
         Access::Hosts(hosts) if hosts.is_empty() => "no host: name some with hosts = [...]".into(),
@@ -55,7 +65,10 @@ fn describe(
     let kept = exports.registry.find(&subsystem.nqn);
     for namespace in &subsystem.namespaces {
         let disk = appliance.disk(namespace.disk);
-        let Some(spec) = kept.as_ref().and_then(|kept| kept.namespace(namespace.nsid)) else {
+        let Some(spec) = kept
+            .as_ref()
+            .and_then(|kept| kept.namespace(namespace.nsid))
+        else {
             continue;
         };
         text += &format!(
@@ -65,7 +78,11 @@ fn describe(
             spec.info.block_size.bytes(),
             disk.name,
             uuid::Uuid::from_bytes(spec.identity.uuid),
-            if namespace.read_only { ", read only" } else { "" },
+            if namespace.read_only {
+                ", read only"
+            } else {
+                ""
+            },
         );
     }
     text

@@ -48,8 +48,17 @@ struct DiskKey {
 
 impl DiskKey {
     fn of(disk: &Disk) -> Self {
-        let Disk { name, kind, block_size, .. } = disk;
-        Self { name: name.clone(), kind: kind.clone(), block_size: *block_size }
+        let Disk {
+            name,
+            kind,
+            block_size,
+            ..
+        } = disk;
+        Self {
+            name: name.clone(),
+            kind: kind.clone(),
+            block_size: *block_size,
+        }
     }
 }
 
@@ -84,7 +93,9 @@ impl Media {
         let disk = appliance.disk(namespace.disk);
         let key = DiskKey::of(disk);
         let medium = self.open.iter().find(|(known, _)| *known == key);
-        let medium = medium.map(|(_, medium)| medium.clone()).expect("all disks were opened");
+        let medium = medium
+            .map(|(_, medium)| medium.clone())
+            .expect("all disks were opened");
         Arc::new(NamespaceSpec {
             nsid: namespace.nsid,
             identity: identity(subsystem, namespace, disk, state),
@@ -111,7 +122,11 @@ pub fn open(appliance: &Appliance, state: &mut State) -> Result<Exports, Failure
             namespaces.push((subsystem.id, spec));
         }
     }
-    Ok(Exports { registry: Arc::new(registry), namespaces, media })
+    Ok(Exports {
+        registry: Arc::new(registry),
+        namespaces,
+        media,
+    })
 }
 
 /// Makes a configured subsystem, without its namespaces.
@@ -124,7 +139,11 @@ pub fn add_subsystem(
         serial: configured.serial.as_str().to_owned(),
         model: configured.model.as_str().to_owned(),
     };
-    let ports = configured.listeners.iter().map(|listener| port_id(listener.index())).collect();
+    let ports = configured
+        .listeners
+        .iter()
+        .map(|listener| port_id(listener.index()))
+        .collect();
     registry.add_subsystem(names, access(configured), Some(ports))
 }
 
@@ -147,12 +166,20 @@ fn identity(
     disk: &Disk,
     state: &mut State,
 ) -> Identity {
-    let uuid = namespace.uuid.unwrap_or_else(|| state.namespace_uuid(&subsystem.nqn, &disk.name));
+    let uuid = namespace
+        .uuid
+        .unwrap_or_else(|| state.namespace_uuid(&subsystem.nqn, &disk.name));
     // Unless one is given, the NGUID holds the same 128 bits: hosts that know only one of the two
     // still recognise the namespace.
-    let nguid = namespace.nguid.map_or(*uuid.as_bytes(), |nguid| nguid.bytes());
+    let nguid = namespace
+        .nguid
+        .map_or(*uuid.as_bytes(), |nguid| nguid.bytes());
     let eui64 = namespace.eui64.map_or([0; 8], |eui64| eui64.bytes());
-    Identity { uuid: *uuid.as_bytes(), nguid, eui64 }
+    Identity {
+        uuid: *uuid.as_bytes(),
+        nguid,
+        eui64,
+    }
 }
 
 fn open_disk(disk: &Disk) -> Result<Medium, Failure> {
@@ -161,9 +188,11 @@ fn open_disk(disk: &Disk) -> Result<Medium, Failure> {
         None => own_block_size(disk)?,
     };
     let file = |path, options| {
-        FileMedium::open(path, options).map(Medium::File).map_err(|error| {
-            Failure::new(format!("disk \"{}\": {error}", disk.name), String::new())
-        })
+        FileMedium::open(path, options)
+            .map(Medium::File)
+            .map_err(|error| {
+                Failure::new(format!("disk \"{}\": {error}", disk.name), String::new())
+            })
     };
     match &disk.kind {
         DiskKind::File { path, size, create } => file(
@@ -178,12 +207,17 @@ fn open_disk(disk: &Disk) -> Result<Medium, Failure> {
         DiskKind::Device { path } => file(path, FileMediumOptions::new(block_size)),
         DiskKind::Ram { size } => {
             let blocks = block_size.blocks_in(size.bytes());
-            RamMedium::new(block_size, blocks).map(Medium::Ram).map_err(|error| {
-                Failure::new(
-                    format!("disk \"{}\": no {size} of address space: {error}", disk.name),
-                    "make the disk smaller",
-                )
-            })
+            RamMedium::new(block_size, blocks)
+                .map(Medium::Ram)
+                .map_err(|error| {
+                    Failure::new(
+                        format!(
+                            "disk \"{}\": no {size} of address space: {error}",
+                            disk.name
+                        ),
+                        "make the disk smaller",
+                    )
+                })
         }
         DiskKind::Null { size } => Ok(Medium::Null(block_size, block_size.blocks_in(size.bytes()))),
     }
@@ -191,14 +225,20 @@ fn open_disk(disk: &Disk) -> Result<Medium, Failure> {
 
 /// The block size that a kernel block device itself has.
 fn own_block_size(disk: &Disk) -> Result<BlockSize, Failure> {
-    let DiskKind::Device { path } = &disk.kind else { return Ok(BlockSize::B4096) };
+    let DiskKind::Device { path } = &disk.kind else {
+        return Ok(BlockSize::B4096);
+    };
     let bytes = match LocalMachine.path(path) {
         PathState::BlockDevice { block_size, .. } => u64::from(block_size),
         _ => 0,
     };
     BlockSize::from_bytes(bytes).ok_or_else(|| {
         Failure::new(
-            format!("disk \"{}\": {} has blocks of {bytes} bytes", disk.name, path.display()),
+            format!(
+                "disk \"{}\": {} has blocks of {bytes} bytes",
+                disk.name,
+                path.display()
+            ),
             "only blocks of 512 and 4096 bytes can be exported; format the device with one of them",
         )
     })

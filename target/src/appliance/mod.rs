@@ -18,7 +18,11 @@ use crate::cli::Failure;
 
 /// Serves what `appliance` says until a signal ends it; `config` is the file that says it, if one
 /// does, to be read again at SIGHUP.
-pub fn serve(appliance: &Appliance, config: Option<&Path>, mut state: State) -> Result<(), Failure> {
+pub fn serve(
+    appliance: &Appliance,
+    config: Option<&Path>,
+    mut state: State,
+) -> Result<(), Failure> {
     let exports = media::open(appliance, &mut state)?;
     state.save()?;
     run::run(appliance, config, exports, state)

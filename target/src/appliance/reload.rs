@@ -141,7 +141,10 @@ impl Running<'_> {
         let on_core = spec.clone();
         self.on_each_core(move |core, answer| {
             let _ = answer.send(core.attach(id, on_core.clone()).map_err(|error| {
-                Failure::new(format!("cannot open the disk of namespace {nsid}: {error}"), "")
+                Failure::new(
+                    format!("cannot open the disk of namespace {nsid}: {error}"),
+                    "",
+                )
             }));
         })?;
         // Only now is it shown: every core can serve it.
@@ -171,7 +174,8 @@ impl Running<'_> {
         let (answer, answers) = mpsc::channel();
         for core in 0..self.cores {
             let (action, answer) = (action.clone(), answer.clone());
-            self.port.send(CoreId(core), Box::new(move |core| action(core, &answer)));
+            self.port
+                .send(CoreId(core), Box::new(move |core| action(core, &answer)));
         }
         for _ in 0..self.cores {
             answers

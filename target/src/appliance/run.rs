@@ -22,7 +22,10 @@ use corebay_conf::{
 };
 use corebay_core::{
     arena::{Arena, HUGEPAGE_BYTES, Hugepages, Region},
-    disk::{Disk, file::{FileEngine, FileEngineOptions}},
+    disk::{
+        Disk,
+        file::{FileEngine, FileEngineOptions},
+    },
     mesh::{Port, Wakeups, mesh},
     net::os::OsNetwork,
     reactor::{MachineClock, Reactor, run as run_reactor},
@@ -35,7 +38,10 @@ use corebay_target::{
     subsystem::{Listen, Referral, Registry, SubsystemId, TransportType},
     tcp::{ConnectionCount, DigestPolicy, Tcp, TcpOptions},
 };
-use signal_hook::{consts::{SIGHUP, SIGINT, SIGTERM}, iterator::Signals};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
 use tracing::{info, warn};
 
 use super::{
@@ -102,8 +108,15 @@ pub fn run(
             warn!("SIGHUP: there is no configuration file to read again");
             continue;
         };
-        let Exports { registry, media, .. } = &mut exports;
-        let mut running = Running { port: &port, cores, registry, media };
+        let Exports {
+            registry, media, ..
+        } = &mut exports;
+        let mut running = Running {
+            port: &port,
+            cores,
+            registry,
+            media,
+        };
         let now = current.as_ref().unwrap_or(appliance);
         if let Some(new) = read_again(&mut running, now, path, &mut state) {
             current = Some(new);
@@ -158,13 +171,24 @@ fn read_again(
     }
 }
 
-type Threads = (Port<Message<MachineEnvironment>>, Vec<JoinHandle<()>>, Vec<SocketAddr>);
+type Threads = (
+    Port<Message<MachineEnvironment>>,
+    Vec<JoinHandle<()>>,
+    Vec<SocketAddr>,
+);
 
-fn start(appliance: &Appliance, exports: &Exports, clock: MachineClock) -> Result<Threads, Failure> {
+fn start(
+    appliance: &Appliance,
+    exports: &Exports,
+    clock: MachineClock,
+) -> Result<Threads, Failure> {
     let cpus = &appliance.reactor().cores;
     let mut regions = arena(appliance)?;
     let mut ports = mesh(cpus.len() + 1, MESH_CAPACITY, Wakeups::Eventfd).map_err(|error| {
-        Failure::new(format!("cannot connect the cores: {error}"), "raise the limit of open files")
+        Failure::new(
+            format!("cannot connect the cores: {error}"),
+            "raise the limit of open files",
+        )
     })?;
     let own = ports.pop().expect("one port more than cores");
     let count = ConnectionCount::default();
@@ -183,7 +207,9 @@ fn start(appliance: &Appliance, exports: &Exports, clock: MachineClock) -> Resul
             limits: limits(appliance),
             tcp: tcp_options(appliance),
             count: count.clone(),
-            listen: listen.filter(|(place, _)| place % cpus.len() == index).collect(),
+            listen: listen
+                .filter(|(place, _)| place % cpus.len() == index)
+                .collect(),
             clock,
             idle_sleep: appliance.reactor().idle_sleep,
         };
@@ -205,16 +231,25 @@ fn start(appliance: &Appliance, exports: &Exports, clock: MachineClock) -> Resul
 
 #[allow(clippy::disallowed_methods, reason = "the binary makes the threads")]
 fn spawn(index: usize, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Failure> {
-    std::thread::Builder::new().name(format!("corebay-{index}")).spawn(body).map_err(|error| {
-        Failure::new(format!("cannot start a thread: {error}"), "raise the limit of processes")
-    })
+    std::thread::Builder::new()
+        .name(format!("corebay-{index}"))
+        .spawn(body)
+        .map_err(|error| {
+            Failure::new(
+                format!("cannot start a thread: {error}"),
+                "raise the limit of processes",
+            )
+        })
 }
 
 /// Every connection takes a file descriptor, and the usual soft limit is 1,024.
 fn raise_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         warn!(%error, current = ?limit.current, "the limit of open files stays as it is");
     }
@@ -277,7 +312,11 @@ fn tcp_options(appliance: &Appliance) -> TcpOptions {
 }
 
 fn listen_addresses(appliance: &Appliance) -> Vec<SocketAddr> {
-    appliance.listeners().iter().map(|listener| listener.address).collect()
+    appliance
+        .listeners()
+        .iter()
+        .map(|listener| listener.address)
+        .collect()
 }
 
 /// Tells the registry where hosts connect.
@@ -342,9 +381,17 @@ fn start_core(reactor: &Reactor, plan: CorePlan) -> Started {
     })?;
     let engine = FileEngine::start(reactor, &memory.payload, FileEngineOptions::default())
         .map_err(|error| Failure::new(error.to_string(), String::new()))?;
-    let network = OsNetwork::new()
-        .map_err(|error| Failure::new(format!("no epoll: {error}"), "raise the limit of open files"))?;
-    let environment = MachineEnvironment { network, engine, reactor: reactor.clone() };
+    let network = OsNetwork::new().map_err(|error| {
+        Failure::new(
+            format!("no epoll: {error}"),
+            "raise the limit of open files",
+        )
+    })?;
+    let environment = MachineEnvironment {
+        network,
+        engine,
+        reactor: reactor.clone(),
+    };
     let core = Core::start(
         reactor.clone(),
         environment,
@@ -356,13 +403,18 @@ fn start_core(reactor: &Reactor, plan: CorePlan) -> Started {
     for (subsystem, spec) in plan.namespaces {
         let nsid = spec.nsid;
         core.attach(subsystem, spec).map_err(|error| {
-            Failure::new(format!("cannot open the disk of namespace {nsid}: {error}"), String::new())
+            Failure::new(
+                format!("cannot open the disk of namespace {nsid}: {error}"),
+                String::new(),
+            )
         })?;
     }
     let tcp = Tcp::start(&core, plan.tcp, plan.count);
     let mut listening = Vec::new();
     for (place, address) in plan.listen {
-        let actual = tcp.listen(address).map_err(|error| cannot_listen(address, &error))?;
+        let actual = tcp
+            .listen(address)
+            .map_err(|error| cannot_listen(address, &error))?;
         listening.push((place, actual));
     }
     Ok(listening)
@@ -398,12 +450,18 @@ fn end(port: &Port<Message<MachineEnvironment>>, cores: usize, clock: MachineClo
     }
     let flushed = flush(port, cores);
     for core in 0..cores {
-        port.send(CoreId(core), Box::new(|core: &Rc<Core<_>>| core.reactor.stop()));
+        port.send(
+            CoreId(core),
+            Box::new(|core: &Rc<Core<_>>| core.reactor.stop()),
+        );
     }
     flushed
 }
 
-#[allow(clippy::disallowed_methods, reason = "the main thread has nothing else to do")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the main thread has nothing else to do"
+)]
 fn pause() {
     std::thread::sleep(DRAIN_STEP);
 }
@@ -420,7 +478,9 @@ fn connections(port: &Port<Message<MachineEnvironment>>, cores: usize) -> Option
             }),
         );
     }
-    (0..cores).map(|_| answers.recv_timeout(Duration::from_secs(1)).ok()).sum()
+    (0..cores)
+        .map(|_| answers.recv_timeout(Duration::from_secs(1)).ok())
+        .sum()
 }
 
 /// Flushes every disk, by the first core: what one core has written, any core can flush.

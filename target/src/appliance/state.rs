@@ -57,7 +57,10 @@ impl State {
     pub fn open(folder: &Path) -> Result<Self, Failure> {
         let cannot = |what: &str, error: &io::Error| {
             Failure::new(
-                format!("cannot {what} the data folder {}: {error}", folder.display()),
+                format!(
+                    "cannot {what} the data folder {}: {error}",
+                    folder.display()
+                ),
                 "name a folder that can be written with --data-dir, or data_dir in the file",
             )
         };
@@ -81,7 +84,12 @@ impl State {
         kept.unclean_stops += u64::from(!kept.clean);
         kept.clean = false;
         let seconds_before = kept.seconds;
-        let state = Self { folder: folder.to_owned(), kept, seconds_before, _lock: lock };
+        let state = Self {
+            folder: folder.to_owned(),
+            kept,
+            seconds_before,
+            _lock: lock,
+        };
         state.save()?;
         Ok(state)
     }
@@ -90,7 +98,10 @@ impl State {
     pub fn nqn(&self) -> Result<Nqn, Failure> {
         self.kept.nqn.parse().map_err(|error| {
             Failure::new(
-                format!("{}: the kept NQN is wrong: {error}", self.folder.join(STATE_FILE).display()),
+                format!(
+                    "{}: the kept NQN is wrong: {error}",
+                    self.folder.join(STATE_FILE).display()
+                ),
                 "restore the file from a copy, or remove it to get new names",
             )
         })
@@ -142,7 +153,10 @@ fn read(path: &Path) -> Result<Kept, Failure> {
     };
     let bytes = match fs::metadata(path) {
         Ok(metadata) if metadata.len() > STATE_BYTES_MAX => {
-            return Err(wrong(format!("{} bytes are no state of corebay's", metadata.len())));
+            return Err(wrong(format!(
+                "{} bytes are no state of corebay's",
+                metadata.len()
+            )));
         }
         Ok(_) => fs::read(path).map_err(|error| wrong(error.to_string()))?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -161,7 +175,9 @@ fn read(path: &Path) -> Result<Kept, Failure> {
     let kept: Kept = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
     if kept.version != VERSION {
         let version = kept.version;
-        return Err(wrong(format!("its version is {version}, this corebay knows {VERSION}")));
+        return Err(wrong(format!(
+            "its version is {version}, this corebay knows {VERSION}"
+        )));
     }
     Ok(kept)
 }
@@ -196,11 +212,17 @@ mod tests {
         let mut again = State::open(folder.path()).unwrap();
         assert_eq!(again.nqn().unwrap(), nqn);
         assert_eq!(again.namespace_uuid(&nqn, "disk-1"), uuid);
-        assert_eq!((again.health().starts, again.health().unclean_stops), (2, 1));
+        assert_eq!(
+            (again.health().starts, again.health().unclean_stops),
+            (2, 1)
+        );
         again.ends_cleanly();
         again.save().unwrap();
         drop(again);
-        assert_eq!(State::open(folder.path()).unwrap().health().unclean_stops, 1);
+        assert_eq!(
+            State::open(folder.path()).unwrap().health().unclean_stops,
+            1
+        );
     }
 
     #[test]

@@ -1,11 +1,6 @@
 //! `corebay serve`: runs the appliance, from options or from a configuration file.
 
-use std::{
-    io::IsTerminal,
-    net::SocketAddr,
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use corebay_conf::{
     Appliance, Diagnostic, DiskSpec, LocalMachine, Nqn, Options, Size,
@@ -42,10 +37,20 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", default_value = "8GiB")]
     size: Size,
     /// Where hosts connect; repeatable
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:4420", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:4420",
+        value_delimiter = ','
+    )]
     listen: Vec<SocketAddr>,
     /// Where discovery is served besides; repeatable
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8009", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:8009",
+        value_delimiter = ','
+    )]
     discovery: Vec<SocketAddr>,
     /// The CPUs to poll on, one reactor each
     #[arg(long, value_name = "CPU", default_value = "0", value_delimiter = ',')]
@@ -88,7 +93,10 @@ fn serve(args: Args) -> Result<(), Option<Failure>> {
                 disks: args.disks,
                 nqn: args.nqn,
             };
-            (shown(Appliance::from_options(&options, &nqn, &LocalMachine))?, state)
+            (
+                shown(Appliance::from_options(&options, &nqn, &LocalMachine))?,
+                state,
+            )
         }
     };
     log_as(&appliance);
@@ -96,10 +104,15 @@ fn serve(args: Args) -> Result<(), Option<Failure>> {
 }
 
 /// Shows what there is to say of a configuration.
-fn shown(outcome: Result<(Appliance, Vec<Diagnostic>), Vec<Diagnostic>>) -> Result<Appliance, Option<Failure>> {
+fn shown(
+    outcome: Result<(Appliance, Vec<Diagnostic>), Vec<Diagnostic>>,
+) -> Result<Appliance, Option<Failure>> {
     let show = |diagnostics: &[Diagnostic]| {
         if !diagnostics.is_empty() {
-            eprint!("{}", render_all(diagnostics, std::io::stderr().is_terminal()));
+            eprint!(
+                "{}",
+                render_all(diagnostics, std::io::stderr().is_terminal())
+            );
         }
     };
     match outcome {
