@@ -32,7 +32,7 @@ use crate::spec::{
 };
 
 /// The staging buffer: at least the longest head of a PDU (PDO has eight bits).
-const STAGING_BYTES: usize = 64 << 10;
+const STAGING_BYTES: usize = 32 << 10;
 
 /// Where the reads in flight are this large on average, their data is not staged.
 const DIRECT_BYTES_MIN: u64 = 16 << 10;

@@ -152,8 +152,10 @@ impl Plan {
         }
         let unit = size(u128::from(self.unit_bytes));
         what += &format!(
-            ", {unit}, {} queue(s) x depth {}",
-            self.queues, self.args.depth
+            ", {unit}, {} {} x depth {}",
+            self.queues,
+            if self.queues == 1 { "queue" } else { "queues" },
+            self.args.depth
         );
         let cpus: Vec<String> = self.cpus.iter().map(u32::to_string).collect();
         what += &format!(", on CPU {}", cpus.join(","));

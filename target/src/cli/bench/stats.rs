@@ -14,7 +14,7 @@ use super::content::Mismatch;
 const LATENCY_NS_MAX: u64 = 120_000_000_000;
 
 /// The mismatches that are shown one by one.
-const MISMATCHES_SHOWN_MAX: usize = 64;
+pub const MISMATCHES_SHOWN_MAX: usize = 64;
 
 /// What a command does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,9 +70,9 @@ pub struct Verified {
     pub unknown: u64,
     /// Units to be read back at the end, and those that were.
     pub read_back: (u64, u64),
-    /// Blocks that were wrong.
+    /// How often a block that was read was wrong.
     pub mismatched: u64,
-    /// The first of them.
+    /// The first of the wrong blocks, each once.
     pub mismatches: Vec<Mismatch>,
 }
 
@@ -125,8 +125,10 @@ impl Stats {
     /// A block is not what it should be.
     pub fn mismatched(&mut self, mismatch: Mismatch) {
         self.verify.mismatched += 1;
-        if self.verify.mismatches.len() < MISMATCHES_SHOWN_MAX {
-            self.verify.mismatches.push(mismatch);
+        let shown = &mut self.verify.mismatches;
+        // A wrong block is often read again.
+        if shown.len() < MISMATCHES_SHOWN_MAX && !shown.contains(&mismatch) {
+            shown.push(mismatch);
         }
     }
 

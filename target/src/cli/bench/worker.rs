@@ -131,6 +131,13 @@ fn try_run(part: Part) -> Result<Stats, Failure> {
     }
     // A core that measures never sleeps: waking up would be measured too.
     reactor::run(&reactor, clock, None);
+    let counters = reactor.counters();
+    tracing::debug!(
+        cpu,
+        counters.turns,
+        counters.busy_turns,
+        "the core has ended"
+    );
     reactor.tear_down();
     outcome
         .take()
