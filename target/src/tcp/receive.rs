@@ -393,14 +393,26 @@ impl<E: Environment> Receiver<E> {
             let received = u32::from_le_bytes(received);
             return Err(Fatal::of(Fes::HeaderDigestError, received));
         }
-        let mut header = [0; corebay_nvme::spec::tcp::HLEN_MAX];
-        header[..hlen].copy_from_slice(&staged[..hlen]);
-        let header = &header[..hlen];
+        // Read where it lies: HLEN was checked, so each of these has its bytes.
+        let header = &staged[..hlen];
+        let wrong_length = || Fatal::field(at::PLEN);
         match kind {
-            PduType::IcReq => self.connection_request(header)?,
-            PduType::CapsuleCmd => return self.capsule(header, &common, head),
-            PduType::H2cData => return self.data(header, &common, head),
-            _ => self.terminated(header),
+            PduType::IcReq => {
+                let request = IcReq::read_from_bytes(header).map_err(|_| wrong_length())?;
+                self.connection_request(&request)?;
+            }
+            PduType::CapsuleCmd => {
+                let capsule = CapsuleCmd::read_from_bytes(header).map_err(|_| wrong_length())?;
+                return self.capsule(&capsule.ccsqe, &common, head);
+            }
+            PduType::H2cData => {
+                let pdu = H2cData::read_from_bytes(header).map_err(|_| wrong_length())?;
+                return self.data(&pdu, &common, head);
+            }
+            _ => {
+                let request = TermReq::read_from_bytes(header).map_err(|_| wrong_length())?;
+                self.terminated(&request);
+            }
         }
         self.start += head;
         Ok(true)
@@ -420,10 +432,7 @@ impl<E: Environment> Receiver<E> {
         Ok(kind)
     }
 
-    fn connection_request(&mut self, header: &[u8]) -> Result<(), Fatal> {
-        let Ok(request) = IcReq::read_from_bytes(header) else {
-            return Err(Fatal::field(at::PLEN));
-        };
+    fn connection_request(&mut self, request: &IcReq) -> Result<(), Fatal> {
         if request.pfv.get() != PFV {
             return Err(Fatal::of(Fes::UnsupportedParameter, at::PFV));
         }
@@ -451,27 +460,18 @@ impl<E: Environment> Receiver<E> {
     }
 
     /// The host terminates the connection.
-    fn terminated(&mut self, header: &[u8]) {
-        if let Ok(request) = TermReq::read_from_bytes(header) {
-            let fes = request.fes.get();
-            info!(
-                fes,
-                fei = request.fei.get(),
-                "the host terminated the connection"
-            );
-        }
+    fn terminated(&mut self, request: &TermReq) {
+        let (fes, fei) = (request.fes.get(), request.fei.get());
+        info!(fes, fei, "the host terminated the connection");
         self.link.fail("the host terminated the connection");
     }
 
     fn capsule(
         &mut self,
-        header: &[u8],
+        sqe: &SubmissionEntry,
         common: &CommonHeader,
         head: usize,
     ) -> Result<bool, Fatal> {
-        let Ok(capsule) = CapsuleCmd::read_from_bytes(header) else {
-            return Err(Fatal::field(at::PLEN));
-        };
         let negotiated = self.link.negotiated();
         let (padding, len) = data_place(common, head, negotiated.data_digest)?;
         if len > self.in_capsule_max() {
@@ -479,12 +479,12 @@ impl<E: Environment> Receiver<E> {
         }
         self.start += head;
         if len == 0 {
-            let announced = announced(&capsule.ccsqe, None, 0);
-            self.accept(capsule.ccsqe, announced)?;
+            let announced = announced(sqe, None, 0);
+            self.accept(*sqe, announced)?;
             return Ok(true);
         }
         let target = Target::Capsule {
-            sqe: capsule.ccsqe,
+            sqe: *sqe,
             buffer: None,
         };
         let digest = negotiated.data_digest;
@@ -506,10 +506,7 @@ impl<E: Environment> Receiver<E> {
         }
     }
 
-    fn data(&mut self, header: &[u8], common: &CommonHeader, head: usize) -> Result<bool, Fatal> {
-        let Ok(pdu) = H2cData::read_from_bytes(header) else {
-            return Err(Fatal::field(at::PLEN));
-        };
+    fn data(&mut self, pdu: &H2cData, common: &CommonHeader, head: usize) -> Result<bool, Fatal> {
         let negotiated = self.link.negotiated();
         let (padding, len) = data_place(common, head, negotiated.data_digest)?;
         if pdu.datal.get() > self.options.h2c_data_bytes_max {

@@ -33,7 +33,7 @@ use super::{Counters, link::Negotiated};
 use crate::queue::EntryId;
 
 /// PDUs gathered into one call.
-const ITEMS_PER_CALL: usize = 32;
+const ITEMS_PER_CALL: usize = 128;
 
 /// Slices of one call: header, padding, payload, digest for each PDU.
 const SLICES_PER_CALL: usize = ITEMS_PER_CALL * 4;
