@@ -167,7 +167,8 @@ fn entry() -> impl Strategy<Value = [u8; 64]> {
 /// The commands that end a queue or are not answered by themselves are for other tests.
 fn is_answered(sqe: &SubmissionEntry, on_admin_queue: bool) -> bool {
     let ends = sqe.opc == 0x7f && matches!(sqe.nsid.get() as u8, 0 | 8);
-    !ends && !(on_admin_queue && sqe.opc == admin::ASYNC_EVENT_REQUEST)
+    let parks = on_admin_queue && sqe.opc == admin::ASYNC_EVENT_REQUEST;
+    !(ends || parks)
 }
 
 #[derive(Clone, Debug)]
