@@ -6,10 +6,22 @@ fail() { echo "$*" >&2; exit 1; }
 
 # random BLOCKS FILE: makes a file of random content.
 random() { head -c $(($1 * B)) /dev/urandom > "$2"; }
+# chunks BLOCKS: $S bytes times $C, as few operations as 64 KiB allow.
+chunks() {
+  S=$(($1 * B)) C=1
+  if ((S > 65536 && S % 65536 == 0)); then C=$((S / 65536)) S=65536
+  elif ((S > 65536)); then C=$1 S=$B; fi
+}
 # put LBA BLOCKS FILE: writes the file's content, directly.
-put() { dd if="$3" of="$D" bs="$B" seek="$1" count="$2" oflag=direct conv=notrunc status=none; }
+put() {
+  chunks "$2"
+  dd if="$3" of="$D" bs="$S" count="$C" seek=$(($1 * B)) oflag=direct,seek_bytes conv=notrunc status=none
+}
 # get LBA BLOCKS FILE: reads into the file, directly.
-get() { dd if="$D" of="$3" bs="$B" skip="$1" count="$2" iflag=direct status=none; }
+get() {
+  chunks "$2"
+  dd if="$D" of="$3" bs="$S" count="$C" skip=$(($1 * B)) iflag=direct,skip_bytes status=none
+}
 # same LBA BLOCKS FILE: the blocks hold the file's content.
 same() {
   get "$1" "$2" read.back

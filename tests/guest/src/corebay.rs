@@ -113,6 +113,11 @@ impl Corebay {
         &self.endpoint
     }
 
+    /// How many connections of hosts it has open.
+    pub fn open_connections(&self) -> Result<usize> {
+        open_connections(&self.endpoint)
+    }
+
     /// What it wrote since it was launched.
     pub fn output(&self) -> String {
         self.process
@@ -125,6 +130,25 @@ impl Corebay {
     pub fn id(&self) -> Option<u32> {
         self.process.as_ref().map(Process::id)
     }
+}
+
+/// How many connections the endpoint's listeners have open now, from the kernel's table.
+fn open_connections(endpoint: &Endpoint) -> Result<usize> {
+    const ESTABLISHED: &str = "01";
+    let table = fs::read_to_string("/proc/net/tcp")?;
+    // The table has addresses as the processor's words in hex.
+    let locals: Vec<String> = endpoint
+        .addresses
+        .iter()
+        .map(|address| format!("{:08X}:{PORT:04X}", u32::from_le_bytes(address.octets())))
+        .collect();
+    let rows = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let open = |row: &Vec<&str>| {
+        row.len() > 3 && row[3] == ESTABLISHED && locals.iter().any(|local| local == row[1])
+    };
+    Ok(rows.filter(open).count())
 }
 
 /// The command line of `corebay serve` for this endpoint.
