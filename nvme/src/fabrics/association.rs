@@ -10,11 +10,11 @@ use corebay_core::net::Network;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
-    connection::{Connection, ConnectionOptions, Link},
+    connection::{Connection, Link},
     error::Error,
     host::Host,
     loss::Loss,
-    options::ControllerOptions,
+    options::{ConnectionOptions, ControllerOptions},
     table::{Completion, DEPTH_MAX, Data},
 };
 use crate::spec::{

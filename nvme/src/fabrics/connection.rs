@@ -33,6 +33,7 @@ use super::{
     error::{Error, Violation},
     host::{Agenda, Host},
     loss::Loss,
+    options::ConnectionOptions,
     receive::{Fault, Receiver},
     table::{Completion, Data, Id, Outcome, Table},
     transmit::{GRANTS_MAX, Transmitter},
@@ -50,17 +51,6 @@ const LINGER: Duration = Duration::from_secs(1);
 /// The tasks that may wait for a free command slot before their queue grows.
 const WAITERS: usize = 1024;
 
-/// How to make a connection.
-#[derive(Clone, Debug)]
-pub struct ConnectionOptions {
-    /// The commands in flight at a time, from 1 to [`DEPTH_MAX`](super::DEPTH_MAX).
-    pub depth: u16,
-    /// The digests to ask for. The controller may decline them.
-    pub digests: Digests,
-    /// How long the connection may take to be established.
-    pub connect_timeout: Duration,
-}
-
 /// One queue's connection. Clones of its `Rc` use it, [`Link`] owns it.
 pub struct Connection<S: Stream> {
     reactor: Reactor,
@@ -76,6 +66,8 @@ pub struct Connection<S: Stream> {
     /// On the agenda's list of those with something to receive.
     to_receive: Cell<bool>,
     loss: Rc<Loss>,
+    /// Its end is expected, and no loss.
+    retired: Cell<bool>,
 }
 
 struct Inner<S> {
@@ -158,6 +150,7 @@ impl<S: Stream> Connection<S> {
             to_send: Cell::new(false),
             to_receive: Cell::new(false),
             loss,
+            retired: Cell::new(false),
         });
         let key = host.register(&connection, &stream)?;
         connection.key.set(key);
@@ -350,7 +343,16 @@ impl<S: Stream> Connection<S> {
             waker.wake();
         }
         self.slots.notify();
-        self.loss.report(error);
+        if !self.retired.get() {
+            self.loss.report(error);
+        }
+    }
+
+    /// Ends the connection, whose queue the controller no longer has, and leaves the association's
+    /// others alone.
+    pub(super) fn retire(&self) {
+        self.retired.set(true);
+        self.end(Error::Closed, None);
     }
 
     fn wants_to_send(&self) {

@@ -46,6 +46,9 @@ const REPLAYS_MAX: u32 = 8;
 /// How long an orderly shutdown may take where the controller does not say (RTD3E is 0).
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The longest that a controller is given for it, whatever it says.
+const SHUTDOWN_TIMEOUT_MAX: Duration = Duration::from_secs(120);
+
 /// The pause between two looks at a shutdown's state.
 const SHUTDOWN_POLL: Duration = Duration::from_millis(10);
 
@@ -218,7 +221,7 @@ impl<N: Network> Controller<N> {
         let rtd3e = u64::from(self.facts()?.identify.rtd3e.get());
         let timeout = match rtd3e {
             0 => SHUTDOWN_TIMEOUT,
-            micros => Duration::from_micros(micros),
+            micros => Duration::from_micros(micros).min(SHUTDOWN_TIMEOUT_MAX),
         };
         let reactor = self.host().reactor();
         let deadline = reactor.now().plus(timeout);

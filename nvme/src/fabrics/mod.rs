@@ -40,12 +40,12 @@ mod wire;
 
 pub use admin::Namespace;
 pub use association::Facts;
-pub use connection::{Connection, ConnectionOptions, Link};
+pub use connection::{Connection, Link};
 pub use controller::Controller;
 pub use discovery::{DiscoveryLog, DiscoveryRecord, discover};
 pub use error::{Error, Violation};
 pub use host::Host;
-pub use options::{ControllerOptions, HostIdentity, LostCommands, Recovery};
+pub use options::{ConnectionOptions, ControllerOptions, HostIdentity, LostCommands, Recovery};
 pub use queue::IoQueue;
 pub use table::{Completion, DEPTH_MAX, Data};
 pub use wire::Digests;

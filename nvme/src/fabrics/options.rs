@@ -6,6 +6,17 @@ use std::{net::SocketAddr, time::Duration};
 use super::wire::Digests;
 use crate::spec::nqn::Nqn;
 
+/// How to make a connection.
+#[derive(Clone, Debug)]
+pub struct ConnectionOptions {
+    /// The commands in flight at a time, from 1 to [`DEPTH_MAX`](super::DEPTH_MAX).
+    pub depth: u16,
+    /// The digests to ask for. The controller may decline them.
+    pub digests: Digests,
+    /// How long the connection may take to be established.
+    pub connect_timeout: Duration,
+}
+
 /// As whom a host connects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostIdentity {

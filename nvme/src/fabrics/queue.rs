@@ -230,16 +230,21 @@ impl<N: Network> IoQueue<N> {
         self.succeed(&sqe, Data::None).await
     }
 
-    /// Sends a Disconnect command, which ends this queue at the controller.
+    /// Sends a Disconnect command, which ends this queue at the controller, and closes its
+    /// connection where it succeeds. Its commands then fail with [`Error::Closed`], until a later
+    /// association has the queue again.
     ///
     /// # Errors
     /// As for [`io_command`](Self::io_command).
     pub async fn disconnect(&self) -> Result<Completion, Error> {
         let connection = self.controller.live(self.index).await?;
         let timeout = Some(self.timeout);
-        connection
-            .command(&fabrics::disconnect(), Data::None, timeout)
-            .await
+        let sqe = fabrics::disconnect();
+        let completion = connection.command(&sqe, Data::None, timeout).await?;
+        if completion.status.is_success() {
+            connection.retire();
+        }
+        Ok(completion)
     }
 
     async fn succeed(&self, sqe: &SubmissionEntry, data: Data<'_>) -> Result<(), Error> {

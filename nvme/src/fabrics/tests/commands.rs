@@ -287,6 +287,28 @@ fn any_command_can_be_sent_and_its_status_seen() {
     assert_eq!(admin.unwrap().status, Status::INVALID_OPCODE);
 }
 
+#[test]
+fn a_disconnected_queue_is_no_loss_for_the_others() {
+    let mut world = World::new(11, Manner::default());
+    let mut options = world.options();
+    options.io_queues = 2;
+    let controller = Rc::new(world.connect(options));
+    let (a, b) = (
+        controller.io_queue(0).unwrap(),
+        controller.io_queue(1).unwrap(),
+    );
+    let outcomes = world.run(async move {
+        let ended = a.disconnect().await.map(|completion| completion.status);
+        (ended, a.flush(1).await, b.flush(1).await)
+    });
+    let closed = Err(Error::Closed);
+    assert_eq!(outcomes, (Ok(Status::SUCCESS), closed, Ok(())));
+    world.until(|world| world.host.connections() == 2);
+    let queue = controller.io_queue(1).unwrap();
+    assert_eq!(world.run(async move { queue.flush(1).await }), Ok(()));
+    assert_eq!(controller.associations(), 1);
+}
+
 fn discovery_page(generation: u64, records: u64, nqn: &str) -> Vec<u8> {
     let mut page = vec![0; 1024 * (records as usize + 1)];
     page[0..8].copy_from_slice(&generation.to_le_bytes());

@@ -241,6 +241,7 @@ impl FakeTarget {
                     }
                     (none, ok)
                 }
+                fctype::DISCONNECT => (none, ok),
                 _ => (none, CompletionEntry::new(cid, Status::INVALID_OPCODE)),
             };
         }
