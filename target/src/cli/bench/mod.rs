@@ -9,6 +9,8 @@ mod job;
 mod plan;
 mod report;
 mod stats;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::{
@@ -244,7 +246,8 @@ impl Watch<'_> {
                     self.introduce();
                 }
                 self.shared.go.store(true, Ordering::Relaxed);
-                go_at = Some(self.clock.now());
+                shown = (self.clock.now(), 0);
+                go_at = Some(shown.0);
             }
             let _ = self.end.recv_timeout(LOOK);
             let now = self.clock.now();
