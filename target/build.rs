@@ -9,5 +9,13 @@ fn main() {
         "the build folder lies inside the sources ({out}); run cargo from the repository, where \
          .cargo/config.toml sets build.target-dir = \".build\""
     );
+    // Deliberate faults, for the simulator's proof alone: see src/fault.rs.
+    println!("cargo::rustc-check-cfg=cfg(corebay_fault)");
+    let faulty = env::var_os("CARGO_CFG_COREBAY_FAULT").is_some();
+    let profile = env::var("PROFILE").expect("cargo sets PROFILE");
+    assert!(
+        !faulty || profile == "debug",
+        "deliberate faults are not for release builds: take `--cfg corebay_fault` out of RUSTFLAGS"
+    );
     println!("cargo:rerun-if-changed=build.rs");
 }

@@ -17,6 +17,8 @@ pub mod core;
 pub mod discovery;
 pub mod environment;
 pub mod fabrics;
+#[cfg(corebay_fault)]
+pub mod fault;
 pub mod io;
 pub mod limits;
 pub mod namespace;

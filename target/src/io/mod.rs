@@ -26,6 +26,8 @@ use corebay_nvme::spec::{
 
 pub use status::from_disk;
 
+#[cfg(corebay_fault)]
+use crate::fault;
 use crate::{
     controller::IoCounters,
     core::Core,
@@ -228,6 +230,8 @@ impl<E: Environment> Check<'_, E> {
     }
 
     fn durability(&self, fua: bool) -> Durability {
+        #[cfg(corebay_fault)]
+        let fua = fua && !fault::is(fault::Fault::FuaIgnored);
         if fua || !self.binding.controller.write_cache() {
             Durability::Durable
         } else {
@@ -371,6 +375,10 @@ async fn flush<E: Environment>(
     binding: &Binding<E>,
     namespace: Option<Ns<E>>,
 ) -> Result<(), Status> {
+    #[cfg(corebay_fault)]
+    if fault::is(fault::Fault::FlushSkipped) {
+        return Ok(());
+    }
     let targets = match namespace {
         Some(namespace) => return namespace.disk.flush().await.map_err(from_disk),
         None => binding.table.all(),

@@ -50,6 +50,10 @@ pub async fn compare<E: Environment>(
             .await
             .map_err(from_disk)?;
         if *part.bytes() != *data.slice(done..done + len).bytes() {
+            #[cfg(corebay_fault)]
+            if crate::fault::is(crate::fault::Fault::ScratchLeaked) {
+                std::mem::forget(piece);
+            }
             return Err(Status::COMPARE_FAILURE.with_dnr());
         }
         done += len;

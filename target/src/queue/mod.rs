@@ -744,6 +744,13 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         if !done.status.is_success() {
             self.log_failure(id, done.status);
         }
+        #[cfg(corebay_fault)]
+        if crate::fault::is(crate::fault::Fault::CompletionLost)
+            && self.binding().is_some_and(|binding| binding.qid != 0)
+            && self.entries.borrow().get(id).is_some_and(|entry| (entry.sqe.cid.get() >> 4) % 4 == 3)
+        {
+            return;
+        }
         let Some((cid, held_idle)) = self.entries.borrow_mut().get_mut(id).map(|entry| {
             entry.stage = Stage::Responding;
             entry.operation = None;
@@ -847,6 +854,19 @@ struct Job<E: Environment> {
 async fn run<E: Environment, W: Wire>(queue: Rc<Queue<E, W>>, id: EntryId) {
     let job = queue.take_job(id);
     let binding = queue.binding();
+    #[cfg(corebay_fault)]
+    if let (Operation::Io(write @ io::Operation::Write(..)), Some(binding), None) =
+        (&job.operation, binding, &job.first)
+        && crate::fault::is(crate::fault::Fault::AckBeforeWrite)
+    {
+        let _ = write;
+        queue.finish(id, Done::SUCCESS);
+        if let Operation::Io(write) = job.operation {
+            io::execute(&queue.core, binding, write, job.buffer).await;
+        }
+        queue.job_ended();
+        return;
+    }
     let outcome = match (job.operation, binding) {
         (Operation::Io(write), Some(binding)) => match job.first {
             Some((first_id, compare, first_data)) => {

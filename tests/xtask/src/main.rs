@@ -11,6 +11,7 @@ mod fast;
 mod guest;
 mod machine;
 mod shell;
+mod sim;
 mod tally;
 mod test;
 mod tidy;
@@ -33,6 +34,8 @@ enum Command {
     Test(test::Arguments),
     /// Compare with a limit or a peer, and print a table: a benchmark, never a test.
     Bench(bench::Arguments),
+    /// Run the appliance and its hosts in simulated worlds; `--help` lists how.
+    Sim(sim::Arguments),
     /// Check the sources' house rules only: lengths of files and functions, forbidden words.
     Tidy,
 }
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(arguments) => return bench::run(&arguments),
+        Command::Sim(arguments) => return sim::run(&arguments),
         Command::Tidy => tidy::run(),
     };
     match result {

@@ -1,0 +1,52 @@
+//! Deliberate faults in the target, for the proof that the simulator finds such.
+//!
+//! This module and every use of it exist only with `--cfg corebay_fault`, which a release build
+//! refuses. Such a build behaves as always until one fault is chosen.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// What can be wrong, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A write is answered before it is written.
+    AckBeforeWrite,
+    /// Force Unit Access is ignored.
+    FuaIgnored,
+    /// Flush does nothing.
+    FlushSkipped,
+    /// Now and then a command is never answered.
+    CompletionLost,
+    /// A host may come back while commands of its former association execute.
+    FormerNotAwaited,
+    /// Compare and Write does not keep others out.
+    FusedUnlocked,
+    /// A connection that is not hot any more is forgotten with what it has received.
+    EdgeForgotten,
+    /// A Compare that fails keeps its working space.
+    ScratchLeaked,
+}
+
+/// All of them, with their names on the command line.
+pub const ALL: [(&str, Fault); 8] = [
+    ("ack_before_write", Fault::AckBeforeWrite),
+    ("fua_ignored", Fault::FuaIgnored),
+    ("flush_skipped", Fault::FlushSkipped),
+    ("completion_lost", Fault::CompletionLost),
+    ("former_not_awaited", Fault::FormerNotAwaited),
+    ("fused_unlocked", Fault::FusedUnlocked),
+    ("edge_forgotten", Fault::EdgeForgotten),
+    ("scratch_leaked", Fault::ScratchLeaked),
+];
+
+static CHOSEN: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Makes this fault, and no other, from now on in the whole process; `None`: none.
+pub fn choose(fault: Option<Fault>) {
+    CHOSEN.store(fault.map_or(usize::MAX, |fault| fault as usize), Ordering::Relaxed);
+}
+
+/// True where this fault was chosen.
+#[must_use]
+pub fn is(fault: Fault) -> bool {
+    CHOSEN.load(Ordering::Relaxed) == fault as usize
+}

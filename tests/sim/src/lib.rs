@@ -1,0 +1,55 @@
+//! The simulator: the real target and real hosts, on one thread, from one seed, while disks, network
+//! and power fail.
+//!
+//! A [`world::World`] is made from a [`plan::Plan`], which a seed draws. It turns the cores of the
+//! target ([`node`]) and of the hosts ([`client`]) in any order, under a clock of its own. The hosts
+//! send commands ([`workload`]); a [`model`] says for each block what a read may return. Every run
+//! has a hash ([`trace`]): the same seed gives the same one.
+//!
+//! Invariants:
+//! - Nothing here or below reads a clock, a socket, a file or ambient randomness.
+//! - Several worlds, and several lives of a target, fit into one process and leave nothing behind.
+
+pub mod client;
+pub mod content;
+pub mod disk;
+pub mod medium;
+pub mod model;
+pub mod net;
+pub mod node;
+pub mod plan;
+#[cfg(corebay_fault)]
+pub mod prove;
+pub mod trace;
+pub mod workload;
+pub mod world;
+
+use plan::Plan;
+use trace::Trace;
+use world::{Report, World};
+
+/// Runs the world of `seed`; with `print`, its trace goes to standard output.
+///
+/// # Errors
+/// Says what went wrong.
+pub fn run_seed(seed: u64, print: bool) -> Result<Report, String> {
+    let trace = Trace::new(print);
+    World::new(Plan::draw(seed), seed, &trace).run()
+}
+
+/// Runs a short script once for each change that it makes on its disk, and cuts the power right after
+/// that change. Gives how many cuts that were.
+///
+/// # Errors
+/// Says what went wrong, and after which change the power was cut.
+pub fn cut_everywhere(seed: u64) -> Result<u64, String> {
+    let world = || World::new(Plan::script(seed), seed, &Trace::new(false));
+    let changes = world().run()?.changes;
+    for cut in 1..=changes {
+        let mut world = world();
+        world.cut_after(cut);
+        let report = world.run();
+        report.map_err(|failure| format!("cut after change {cut} of {changes}: {failure}"))?;
+    }
+    Ok(changes)
+}

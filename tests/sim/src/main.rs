@@ -1,0 +1,141 @@
+//! The simulator's command line, behind `cargo xtask sim`.
+
+// A developer's tool measures how fast the simulator is.
+#![allow(clippy::disallowed_methods)]
+
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use clap::Parser;
+use corebay_sim::{cut_everywhere, plan::Plan, run_seed};
+
+/// Runs the appliance and its hosts in simulated worlds.
+#[derive(Parser)]
+#[command(name = "cargo xtask sim")]
+struct Cli {
+    /// The world to run, or the first of several.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How many worlds to run, with one seed after the other.
+    #[arg(long, default_value_t = 1)]
+    runs: u64,
+    /// Print what happens.
+    #[arg(long)]
+    trace: bool,
+    /// Print what the world is made of.
+    #[arg(long)]
+    plan: bool,
+    /// Cut the power of a short script after every single change of its disk, for each seed.
+    #[arg(long)]
+    everywhere: bool,
+    /// Show that every deliberate fault in the target is found; needs `--cfg corebay_fault`.
+    #[arg(long)]
+    prove: bool,
+    /// Run with this deliberate fault in the target; needs `--cfg corebay_fault`.
+    #[arg(long)]
+    fault: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Only where no seed is given: each run is then a fresh one.
+    let first = cli.seed.unwrap_or_else(|| {
+        let since = std::time::SystemTime::UNIX_EPOCH.elapsed();
+        since.map_or(0, |since| since.subsec_nanos().into())
+    });
+    if cli.prove || cli.fault.is_some() {
+        match deliberate(&cli) {
+            Ok(true) => return ExitCode::SUCCESS,
+            Ok(false) => {}
+            Err(what) => {
+                eprintln!("error: {what}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    if cli.everywhere {
+        return everywhere(first, cli.runs);
+    }
+    let start = Instant::now();
+    let mut simulated = Duration::ZERO;
+    let mut commands = 0;
+    for seed in first..first + cli.runs {
+        if cli.plan {
+            println!("{:#?}", Plan::draw(seed));
+        }
+        announce(seed);
+        match run_seed(seed, cli.trace) {
+            Ok(report) => {
+                simulated += report.simulated;
+                commands += report.commands;
+                if cli.runs == 1 {
+                    println!("seed {seed}: {report:?}");
+                    println!("trace hash {:016x}", report.hash);
+                }
+            }
+            Err(failure) => {
+                println!("seed {seed} FAILED: {failure}");
+                println!("replay: cargo xtask sim --seed {seed} --trace");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    let real = start.elapsed().as_secs_f64();
+    println!(
+        "{} worlds from seed {first}: {:.0} a minute, {commands} commands, {:.1} s simulated, {:.0} times \
+         faster than real",
+        cli.runs,
+        cli.runs as f64 * 60.0 / real,
+        simulated.as_secs_f64(),
+        simulated.as_secs_f64() / real,
+    );
+    ExitCode::SUCCESS
+}
+
+/// Cuts the power at every point of the scripts of these seeds.
+fn everywhere(first: u64, runs: u64) -> ExitCode {
+    for seed in first..first + runs {
+        announce(seed);
+        match cut_everywhere(seed) {
+            Ok(cuts) => println!("script {seed}: good after each of {cuts} power cuts"),
+            Err(failure) => {
+                println!("script {seed} FAILED: {failure}");
+                println!("replay: cargo xtask sim --everywhere --seed {seed}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Proves that faults are found (true), or chooses one for the runs to come (false).
+#[cfg(corebay_fault)]
+fn deliberate(cli: &Cli) -> Result<bool, String> {
+    use corebay_target::fault::{ALL, choose};
+    let Some(wanted) = &cli.fault else {
+        return match corebay_sim::prove::run() {
+            0 => Ok(true),
+            missed => Err(format!("{missed} faults were not found")),
+        };
+    };
+    let found = ALL.iter().find(|(name, _)| name == wanted);
+    let (_, fault) = found.ok_or_else(|| format!("faults are {:?}", ALL.map(|(name, _)| name)))?;
+    choose(Some(*fault));
+    Ok(false)
+}
+
+#[cfg(not(corebay_fault))]
+fn deliberate(_: &Cli) -> Result<bool, String> {
+    Err("this build has no faults to choose: start it with `cargo xtask sim`".into())
+}
+
+/// A panic in the code under test says which seed it was.
+fn announce(seed: u64) {
+    std::panic::set_hook(Box::new(move |panic| {
+        eprintln!("{panic}");
+        eprintln!("seed {seed} FAILED by a panic");
+        eprintln!("replay: cargo xtask sim --seed {seed} --trace");
+    }));
+}

@@ -1,0 +1,411 @@
+//! A simulated medium: a durable image, and what was written and is not durable yet.
+//!
+//! Invariants:
+//! - One block is atomic. Blocks that were never written, or were cleared, are zeroes.
+//! - What is in the durable image survives everything. Of what is not, a power cut lets each block
+//!   by itself keep any of its versions or none, in any order; where the medium tears, a block may
+//!   also be lost: reading it fails until it is written again.
+//! - A flush makes durable what had completed when it began, and nothing else.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use corebay_core::{
+    disk::{DiskError, DiskInfo},
+    rng::Rng,
+    units::BlockSize,
+};
+
+use crate::trace::lock;
+
+/// How long operations take.
+#[derive(Clone, Copy, Debug)]
+pub struct Latency {
+    /// Each at least this long.
+    pub min: Duration,
+    /// And up to so much longer.
+    pub spread: Duration,
+    /// One in so many takes [`tail`](Self::tail) longer; 0: none.
+    pub tail_one_in: u64,
+    /// How much longer those take.
+    pub tail: Duration,
+}
+
+impl Latency {
+    /// How long the next operation takes.
+    pub fn draw(&self, rng: &mut Rng) -> Duration {
+        let spread = u64::try_from(self.spread.as_nanos()).unwrap_or(u64::MAX);
+        let mut time = self.min + Duration::from_nanos(rng.below(spread + 1));
+        if rng.once_in(self.tail_one_in) {
+            time += self.tail;
+        }
+        time
+    }
+}
+
+/// What a medium is.
+#[derive(Clone, Copy, Debug)]
+pub struct MediumOptions {
+    /// The size of a block.
+    pub block_size: BlockSize,
+    /// The blocks there are.
+    pub blocks: u64,
+    /// Completed writes may be lost with the power until they are flushed.
+    pub volatile_cache: bool,
+    /// A power cut may lose a block that was being written.
+    pub tears: bool,
+    /// How long operations take.
+    pub latency: Latency,
+}
+
+/// What goes wrong on a medium, each one time in so many operations (0: never).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MediumFaults {
+    /// A read fails, and the next one does not.
+    pub transient_read: u64,
+    /// A block that is read turns out to be lost until it is written again.
+    pub latent_read: u64,
+    /// A write fails: each of its blocks is old or new.
+    pub write: u64,
+    /// An operation takes [`stuck_for`](Self::stuck_for).
+    pub stuck: u64,
+    /// How long a stuck operation takes.
+    pub stuck_for: Duration,
+}
+
+/// The content of a block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Zeroes.
+    Zeroes,
+    /// These bytes.
+    Bytes(Arc<[u8]>),
+    /// None: reading it fails.
+    Lost,
+}
+
+struct State {
+    options: MediumOptions,
+    faults: MediumFaults,
+    durable: BTreeMap<u64, Content>,
+    /// Versions of blocks that are not durable, oldest first, each with its place in the order.
+    cached: BTreeMap<u64, Vec<(u64, Content)>>,
+    order: u64,
+    rng: Rng,
+    full: bool,
+    gone: bool,
+    changes: u64,
+    /// It takes no change after so many: the power is about to fail.
+    stop_after: Option<u64>,
+}
+
+/// A medium; clones name the same one. It outlives the processes that use it.
+#[derive(Clone)]
+pub struct SimMedium {
+    state: Arc<Mutex<State>>,
+}
+
+impl SimMedium {
+    /// A medium full of zeroes.
+    #[must_use]
+    pub fn new(options: MediumOptions, seed: u64) -> Self {
+        let state = State {
+            options,
+            faults: MediumFaults::default(),
+            durable: BTreeMap::new(),
+            cached: BTreeMap::new(),
+            order: 0,
+            rng: Rng::from_seed(seed),
+            full: false,
+            gone: false,
+            changes: 0,
+            stop_after: None,
+        };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+        }
+    }
+
+    /// What a disk over it is.
+    #[must_use]
+    pub fn info(&self) -> DiskInfo {
+        let options = self.options();
+        DiskInfo {
+            block_size: options.block_size,
+            blocks: options.blocks,
+            volatile_cache: options.volatile_cache,
+            deallocate_granularity: Some(1),
+            write_uncorrectable: true,
+        }
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn options(&self) -> MediumOptions {
+        self.state().options
+    }
+
+    /// Sets what goes wrong from now on.
+    pub fn set_faults(&self, faults: MediumFaults) {
+        self.state().faults = faults;
+    }
+
+    /// No space is left for blocks that hold nothing yet.
+    pub fn set_full(&self, full: bool) {
+        self.state().full = full;
+    }
+
+    /// The medium is unplugged, or plugged in again.
+    pub fn set_gone(&self, gone: bool) {
+        self.state().gone = gone;
+    }
+
+    /// True while it is unplugged.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.state().gone
+    }
+
+    /// Changes of blocks and flushes so far.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.state().changes
+    }
+
+    /// Takes no change after so many from its start, until the power has failed.
+    pub fn stop_after(&self, changes: u64) {
+        self.state().stop_after = Some(changes);
+    }
+
+    /// True once that many changes have been made.
+    #[must_use]
+    pub fn has_stopped(&self) -> bool {
+        self.state().has_stopped()
+    }
+
+    /// How long the next operation takes.
+    #[must_use]
+    pub fn draw_latency(&self) -> Duration {
+        let state = &mut *self.state();
+        let time = state.options.latency.draw(&mut state.rng);
+        if state.rng.once_in(state.faults.stuck) {
+            return time + state.faults.stuck_for;
+        }
+        time
+    }
+
+    /// Where the order of writes stands: what a flush that begins now has to cover.
+    #[must_use]
+    pub fn order(&self) -> u64 {
+        self.state().order
+    }
+
+    /// One block as the device sees it now.
+    ///
+    /// # Errors
+    /// Where the block is lost, or reading it fails this once.
+    pub fn read(&self, at: u64) -> Result<Content, DiskError> {
+        let state = &mut *self.state();
+        if state.rng.once_in(state.faults.transient_read) {
+            return Err(DiskError::UnrecoveredRead);
+        }
+        if state.rng.once_in(state.faults.latent_read) {
+            state.put(at, Content::Lost, false);
+        }
+        match state.newest(at) {
+            Content::Lost => Err(DiskError::UnrecoveredRead),
+            content => Ok(content),
+        }
+    }
+
+    /// Writes one block.
+    ///
+    /// # Errors
+    /// Where no space is left for it.
+    pub fn write(&self, at: u64, content: Content, durable: bool) -> Result<(), DiskError> {
+        let state = &mut *self.state();
+        if state.full && content != Content::Zeroes && state.newest(at) == Content::Zeroes {
+            return Err(DiskError::NoSpace);
+        }
+        if !state.has_stopped() {
+            state.changes += 1;
+            state.put(at, content, durable);
+        }
+        Ok(())
+    }
+
+    /// True where this write is to fail.
+    #[must_use]
+    pub fn fails_write(&self) -> bool {
+        let state = &mut *self.state();
+        state.rng.once_in(state.faults.write)
+    }
+
+    /// True once in two times: for what has no rule.
+    #[must_use]
+    pub fn toss(&self) -> bool {
+        self.state().rng.once_in(2)
+    }
+
+    /// Makes durable what was completed when the order stood at `order`.
+    pub fn flush(&self, order: u64) {
+        let state = &mut *self.state();
+        if state.has_stopped() {
+            return;
+        }
+        state.changes += 1;
+        let mut kept = BTreeMap::new();
+        for (at, mut versions) in std::mem::take(&mut state.cached) {
+            let later = versions.partition_point(|(version, _)| *version <= order);
+            let rest = versions.split_off(later);
+            if let Some((_, content)) = versions.pop() {
+                state.durable.insert(at, content);
+            }
+            if !rest.is_empty() {
+                kept.insert(at, rest);
+            }
+        }
+        state.cached = kept;
+    }
+
+    /// The power fails. What was in flight has been dealt with by the caller.
+    pub fn cut_power(&self) {
+        let state = &mut *self.state();
+        state.stop_after = None;
+        for (at, mut versions) in std::mem::take(&mut state.cached) {
+            if state.options.tears && state.rng.once_in(8) {
+                state.durable.insert(at, Content::Lost);
+                continue;
+            }
+            // As many outcomes as versions, and one more: none of them survives.
+            let chosen = state.rng.below(versions.len() as u64 + 1);
+            let chosen = usize::try_from(chosen).unwrap_or(0);
+            if chosen < versions.len() {
+                let (_, content) = versions.swap_remove(chosen);
+                state.durable.insert(at, content);
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl State {
+    fn has_stopped(&self) -> bool {
+        self.stop_after.is_some_and(|most| self.changes >= most)
+    }
+
+    fn newest(&self, at: u64) -> Content {
+        let cached = self.cached.get(&at).and_then(|versions| versions.last());
+        match cached {
+            Some((_, content)) => content.clone(),
+            None => self.durable.get(&at).cloned().unwrap_or(Content::Zeroes),
+        }
+    }
+
+    fn put(&mut self, at: u64, content: Content, durable: bool) {
+        self.order += 1;
+        if durable || !self.options.volatile_cache {
+            // Older versions cannot come back: the device holds one line for each block.
+            self.cached.remove(&at);
+            self.durable.insert(at, content);
+        } else {
+            let order = self.order;
+            self.cached.entry(at).or_default().push((order, content));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn medium(seed: u64, volatile_cache: bool, tears: bool) -> SimMedium {
+        let latency = Latency {
+            min: Duration::ZERO,
+            spread: Duration::ZERO,
+            tail_one_in: 0,
+            tail: Duration::ZERO,
+        };
+        let options = MediumOptions {
+            block_size: BlockSize::B512,
+            blocks: 8,
+            volatile_cache,
+            tears,
+            latency,
+        };
+        SimMedium::new(options, seed)
+    }
+
+    fn content(byte: u8) -> Content {
+        Content::Bytes(Arc::from([byte; 512]))
+    }
+
+    /// What block 0 can be after a cut, over many seeds.
+    fn outcomes(tears: bool, history: impl Fn(&SimMedium)) -> Vec<Result<Content, DiskError>> {
+        let mut seen = Vec::new();
+        for seed in 0..200 {
+            let medium = medium(seed, true, tears);
+            history(&medium);
+            medium.cut_power();
+            let found = medium.read(0);
+            if !seen.contains(&found) {
+                seen.push(found);
+            }
+        }
+        seen
+    }
+
+    #[test]
+    fn each_unflushed_version_may_survive_or_none() {
+        let seen = outcomes(false, |medium| {
+            medium.write(0, content(1), true).unwrap();
+            medium.write(0, content(2), false).unwrap();
+            medium.write(0, content(3), false).unwrap();
+        });
+        assert_eq!(seen.len(), 3);
+    }
+
+    #[test]
+    fn a_flush_covers_what_had_completed_when_it_began() {
+        let seen = outcomes(false, |medium| {
+            medium.write(0, content(1), false).unwrap();
+            let order = medium.order();
+            medium.write(0, content(2), false).unwrap();
+            medium.flush(order);
+        });
+        assert_eq!(seen.len(), 2);
+        assert!(!seen.contains(&Ok(Content::Zeroes)));
+    }
+
+    #[test]
+    fn a_durable_write_stays_and_hides_what_was_cached() {
+        let seen = outcomes(true, |medium| {
+            medium.write(0, content(1), false).unwrap();
+            medium.write(0, content(2), true).unwrap();
+        });
+        assert_eq!(seen, [Ok(content(2))]);
+    }
+
+    #[test]
+    fn a_torn_block_is_lost_until_it_is_written() {
+        let seen = outcomes(true, |medium| medium.write(0, content(1), false).unwrap());
+        assert_eq!(seen.len(), 3);
+        assert!(seen.contains(&Err(DiskError::UnrecoveredRead)));
+    }
+
+    #[test]
+    fn a_full_medium_still_takes_overwrites_and_zeroes() {
+        let medium = medium(1, false, false);
+        medium.write(0, content(1), false).unwrap();
+        medium.set_full(true);
+        assert_eq!(medium.write(1, content(1), false), Err(DiskError::NoSpace));
+        medium.write(0, content(2), false).unwrap();
+        medium.write(1, Content::Zeroes, false).unwrap();
+    }
+}

@@ -1,0 +1,318 @@
+//! A target node: the real cores, NVMe/TCP and registry, in one of its lives.
+//!
+//! Invariant: a life leaves nothing behind in memory; its media outlive it.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::{Rc, Weak},
+    sync::Arc,
+};
+
+use corebay_core::{
+    arena::{Arena, Hugepages},
+    disk::DiskError,
+    mesh::{Port, Wakeups, mesh},
+    reactor::Reactor,
+    units::{CoreId, Time},
+};
+use corebay_target::{
+    core::{Core, Memory, Message},
+    environment::Environment,
+    limits::MESH_CAPACITY,
+    namespace::{Identity, NamespaceSpec},
+    subsystem::{Access, Listen, Registry, Subsystem, SubsystemNames, TransportType},
+    tcp::{ConnectionCount, Tcp},
+};
+
+use crate::{
+    disk::{Queues, SimDisk},
+    medium::SimMedium,
+    net::{Hub, SimNetwork},
+    plan::Plan,
+    trace::Trace,
+};
+
+/// The subsystem that all namespaces are in.
+pub const SUBSYSTEM: &str = "nqn.2026-01.io.corebay:sim";
+
+/// The wall clock at a world's start: 2026-01-01 00:00 UTC.
+const WALL_CLOCK_MS: u64 = 1_767_225_600_000;
+
+/// A core's surroundings.
+pub struct SimEnvironment {
+    network: SimNetwork,
+    reactor: Reactor,
+    trace: Trace,
+    queues: Queues,
+}
+
+impl Environment for SimEnvironment {
+    type Network = SimNetwork;
+    type Disk = SimDisk;
+    type Medium = SimMedium;
+
+    fn network(&self) -> &SimNetwork {
+        &self.network
+    }
+
+    fn open(&self, medium: &SimMedium) -> Result<SimDisk, DiskError> {
+        SimDisk::open(medium, &self.reactor, &self.trace, &self.queues)
+    }
+
+    fn wall_clock_ms(&self) -> u64 {
+        WALL_CLOCK_MS + self.reactor.now().0 / 1_000_000
+    }
+}
+
+/// One core of a node.
+pub struct NodeCore {
+    /// Its reactor, for the world to turn.
+    pub reactor: Reactor,
+    core: Rc<Core<SimEnvironment>>,
+    tcp: Rc<Tcp<SimEnvironment>>,
+}
+
+/// A running target. Dropping it is the end of its process.
+pub struct Node {
+    /// Its cores.
+    pub cores: Vec<NodeCore>,
+    subsystem: Arc<Subsystem<SimMedium>>,
+    queues: Queues,
+    free_tasks: usize,
+    _port: Port<Message<SimEnvironment>>,
+}
+
+/// What surrounds a node for all its lives.
+pub struct Surroundings<'a> {
+    /// What the world is made of.
+    pub plan: &'a Plan,
+    /// The network.
+    pub hub: &'a Hub,
+    /// The media of its namespaces, from NSID 1.
+    pub media: &'a [SimMedium],
+    /// The memory of its cores, which all its lives use one after the other.
+    pub memories: &'a [Memory],
+    /// The run's trace.
+    pub trace: &'a Trace,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+impl Node {
+    /// Starts the target's process.
+    ///
+    /// # Errors
+    /// Where a medium cannot be opened.
+    pub fn start(around: &Surroundings<'_>, now: Time) -> Result<Self, DiskError> {
+        let plan = around.plan;
+        let registry = Registry::default();
+        let names = SubsystemNames {
+            nqn: SUBSYSTEM.parse().expect("a constant"),
+            serial: "SIM0001".into(),
+            model: "corebay simulated".into(),
+        };
+        let subsystem = registry.add_subsystem(names, Access::Any, None);
+        registry.set_listens(vec![Listen {
+            port_id: 1,
+            transport: TransportType::Tcp,
+            address: around.address,
+            discovery: true,
+            subsystems: true,
+        }]);
+        let registry = Arc::new(registry);
+        let mut ports = mesh(plan.target.cores + 1, MESH_CAPACITY, Wakeups::None)
+            .expect("without wake-ups the system is not asked");
+        let port = ports.pop().expect("one port for each core, and one more");
+        let queues = Queues::default();
+        let count = ConnectionCount::default();
+        let cores: Vec<NodeCore> = ports
+            .into_iter()
+            .map(|port| start_core(around, &registry, &queues, &count, port, now))
+            .collect();
+        let node = Self {
+            free_tasks: plan.target.task_slots - 1,
+            cores,
+            subsystem,
+            queues,
+            _port: port,
+        };
+        node.attach(around.media)?;
+        node.cores[0]
+            .tcp
+            .listen(around.address)
+            .expect("nobody else listens there");
+        Ok(node)
+    }
+
+    /// The queues of its disks.
+    #[must_use]
+    pub fn queues(&self) -> &Queues {
+        &self.queues
+    }
+
+    /// Accepts nothing new, and closes each queue once its commands have ended.
+    pub fn drain(&self) {
+        for each in &self.cores {
+            each.core.drain();
+        }
+    }
+
+    /// Queues and connections that are left.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        let of = |each: &NodeCore| each.core.queue_count() + each.tcp.connection_count();
+        self.cores.iter().map(of).sum()
+    }
+
+    /// Says what a target without hosts still holds that it should not.
+    #[must_use]
+    pub fn leaks(&self) -> Option<String> {
+        for (index, each) in self.cores.iter().enumerate() {
+            if let Some(held) = memory_held(&each.core.memory) {
+                return Some(format!("core {index}: {held}"));
+            }
+            let used = self.free_tasks.checked_sub(each.reactor.executor().free());
+            if used != Some(0) {
+                return Some(format!("core {index}: {used:?} task slots leak"));
+            }
+            if each.core.queue_count() + each.tcp.connection_count() != 0 {
+                return Some(format!(
+                    "core {index}: {} queues and {} connections are left",
+                    each.core.queue_count(),
+                    each.tcp.connection_count()
+                ));
+            }
+            if each.core.fused_waiting.get() != 0 {
+                return Some(format!("core {index}: a fused command still counts"));
+            }
+        }
+        let controllers = self.subsystem.controllers().len();
+        if controllers != 0 {
+            return Some(format!("{controllers} controllers are left"));
+        }
+        let in_flight: usize = self
+            .queues
+            .borrow()
+            .iter()
+            .map(|queue| queue.in_use())
+            .sum();
+        (in_flight != 0).then(|| format!("{in_flight} disk operations are left"))
+    }
+
+    /// Ends the process where it stands.
+    ///
+    /// # Errors
+    /// Says what its end does not free.
+    pub fn end(self) -> Result<(), String> {
+        for queue in self.queues.borrow().iter() {
+            queue.abandon();
+        }
+        let memories: Vec<_> = self
+            .cores
+            .iter()
+            .map(|each| each.core.memory.clone())
+            .collect();
+        let traces: Vec<Weak<Core<SimEnvironment>>> = self
+            .cores
+            .iter()
+            .map(|each| Rc::downgrade(&each.core))
+            .collect();
+        drop(self);
+        let left = traces
+            .iter()
+            .filter(|core| core.strong_count() != 0)
+            .count();
+        if left != 0 {
+            return Err(format!("the end of the process does not free {left} cores"));
+        }
+        match memories.iter().find_map(memory_held) {
+            Some(held) => Err(format!("the end of the process leaves {held}")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Says what somebody holds of a core's memory.
+fn memory_held(memory: &Memory) -> Option<String> {
+    let pools = [
+        (&memory.payload, "payload"),
+        (&memory.in_capsule, "in-capsule"),
+        (&memory.scratch, "scratch"),
+    ];
+    pools.into_iter().find_map(|(pool, what)| {
+        let (held, waiting) = (pool.total_bytes() - pool.free_bytes(), pool.waiting());
+        (held != 0 || waiting != 0)
+            .then(|| format!("{held} bytes of {what} memory held, {waiting} tasks waiting"))
+    })
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        for each in &self.cores {
+            each.core.tear_down();
+            each.reactor.tear_down();
+        }
+    }
+}
+
+impl Node {
+    fn attach(&self, media: &[SimMedium]) -> Result<(), DiskError> {
+        for (medium, nsid) in media.iter().zip(1u32..) {
+            let spec = Arc::new(NamespaceSpec {
+                nsid,
+                identity: Identity {
+                    uuid: [u8::try_from(nsid).unwrap_or(0); 16],
+                    ..Identity::default()
+                },
+                info: medium.info(),
+                medium: medium.clone(),
+                read_only: false,
+                counters: Default::default(),
+            });
+            self.subsystem.add_namespace(spec.clone());
+            for each in &self.cores {
+                each.core.attach(self.subsystem.id, spec.clone())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn start_core(
+    around: &Surroundings<'_>,
+    registry: &Arc<Registry<SimMedium>>,
+    queues: &Queues,
+    count: &ConnectionCount,
+    port: Port<Message<SimEnvironment>>,
+    now: Time,
+) -> NodeCore {
+    let target = &around.plan.target;
+    let reactor = Reactor::new(port.core(), target.task_slots, now);
+    let ip: IpAddr = around.address.ip();
+    let environment = SimEnvironment {
+        network: SimNetwork::new(around.hub, ip),
+        reactor: reactor.clone(),
+        trace: around.trace.clone(),
+        queues: queues.clone(),
+    };
+    let core = Core::start(
+        reactor.clone(),
+        environment,
+        registry.clone(),
+        target.limits,
+        around.memories[port.core().0].clone(),
+        port,
+    );
+    let tcp = Tcp::start(&core, target.tcp, count.clone());
+    NodeCore { reactor, core, tcp }
+}
+
+/// A core's memory.
+#[must_use]
+pub fn memory(bytes: usize) -> Memory {
+    let mut arena = Arena::new(bytes, Hugepages::Off).expect("memory for a simulated core");
+    Memory::divide(&mut |bytes| arena.take(bytes), bytes).expect("8 MiB and more")
+}
+
+/// The core that a reactor of a host is.
+pub const HOST_CORE: CoreId = CoreId(0);

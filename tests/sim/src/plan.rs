@@ -1,0 +1,304 @@
+//! What a world is made of, and what goes wrong in it: all drawn from the seed.
+//!
+//! Invariant: a swarm needs variety more than it needs everything at once, so each seed draws which
+//! faults there are at all before it draws how often.
+
+use std::time::Duration;
+
+use corebay_core::{rng::Rng, units::BlockSize};
+use corebay_target::{
+    limits::Limits,
+    tcp::{DigestPolicy, TcpOptions},
+};
+
+use crate::{
+    medium::{Latency, MediumFaults, MediumOptions},
+    net::NetProfile,
+};
+
+/// Something that the world does to a machine now and then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mischief {
+    /// A connection is reset at both ends.
+    Reset,
+    /// A connection is reset at the target's end alone.
+    HalfReset,
+    /// One end of a connection sees an end of stream.
+    HalfClose,
+    /// A host is parted from the network for a while.
+    Partition,
+    /// The target's process is killed.
+    Kill,
+    /// The target drains and ends, and starts again.
+    Restart,
+    /// The target loses its power.
+    PowerCut,
+    /// A core makes no turn for a while.
+    SlowCore,
+    /// A disk has no space left for a while.
+    DiskFull,
+    /// A disk is unplugged; it is back before the target is started again.
+    DiskGone,
+}
+
+impl Mischief {
+    const ALL: [Self; 10] = [
+        Self::Reset,
+        Self::HalfReset,
+        Self::HalfClose,
+        Self::Partition,
+        Self::Kill,
+        Self::Restart,
+        Self::PowerCut,
+        Self::SlowCore,
+        Self::DiskFull,
+        Self::DiskGone,
+    ];
+}
+
+/// The target.
+#[derive(Clone, Copy, Debug)]
+pub struct TargetPlan {
+    /// Its cores.
+    pub cores: usize,
+    /// Buffer memory of each core.
+    pub memory_bytes: usize,
+    /// Task slots of each core.
+    pub task_slots: usize,
+    /// Its limits.
+    pub limits: Limits,
+    /// Its NVMe/TCP options.
+    pub tcp: TcpOptions,
+}
+
+/// What becomes of a host's commands when its connection is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterLoss {
+    /// They fail, and the host connects anew by itself.
+    Fail,
+    /// They fail, and the host gives its controller up and makes a new one.
+    GiveUp,
+    /// They are sent again after so long.
+    Replay(Duration),
+}
+
+/// A host.
+#[derive(Clone, Copy, Debug)]
+pub struct HostPlan {
+    /// Tasks that send one command after the other.
+    pub workers: usize,
+    /// Commands of each.
+    pub commands: usize,
+    /// I/O queues.
+    pub io_queues: u16,
+    /// Commands in flight on one queue.
+    pub depth: u16,
+    /// Header and data digests.
+    pub digests: (bool, bool),
+    /// Keep Alive Timeout.
+    pub keep_alive: Duration,
+    /// How long a command may take.
+    pub command_timeout: Duration,
+    /// What becomes of commands when the connection is lost.
+    pub after_loss: AfterLoss,
+}
+
+/// All of it.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The target.
+    pub target: TargetPlan,
+    /// Its namespaces' media.
+    pub media: Vec<MediumOptions>,
+    /// What goes wrong on them.
+    pub medium_faults: MediumFaults,
+    /// The hosts.
+    pub hosts: Vec<HostPlan>,
+    /// The network.
+    pub network: NetProfile,
+    /// What the world does now and then; nothing where empty.
+    pub mischief: Vec<Mischief>,
+    /// The mean time between two of them.
+    pub mischief_every: Duration,
+    /// The longest time that passes in a turn of a core, in nanoseconds.
+    pub turn_nanos_max: u64,
+    /// The power fails once more before the last check.
+    pub cut_at_end: bool,
+    /// The power fails at a point that is not drawn.
+    pub cut_by_hand: bool,
+}
+
+impl Plan {
+    /// Draws a world from `seed`.
+    #[must_use]
+    pub fn draw(seed: u64) -> Self {
+        let rng = &mut Rng::from_seed(seed ^ 0x0070_6c61_6e00);
+        let mut mischief: Vec<_> = Mischief::ALL
+            .into_iter()
+            .filter(|_| rng.once_in(3))
+            .collect();
+        // A third of the worlds is calm, to see that nothing goes wrong by itself.
+        if rng.once_in(3) {
+            mischief.clear();
+        }
+        let calm = mischief.is_empty();
+        let media = draw_media(rng);
+        let mut plan = Self {
+            target: draw_target(rng),
+            medium_faults: MediumFaults::default(),
+            hosts: Vec::new(),
+            network: draw_network(rng, calm),
+            mischief,
+            mischief_every: millis(pick(rng, &[2, 10, 40, 150])),
+            turn_nanos_max: pick(rng, &[500, 3_000, 20_000]),
+            cut_at_end: rng.once_in(2),
+            cut_by_hand: false,
+            media,
+        };
+        if !calm {
+            plan.medium_faults = draw_medium_faults(rng);
+        }
+        let hosts = 1 + rng.below(3);
+        plan.hosts = (0..hosts).map(|_| draw_host(rng, &plan)).collect();
+        plan
+    }
+
+    /// A short world without faults on one disk with a volatile cache, for cutting its power at every
+    /// point.
+    #[must_use]
+    pub fn script(seed: u64) -> Self {
+        let mut plan = Self::draw(seed);
+        let rng = &mut Rng::from_seed(seed);
+        plan.mischief.clear();
+        plan.medium_faults = MediumFaults::default();
+        plan.network.stall_one_in = 0;
+        plan.media.truncate(1);
+        plan.media[0].volatile_cache = true;
+        plan.media[0].tears = false;
+        plan.media[0].blocks = 16;
+        plan.hosts = vec![draw_host(rng, &plan)];
+        plan.hosts[0].workers = 3;
+        plan.hosts[0].commands = 8;
+        plan.hosts[0].after_loss = AfterLoss::Fail;
+        plan.cut_by_hand = true;
+        plan.cut_at_end = false;
+        plan
+    }
+
+    /// True where no connection may be lost, as nothing disturbs any.
+    #[must_use]
+    pub fn is_calm(&self) -> bool {
+        let disturbs =
+            |mischief: &Mischief| !matches!(mischief, Mischief::SlowCore | Mischief::DiskFull);
+        let disturbed = self.mischief.iter().any(disturbs) || self.cut_by_hand;
+        !disturbed && self.medium_faults.stuck == 0
+    }
+
+    /// True where commands may fail on a medium.
+    #[must_use]
+    pub fn media_fail(&self) -> bool {
+        let faults = &self.medium_faults;
+        faults.transient_read + faults.latent_read + faults.write != 0
+            || self.media.iter().any(|medium| medium.tears)
+            || self.mischief.contains(&Mischief::DiskFull)
+            || self.mischief.contains(&Mischief::DiskGone)
+    }
+}
+
+/// One of several.
+fn pick<T: Copy>(rng: &mut Rng, of: &[T]) -> T {
+    of[usize::try_from(rng.below(of.len() as u64)).unwrap_or(0)]
+}
+
+fn millis(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+
+fn draw_target(rng: &mut Rng) -> TargetPlan {
+    let digest = [DigestPolicy::Allow, DigestPolicy::Allow, DigestPolicy::Off];
+    let limits = Limits {
+        transfer_bytes_max: pick(rng, &[64 << 10, 256 << 10, 1 << 20]),
+        in_capsule_bytes: pick(rng, &[1024, 4096, 8192]),
+        queue_depth_max: pick(rng, &[4, 32, 128]),
+        io_queues_max: pick(rng, &[1, 4, 16]),
+        connections_max: 64,
+        stall_timeout: Duration::from_secs(10),
+    };
+    TargetPlan {
+        cores: pick(rng, &[1, 2, 3]),
+        memory_bytes: 8 << 20,
+        task_slots: pick(rng, &[72, 96, 256]),
+        limits,
+        tcp: TcpOptions {
+            h2c_data_bytes_max: pick(rng, &[4096, 64 << 10, 1 << 20]),
+            header_digest: pick(rng, &digest),
+            data_digest: pick(rng, &digest),
+        },
+    }
+}
+
+fn draw_media(rng: &mut Rng) -> Vec<MediumOptions> {
+    let count = 1 + rng.below(2);
+    let tears = rng.once_in(4);
+    let latency = Latency {
+        min: Duration::from_micros(pick(rng, &[1, 20, 100])),
+        spread: Duration::from_micros(pick(rng, &[0, 50, 500, 5_000])),
+        tail_one_in: pick(rng, &[0, 0, 20]),
+        tail: Duration::from_millis(pick(rng, &[5, 50])),
+    };
+    let medium = |rng: &mut Rng| MediumOptions {
+        block_size: pick(rng, &[BlockSize::B512, BlockSize::B512, BlockSize::B4096]),
+        blocks: pick(rng, &[16, 64, 200]),
+        volatile_cache: !rng.once_in(3),
+        tears,
+        latency,
+    };
+    (0..count).map(|_| medium(rng)).collect()
+}
+
+fn draw_medium_faults(rng: &mut Rng) -> MediumFaults {
+    let mut some = |one_in: u64| if rng.once_in(3) { one_in } else { 0 };
+    MediumFaults {
+        transient_read: some(100),
+        latent_read: some(300),
+        write: some(50),
+        stuck: some(100),
+        stuck_for: millis(3_000),
+    }
+}
+
+fn draw_network(rng: &mut Rng, calm: bool) -> NetProfile {
+    let stalls = !calm && rng.once_in(3);
+    NetProfile {
+        latency_min: Duration::from_micros(pick(rng, &[1, 10, 100])),
+        latency_spread: Duration::from_micros(pick(rng, &[0, 20, 300])),
+        segment_max: pick(rng, &[64, 1448, 9000, 1 << 20]),
+        room: pick(rng, &[2048, 16 << 10, 256 << 10]),
+        short_one_in: pick(rng, &[0, 0, 3, 20]),
+        stall_one_in: if stalls { 200 } else { 0 },
+        stall: millis(80),
+    }
+}
+
+fn draw_host(rng: &mut Rng, plan: &Plan) -> HostPlan {
+    let keep_alive = millis(pick(rng, &[400, 1_000, 4_000]));
+    let stuck = plan.medium_faults.stuck != 0;
+    // What is sent again must not be overtaken by its first copy: by then the target has given the
+    // old association up (its Keep Alive Timeout) and its disks have answered.
+    let replay = AfterLoss::Replay(keep_alive * 2 + millis(500));
+    let after_loss = match rng.below(3) {
+        0 => AfterLoss::Fail,
+        1 if !stuck => replay,
+        _ => AfterLoss::GiveUp,
+    };
+    HostPlan {
+        workers: pick(rng, &[1, 3, 6]),
+        commands: pick(rng, &[8, 15, 30]),
+        io_queues: pick(rng, &[1, 2, 4]),
+        depth: pick(rng, &[2, 3, 16]),
+        digests: (rng.once_in(2), rng.once_in(2)),
+        keep_alive,
+        command_timeout: millis(pick(rng, &[1_500, 4_000])),
+        after_loss,
+    }
+}

@@ -1,0 +1,53 @@
+//! The proof that the simulator finds bugs: the target with one deliberate fault after the other.
+//!
+//! Exists only in builds with `--cfg corebay_fault`, as the faults do.
+
+use std::panic::catch_unwind;
+
+use corebay_target::fault::{ALL, Fault, choose};
+
+use crate::run_seed;
+
+/// The seeds within which each fault is found.
+fn seeds_max(fault: Fault) -> u64 {
+    match fault {
+        Fault::FuaIgnored
+        | Fault::FlushSkipped
+        | Fault::CompletionLost
+        | Fault::ScratchLeaked
+        | Fault::AckBeforeWrite => 40,
+        Fault::FormerNotAwaited | Fault::FusedUnlocked | Fault::EdgeForgotten => 400,
+    }
+}
+
+/// Looks for each fault, and prints what it found; how many it did not find.
+#[must_use]
+pub fn run() -> usize {
+    let mut missed = 0;
+    for (name, fault) in ALL {
+        choose(Some(fault));
+        let most = seeds_max(fault);
+        let found = (0..most).find_map(|seed| Some((seed, failure(seed)?)));
+        match found {
+            Some((seed, failure)) => {
+                let line = failure.lines().next().unwrap_or_default();
+                let short: String = line.chars().take(160).collect();
+                println!("{name}: found with seed {seed} (of at most {most}): {short}");
+            }
+            None => {
+                missed += 1;
+                println!("{name}: NOT FOUND within {most} seeds");
+            }
+        }
+    }
+    choose(None);
+    missed
+}
+
+fn failure(seed: u64) -> Option<String> {
+    match catch_unwind(|| run_seed(seed, false)) {
+        Ok(Ok(_)) => None,
+        Ok(Err(failure)) => Some(failure),
+        Err(_) => Some("a panic".into()),
+    }
+}
