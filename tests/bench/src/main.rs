@@ -5,15 +5,20 @@
 //! noisy, so what is compared runs in turns, and ratios are what counts.
 //!
 //! - [`echo`]: the target against a bare echo of the same bytes, over loopback TCP.
+//! - [`idle`]: what an appliance costs while nothing is asked of it, and its first answer then.
+//! - [`memory`]: what a connection takes.
 //! - [`host`]: the raw host that loads either, and that holds idle connections.
 #![deny(unsafe_code)]
 // A benchmark owns its clock and its threads; no simulator ever runs it.
 #![allow(clippy::disallowed_methods)]
 
+mod appliance;
 mod echo;
 mod host;
+mod idle;
 mod instructions;
 mod load;
+mod memory;
 mod pin;
 mod table;
 
@@ -33,11 +38,17 @@ struct Cli {
 enum Command {
     /// The target over a null disk against a bare echo of the same bytes, over loopback TCP.
     Echo(echo::Arguments),
+    /// An idle appliance with connected hosts: its processor time, and its first answer.
+    Idle(idle::Arguments),
+    /// The memory of an appliance with many connections that do nothing.
+    Memory(memory::Arguments),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Echo(arguments) => echo::run(&arguments),
+        Command::Idle(arguments) => idle::run(&arguments),
+        Command::Memory(arguments) => memory::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -78,7 +78,7 @@ impl Replies {
         }
         if load.write {
             // Responses alone lie one behind the other: no need for more than one piece.
-            pieces = vec![0..heads.len()];
+            pieces = Vec::from([0..heads.len()]);
         }
         let mut bytes = vec![0; payloads];
         bytes.extend_from_slice(&heads);

@@ -22,7 +22,7 @@ use corebay_nvme::spec::{
 use hdrhistogram::Histogram;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::load::{CAPSULE_BYTES, H2C_BYTES, Load, RESPONSE_BYTES};
+use crate::load::{CAPSULE_BYTES, H2C_BYTES, LOADS, Load, RESPONSE_BYTES};
 
 /// Bytes received at a time.
 const INCOMING_BYTES: usize = 128 << 10;
@@ -33,7 +33,7 @@ const HEADER_BYTES: usize = RESPONSE_BYTES;
 /// Turns between two looks at the clock while nothing arrives.
 const TURNS_PER_LOOK: u32 = 64;
 /// A load that makes no progress for this long has failed.
-const STALL: Duration = Duration::from_secs(10);
+pub const STALL: Duration = Duration::from_secs(10);
 /// Longer latencies count as this one.
 const LATENCY_MAX_NANOS: u64 = 60_000_000_000;
 /// Where the LBA stands in a command capsule.
@@ -341,6 +341,16 @@ fn capsules(load: &Load, nsid: u32) -> Result<Vec<u8>> {
         bytes.extend((0..in_capsule).map(|at| at as u8));
     }
     Ok(bytes)
+}
+
+/// A command capsule that reads `bytes` from the start of a namespace.
+pub fn read_capsule(bytes: usize, nsid: u32) -> Result<Vec<u8>> {
+    let load = Load {
+        bytes,
+        depth: 1,
+        ..LOADS[0]
+    };
+    capsules(&load, nsid)
 }
 
 /// The H2CData PDUs with their data, one for each command that may be outstanding.

@@ -150,7 +150,6 @@ impl Association {
     }
 
     /// Sends a Keep Alive.
-    #[allow(dead_code)]
     pub fn keep_alive(&mut self) -> Result<()> {
         let entry = SubmissionEntry::new(admin::KEEP_ALIVE, 0);
         self.admin.command(entry, &[]).context("Keep Alive")?;
