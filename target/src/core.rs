@@ -108,7 +108,7 @@ pub struct Core<E: Environment> {
     backlog: RefCell<VecDeque<Pin<Box<dyn Future<Output = ()>>>>>,
     adopters: RefCell<Vec<(&'static str, Adopter)>>,
     fused_turns: RefCell<HashMap<u64, Permit>>,
-    locked: RefCell<HashMap<u64, Rc<Namespace<E::Disk, E::Medium>>>>,
+    locked: RefCell<HashMap<u64, crate::io::Ns<E>>>,
     next_lock: Cell<u64>,
     /// First halves of fused commands that wait for their second.
     pub fused_waiting: Cell<usize>,

@@ -37,6 +37,9 @@ use crate::{
 /// CAP.TO and CRTO.CRWMT: a controller is ready within this, in units of 500 ms.
 const READY_TIMEOUT_500MS: u8 = 15;
 
+/// The same as a duration.
+const READY_TIMEOUT: Duration = Duration::from_millis(500 * READY_TIMEOUT_500MS as u64);
+
 /// Byte offsets in Connect's submission queue entry and data, for Invalid Parameter Offset.
 mod at {
     pub const QID: u16 = 42;
@@ -268,6 +271,10 @@ async fn connect_admin<E: Environment, W: Wire>(
         id => Some(id),
     };
     wait_for_former(queue, &subsystem, &host_nqn, &host_id).await?;
+    if !subsystem.admits(&host_nqn) || queue.core.registry.find(&subsystem.names.nqn).is_none() {
+        // The configuration has changed while it waited.
+        return Err(Refused::with(Status::CONNECT_INVALID_HOST));
+    }
     let now = queue.core.reactor.now();
     let here = (queue.core.id(), queue.key);
     let made = subsystem.add_controller(wanted, |cntlid, features| {
@@ -468,13 +475,19 @@ fn set_configuration<E: Environment, W: Wire>(
         controller.set_csts(csts.with_shst(Shst::Occurring).0);
         let (controller, table) = (controller.clone(), binding.table.clone());
         queue.core.spawn_control(async move {
+            let mut flushed = true;
             for namespace in table.all() {
                 if let Err(error) = namespace.disk.flush().await {
                     warn!(nsid = namespace.spec.nsid, %error, "a flush at shutdown failed");
+                    flushed = false;
                 }
             }
             let csts = Csts(controller.csts());
-            controller.set_csts(csts.with_shst(Shst::Complete).0);
+            controller.set_csts(if flushed {
+                csts.with_shst(Shst::Complete).0
+            } else {
+                csts.with_cfs(true).0
+            });
         });
     }
     if old.en() && !new.en() {
@@ -488,9 +501,18 @@ fn set_configuration<E: Environment, W: Wire>(
 /// Controller level reset: the I/O queues end, with all that they execute; then it is not ready.
 async fn reset<E: Environment>(core: &Rc<Core<E>>, controller: &Arc<Controller<E::Medium>>) {
     close_queues(core, controller, false, "the host resets its controller");
-    let deadline = core.reactor.now().plus(DRAIN_TIMEOUT);
+    let deadline = core.reactor.now().plus(READY_TIMEOUT);
     let io_queues = || controller.queues().iter().any(|queue| queue.qid != 0);
-    while (controller.is_quiescing() || io_queues()) && core.reactor.now() < deadline {
+    while controller.is_quiescing() || io_queues() {
+        if controller.has_ended() {
+            return;
+        }
+        if core.reactor.now() >= deadline {
+            // It is not reset while old writes may still land: the host hears that it failed.
+            warn!(host = %controller.host_nqn, "a reset waits for commands that do not end");
+            controller.set_csts(Csts(controller.csts()).with_cfs(true).0);
+            return;
+        }
         core.reactor.sleep(Duration::from_millis(1)).await;
     }
     controller.reset_state();

@@ -74,9 +74,11 @@ pub struct Namespace<D, M> {
     pub fused: Rc<Permits>,
 }
 
+type Slot<D, M> = Option<Rc<Namespace<D, M>>>;
+
 /// The namespaces of one subsystem, as one core has opened them. Indexed by NSID.
 pub struct NamespaceTable<D, M> {
-    slots: RefCell<Vec<Option<Rc<Namespace<D, M>>>>>,
+    slots: RefCell<Vec<Slot<D, M>>>,
 }
 
 impl<D, M> Default for NamespaceTable<D, M> {

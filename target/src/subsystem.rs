@@ -322,6 +322,12 @@ impl<M> Subsystem<M> {
         }
     }
 
+    /// True where these are the ports that it is served at.
+    #[must_use]
+    pub fn is_served_only_at(&self, ports: &BTreeSet<u16>) -> bool {
+        self.ports.as_ref() == Some(ports)
+    }
+
     /// Adds or replaces a namespace.
     pub fn add_namespace(&self, spec: Arc<NamespaceSpec<M>>) {
         self.state().namespaces.insert(spec.nsid, spec);

@@ -61,6 +61,11 @@ pub fn takes_data(fid: u8) -> bool {
     matches!(fid, fid::TIMESTAMP | fid::HOST_BEHAVIOR_SUPPORT)
 }
 
+/// True where the command turns the volatile write cache off.
+pub fn disables_write_cache(command: &SetFeatures) -> bool {
+    command.fid == fid::VOLATILE_WRITE_CACHE && command.cdw11 & volatile_write_cache::ENABLE == 0
+}
+
 fn is_saveable(fid: u8) -> bool {
     matches!(
         fid,

@@ -84,6 +84,15 @@ pub async fn execute<E: Environment, W: Wire>(
         (admin::GET_FEATURES, data) => {
             feature::get(&queue.core, binding, &GetFeatures::from(sqe), data).into()
         }
+        (admin::SET_FEATURES, data) if feature::disables_write_cache(&SetFeatures::from(sqe)) => {
+            let command = SetFeatures::from(sqe);
+            let done = feature::set(&queue.core, binding, sqe.nsid.get(), &command, data);
+            if !done.status.is_success() {
+                return done.into();
+            }
+            // What the cache holds is on the medium before the host relies on it.
+            Done::from(crate::io::flush(binding, None).await).into()
+        }
         (admin::SET_FEATURES, data) => feature::set(
             &queue.core,
             binding,
@@ -128,6 +137,10 @@ fn get_log_page<E: Environment, W: Wire>(
     if command.ot || offset % 4 != 0 {
         return Done::status(Status::INVALID_FIELD.with_dnr());
     }
+    if !command.rae {
+        // Before the page is made: what changes from here on is reported again.
+        binding.controller.unmask(command.lid);
+    }
     let page = match log::page(
         &queue.core,
         binding,
@@ -140,9 +153,6 @@ fn get_log_page<E: Environment, W: Wire>(
     };
     if offset > page.len() {
         return Done::status(Status::INVALID_FIELD.with_dnr());
-    }
-    if !command.rae {
-        binding.controller.unmask(command.lid);
     }
     answer(data, &page, offset)
 }

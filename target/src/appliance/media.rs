@@ -1,6 +1,6 @@
 //! Opens the disks that a configuration names, and says what each subsystem exports.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use corebay_conf::{
     Appliance, LocalMachine, Machine,
@@ -139,12 +139,15 @@ pub fn add_subsystem(
         serial: configured.serial.as_str().to_owned(),
         model: configured.model.as_str().to_owned(),
     };
-    let ports = configured
-        .listeners
-        .iter()
+    registry.add_subsystem(names, access(configured), Some(ports(configured)))
+}
+
+/// The ports that a subsystem is served at.
+pub fn ports(configured: &Subsystem) -> BTreeSet<u16> {
+    let listeners = configured.listeners.iter();
+    listeners
         .map(|listener| port_id(listener.index()))
-        .collect();
-    registry.add_subsystem(names, access(configured), Some(ports))
+        .collect()
 }
 
 /// The port identifier of a listener: its place in the configuration, from 1.

@@ -2,7 +2,8 @@
 //!
 //! Subsystems, namespaces, allowed hosts and referrals change while everything else goes on; hosts
 //! learn of it by asynchronous events. What is fixed for the life of the process (cores, memory,
-//! listeners, transport limits, the data folder) is compared, and said to need a restart.
+//! transport limits, the data folder, the names of a subsystem) is compared, and said to need a
+//! restart; a file with other listeners is refused.
 //!
 //! Invariants:
 //! - A file with a mistake changes nothing.
@@ -59,6 +60,13 @@ pub fn apply(
     new: &Appliance,
     state: &mut State,
 ) -> Result<(), Failure> {
+    if old.listeners() != new.listeners() {
+        // Subsystems name their listeners, so nothing can be told apart from it.
+        return Err(Failure::new(
+            "[[listener]] has changed, which takes a restart; nothing was changed",
+            "restart corebay, or put the listeners back as they were",
+        ));
+    }
     say_what_needs_a_restart(old, new);
     running.media.open(new)?;
     let wanted: BTreeSet<_> = new.subsystems().iter().map(|s| s.nqn.clone()).collect();
@@ -93,7 +101,6 @@ fn say_what_needs_a_restart(old: &Appliance, new: &Appliance) {
         ("data_dir", old.data_dir() != new.data_dir()),
         ("[reactor]", old.reactor() != new.reactor()),
         ("[transport.tcp]", old.tcp() != new.tcp()),
-        ("[[listener]]", old.listeners() != new.listeners()),
         ("[log]", old.log() != new.log()),
     ] {
         if changed {
@@ -111,6 +118,15 @@ impl Running<'_> {
         new: &Appliance,
         state: &mut State,
     ) -> Result<(), Failure> {
+        let names = (configured.serial.as_str(), configured.model.as_str());
+        if names != (&subsystem.names.serial, &subsystem.names.model)
+            || !subsystem.is_served_only_at(&media::ports(configured))
+        {
+            warn!(
+                subsystem = %configured.nqn,
+                "its serial, model or listeners have changed: they take effect at the next start"
+            );
+        }
         let access = media::access(configured);
         subsystem.set_access(access.clone());
         self.end_controllers(subsystem, move |host| !access.admits(host));

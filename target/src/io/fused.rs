@@ -35,8 +35,11 @@ pub async fn compare_and_write<E: Environment>(
     let (Some(expected), Some(new)) = data else {
         return both(Status::INTERNAL_ERROR);
     };
+    // Scratch memory before the lock: a Copy that holds scratch may wait for the lock's end.
+    let piece = core.memory.scratch_piece().await;
     let lock = Exclusive::take(core, binding.controller.subsystem.id, &blocks).await;
-    let compared = range::compare(core, &blocks, &expected).await;
+    let compared = range::compare_by(&piece, &blocks, &expected).await;
+    drop(piece);
     let outcome = match compared {
         Err(status) => (
             Done::status(status),

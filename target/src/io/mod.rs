@@ -232,11 +232,12 @@ impl<E: Environment> Check<'_, E> {
     fn durability(&self, fua: bool) -> Durability {
         #[cfg(corebay_fault)]
         let fua = fua && !fault::is(fault::Fault::FuaIgnored);
-        if fua || !self.binding.controller.write_cache() {
+        let asked = if fua {
             Durability::Durable
         } else {
             Durability::Cached
-        }
+        };
+        now_durable(self.binding, asked)
     }
 
     fn dataset_management(&self) -> Result<(Operation<E>, Transfer), Status> {
@@ -311,7 +312,7 @@ pub async fn execute<E: Environment>(
             }
         }
         (Operation::Write(blocks, durability, _), Some(data)) => {
-            let written = write(&blocks, &data, durability).await;
+            let written = write(&blocks, &data, now_durable(binding, durability)).await;
             IoCounters::add(&counters.writes, 1);
             match written {
                 Ok(()) => {
@@ -347,14 +348,25 @@ pub async fn execute<E: Environment>(
         }
         (Operation::Verify(blocks), _) => range::verify(core, &blocks).await.into(),
         (Operation::DatasetManagement(namespace, ranges, deallocate), Some(data)) => {
-            range::dataset_management(&namespace, ranges, deallocate, &data)
-                .await
-                .into()
+            let mut done = range::dataset_management(&namespace, ranges, deallocate, &data).await;
+            if done.is_ok() && now_durable(binding, Durability::Cached) == Durability::Durable {
+                done = namespace.disk.flush().await.map_err(from_disk);
+            }
+            done.into()
         }
         (Operation::Copy(namespace, to, ranges, durability), Some(data)) => {
             range::copy(core, &namespace, to, ranges, durability, &data).await
         }
         (_, None) => Done::status(Status::INTERNAL_ERROR),
+    }
+}
+
+/// The cache may have been turned off since the command was checked.
+fn now_durable<E: Environment>(binding: &Binding<E>, durability: Durability) -> Durability {
+    if binding.controller.write_cache() {
+        durability
+    } else {
+        Durability::Durable
     }
 }
 
@@ -371,7 +383,8 @@ async fn write<E: Environment>(
         .await
 }
 
-async fn flush<E: Environment>(
+/// Flushes one namespace, or all that are attached.
+pub async fn flush<E: Environment>(
     binding: &Binding<E>,
     namespace: Option<Ns<E>>,
 ) -> Result<(), Status> {

@@ -2,7 +2,7 @@
 //! Management, Copy).
 //!
 //! Invariant: at most one scratch piece is held per command, and while it is held the command waits
-//! for disks alone.
+//! for disks, and for fused commands at the write gate, which took their piece before they locked it.
 
 use corebay_core::{
     buffer::Buffer,
@@ -36,8 +36,17 @@ pub async fn compare<E: Environment>(
     blocks: &Blocks<E>,
     data: &Buffer,
 ) -> Result<(), Status> {
-    let shift = blocks.namespace.spec.info.block_size.shift();
     let piece = core.memory.scratch_piece().await;
+    compare_by(&piece, blocks, data).await
+}
+
+/// The same, with a scratch piece that the caller holds already.
+pub async fn compare_by<E: Environment>(
+    piece: &Buffer,
+    blocks: &Blocks<E>,
+    data: &Buffer,
+) -> Result<(), Status> {
+    let shift = blocks.namespace.spec.info.block_size.shift();
     let mut done = 0;
     while done < data.len() {
         let len = (data.len() - done).min(SCRATCH_BYTES);

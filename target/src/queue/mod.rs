@@ -18,6 +18,7 @@
 //! - A connection takes a payload buffer only while it holds no more than is left free (or holds
 //!   none): however many slow hosts there are, some memory is left for the others.
 
+mod control;
 mod entry;
 
 use std::{
@@ -37,7 +38,6 @@ use corebay_nvme::spec::{
     completion::CompletionEntry,
     status::{SCT_MEDIA, Status},
 };
-use tracing::{debug, info};
 
 pub use entry::EntryId;
 use entry::{Entries, Entry, Stage};
@@ -902,140 +902,6 @@ fn check_length(transfer: Transfer, data: &Announced) -> Result<(), Status> {
             Err(Status::SGL_TYPE_INVALID.with_dnr())
         }
         _ => Ok(()),
-    }
-}
-
-impl<E: Environment, W: Wire> QueueControl for Queue<E, W> {
-    fn pump(self: Rc<Self>, memory: bool) -> Pumped {
-        let slot = self.pump_slot();
-        if slot == Pumped::Started {
-            return slot;
-        }
-        if memory {
-            match self.pump_memory() {
-                Pumped::Nothing => {}
-                other => return other,
-            }
-        } else if !self.waiting_for_memory.borrow().is_empty() {
-            return Pumped::NoMemory;
-        }
-        if slot == Pumped::Nothing {
-            self.in_turn.set(false);
-        }
-        slot
-    }
-
-    fn housekeeping(self: Rc<Self>, now: Time) {
-        if let Some(why) = self.wire.housekeeping(now) {
-            self.close(why);
-            return;
-        }
-        match self.binding() {
-            None => {
-                if now.since(self.opened) > crate::limits::CONNECT_TIMEOUT {
-                    self.close("it did not connect in time");
-                }
-            }
-            Some(binding) => {
-                if binding.qid == 0 && binding.controller.keep_alive_expired(now) {
-                    info!(
-                        host = %binding.controller.host_nqn,
-                        cntlid = binding.controller.cntlid,
-                        "keep alive timeout of {} ms expired",
-                        binding.controller.keep_alive_ms()
-                    );
-                    self.close("keep alive timeout");
-                    return;
-                }
-                if self.draining.get() {
-                    self.drain();
-                }
-            }
-        }
-    }
-
-    fn close(self: Rc<Self>, why: &'static str) {
-        if self.closed.replace(true) {
-            return;
-        }
-        debug!(queue = self.key.0, core = %self.core.id(), why, "closing a connection");
-        self.wire.close();
-        self.fused_first.set(None);
-        self.waiting_for_memory.borrow_mut().clear();
-        self.waiting_for_slot.borrow_mut().clear();
-        self.parked.borrow_mut().clear();
-        let left = self.entries.borrow().not_running();
-        for id in left {
-            self.release(id);
-        }
-        self.core.remove_queue(self.key);
-        let Some(binding) = self.binding() else {
-            return;
-        };
-        let controller = &binding.controller;
-        if self.running.get() > 0 {
-            controller.quiesce_begins();
-        }
-        controller.remove_queue(binding.qid);
-        if binding.qid == 0 {
-            fabrics::end_association(&self.core, controller, why);
-        }
-    }
-
-    fn drain(self: Rc<Self>) {
-        self.draining.set(true);
-        let outstanding = self.entries.borrow().in_use() - self.parked.borrow().len();
-        if outstanding == 0 {
-            self.close("the target drains");
-        }
-    }
-
-    fn abort(self: Rc<Self>, cid: u16) -> bool {
-        let Some((id, stage, fused)) = self.entries.borrow().find(cid).map(|(id, entry)| {
-            (
-                id,
-                entry.stage,
-                entry.partner.is_some() || self.fused_first.get() == Some(id),
-            )
-        }) else {
-            return false;
-        };
-        match stage {
-            _ if fused => false,
-            Stage::Memory | Stage::Slot => {
-                self.forget_waiting(id);
-                self.finish(id, Done::status(Status::ABORT_REQUESTED));
-                true
-            }
-            Stage::Data => {
-                // The host may be sending its data: they are taken, and then it is answered. That
-                // comes after this answer, so it is no immediate abort.
-                self.with_entry(id, |entry| entry.aborted = true);
-                false
-            }
-            Stage::Parked => {
-                self.parked.borrow_mut().retain(|parked| *parked != id);
-                self.finish(id, Done::status(Status::ABORT_REQUESTED));
-                true
-            }
-            Stage::Partner | Stage::Running | Stage::Responding => false,
-        }
-    }
-
-    fn deliver_events(self: Rc<Self>) {
-        let Some(binding) = self.binding() else {
-            return;
-        };
-        loop {
-            let Some(id) = self.parked.borrow().front().copied() else {
-                return;
-            };
-            let Some(event) = binding.controller.take_event() else {
-                return;
-            };
-            self.parked.borrow_mut().pop_front();
-            self.finish(id, Done::with_result(u64::from(event.result())));
-        }
     }
 }
 

@@ -216,7 +216,10 @@ impl<E: Environment> Tcp<E> {
         let mut accepted = 0;
         if self.accept_again_at.get().is_some_and(|at| now >= at) {
             self.accept_again_at.set(None);
-            self.listeners.borrow_mut().iter_mut().for_each(|a| a.readable = true);
+            self.listeners
+                .borrow_mut()
+                .iter_mut()
+                .for_each(|a| a.readable = true);
         }
         if self.core.is_draining() {
             self.listeners.borrow_mut().clear();
@@ -316,6 +319,10 @@ impl<E: Environment> Tcp<E> {
             }
         };
         connection.receiver.borrow_mut().preload(&unread);
+        if self.core.is_draining() {
+            connection.queue.clone().close("the target drains");
+            return;
+        }
         let core = self.core.clone();
         let queue = connection.queue.clone();
         self.core.spawn_control(async move {
@@ -335,7 +342,7 @@ impl<E: Environment> Tcp<E> {
         let turn = self.turns.get().wrapping_add(1);
         self.turns.set(turn);
         let busy = !self.active.borrow().is_empty();
-        if busy && turn % TURNS_BETWEEN_READY_QUESTIONS != 0 {
+        if busy && !turn.is_multiple_of(TURNS_BETWEEN_READY_QUESTIONS) {
             return 0;
         }
         let mut ready = self.ready.borrow_mut();

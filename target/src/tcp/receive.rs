@@ -187,7 +187,11 @@ impl<E: Environment> Receiver<E> {
         let mut calls = 0;
         while calls < CALLS_PER_TURN {
             self.take_apart(now);
-            if self.link.is_gone() || self.waiting_for_memory || self.is_drained() {
+            if self.is_drained() {
+                self.may_have_more = false;
+                break;
+            }
+            if self.link.is_gone() || self.waiting_for_memory {
                 break;
             }
             self.counters.receives.set(self.counters.receives.get() + 1);

@@ -125,6 +125,12 @@ fn identify_namespaces() {
             assert_eq!(page[128..132], [0, 0, lbads, 0], "LBAF0");
         }
     }
+}
+
+#[test]
+fn identify_names_and_lists() {
+    let world = world();
+    let mut association = Host::new(&world, 1).associate();
     let names = association.identify(3, 1).ok();
     let mut expected = vec![1, 8, 0, 0];
     expected.extend(identity(1).eui64);

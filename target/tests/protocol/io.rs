@@ -312,6 +312,28 @@ fn what_is_refused() {
         Asked(&long),
         Status::INVALID_FIELD,
     );
+    drop((_association, queue));
+    world.assert_deserted();
+}
+
+#[test]
+fn what_is_refused_of_other_namespaces() {
+    let world = World::new(Plan {
+        media: vec![
+            ram(BlockSize::B4096, BLOCKS),
+            ram(BlockSize::B4096, BLOCKS),
+            null(BlockSize::B512, 1 << 40),
+        ],
+        read_only: vec![2],
+        ..Plan::default()
+    });
+    let (_association, mut queue) = Host::new(&world, 1).with_queue(16);
+    let block = [1; 4096];
+    let mut refused = |sqe: SubmissionEntry, payload: Payload<'_>, status: Status| {
+        let done = queue.command(sqe, payload);
+        assert_eq!(done.status, status.with_dnr(), "{sqe:x?}");
+    };
+    use Payload::{Asked, Capsule, None, ToHost};
     for nsid in [0, 1025, u32::MAX] {
         refused(
             nvm::read(nsid, 0, 1),
@@ -379,80 +401,43 @@ fn data_descriptors() {
         );
     };
     let offset = SglDescriptor::offset_block;
+    let transport = SglDescriptor::transport;
+    let (length, kind) = (Status::DATA_SGL_LENGTH_INVALID, Status::SGL_TYPE_INVALID);
     let data = &block[..4096];
     refused(write, offset(64, 4096), data, Status::SGL_OFFSET_INVALID);
-    refused(
-        write,
-        offset(0, 4095),
-        data,
-        Status::DATA_SGL_LENGTH_INVALID,
-    );
-    refused(
-        write,
-        offset(0, 8192),
-        data,
-        Status::DATA_SGL_LENGTH_INVALID,
-    );
-    refused(
-        write,
-        offset(0, 512),
-        &block[..512],
-        Status::DATA_SGL_LENGTH_INVALID,
-    );
-    refused(write, offset(0, 4096), &[], Status::DATA_SGL_LENGTH_INVALID);
-    refused(
-        write,
-        SglDescriptor::transport(4096),
-        data,
-        Status::SGL_TYPE_INVALID,
-    );
-    refused(
-        write,
-        SglDescriptor::transport(512),
-        &[],
-        Status::DATA_SGL_LENGTH_INVALID,
-    );
-    refused(
-        write,
-        SglDescriptor::data_block(0, 4096),
-        data,
-        Status::SGL_TYPE_INVALID,
-    );
-    refused(
-        write,
-        SglDescriptor::keyed(0, 4096, 1, false),
-        &[],
-        Status::SGL_TYPE_INVALID,
-    );
+    refused(write, offset(0, 4095), data, length);
+    refused(write, offset(0, 8192), data, length);
+    refused(write, offset(0, 512), &block[..512], length);
+    refused(write, offset(0, 4096), &[], length);
+    refused(write, transport(4096), data, kind);
+    refused(write, transport(512), &[], length);
+    refused(write, SglDescriptor::data_block(0, 4096), data, kind);
+    refused(write, SglDescriptor::keyed(0, 4096, 1, false), &[], kind);
     for identifier in [0x10, 0x20, 0x30, 0x50, 0x5b, 0xff] {
         let sgl = SglDescriptor::from(Sgl::Unknown(identifier));
-        refused(write, sgl, &[], Status::SGL_TYPE_INVALID);
-        refused(read, sgl, &[], Status::SGL_TYPE_INVALID);
+        refused(write, sgl, &[], kind);
+        refused(read, sgl, &[], kind);
     }
-    refused(
-        read,
-        SglDescriptor::transport(4095),
-        &[],
-        Status::DATA_SGL_LENGTH_INVALID,
-    );
-    refused(
-        read,
-        SglDescriptor::transport(0),
-        &[],
-        Status::DATA_SGL_LENGTH_INVALID,
-    );
-    refused(read, offset(0, 4096), data, Status::SGL_TYPE_INVALID);
-    refused(
-        nvm::flush(1),
-        offset(0, 512),
-        &block[..512],
-        Status::SGL_TYPE_INVALID,
-    );
+    refused(read, transport(4095), &[], length);
+    refused(read, transport(0), &[], length);
+    refused(read, offset(0, 4096), data, kind);
+    refused(nvm::flush(1), offset(0, 512), &block[..512], kind);
     // PRPs are for memory that both sides see.
     let mut prp = read.with_cid(900);
     prp.flags &= 0x3f;
     let cid = queue.submit_as_is(prp, &[]);
     assert_eq!(queue.complete(cid).status, Status::INVALID_FIELD.with_dnr());
+    drop((_association, queue));
+    world.assert_deserted();
+}
+
+#[test]
+fn data_descriptors_longer_than_the_data() {
+    let world = World::with(vec![ram(BlockSize::B4096, BLOCKS)]);
+    let (_association, mut queue) = Host::new(&world, 1).with_queue(16);
+    let block = pattern(1, 8192);
+    let (write, read) = (nvm::write(1, 0, 1, false), nvm::read(1, 0, 1));
+    let data = &block[..4096];
     // A descriptor that is longer than the data is fine: Identify says so in SGLS.
     queue.command(write, Payload::Capsule(&block)).ok();
     assert_eq!(queue.command(read, Payload::ToHost(8192)).ok(), data);
