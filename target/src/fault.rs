@@ -42,7 +42,10 @@ static CHOSEN: AtomicUsize = AtomicUsize::new(usize::MAX);
 
 /// Makes this fault, and no other, from now on in the whole process; `None`: none.
 pub fn choose(fault: Option<Fault>) {
-    CHOSEN.store(fault.map_or(usize::MAX, |fault| fault as usize), Ordering::Relaxed);
+    CHOSEN.store(
+        fault.map_or(usize::MAX, |fault| fault as usize),
+        Ordering::Relaxed,
+    );
 }
 
 /// True where this fault was chosen.

@@ -747,7 +747,11 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         #[cfg(corebay_fault)]
         if crate::fault::is(crate::fault::Fault::CompletionLost)
             && self.binding().is_some_and(|binding| binding.qid != 0)
-            && self.entries.borrow().get(id).is_some_and(|entry| (entry.sqe.cid.get() >> 4) % 4 == 3)
+            && self
+                .entries
+                .borrow()
+                .get(id)
+                .is_some_and(|entry| (entry.sqe.cid.get() >> 4) % 4 == 3)
         {
             return;
         }

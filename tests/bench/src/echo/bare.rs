@@ -78,7 +78,8 @@ impl Replies {
         }
         if load.write {
             // Responses alone lie one behind the other: no need for more than one piece.
-            pieces = Vec::from([0..heads.len()]);
+            pieces.clear();
+            pieces.push(0..heads.len());
         }
         let mut bytes = vec![0; payloads];
         bytes.extend_from_slice(&heads);
