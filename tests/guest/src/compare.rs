@@ -1,7 +1,8 @@
 //! Owns the comparison of corebay with the kernel's target: same guest, same initiator, same disk.
 //!
-//! Both export memory disks on the guest's own loopback. Figures of an emulated machine mean nothing
-//! by themselves; their ratio does.
+//! All targets serve memory disks on the guest's own loopback, are connected at the same time and take
+//! turns, load by load; the median of the rounds counts. Figures of an emulated machine mean nothing by
+//! themselves; their ratio does.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -17,16 +18,16 @@ use crate::image::Image;
 use crate::initiator::Initiator;
 use crate::{machine, nvmet};
 
-/// One measured load on one target.
+/// One load on one target.
 #[derive(Clone, Debug)]
 pub struct Measurement {
-    /// `nvmet`, `corebay` over the same kernel disk, or `corebay-ram` over its own memory disk.
+    /// `nvmet`, `corebay` over the same kind of kernel disk, or `corebay-ram` over its own memory.
     pub target: &'static str,
     /// fio's pattern.
     pub pattern: &'static str,
     /// The queue depth.
     pub depth: u32,
-    /// What fio reports.
+    /// What fio reports: the round with the median of IOPS.
     pub report: Report,
 }
 
@@ -40,30 +41,56 @@ const LOADS: &[(&str, u32)] = &[
     ("randwrite", 128),
 ];
 
-const DISK: Namespace = Namespace {
-    nsid: 1,
-    medium: Medium::Memory,
-    mib: 128,
-    block: 4096,
-};
 const CONNECT: &str = "-i 2";
 
-/// Measures the kernel's target and the corebay program, one after the other, `seconds` each load.
-pub fn run(image: &Image, corebay: &Path, seconds: u64) -> Result<Vec<Measurement>> {
+const fn disk(nsid: u32) -> Namespace {
+    let medium = Medium::Memory;
+    Namespace {
+        nsid,
+        medium,
+        mib: 96,
+        block: 4096,
+    }
+}
+
+/// Measures the kernel's target and the corebay program: `rounds` turns of `seconds` for each load.
+pub fn run(image: &Image, corebay: &Path, rounds: u32, seconds: u64) -> Result<Vec<Measurement>> {
     let guest = Guest::boot(image, machine::loopback())?;
-    fs::copy(corebay, guest.share().join("corebay")).context("copy corebay into the guest")?;
+    let program = guest.share().join("corebay");
+    fs::copy(corebay, program).context("copy corebay into the guest")?;
+    let kernel = nvmet::export(&guest, &[disk(1)])?;
+    guest.run(&nvmet::disk_script(&disk(2)))?;
+    let own = [11, 12].map(|last| Ipv4Addr::new(127, 0, 0, last));
+    serve(&guest, &format!("{NQN}.2"), own[0], "/dev/lab2")?;
+    serve(&guest, &format!("{NQN}.3"), own[1], "ram:96MiB,block=4096")?;
+    let targets = [
+        ("nvmet", NQN.to_owned(), kernel.address()),
+        ("corebay", format!("{NQN}.2"), own[0]),
+        ("corebay-ram", format!("{NQN}.3"), own[1]),
+    ];
+    let host = Initiator::new(&guest);
+    let mut devices = Vec::new();
+    for (target, nqn, address) in &targets {
+        let controller = host.connect_to(nqn, *address, PORT, CONNECT)?;
+        let device = host.device(&controller, 1)?;
+        // The first write of a memory disk allocates its pages: that is not to be measured.
+        let fill = format!("dd if=/dev/zero of={device} bs=1M count=96 oflag=direct status=none");
+        guest.run(&fill).with_context(|| format!("fill {target}"))?;
+        devices.push((*target, device));
+    }
     let mut all = Vec::new();
-    let kernel = nvmet::export(&guest, &[DISK])?;
-    let mut measure = |target, address| -> Result<()> {
-        let host = Initiator::new(&guest);
-        let controller = host.connect(address, PORT, CONNECT)?;
-        let device = host.device(&controller, DISK.nsid)?;
-        // The first pass over a memory disk allocates its pages.
-        guest.run(&format!(
-            "dd if=/dev/zero of={device} bs=1M oflag=direct status=none || true"
-        ))?;
-        for &(pattern, depth) in LOADS {
-            let report = Fio::speed(&device, pattern, depth, seconds).run(&guest)?;
+    for &(pattern, depth) in LOADS {
+        eprintln!("    measuring {pattern} at depth {depth}");
+        let mut reports = vec![Vec::new(); devices.len()];
+        for _ in 0..rounds {
+            for ((target, device), reports) in devices.iter().zip(&mut reports) {
+                let report = Fio::speed(device, pattern, depth, seconds).run(&guest);
+                reports.push(report.with_context(|| format!("{pattern} at {depth} on {target}"))?);
+            }
+        }
+        for ((target, _), mut reports) in devices.iter().zip(reports) {
+            reports.sort_by(|one, other| one.iops.total_cmp(&other.iops));
+            let report = reports[reports.len() / 2];
             all.push(Measurement {
                 target,
                 pattern,
@@ -71,42 +98,24 @@ pub fn run(image: &Image, corebay: &Path, seconds: u64) -> Result<Vec<Measuremen
                 report,
             });
         }
-        host.disconnect_all()
-    };
-    measure("nvmet", kernel.address())?;
-    nvmet::remove(&guest)?;
-    nvmet::export(&guest, &[DISK])?;
-    for (target, disk, last) in [
-        ("corebay", "/dev/lab1", 11),
-        ("corebay-ram", "ram:128MiB,block=4096", 12),
-    ] {
-        let address = Ipv4Addr::new(127, 0, 0, last);
-        serve(&guest, disk, address)?;
-        let measured = measure(target, address);
-        let said = guest.run(&format!(
-            "kill $(cat /tmp/corebay.{address}.id); cat /tmp/corebay.{address}"
-        ));
-        measured.with_context(|| format!("{target} said {}", said.unwrap_or_default()))?;
     }
     Ok(all)
 }
 
-/// Starts corebay inside the guest with one disk and waits until it serves.
-pub fn serve(guest: &Guest, disk: &str, address: Ipv4Addr) -> Result<()> {
+/// Starts `/share/corebay` inside the guest with one disk and waits until it serves.
+pub fn serve(guest: &Guest, nqn: &str, address: Ipv4Addr, disk: &str) -> Result<()> {
     // A copy on tmpfs: pages of a program must not come over the share while it is measured.
     guest.run(&format!(
         "cp -n /share/corebay /tmp/corebay.program
-         setsid /tmp/corebay.program serve --data-dir /tmp/data.{address} --nqn {NQN} \
+         setsid /tmp/corebay.program serve --data-dir /tmp/data.{address} --nqn {nqn} \
            --listen {address}:{PORT} --discovery {address}:8009 --cores 0 --disk '{disk}' \
-           > /tmp/corebay.{address} 2>&1 < /dev/null &
-         echo $! > /tmp/corebay.{address}.id"
+           > /tmp/corebay.{address} 2>&1 < /dev/null &"
     ))?;
     let ready = format!("grep -q ready /tmp/corebay.{address}");
     let answer = guest.until(&ready, Duration::from_secs(60));
     answer.with_context(|| {
-        let said = guest
-            .run(&format!("cat /tmp/corebay.{address}"))
-            .unwrap_or_default();
+        let said = guest.run(&format!("cat /tmp/corebay.{address}"));
+        let said = said.unwrap_or_default();
         format!("corebay in the guest is not ready: {said}")
     })?;
     Ok(())
@@ -119,10 +128,8 @@ pub fn table(all: &[Measurement]) -> String {
         "load", "depth", "target", "IOPS", "mean us", "p99 us", "ratio"
     );
     for &(pattern, depth) in LOADS {
-        let load: Vec<_> = all
-            .iter()
-            .filter(|m| m.pattern == pattern && m.depth == depth)
-            .collect();
+        let same = |m: &&Measurement| m.pattern == pattern && m.depth == depth;
+        let load: Vec<_> = all.iter().filter(same).collect();
         let base = load.first().map_or(f64::NAN, |first| first.report.iops);
         for Measurement { target, report, .. } in load {
             text += &format!(

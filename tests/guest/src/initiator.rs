@@ -44,8 +44,19 @@ impl<'a> Initiator<'a> {
 
     /// Connects to the lab's subsystem, with further options of nvme-cli, and waits until it is live.
     pub fn connect(&self, address: Ipv4Addr, port: u16, options: &str) -> Result<Controller> {
+        self.connect_to(NQN, address, port, options)
+    }
+
+    /// Connects to any subsystem, with further options of nvme-cli, and waits until it is live.
+    pub fn connect_to(
+        &self,
+        nqn: &str,
+        address: Ipv4Addr,
+        port: u16,
+        options: &str,
+    ) -> Result<Controller> {
         let script = format!(
-            r#"said=$(nvme connect -t tcp -a {address} -s {port} -n {NQN} {options} -o json) || exit
+            r#"said=$(nvme connect -t tcp -a {address} -s {port} -n {nqn} {options} -o json) || exit
                [[ $said =~ \"(nvme[0-9]+)\" ]] || {{ echo "no device in: $said"; exit 1; }}
                name=${{BASH_REMATCH[1]}}
                for i in $(seq 300); do

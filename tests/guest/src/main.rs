@@ -41,8 +41,11 @@ enum Do {
         /// The corebay program.
         #[arg(long, default_value = ".build/release/corebay")]
         corebay: PathBuf,
+        /// How often each load runs on each target; the median counts.
+        #[arg(long, default_value_t = 3)]
+        rounds: u32,
         /// How long each load runs.
-        #[arg(long, default_value_t = 10)]
+        #[arg(long, default_value_t = 5)]
         seconds: u64,
     },
     /// Boot a guest, run a bash script in it and print what it says.
@@ -90,11 +93,15 @@ fn main() -> Result<ExitCode> {
             }
             test(&peer, &filters)
         }
-        Do::Compare { corebay, seconds } => {
+        Do::Compare {
+            corebay,
+            rounds,
+            seconds,
+        } => {
             let image = Image::prepare(&Image::cache())?;
             print!(
                 "{}",
-                compare::table(&compare::run(&image, &corebay, seconds)?)
+                compare::table(&compare::run(&image, &corebay, rounds.max(1), seconds)?)
             );
             Ok(ExitCode::SUCCESS)
         }

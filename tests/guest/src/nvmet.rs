@@ -53,15 +53,24 @@ pub fn remove(guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-fn namespace_script(namespace: &Namespace) -> String {
+/// The script lines that make the memory disk `/dev/labNSID`.
+pub fn disk_script(namespace: &Namespace) -> String {
     let Namespace {
         nsid, mib, block, ..
     } = namespace;
     format!(
-        "disk=../nullb/lab{nsid}; mkdir $disk
+        "disk=/sys/kernel/config/nullb/lab{nsid}; mkdir $disk
          echo {mib} > $disk/size; echo {block} > $disk/blocksize
          echo 1 > $disk/memory_backed; echo 1 > $disk/discard; echo 0 > $disk/irqmode
-         echo 1 > $disk/power
+         echo 1 > $disk/power\n"
+    )
+}
+
+fn namespace_script(namespace: &Namespace) -> String {
+    let nsid = namespace.nsid;
+    let disk = disk_script(namespace);
+    format!(
+        "{disk}
          ns=subsystems/{NQN}/namespaces/{nsid}; mkdir $ns
          echo /dev/lab{nsid} > $ns/device_path; echo 1 > $ns/enable\n"
     )

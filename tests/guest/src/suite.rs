@@ -261,11 +261,11 @@ pub fn run(image: &Image, peer: &Peer, filters: &[String]) -> Tally {
     for (group, cases) in selection(filters, peer) {
         let mut lab = None;
         for case in cases {
-            let start = Instant::now();
-            let (result, left) = match lab
+            let ready = lab
                 .take()
-                .map_or_else(|| new_lab(image, peer, &group, guest.take()), Ok)
-            {
+                .map_or_else(|| new_lab(image, peer, &group, guest.take()), Ok);
+            let start = Instant::now();
+            let (result, left) = match ready {
                 Ok(ready) => run_case(ready, &case),
                 Err(error) => (Err(error), None),
             };
