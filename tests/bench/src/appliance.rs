@@ -74,7 +74,7 @@ impl Appliance {
             .args(["--cores", &program.server_cpu.to_string()])
             .args(["--listen", &address.to_string()])
             .args(["--discovery", &discovery.to_string()])
-            .env("RUST_LOG", "warn")
+            .env("COREBAY_LOG", "warn")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
