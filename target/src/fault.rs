@@ -18,23 +18,17 @@ pub enum Fault {
     CompletionLost,
     /// A host may come back while commands of its former association execute.
     FormerNotAwaited,
-    /// Compare and Write does not keep others out.
-    FusedUnlocked,
-    /// A connection that is not hot any more is forgotten with what it has received.
-    EdgeForgotten,
     /// A Compare that fails keeps its working space.
     ScratchLeaked,
 }
 
 /// All of them, with their names on the command line.
-pub const ALL: [(&str, Fault); 8] = [
+pub const ALL: [(&str, Fault); 6] = [
     ("ack_before_write", Fault::AckBeforeWrite),
     ("fua_ignored", Fault::FuaIgnored),
     ("flush_skipped", Fault::FlushSkipped),
     ("completion_lost", Fault::CompletionLost),
     ("former_not_awaited", Fault::FormerNotAwaited),
-    ("fused_unlocked", Fault::FusedUnlocked),
-    ("edge_forgotten", Fault::EdgeForgotten),
     ("scratch_leaked", Fault::ScratchLeaked),
 ];
 

@@ -79,10 +79,6 @@ impl<'a, E: Environment> Exclusive<'a, E> {
         let id = core.new_lock_id();
         let nsid = blocks.namespace.spec.nsid;
         let home = CoreId(nsid as usize % core.count());
-        #[cfg(corebay_fault)]
-        if crate::fault::is(crate::fault::Fault::FusedUnlocked) {
-            return Self { core, home, id };
-        }
         let (at, count) = (blocks.at, blocks.count);
         core.call(home, move |home, reply: Reply<()>| {
             let core = home.clone();

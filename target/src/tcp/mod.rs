@@ -404,10 +404,6 @@ impl<E: Environment> Tcp<E> {
             self.active.borrow_mut().swap_remove(index);
             if let Some(connection) = connection {
                 connection.link.active.set(false);
-                #[cfg(corebay_fault)]
-                if crate::fault::is(crate::fault::Fault::EdgeForgotten) {
-                    continue;
-                }
                 // Not drained, only not asked any more: it must not wait for an edge that came.
                 if connection.receiver.borrow().may_have_more() && !connection.link.is_gone() {
                     self.activate(key, &connection);

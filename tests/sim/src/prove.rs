@@ -16,7 +16,7 @@ fn seeds_max(fault: Fault) -> u64 {
         | Fault::CompletionLost
         | Fault::ScratchLeaked
         | Fault::AckBeforeWrite => 40,
-        Fault::FormerNotAwaited | Fault::FusedUnlocked | Fault::EdgeForgotten => 400,
+        Fault::FormerNotAwaited => 200,
     }
 }
 
