@@ -19,7 +19,7 @@ use crate::{
     host::{driver::Driver, handshake::Association},
     instructions::Counter,
     load::{LOADS, Load},
-    pin::pin,
+    pin::{pin, waited},
     table::{Table, command_line, median},
 };
 use server::{Role, Server};
@@ -83,6 +83,8 @@ struct Sample {
     p50_us: f64,
     idle: f64,
     ios_per_send: f64,
+    /// The larger part of the time in which the host or the server had to wait for its cpu.
+    waited: f64,
     instructions_per_io: Option<f64>,
 }
 
@@ -150,7 +152,9 @@ fn measure(server: &Server, load: &Load, arguments: &Arguments) -> Result<Vec<Ro
             );
         }
     }
-    eprint!("\r{:40}\r", "");
+    if arguments.output == Output::Table {
+        eprint!("\r{:40}\r", "");
+    }
     let of = |wanted| {
         let all = samples.iter().filter(|(who, _)| *who == wanted);
         all.map(|(_, sample)| *sample).collect::<Vec<_>>()
@@ -173,6 +177,7 @@ fn measure(server: &Server, load: &Load, arguments: &Arguments) -> Result<Vec<Ro
 fn sample(server: &Server, load: &Load, who: Who, seconds: f64) -> Result<Sample> {
     let measured = Duration::from_secs_f64(seconds);
     let warm_up = measured / 4;
+    let before = waited();
     let outcome = if matches!(who, Who::Echo | Who::SingleEcho) {
         server.begin(Role::Echo(*load, who == Who::Echo))?;
         let stream = TcpStream::connect(server.echo)?;
@@ -197,11 +202,13 @@ fn sample(server: &Server, load: &Load, who: Who, seconds: f64) -> Result<Sample
         (outcome, server.end()?, None)
     };
     let (outcome, report, _kept) = outcome;
+    let host_waited = (waited() - before).as_secs_f64() / (measured + warm_up).as_secs_f64();
     let per_io = |count: u64| count as f64 / outcome.ios.max(1) as f64;
     Ok(Sample {
         iops: outcome.iops(),
         p50_us: outcome.p50_us(),
         idle: report.idle,
+        waited: report.waited.max(host_waited),
         ios_per_send: outcome.ios as f64 / report.sends as f64,
         instructions_per_io: report.instructions.map(per_io),
     })
@@ -239,6 +246,12 @@ fn print(rows: &[Row], arguments: &Arguments) {
          host is the limit."
     );
     println!("\n{}", table.markdown());
+    let samples = rows.iter().flat_map(|row| row.echo.iter().chain(&row.ours));
+    let waited = median(samples.map(|sample| sample.waited));
+    println!(
+        "Time in which other threads had one of the two cpus: {:.1} %.",
+        100.0 * waited
+    );
     if Counter::new().is_none() {
         println!("Instructions per I/O: this machine does not count them.");
     } else {

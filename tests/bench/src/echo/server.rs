@@ -18,7 +18,11 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 
 use super::{bare, target::Target};
-use crate::{instructions::Counter, load::Load, pin::pin};
+use crate::{
+    instructions::Counter,
+    load::Load,
+    pin::{pin, waited},
+};
 
 /// What the thread is to be.
 #[derive(Clone, Copy)]
@@ -34,6 +38,8 @@ pub enum Role {
 pub struct Report {
     /// The part of the time in which it found nothing to do.
     pub idle: f64,
+    /// The part of the time in which other threads had its cpu.
+    pub waited: f64,
     /// Calls that sent.
     pub sends: u64,
     /// Instructions in user space, where they can be counted.
@@ -54,6 +60,7 @@ pub struct Meter {
     measured: Duration,
     idle_turns: u32,
     idle: Duration,
+    waited: Duration,
     /// Calls that sent, ever.
     pub sends: u64,
     sends_at: u64,
@@ -70,6 +77,7 @@ impl Meter {
             measured: Duration::ZERO,
             idle_turns: 0,
             idle: Duration::ZERO,
+            waited: Duration::ZERO,
             sends: 0,
             sends_at: 0,
             instructions_at: None,
@@ -94,10 +102,12 @@ impl Meter {
                 self.idle = Duration::ZERO;
                 self.instructions_at = count;
                 self.sends_at = self.sends;
+                self.waited = waited();
                 self.measured_since = Some(Instant::now());
             }
             Some(since) => {
                 self.measured = since.elapsed();
+                self.waited = waited() - self.waited;
                 self.sends_at = self.sends - self.sends_at;
                 let before = self.instructions_at;
                 self.instructions = count.zip(before).map(|(now, before)| now - before);
@@ -127,6 +137,7 @@ impl Meter {
     fn report(&mut self) -> Report {
         let report = Report {
             idle: (self.idle.as_secs_f64() / self.measured.as_secs_f64()).min(1.0),
+            waited: self.waited.as_secs_f64() / self.measured.as_secs_f64(),
             sends: self.sends_at,
             instructions: self.instructions,
         };
