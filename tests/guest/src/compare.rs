@@ -41,6 +41,8 @@ const LOADS: &[(&str, u32)] = &[
     ("randwrite", 128),
 ];
 
+/// Three memory disks, and two processes with their DMA buffers.
+const MEMORY_MIB: u64 = 2048;
 const CONNECT: &str = "-i 2";
 
 const fn disk(nsid: u32) -> Namespace {
@@ -55,7 +57,7 @@ const fn disk(nsid: u32) -> Namespace {
 
 /// Measures the kernel's target and the corebay program: `rounds` turns of `seconds` for each load.
 pub fn run(image: &Image, corebay: &Path, rounds: u32, seconds: u64) -> Result<Vec<Measurement>> {
-    let guest = Guest::boot(image, machine::loopback())?;
+    let guest = Guest::boot_with(image, machine::loopback(), MEMORY_MIB)?;
     let program = guest.share().join("corebay");
     fs::copy(corebay, program).context("copy corebay into the guest")?;
     let kernel = nvmet::export(&guest, &[disk(1)])?;
@@ -85,7 +87,11 @@ pub fn run(image: &Image, corebay: &Path, rounds: u32, seconds: u64) -> Result<V
         for _ in 0..rounds {
             for ((target, device), reports) in devices.iter().zip(&mut reports) {
                 let report = Fio::speed(device, pattern, depth, seconds).run(&guest);
-                reports.push(report.with_context(|| format!("{pattern} at {depth} on {target}"))?);
+                reports.push(report.with_context(|| {
+                    let state = guest.run("free -m; uptime; dmesg | tail");
+                    let state = state.unwrap_or_default();
+                    format!("{pattern} at {depth} on {target}; the guest:\n{state}\n")
+                })?);
             }
         }
         for ((target, _), mut reports) in devices.iter().zip(reports) {

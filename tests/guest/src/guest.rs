@@ -33,10 +33,15 @@ pub struct Guest {
 impl Guest {
     /// Boots a guest that reaches the host's addresses in the /24 of `loopback` under their own names.
     pub fn boot(image: &Image, loopback: Ipv4Addr) -> Result<Guest> {
+        Guest::boot_with(image, loopback, MEMORY_MIB)
+    }
+
+    /// As [`Guest::boot`], with as much memory as targets inside the guest need.
+    pub fn boot_with(image: &Image, loopback: Ipv4Addr, memory_mib: u64) -> Result<Guest> {
         let folder = TempDir::with_prefix("corebay-guest-")?;
         fs::create_dir_all(folder.path().join("share/jobs"))?;
         let program = process::find("qemu-system-x86_64").context("QEMU is not installed")?;
-        let arguments = arguments(image, folder.path(), loopback);
+        let arguments = arguments(image, folder.path(), loopback, memory_mib);
         let mut qemu = Process::start(&program, &arguments, &folder.path().join("qemu.log"))?;
         let start = Instant::now();
         let stream = loop {
@@ -135,7 +140,7 @@ fn console(folder: &Path) -> String {
     process::tail(&String::from_utf8_lossy(&bytes), 25)
 }
 
-fn arguments(image: &Image, folder: &Path, loopback: Ipv4Addr) -> Vec<String> {
+fn arguments(image: &Image, folder: &Path, loopback: Ipv4Addr, memory_mib: u64) -> Vec<String> {
     let at = |name: &str| folder.join(name).display().to_string();
     let [_, b, c, _] = loopback.octets();
     let identity = format!(
@@ -151,7 +156,7 @@ fn arguments(image: &Image, folder: &Path, loopback: Ipv4Addr) -> Vec<String> {
     let local = "security_model=none,multidevs=remap";
     for (option, value) in [
         ("-smp", PROCESSORS.to_string()),
-        ("-m", format!("{MEMORY_MIB}M")),
+        ("-m", format!("{memory_mib}M")),
         ("-kernel", image.kernel.display().to_string()),
         ("-initrd", image.initramfs.display().to_string()),
         (
