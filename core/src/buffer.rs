@@ -4,9 +4,9 @@
 //! Invariants:
 //! - A block is free only when no [`Buffer`] and no [`DevicePin`] refers to it: memory that a
 //!   device may still write is never handed out again.
-//! - Safe code sees a block's bytes only while no device writes it ([`Buffer::bytes`]), and writes
-//!   them only while nothing else looks at it ([`Buffer::bytes_mut`]). A violation is a bug in
-//!   corebay and panics.
+//! - Safe code sees a window's bytes only while no device writes them ([`Buffer::bytes`]), and writes
+//!   them only while nothing else looks at them ([`Buffer::bytes_mut`]). A violation is a bug in
+//!   corebay and panics. Windows of one block that do not overlap are independent of each other.
 //! - Whoever waits for a large block is not overtaken by small ones, so it gets its block once
 //!   enough of what is in flight has ended.
 //! - Allocating and freeing take no memory and O(orders) time.
@@ -30,21 +30,62 @@ pub const BLOCK_BYTES_MAX: usize = 1 << 20;
 const ORDERS: usize = (BLOCK_BYTES_MAX / BLOCK_BYTES_MIN).ilog2() as usize + 1;
 const NONE: u32 = u32::MAX;
 
+/// Uses of windows that a pool has room for before their table grows.
+const USES: usize = 1024;
+
 /// The state of one page of [`BLOCK_BYTES_MIN`], and of the block that begins with it.
 #[derive(Clone, Copy)]
 struct Page {
     order: u8,
     /// Heads a block on a free list.
     free: bool,
-    /// Somebody holds the block's bytes for writing.
-    exclusive: bool,
-    /// Those who hold the block's bytes for reading.
-    shared: u16,
-    /// Devices that read from the block.
-    device_reads: u16,
-    /// Devices that write into the block.
-    device_writes: u16,
+    /// Those of the block's uses that change bytes.
+    changing: u16,
+    /// The first of the block's uses in the table.
+    uses: u32,
     handles: u32,
+    previous: u32,
+    next: u32,
+}
+
+/// How somebody uses a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    /// Holds the bytes for looking at.
+    Look,
+    /// Holds the bytes for writing.
+    Change,
+    /// A device reads them.
+    DeviceReads,
+    /// A device writes them.
+    DeviceWrites,
+}
+
+impl Use {
+    fn changes(self) -> bool {
+        matches!(self, Self::Change | Self::DeviceWrites)
+    }
+
+    /// Why this use cannot begin beside `other` on bytes that both want, if it cannot. Devices are
+    /// not kept apart: what two commands do to the same bytes is theirs to know.
+    fn refused_by(self, other: Self) -> Option<&'static str> {
+        match (self, other) {
+            (Self::Change, _) => Some("the block is in use"),
+            (Self::Look, Self::Change | Self::DeviceWrites) | (_, Self::Change) => {
+                Some("the block is being written")
+            }
+            (Self::DeviceWrites, Self::Look) => Some("somebody looks at the block"),
+            _ => None,
+        }
+    }
+}
+
+/// One use of a window, in the list of its block.
+#[derive(Clone, Copy)]
+struct InUse {
+    by: Use,
+    offset: u32,
+    len: u32,
     previous: u32,
     next: u32,
 }
@@ -52,10 +93,8 @@ struct Page {
 const UNUSED: Page = Page {
     order: 0,
     free: false,
-    exclusive: false,
-    shared: 0,
-    device_reads: 0,
-    device_writes: 0,
+    changing: 0,
+    uses: NONE,
     handles: 0,
     previous: NONE,
     next: NONE,
@@ -65,6 +104,9 @@ struct Buddies {
     pages: Box<[Page]>,
     heads: [u32; ORDERS],
     free_bytes: usize,
+    uses: Vec<InUse>,
+    /// The first free entry of `uses`; they are linked by `next`.
+    free_use: u32,
 }
 
 struct Shared {
@@ -174,6 +216,8 @@ impl Buddies {
             pages: vec![UNUSED; count as usize].into(),
             heads: [NONE; ORDERS],
             free_bytes: 0,
+            uses: Vec::with_capacity(USES),
+            free_use: NONE,
         };
         let mut page = 0;
         while page < count {
@@ -221,6 +265,71 @@ impl Buddies {
             order += 1;
         }
         self.push_free(page, order);
+    }
+
+    /// Enters a use of a window, if it goes together with the others of the same bytes.
+    fn begin_use(&mut self, window: &Buffer, by: Use) -> u32 {
+        let page = self.pages[window.page as usize];
+        // Nothing that leaves the bytes as they are can be in the way of the like.
+        let mut other = match by.changes() || page.changing > 0 {
+            true => page.uses,
+            false => NONE,
+        };
+        while other != NONE {
+            let entry = self.uses[other as usize];
+            let overlap = entry.offset < window.offset + window.len
+                && window.offset < entry.offset + entry.len;
+            if overlap && let Some(why) = by.refused_by(entry.by) {
+                panic!("{why}");
+            }
+            other = entry.next;
+        }
+        let entry = InUse {
+            by,
+            offset: window.offset,
+            len: window.len,
+            previous: NONE,
+            next: page.uses,
+        };
+        let index = self.put_use(entry);
+        if page.uses != NONE {
+            self.uses[page.uses as usize].previous = index;
+        }
+        let page = &mut self.pages[window.page as usize];
+        page.uses = index;
+        if by.changes() {
+            page.changing = page.changing.checked_add(1).expect("fewer than 2^16 uses");
+        }
+        index
+    }
+
+    fn put_use(&mut self, entry: InUse) -> u32 {
+        if self.free_use == NONE {
+            self.uses.push(entry);
+            return u32::try_from(self.uses.len() - 1).expect("fewer than 2^32 uses");
+        }
+        let index = self.free_use;
+        self.free_use = self.uses[index as usize].next;
+        self.uses[index as usize] = entry;
+        index
+    }
+
+    fn end_use(&mut self, page: u32, index: u32) {
+        let InUse {
+            by, previous, next, ..
+        } = self.uses[index as usize];
+        match previous {
+            NONE => self.pages[page as usize].uses = next,
+            previous => self.uses[previous as usize].next = next,
+        }
+        if next != NONE {
+            self.uses[next as usize].previous = previous;
+        }
+        if by.changes() {
+            self.pages[page as usize].changing -= 1;
+        }
+        self.uses[index as usize].next = self.free_use;
+        self.free_use = index;
     }
 
     fn push_free(&mut self, page: u32, order: usize) {
@@ -316,48 +425,44 @@ impl Buffer {
         part
     }
 
-    /// Looks at the bytes. Panics while a device or somebody else writes the block.
+    /// Looks at the bytes. Panics while a device or somebody else writes some of them.
     #[must_use]
     pub fn bytes(&self) -> Bytes<'_> {
-        self.pool.with_page(self.page, |page| {
-            assert!(
-                !page.exclusive && page.device_writes == 0,
-                "the block is being written"
-            );
-            page.shared = page.shared.checked_add(1).expect("fewer than 2^16 readers");
-        });
-        Bytes { buffer: self }
+        Bytes {
+            buffer: self,
+            using: self.begin_use(Use::Look),
+        }
     }
 
-    /// Writes the bytes. Panics while a device uses the block or somebody else looks at it.
+    /// Writes the bytes. Panics while a device uses some of them or somebody else looks at them.
     #[must_use]
     pub fn bytes_mut(&mut self) -> BytesMut<'_> {
-        self.pool.with_page(self.page, |page| {
-            let used = page.shared + page.device_reads + page.device_writes;
-            assert!(!page.exclusive && used == 0, "the block is in use");
-            page.exclusive = true;
-        });
-        BytesMut { buffer: self }
+        BytesMut {
+            using: self.begin_use(Use::Change),
+            buffer: self,
+        }
     }
 
-    /// Hands the window to a device: the block can be neither freed nor, where the device writes
-    /// it, looked at until the pin is dropped.
+    /// Hands the window to a device: its block cannot be freed, nor the window be written or, where
+    /// the device writes it, looked at until the pin is dropped.
     #[must_use]
     pub fn pin(&self, direction: Direction) -> DevicePin {
-        self.pool.with_page(self.page, |page| {
-            assert!(!page.exclusive, "the block is being written");
-            match direction {
-                Direction::FromDevice => {
-                    assert!(page.shared == 0, "somebody looks at the block");
-                    page.device_writes += 1;
-                }
-                Direction::ToDevice => page.device_reads += 1,
-            }
-        });
+        let by = match direction {
+            Direction::FromDevice => Use::DeviceWrites,
+            Direction::ToDevice => Use::DeviceReads,
+        };
         DevicePin {
+            using: self.begin_use(by),
             buffer: self.clone(),
-            direction,
         }
+    }
+
+    fn begin_use(&self, by: Use) -> u32 {
+        self.pool.buddies.borrow_mut().begin_use(self, by)
+    }
+
+    fn end_use(&self, using: u32) {
+        self.pool.buddies.borrow_mut().end_use(self.page, using);
     }
 
     fn start(&self) -> *mut u8 {
@@ -403,6 +508,7 @@ impl fmt::Debug for Buffer {
 #[derive(Debug)]
 pub struct Bytes<'a> {
     buffer: &'a Buffer,
+    using: u32,
 }
 
 impl Deref for Bytes<'_> {
@@ -418,9 +524,7 @@ impl Deref for Bytes<'_> {
 
 impl Drop for Bytes<'_> {
     fn drop(&mut self) {
-        self.buffer
-            .pool
-            .with_page(self.buffer.page, |page| page.shared -= 1);
+        self.buffer.end_use(self.using);
     }
 }
 
@@ -428,13 +532,14 @@ impl Drop for Bytes<'_> {
 #[derive(Debug)]
 pub struct BytesMut<'a> {
     buffer: &'a Buffer,
+    using: u32,
 }
 
 impl Deref for BytesMut<'_> {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: as for `Bytes`; the page's flag keeps everybody else out.
+        // SAFETY: as for `Bytes`; the table of uses keeps everybody else from these bytes.
         unsafe { std::slice::from_raw_parts(self.buffer.start(), self.buffer.len()) }
     }
 }
@@ -448,9 +553,7 @@ impl DerefMut for BytesMut<'_> {
 
 impl Drop for BytesMut<'_> {
     fn drop(&mut self) {
-        self.buffer
-            .pool
-            .with_page(self.buffer.page, |page| page.exclusive = false);
+        self.buffer.end_use(self.using);
     }
 }
 
@@ -468,7 +571,7 @@ pub enum Direction {
 #[derive(Debug)]
 pub struct DevicePin {
     buffer: Buffer,
-    direction: Direction,
+    using: u32,
 }
 
 impl DevicePin {
@@ -493,13 +596,7 @@ impl DevicePin {
 
 impl Drop for DevicePin {
     fn drop(&mut self) {
-        let direction = self.direction;
-        self.buffer
-            .pool
-            .with_page(self.buffer.page, |page| match direction {
-                Direction::FromDevice => page.device_writes -= 1,
-                Direction::ToDevice => page.device_reads -= 1,
-            });
+        self.buffer.end_use(self.using);
     }
 }
 

@@ -51,6 +51,73 @@ fn nobody_writes_what_a_device_reads() {
 }
 
 #[test]
+fn windows_that_do_not_overlap_are_independent() {
+    let whole = pool(BLOCK_BYTES_MAX).try_allocate(16384).unwrap();
+    let mut parts: Vec<Buffer> = (0..4)
+        .map(|part| whole.slice(part * 512..(part + 1) * 512))
+        .collect();
+    let written = parts[0].pin(Direction::FromDevice);
+    let read = parts[1].pin(Direction::ToDevice);
+    parts[2].bytes_mut().fill(7);
+    assert_eq!(&parts[2].bytes()[..], [7; 512]);
+    let look = parts[1].bytes();
+    let other = parts[3].pin(Direction::FromDevice);
+    drop((look, read, written));
+    parts[0].bytes_mut().fill(1);
+    drop(other);
+    parts[3].bytes_mut().fill(1);
+    assert_eq!(whole.bytes()[..512], [1; 512]);
+}
+
+#[test]
+#[should_panic(expected = "the block is being written")]
+fn one_shared_byte_is_enough_to_collide() {
+    let whole = pool(BLOCK_BYTES_MAX).try_allocate(4096).unwrap();
+    let _first = whole.slice(0..1000).bytes().len();
+    let _pin = whole.slice(512..1024).pin(Direction::FromDevice);
+    let _ = whole.slice(1023..1024).bytes();
+}
+
+#[test]
+fn uses_agree_with_a_slow_model() {
+    let (whole, mut rng) = (
+        pool(BLOCK_BYTES_MAX).try_allocate(4096).unwrap(),
+        Rng::from_seed(3),
+    );
+    let mut held: Vec<(std::ops::Range<usize>, bool, DevicePin)> = Vec::new();
+    for _ in 0..3000 {
+        let start = rng.below(8) as usize;
+        let range = start * 512..(start + 1 + rng.below(8 - start as u64) as usize) * 512;
+        if rng.once_in(2) && !held.is_empty() {
+            held.swap_remove(rng.below(held.len() as u64) as usize);
+        } else if held.len() < 5 {
+            let writes = rng.once_in(2);
+            let direction = match writes {
+                true => Direction::FromDevice,
+                false => Direction::ToDevice,
+            };
+            held.push((
+                range.clone(),
+                writes,
+                whole.slice(range.clone()).pin(direction),
+            ));
+        }
+        let overlaps =
+            |other: &std::ops::Range<usize>| other.start < range.end && range.start < other.end;
+        let mut window = whole.slice(range.clone());
+        let may_look = !held
+            .iter()
+            .any(|(other, writes, _)| *writes && overlaps(other));
+        let may_change = !held.iter().any(|(other, ..)| overlaps(other));
+        let attempt = |action: &mut dyn FnMut()| {
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(action)).is_ok()
+        };
+        assert_eq!(attempt(&mut || drop(window.bytes())), may_look);
+        assert_eq!(attempt(&mut || drop(window.bytes_mut())), may_change);
+    }
+}
+
+#[test]
 fn a_large_request_is_not_overtaken() {
     let pool = pool(BLOCK_BYTES_MAX);
     let executor = Executor::new(4);
