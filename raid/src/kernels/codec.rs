@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::{
     MEMBERS_MAX,
+    level::Level,
     matrix::{DATA_MAX, InvalidMatrix, Matrix},
     product::Product,
 };
@@ -13,6 +14,7 @@ use super::{
 pub struct Codec {
     matrix: Matrix,
     product: Product,
+    level: Level,
 }
 
 /// More members are lost than there is parity.
@@ -57,6 +59,25 @@ impl Codec {
         coefficients: &[u8],
     ) -> Result<Self, InvalidMatrix> {
         Matrix::new(data, parity, coefficients.to_vec()).map(Self::from)
+    }
+
+    /// The same codec with kernels of another level than the best.
+    ///
+    /// # Panics
+    /// Where this processor lacks the level.
+    #[must_use]
+    pub fn with_level(self, level: Level) -> Self {
+        Self::by(self.matrix, level)
+    }
+
+    fn by(matrix: Matrix, level: Level) -> Self {
+        let (data, parity) = (matrix.data(), matrix.parity());
+        let product = Product::new(parity, data, matrix.coefficients(), level);
+        Self {
+            matrix,
+            product,
+            level,
+        }
     }
 
     /// How many data members there are.
@@ -110,7 +131,8 @@ impl Codec {
         let present = (0..members).filter(|&member| !is_lost[member]);
         let sources: Vec<usize> = present.take(self.data()).collect();
         let coefficients = self.matrix.restoring(&sources, lost);
-        let product = |rows, coefficients| Product::new(rows, self.data(), coefficients);
+        let product =
+            |rows, coefficients| Product::new(rows, self.data(), coefficients, self.level);
         Ok(Plan {
             all: product(lost.len(), &coefficients),
             each: coefficients
@@ -125,9 +147,7 @@ impl Codec {
 
 impl From<Matrix> for Codec {
     fn from(matrix: Matrix) -> Self {
-        let (data, parity) = (matrix.data(), matrix.parity());
-        let product = Product::new(parity, data, matrix.coefficients());
-        Self { matrix, product }
+        Self::by(matrix, Level::best())
     }
 }
 

@@ -14,11 +14,19 @@
 
 mod codec;
 mod field;
+mod level;
 mod matrix;
 mod portable;
 mod product;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "loads and stores of vectors")]
+mod vector;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "instructions that not every processor has")]
+mod x86;
 
 pub use codec::{Codec, Plan, Unrecoverable};
+pub use level::Level;
 pub use matrix::{DATA_MAX, InvalidMatrix, PARITY_MAX};
 
 /// The most members of a stripe.
@@ -26,15 +34,15 @@ pub const MEMBERS_MAX: usize = DATA_MAX + PARITY_MAX;
 
 /// `dest` becomes the XOR of all sources, at least one and at most `DATA_MAX`, each as long as it is.
 pub fn xor(sources: &[&[u8]], dest: &mut [u8]) {
-    product::xor(sources, dest, false);
+    product::xor(Level::best(), sources, dest, false);
 }
 
 /// XORs all sources into `dest`; as many and as long as for [`xor`].
 pub fn xor_into(sources: &[&[u8]], dest: &mut [u8]) {
-    product::xor(sources, dest, true);
+    product::xor(Level::best(), sources, dest, true);
 }
 
 /// RAID 6's parity of `data`: `p` is the XOR of all, `q` that of `data[i]` times `2^i`.
 pub fn pq(data: &[&[u8]], p: &mut [u8], q: &mut [u8]) {
-    product::pq(data, p, q);
+    product::pq(Level::best(), data, p, q);
 }

@@ -32,10 +32,11 @@ pub fn bit_row(coefficients: impl Iterator<Item = u8>) -> BitRow {
     row
 }
 
-/// `output` becomes, or is XORed with, the sum of the sources' products.
-pub fn combine(row: &BitRow, sources: &[&[u8]], output: &mut [u8], accumulate: bool) {
-    for (index, piece) in output.chunks_mut(BLOCK_BYTES).enumerate() {
-        let at = index * BLOCK_BYTES;
+/// From byte `start` on, `output` becomes, or with `accumulate` is XORed with, the sum of the sources'
+/// products.
+pub fn combine(row: &BitRow, sources: &[&[u8]], output: &mut [u8], start: usize, accumulate: bool) {
+    for (index, piece) in output[start..].chunks_mut(BLOCK_BYTES).enumerate() {
+        let at = start + index * BLOCK_BYTES;
         let mut sum: Block = [0; BLOCK_BYTES];
         let mut is_zero = true;
         for sources_of_bit in row.iter().rev() {
