@@ -11,7 +11,6 @@
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
-    sync::atomic::{AtomicU64, Ordering},
 };
 
 use corebay_core::{
@@ -44,22 +43,6 @@ pub struct NamespaceSpec<M> {
     pub info: DiskInfo,
     /// Hosts may not change it.
     pub read_only: bool,
-    /// What has been done with it.
-    pub counters: NamespaceCounters,
-}
-
-/// What all hosts and cores together have done with a namespace.
-#[derive(Debug, Default)]
-pub struct NamespaceCounters {
-    /// Commands that failed on the medium.
-    pub media_errors: AtomicU64,
-}
-
-impl NamespaceCounters {
-    /// Counts a command that failed on the medium.
-    pub fn count_media_error(&self) {
-        self.media_errors.fetch_add(1, Ordering::Relaxed);
-    }
 }
 
 /// One core's way to a namespace.

@@ -350,6 +350,13 @@ impl<M> Subsystem<M> {
         self.state().namespaces.values().cloned().collect()
     }
 
+    /// True where a completed write to one of the namespaces may be lost with the power (VWC).
+    #[must_use]
+    pub fn has_volatile_cache(&self) -> bool {
+        let state = self.state();
+        state.namespaces.values().any(|n| n.info.volatile_cache)
+    }
+
     /// Makes a controller with a free controller id, or with `wanted` if that is given and free.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ use crate::{
 pub const SEL_CAPABILITIES: u8 = 3;
 
 /// Features of controllers with namespaces.
-pub const IO_FEATURES: [u8; 12] = [
+const IO_FEATURES: [u8; 12] = [
     fid::ARBITRATION,
     fid::POWER_MANAGEMENT,
     fid::TEMPERATURE_THRESHOLD,
@@ -78,13 +78,22 @@ fn is_saveable(fid: u8) -> bool {
     )
 }
 
-fn check_known<M>(controller: &Controller<M>, fid: u8) -> Result<(), Status> {
-    let known: &[u8] = if controller.subsystem.is_discovery() {
+/// The features of a controller. Where no namespace has a volatile write cache (VWC), there is no
+/// feature for one (Base 2.1, 5.1.25.1.4).
+pub fn known<M>(controller: &Controller<M>) -> impl Iterator<Item = u8> {
+    let subsystem = &controller.subsystem;
+    let known: &[u8] = if subsystem.is_discovery() {
         &DISCOVERY_FEATURES
     } else {
         &IO_FEATURES
     };
-    if known.contains(&fid) {
+    let cached = subsystem.has_volatile_cache();
+    let missing = move |fid| fid == fid::VOLATILE_WRITE_CACHE && !cached;
+    known.iter().copied().filter(move |&fid| !missing(fid))
+}
+
+fn check_known<M>(controller: &Controller<M>, fid: u8) -> Result<(), Status> {
+    if known(controller).any(|known| known == fid) {
         Ok(())
     } else {
         Err(Status::INVALID_FIELD.with_dnr())

@@ -17,6 +17,7 @@ use corebay_nvme::spec::{
 };
 use zerocopy::{FromZeros, IntoBytes, little_endian::U16, little_endian::U32, little_endian::U64};
 
+use super::commands;
 use crate::{
     core::Core,
     environment::Environment,
@@ -251,8 +252,8 @@ fn io_controller<E: Environment>(
 ) {
     let namespaces = binding.controller.subsystem.namespaces();
     let bytes: u128 = namespaces.iter().map(|n| u128::from(n.info.bytes())).sum();
-    let uncorrectable = namespaces.iter().any(|n| n.info.write_uncorrectable);
-    let cached = namespaces.iter().any(|n| n.info.volatile_cache);
+    let commands = commands::io(&namespaces).fold(0, |bits, command| bits | command.oncs);
+    let cached = binding.controller.subsystem.has_volatile_cache();
     page.cntrltype = cntrltype::IO;
     page.cmic = cmic::MULTI_PORT | cmic::MULTI_CONTROLLER | cmic::ANA_REPORTING;
     page.oaes = U32::new(oaes::NAMESPACE_ATTRIBUTE | oaes::ANA_CHANGE);
@@ -268,20 +269,7 @@ fn io_controller<E: Environment>(
     page.maxcmd = U16::new(core.limits.queue_depth_max);
     page.nn = U32::new(NAMESPACES_MAX);
     page.mnan = U32::new(NAMESPACES_MAX);
-    page.oncs = U16::new(
-        oncs::COMPARE
-            | if uncorrectable {
-                oncs::WRITE_UNCORRECTABLE
-            } else {
-                0
-            }
-            | oncs::DATASET_MANAGEMENT
-            | oncs::WRITE_ZEROES
-            | oncs::SAVE_SELECT
-            | oncs::TIMESTAMP
-            | oncs::VERIFY
-            | oncs::COPY,
-    );
+    page.oncs = U16::new(commands | oncs::SAVE_SELECT | oncs::TIMESTAMP);
     page.fuses = U16::new(fuses::COMPARE_AND_WRITE);
     page.vwc = vwc::FLUSH_ALL_SUPPORTED | if cached { vwc::PRESENT } else { 0 };
     // One block is atomic, also when the power fails; 0's based.

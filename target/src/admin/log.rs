@@ -3,11 +3,7 @@
 use std::{net::SocketAddr, sync::atomic::Ordering};
 
 use corebay_nvme::spec::{
-    command::{
-        SubmissionEntry,
-        admin::{self, GetLogPage},
-        nvm,
-    },
+    command::{SubmissionEntry, admin::GetLogPage},
     log::{
         AnaGroupDescriptor, AnaLogHeader, AnaState, ChangedNamespaceList,
         CommandsSupportedAndEffects, ErrorLogEntry, FeatureIdentifiersEffects, FirmwareSlotLog,
@@ -17,9 +13,10 @@ use corebay_nvme::spec::{
 };
 use zerocopy::{FromZeros, IntoBytes, little_endian::U16, little_endian::U32, little_endian::U64};
 
-use super::{feature, identify::ANA_GROUP};
+use super::{commands, feature, identify::ANA_GROUP};
 use crate::{
-    core::Core, discovery, environment::Environment, limits::ERROR_LOG_ENTRIES, queue::Binding,
+    controller::Controller, core::Core, discovery, environment::Environment,
+    limits::ERROR_LOG_ENTRIES, queue::Binding,
 };
 
 /// Log pages of controllers with namespaces.
@@ -71,9 +68,9 @@ pub fn page<E: Environment>(
             list.fill(controller.changed_namespaces(!command.rae && in_range));
             list.as_bytes().to_vec()
         }
-        lid::COMMAND_EFFECTS => effects(),
+        lid::COMMAND_EFFECTS => effects(binding),
         lid::ANA => ana(binding, command.lsp & ana_lsp::GROUPS_ONLY != 0),
-        lid::FEATURE_EFFECTS => feature_identifiers(),
+        lid::FEATURE_EFFECTS => feature_identifiers(controller),
         _ => discovery::log_page(&core.registry, &controller.host_nqn, local),
     })
 }
@@ -119,11 +116,6 @@ fn smart<E: Environment>(core: &Core<E>, binding: &Binding<E>) -> Vec<u8> {
     let (_, error_count) = controller.errors();
     let health = core.registry.health();
     let up = core.reactor.now().0 / 1_000_000_000;
-    let namespaces = controller.subsystem.namespaces();
-    let media_errors = namespaces
-        .iter()
-        .map(|n| count(&n.counters.media_errors))
-        .sum();
     let mut log = SmartLog::new_zeroed();
     log.available_spare = 100;
     log.available_spare_threshold = 10;
@@ -135,7 +127,7 @@ fn smart<E: Environment>(core: &Core<E>, binding: &Binding<E>) -> Vec<u8> {
     log.power_cycles = wide(health.starts);
     log.power_on_hours = wide((health.seconds_before + up) / 3600);
     log.unsafe_shutdowns = wide(health.unclean_stops);
-    log.media_errors = wide(media_errors);
+    log.media_errors = wide(count(&totals.media_errors));
     log.error_log_entries = wide(error_count);
     log.as_bytes().to_vec()
 }
@@ -147,31 +139,13 @@ fn firmware() -> Vec<u8> {
     log.as_bytes().to_vec()
 }
 
-fn effects() -> Vec<u8> {
-    use command_effects::{CSUPP, LBCC};
+fn effects<E: Environment>(binding: &Binding<E>) -> Vec<u8> {
     let mut log = CommandsSupportedAndEffects::new_zeroed();
-    for opcode in [
-        admin::GET_LOG_PAGE,
-        admin::IDENTIFY,
-        admin::ABORT,
-        admin::SET_FEATURES,
-        admin::GET_FEATURES,
-        admin::ASYNC_EVENT_REQUEST,
-        admin::KEEP_ALIVE,
-    ] {
-        log.acs[usize::from(opcode)] = U32::new(CSUPP);
+    for opcode in commands::ADMIN {
+        log.acs[usize::from(opcode)] = U32::new(command_effects::CSUPP);
     }
-    for opcode in [nvm::FLUSH, nvm::READ, nvm::COMPARE, nvm::VERIFY] {
-        log.iocs[usize::from(opcode)] = U32::new(CSUPP);
-    }
-    for opcode in [
-        nvm::WRITE,
-        nvm::WRITE_UNCORRECTABLE,
-        nvm::WRITE_ZEROES,
-        nvm::DATASET_MANAGEMENT,
-        nvm::COPY,
-    ] {
-        log.iocs[usize::from(opcode)] = U32::new(CSUPP | LBCC);
+    for command in commands::io(&binding.controller.subsystem.namespaces()) {
+        log.iocs[usize::from(command.opcode)] = U32::new(command.effects);
     }
     log.as_bytes().to_vec()
 }
@@ -192,9 +166,9 @@ fn ana<E: Environment>(binding: &Binding<E>, groups_only: bool) -> Vec<u8> {
     log
 }
 
-fn feature_identifiers() -> Vec<u8> {
+fn feature_identifiers<M>(controller: &Controller<M>) -> Vec<u8> {
     let mut log = FeatureIdentifiersEffects::new_zeroed();
-    for fid in feature::IO_FEATURES {
+    for fid in feature::known(controller) {
         log.fids[usize::from(fid)] =
             U32::new(feature_effects::FSUPP | feature_effects::SCOPE_CONTROLLER);
     }

@@ -2,6 +2,7 @@
 //!
 //! Everything here is control path: it may allocate and take the registry's locks.
 
+mod commands;
 mod feature;
 mod identify;
 mod log;

@@ -102,7 +102,6 @@ impl Media {
             info: medium.info(),
             medium,
             read_only: namespace.read_only,
-            counters: Default::default(),
         })
     }
 }

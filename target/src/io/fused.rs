@@ -38,7 +38,7 @@ pub async fn compare_and_write<E: Environment>(
     // Scratch memory before the lock: a Copy that holds scratch may wait for the lock's end.
     let piece = core.memory.scratch_piece().await;
     let lock = Exclusive::take(core, binding.controller.subsystem.id, &blocks).await;
-    let compared = range::compare_by(&piece, &blocks, &expected).await;
+    let compared = range::compare_by(&piece, &blocks, &expected, &binding.counters).await;
     drop(piece);
     let outcome = match compared {
         Err(status) => (
@@ -56,10 +56,7 @@ pub async fn compare_and_write<E: Environment>(
                     IoCounters::add(&binding.counters.written_bytes, new.len() as u64);
                     (Done::SUCCESS, Done::SUCCESS)
                 }
-                Err(error) => (
-                    Done::SUCCESS,
-                    failed(&blocks.namespace, &binding.counters, error),
-                ),
+                Err(error) => (Done::SUCCESS, failed(&binding.counters, error)),
             }
         }
     };

@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use corebay_core::{
     buffer::Buffer,
-    disk::{Disk, Durability, Space},
+    disk::{Disk, DiskError, Durability, Space},
     units::Lba,
 };
 use corebay_nvme::spec::{
@@ -308,7 +308,7 @@ pub async fn execute<E: Environment>(
                     IoCounters::add(&counters.read_bytes, data.len() as u64);
                     Done::with_data(data)
                 }
-                Err(error) => failed(&blocks.namespace, counters, error),
+                Err(error) => failed(counters, error),
             }
         }
         (Operation::Write(blocks, durability, _), Some(data)) => {
@@ -319,12 +319,12 @@ pub async fn execute<E: Environment>(
                     IoCounters::add(&counters.written_bytes, data.len() as u64);
                     Done::SUCCESS
                 }
-                Err(error) => failed(&blocks.namespace, counters, error),
+                Err(error) => failed(counters, error),
             }
         }
         (Operation::Compare(blocks, _), Some(data)) => {
             IoCounters::add(&counters.reads, 1);
-            range::compare(core, &blocks, &data).await.into()
+            range::compare(core, &blocks, &data, counters).await.into()
         }
         (Operation::Flush(namespace), _) => flush(binding, namespace).await.into(),
         (Operation::WriteZeroes(blocks, space, durability), _) => {
@@ -334,7 +334,7 @@ pub async fn execute<E: Environment>(
                 .write_zeroes(blocks.at, blocks.count, space, durability)
                 .await;
             drop(pass);
-            done(&blocks.namespace, counters, result)
+            done(counters, result)
         }
         (Operation::WriteUncorrectable(blocks), _) => {
             let pass = blocks.namespace.gate.enter(blocks.at, blocks.count).await;
@@ -344,18 +344,21 @@ pub async fn execute<E: Environment>(
                 .write_uncorrectable(blocks.at, blocks.count)
                 .await;
             drop(pass);
-            done(&blocks.namespace, counters, result)
+            done(counters, result)
         }
-        (Operation::Verify(blocks), _) => range::verify(core, &blocks).await.into(),
+        (Operation::Verify(blocks), _) => range::verify(core, &blocks, counters).await.into(),
         (Operation::DatasetManagement(namespace, ranges, deallocate), Some(data)) => {
-            let mut done = range::dataset_management(&namespace, ranges, deallocate, &data).await;
+            let ranges = (ranges, &data);
+            let mut done =
+                range::dataset_management(&namespace, ranges, deallocate, counters).await;
             if done.is_ok() && now_durable(binding, Durability::Cached) == Durability::Durable {
-                done = namespace.disk.flush().await.map_err(from_disk);
+                let flushed = namespace.disk.flush().await;
+                done = flushed.map_err(|error| status_of(error, counters));
             }
             done.into()
         }
         (Operation::Copy(namespace, to, ranges, durability), Some(data)) => {
-            range::copy(core, &namespace, to, ranges, durability, &data).await
+            range::copy(core, &namespace, to, (ranges, &data), durability, counters).await
         }
         (_, None) => Done::status(Status::INTERNAL_ERROR),
     }
@@ -374,7 +377,7 @@ async fn write<E: Environment>(
     blocks: &Blocks<E>,
     data: &Buffer,
     durability: Durability,
-) -> Result<(), corebay_core::disk::DiskError> {
+) -> Result<(), DiskError> {
     let _pass = blocks.namespace.gate.enter(blocks.at, blocks.count).await;
     blocks
         .namespace
@@ -392,38 +395,31 @@ pub async fn flush<E: Environment>(
     if fault::is(fault::Fault::FlushSkipped) {
         return Ok(());
     }
+    let status = |error| status_of(error, &binding.counters);
     let targets = match namespace {
-        Some(namespace) => return namespace.disk.flush().await.map_err(from_disk),
+        Some(namespace) => return namespace.disk.flush().await.map_err(status),
         None => binding.table.all(),
     };
     let mut result = Ok(());
     for namespace in targets {
         // All are flushed, whichever fails.
-        result = result.and(namespace.disk.flush().await.map_err(from_disk));
+        result = result.and(namespace.disk.flush().await.map_err(status));
     }
     result
 }
 
-fn done<D, M>(
-    namespace: &Namespace<D, M>,
-    counters: &IoCounters,
-    result: Result<(), corebay_core::disk::DiskError>,
-) -> Done {
-    match result {
-        Ok(()) => Done::SUCCESS,
-        Err(error) => failed(namespace, counters, error),
-    }
+fn done(counters: &IoCounters, result: Result<(), DiskError>) -> Done {
+    result.map_err(|error| status_of(error, counters)).into()
 }
 
-fn failed<D, M>(
-    namespace: &Namespace<D, M>,
-    counters: &IoCounters,
-    error: corebay_core::disk::DiskError,
-) -> Done {
-    use corebay_core::disk::DiskError;
+fn failed(counters: &IoCounters, error: DiskError) -> Done {
+    Done::status(status_of(error, counters))
+}
+
+/// The status of a disk's error. Where the medium is at fault, the health log counts it.
+fn status_of(error: DiskError, counters: &IoCounters) -> Status {
     if matches!(error, DiskError::UnrecoveredRead | DiskError::WriteFault) {
         IoCounters::add(&counters.media_errors, 1);
-        namespace.spec.counters.count_media_error();
     }
-    Done::status(from_disk(error))
+    from_disk(error)
 }

@@ -15,8 +15,9 @@ use corebay_nvme::spec::{
 };
 use zerocopy::FromBytes;
 
-use super::{Blocks, from_disk};
+use super::{Blocks, status_of};
 use crate::{
+    controller::IoCounters,
     core::Core,
     environment::Environment,
     limits::{COPY_BLOCKS_MAX, COPY_RANGE_BLOCKS_MAX, SCRATCH_BYTES},
@@ -35,9 +36,10 @@ pub async fn compare<E: Environment>(
     core: &Core<E>,
     blocks: &Blocks<E>,
     data: &Buffer,
+    counters: &IoCounters,
 ) -> Result<(), Status> {
     let piece = core.memory.scratch_piece().await;
-    compare_by(&piece, blocks, data).await
+    compare_by(&piece, blocks, data, counters).await
 }
 
 /// The same, with a scratch piece that the caller holds already.
@@ -45,6 +47,7 @@ pub async fn compare_by<E: Environment>(
     piece: &Buffer,
     blocks: &Blocks<E>,
     data: &Buffer,
+    counters: &IoCounters,
 ) -> Result<(), Status> {
     let shift = blocks.namespace.spec.info.block_size.shift();
     let mut done = 0;
@@ -57,7 +60,7 @@ pub async fn compare_by<E: Environment>(
             .disk
             .read(at, std::slice::from_ref(&part))
             .await
-            .map_err(from_disk)?;
+            .map_err(|error| status_of(error, counters))?;
         if *part.bytes() != *data.slice(done..done + len).bytes() {
             #[cfg(corebay_fault)]
             if crate::fault::is(crate::fault::Fault::ScratchLeaked) {
@@ -71,7 +74,11 @@ pub async fn compare_by<E: Environment>(
 }
 
 /// Reads blocks without transferring them.
-pub async fn verify<E: Environment>(core: &Core<E>, blocks: &Blocks<E>) -> Result<(), Status> {
+pub async fn verify<E: Environment>(
+    core: &Core<E>,
+    blocks: &Blocks<E>,
+    counters: &IoCounters,
+) -> Result<(), Status> {
     let block_size = blocks.namespace.spec.info.block_size;
     let step = block_size.blocks_in(SCRATCH_BYTES as u64);
     let piece = core.memory.scratch_piece().await;
@@ -85,18 +92,18 @@ pub async fn verify<E: Environment>(core: &Core<E>, blocks: &Blocks<E>) -> Resul
             .disk
             .read(at, std::slice::from_ref(&part))
             .await
-            .map_err(from_disk)?;
+            .map_err(|error| status_of(error, counters))?;
         done += count;
     }
     Ok(())
 }
 
-/// Deallocates the ranges that `data` lists. All are checked before the first is touched.
+/// Deallocates the ranges that the data list, so many. All are checked before the first is touched.
 pub async fn dataset_management<D: Disk, M>(
     namespace: &Namespace<D, M>,
-    ranges: usize,
+    (ranges, data): (usize, &Buffer),
     deallocate: bool,
-    data: &Buffer,
+    counters: &IoCounters,
 ) -> Result<(), Status> {
     for index in 0..ranges {
         let (at, count) = dsm_range(data, index)?;
@@ -115,7 +122,7 @@ pub async fn dataset_management<D: Disk, M>(
                 .disk
                 .deallocate(at, count)
                 .await
-                .map_err(from_disk)?;
+                .map_err(|error| status_of(error, counters))?;
         }
     }
     Ok(())
@@ -136,15 +143,15 @@ fn copy_range(data: &Buffer, index: usize) -> Result<(Lba, u64), Status> {
     Ok((Lba(range.slba.get()), u64::from(range.blocks())))
 }
 
-/// Copies the ranges that `data` lists to `to` and on, one after the other. Where one fails, dword 0
-/// of the completion is its index.
+/// Copies the ranges that the data list, so many, to `to` and on, one after the other. Where one
+/// fails, dword 0 of the completion is its index.
 pub async fn copy<E: Environment>(
     core: &Core<E>,
     namespace: &Namespace<E::Disk, E::Medium>,
     to: Lba,
-    ranges: usize,
+    (ranges, data): (usize, &Buffer),
     durability: Durability,
-    data: &Buffer,
+    counters: &IoCounters,
 ) -> Done {
     if let Err(status) = check_copy(namespace, to, ranges, data) {
         return Done::status(status);
@@ -152,7 +159,10 @@ pub async fn copy<E: Environment>(
     let piece = core.memory.scratch_piece().await;
     let mut to = to;
     for index in 0..ranges {
-        let copied = copy_one(namespace, to, copy_range(data, index), durability, &piece).await;
+        let copied = match copy_range(data, index) {
+            Ok(range) => copy_one(namespace, to, range, durability, (&piece, counters)).await,
+            Err(status) => Err(status),
+        };
         match copied {
             Ok(count) => to = to.plus(count),
             Err(status) => {
@@ -196,11 +206,10 @@ fn check_copy<D: Disk, M>(
 async fn copy_one<D: Disk, M>(
     namespace: &Namespace<D, M>,
     to: Lba,
-    range: Result<(Lba, u64), Status>,
+    (from, count): (Lba, u64),
     durability: Durability,
-    piece: &Buffer,
+    (piece, counters): (&Buffer, &IoCounters),
 ) -> Result<u64, Status> {
-    let (from, count) = range?;
     let block_size = namespace.spec.info.block_size;
     let step = block_size.blocks_in(SCRATCH_BYTES as u64);
     let mut done = 0;
@@ -212,13 +221,13 @@ async fn copy_one<D: Disk, M>(
             .disk
             .read(from.plus(done), buffers)
             .await
-            .map_err(from_disk)?;
+            .map_err(|error| status_of(error, counters))?;
         let _pass = namespace.gate.enter(to.plus(done), blocks).await;
         namespace
             .disk
             .write(to.plus(done), buffers, durability)
             .await
-            .map_err(from_disk)?;
+            .map_err(|error| status_of(error, counters))?;
         done += blocks;
     }
     Ok(count)

@@ -212,7 +212,6 @@ pub fn spec(plan: &Plan, nsid: u32, medium: &Medium) -> Arc<NamespaceSpec<Medium
         info: medium.info(),
         medium: medium.clone(),
         read_only: plan.read_only.contains(&nsid),
-        counters: Default::default(),
     })
 }
 

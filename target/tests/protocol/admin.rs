@@ -3,16 +3,23 @@
 use crate::harness::{
     host::{Association, Host, assert_status, pattern},
     wire::Payload,
-    world::{Plan, SUBSYSTEM, WALL_CLOCK_MS, World, faulty, identity, ram},
+    world::{Plan, SUBSYSTEM, WALL_CLOCK_MS, World, faulty, identity, null, ram},
 };
 use corebay_core::{
-    disk::fault::{Effect, Operation, Rule},
+    disk::{
+        DiskError,
+        fault::{Effect, Operation, Rule},
+    },
     units::BlockSize,
 };
 use corebay_nvme::spec::{
-    command::{SubmissionEntry, admin, nvm},
+    command::{
+        SubmissionEntry, admin,
+        nvm::{self, CopyRangeFormat0, DsmRange},
+    },
     status::Status,
 };
+use zerocopy::IntoBytes;
 
 /// `bytes` bytes at `at`, as a number.
 pub fn field(page: &[u8], at: usize, bytes: usize) -> u64 {
@@ -285,7 +292,7 @@ fn health_and_errors_are_counted() {
         io.read(1, 0, 4096, 1).ok();
     }
     world.faults().add(
-        Rule::new(Effect::Fail(corebay_core::disk::DiskError::UnrecoveredRead))
+        Rule::new(Effect::Fail(DiskError::UnrecoveredRead))
             .on(Operation::Read)
             .times(1),
     );
@@ -345,7 +352,9 @@ fn save(fid: u8, value: u32) -> SubmissionEntry {
 
 #[test]
 fn features() {
-    let world = world();
+    let mut cached = ram(BlockSize::B4096, 64);
+    cached.volatile_cache = true;
+    let world = World::with(vec![cached, ram(BlockSize::B4096, 64)]);
     let mut association = Host::new(&world, 1).associate();
     for (fid, default, new) in [
         (0x01u8, 0u32, 0x0302_0103u32),
@@ -400,6 +409,117 @@ fn features() {
     let of_namespace = admin::set_features(0x06, 1, 1);
     let done = association.admin.command(of_namespace, Payload::None);
     assert_status(&done, Status::FEATURE_NOT_NAMESPACE_SPECIFIC);
+}
+
+#[test]
+fn where_nothing_is_cached_there_is_no_feature_for_a_cache() {
+    let world = world();
+    let mut association = Host::new(&world, 1).associate();
+    assert_eq!(association.identify(1, 0).ok()[525] & 1, 0, "VWC");
+    for sel in 0..4 {
+        assert_status(&association.feature(0x06, sel), Status::INVALID_FIELD);
+    }
+    for value in [0, 1] {
+        assert_status(&association.set_feature(0x06, value), Status::INVALID_FIELD);
+    }
+    let supported = association.log(0x12, 0, 1024).ok();
+    assert_eq!(field(&supported, 0x06 * 4, 4), 0);
+    assert_eq!(field(&supported, 0x05 * 4, 4) & 1, 1);
+}
+
+#[test]
+fn what_no_namespace_knows_is_nowhere_said_to_be_supported() {
+    let world = World::with(vec![null(BlockSize::B4096, 64)]);
+    let (mut association, mut io) = Host::new(&world, 1).with_queue(32);
+    let oncs = field(&association.identify(1, 0).ok(), 520, 2);
+    let effects = association.log(5, 0, 4096).ok();
+    let listed = |opcode: usize| effects[1024 + opcode * 4] & 1 == 1;
+    // Opcode and ONCS bit: Compare, Write Uncorrectable, Dataset Management, Write Zeroes, Verify,
+    // Copy.
+    for (opcode, bit) in [
+        (0x05, 0),
+        (0x04, 1),
+        (0x09, 2),
+        (0x08, 3),
+        (0x0c, 7),
+        (0x19, 8),
+    ] {
+        assert_eq!(listed(opcode), oncs >> bit & 1 == 1, "{opcode:02x}h");
+    }
+    assert!(!listed(0x04));
+    let done = io.command(nvm::write_uncorrectable(1, 0, 1), Payload::None);
+    assert_status(&done, Status::INVALID_OPCODE);
+}
+
+#[test]
+fn every_command_that_the_medium_fails_counts() {
+    let world = World::with(vec![faulty(BlockSize::B4096, 64)]);
+    let (mut association, mut io) = Host::new(&world, 1).with_queue(32);
+    let fail_next = |operation| {
+        let effect = match operation {
+            Operation::Read => DiskError::UnrecoveredRead,
+            _ => DiskError::WriteFault,
+        };
+        let rule = Rule::new(Effect::Fail(effect)).on(operation).times(1);
+        world.faults().add(rule);
+    };
+    let block = [0; 4096];
+    let source = CopyRangeFormat0::new(1, 1);
+    let source = source.as_bytes();
+    let range = DsmRange::new(0, 1);
+    let range = range.as_bytes();
+    let commands = [
+        (
+            Operation::Read,
+            nvm::compare(1, 0, 1),
+            Payload::Capsule(&block),
+        ),
+        (Operation::Read, nvm::verify(1, 0, 1), Payload::None),
+        (
+            Operation::Read,
+            nvm::copy(1, 0, 1, false),
+            Payload::Capsule(source),
+        ),
+        (
+            Operation::Write,
+            nvm::copy(1, 0, 1, false),
+            Payload::Capsule(source),
+        ),
+        (
+            Operation::Deallocate,
+            nvm::deallocate(1, 1),
+            Payload::Capsule(range),
+        ),
+        (Operation::Flush, nvm::flush(1), Payload::None),
+        (Operation::Flush, nvm::flush(u32::MAX), Payload::None),
+        (
+            Operation::WriteZeroes,
+            nvm::write_zeroes(1, 0, 1, false, false),
+            Payload::None,
+        ),
+    ];
+    for ((operation, sqe, payload), count) in commands.into_iter().zip(1..) {
+        fail_next(operation);
+        let done = io.command(sqe, payload);
+        assert!(!done.status.is_success(), "{operation:?} {:02x}h", sqe.opc);
+        let smart = association.log(2, 0, 512).ok();
+        assert_eq!(
+            field(&smart, 160, 8),
+            count,
+            "{operation:?} {:02x}h",
+            sqe.opc
+        );
+    }
+    // A pair that does not compare, and data that differ, are no faults of the medium.
+    fail_next(Operation::Read);
+    let (first, _) = io.compare_and_write(1, 0, &block, &block);
+    assert!(!first.status.is_success());
+    assert_status(
+        &io.command(nvm::compare(1, 0, 1), Payload::Capsule(&[1; 4096])),
+        Status::COMPARE_FAILURE,
+    );
+    let smart = association.log(2, 0, 512).ok();
+    assert_eq!(field(&smart, 160, 8), 9);
 }
 
 #[test]

@@ -267,7 +267,6 @@ impl Node {
                 info: medium.info(),
                 medium: medium.clone(),
                 read_only: false,
-                counters: Default::default(),
             });
             self.subsystem.add_namespace(spec.clone());
             for each in &self.cores {

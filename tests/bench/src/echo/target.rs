@@ -132,7 +132,6 @@ impl Target {
                 medium: reads,
                 info: NullDisk::new(BlockSize::B4096, DISK_BLOCKS, reads).info(),
                 read_only: false,
-                counters: Default::default(),
             });
             subsystem.add_namespace(spec.clone());
             core.attach(subsystem.id, spec)

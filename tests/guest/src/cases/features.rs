@@ -143,6 +143,14 @@ fn volatile_write_cache(lab: &mut Lab) -> Result<()> {
             "a write cache that is there and off: {value:#x}"
         );
     }
+    if !present && !lab.is_peer() {
+        // Invalid Field in Command: without a cache there is no feature for one.
+        let name = &controller.name;
+        lab.helper_script(&format!(
+            "status 0x02 nvme admin-passthru /dev/{name} --opcode=0x0a --cdw10=0x06
+             status 0x02 nvme admin-passthru /dev/{name} --opcode=0x09 --cdw10=0x06 --cdw11=1"
+        ))?;
+    }
     Ok(())
 }
 
