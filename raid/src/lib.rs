@@ -4,4 +4,5 @@
 //! - `unsafe` lives only below [`kernels`].
 #![deny(unsafe_code)]
 
+pub mod geometry;
 pub mod kernels;
