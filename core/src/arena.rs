@@ -133,6 +133,22 @@ impl Arena {
         ))
     }
 
+    /// Maps `bytes` of ordinary pages, each of which takes memory only once it is touched: for
+    /// simulated cores, of which a process makes many.
+    ///
+    /// # Errors
+    /// Where the memory cannot be had.
+    pub fn lazy(bytes: usize) -> Result<Self, ArenaError> {
+        let bytes = bytes.next_multiple_of(HUGEPAGE_BYTES).max(HUGEPAGE_BYTES);
+        let map =
+            map(bytes, MemfdFlags::empty()).map_err(|source| ArenaError::Map { bytes, source })?;
+        let backing = Backing {
+            hugepages: false,
+            locked: false,
+        };
+        Ok(Self::of(map, backing))
+    }
+
     fn of(map: MmapRaw, backing: Backing) -> Self {
         Self {
             mapping: Arc::new(Mapping { map }),

@@ -13,13 +13,7 @@ use std::{
     time::Duration,
 };
 
-use corebay_core::{
-    arena::{Arena, Hugepages},
-    buffer::BufferPool,
-    reactor::Reactor,
-    rng::Rng,
-    units::Time,
-};
+use corebay_core::{arena::Arena, buffer::BufferPool, reactor::Reactor, rng::Rng, units::Time};
 use corebay_nvme::fabrics::{
     Controller, ControllerOptions, Digests, Error, Host, HostIdentity, IoQueue, LostCommands,
     Recovery,
@@ -156,7 +150,7 @@ impl Client {
     #[must_use]
     pub fn start(common: &Rc<Common>, index: usize, ip: IpAddr, seed: u64, now: Time) -> Self {
         let reactor = Reactor::new(HOST_CORE, TASK_SLOTS, now);
-        let mut arena = Arena::new(MEMORY_BYTES, Hugepages::Off).expect("memory for a host");
+        let mut arena = Arena::lazy(MEMORY_BYTES).expect("memory for a host");
         let region = arena.take(MEMORY_BYTES).expect("all of the arena");
         let buffers = BufferPool::new(region, TASK_SLOTS);
         let network = SimNetwork::new(&common.hub, ip);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use corebay_core::{
-    arena::{Arena, Hugepages},
+    arena::Arena,
     disk::DiskError,
     mesh::{Port, Wakeups, mesh},
     reactor::Reactor,
@@ -309,7 +309,7 @@ fn start_core(
 /// A core's memory.
 #[must_use]
 pub fn memory(bytes: usize) -> Memory {
-    let mut arena = Arena::new(bytes, Hugepages::Off).expect("memory for a simulated core");
+    let mut arena = Arena::lazy(bytes).expect("memory for a simulated core");
     Memory::divide(&mut |bytes| arena.take(bytes), bytes).expect("8 MiB and more")
 }
 
