@@ -7,6 +7,7 @@
 //! - [`echo`]: the target against a bare echo of the same bytes, over loopback TCP.
 //! - [`idle`]: what an appliance costs while nothing is asked of it, and its first answer then.
 //! - [`memory`]: what a connection takes.
+//! - [`path`]: what an I/O costs the server's thread, the target's beside the echo's.
 //! - [`host`]: the raw host that loads either, and that holds idle connections.
 #![deny(unsafe_code)]
 // A benchmark owns its clock and its threads; no simulator ever runs it.
@@ -19,6 +20,7 @@ mod idle;
 mod instructions;
 mod load;
 mod memory;
+mod path;
 mod pin;
 mod table;
 
@@ -42,6 +44,8 @@ enum Command {
     Idle(idle::Arguments),
     /// The memory of an appliance with many connections that do nothing.
     Memory(memory::Arguments),
+    /// The processor time that one I/O takes the target and the bare echo.
+    Path(path::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -49,6 +53,7 @@ fn main() -> ExitCode {
         Command::Echo(arguments) => echo::run(&arguments),
         Command::Idle(arguments) => idle::run(&arguments),
         Command::Memory(arguments) => memory::run(&arguments),
+        Command::Path(arguments) => path::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -22,6 +22,8 @@ pub struct Arguments {
 enum Benchmark {
     /// The target against a bare echo of the same bytes, over loopback TCP.
     Echo,
+    /// The processor time that one I/O takes the target and the bare echo, without waiting.
+    Path,
     /// What an idle appliance with connected hosts costs, and its first answer after idling.
     Idle,
     /// The memory of idle connections.
@@ -55,6 +57,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
 fn measure(arguments: &Arguments) -> Result<bool> {
     let (name, builds): (_, &[&[&str]]) = match arguments.benchmark {
         Benchmark::Echo => ("echo", &[BENCH]),
+        Benchmark::Path => ("path", &[BENCH]),
         Benchmark::Idle => ("idle", &[TARGET, BENCH]),
         Benchmark::Memory => ("memory", &[TARGET, BENCH]),
         Benchmark::Guest => ("compare", &[TARGET, LAB]),

@@ -27,7 +27,7 @@ use super::server::Meter;
 use crate::load::{C2H_BYTES, CAPSULE_BYTES, H2C_BYTES, Load, R2T_BYTES, RESPONSE_BYTES};
 
 /// Bytes received at a time.
-const INCOMING_BYTES: usize = 128 << 10;
+pub const INCOMING_BYTES: usize = 128 << 10;
 /// Pieces of one sending call.
 const SLICES_MAX: usize = 256;
 /// Idle turns that are timed to know what one costs.
@@ -81,7 +81,9 @@ impl Replies {
             pieces.clear();
             pieces.push(0..heads.len());
         }
-        let mut bytes = vec![0; payloads];
+        // Not zero: to the kernel, pages that were never written to are all one page, which is
+        // always in the cache.
+        let mut bytes = vec![0x5a; payloads];
         bytes.extend_from_slice(&heads);
         Self {
             bytes,
@@ -169,6 +171,49 @@ fn idle_turn(stream: &TcpStream, incoming: &mut [u8]) -> Duration {
 }
 
 /// Requests of one size, each answered by a reply.
+pub struct Answers<'a> {
+    stream: &'a TcpStream,
+    load: Load,
+    gather: bool,
+    replies: Replies,
+    /// Bytes of a request that has not arrived as a whole.
+    partial: usize,
+}
+
+impl<'a> Answers<'a> {
+    /// Answers on a connection that does not block; gathers replies, or sends each by itself.
+    pub fn new(stream: &'a TcpStream, load: &Load, gather: bool) -> Self {
+        Self {
+            stream,
+            load: *load,
+            gather,
+            replies: Replies::new(load),
+            partial: 0,
+        }
+    }
+
+    /// One turn: receives, and answers. How many bytes came, if any, and if a gathering call was
+    /// made.
+    pub fn turn(&mut self, incoming: &mut [u8]) -> io::Result<(Option<usize>, bool)> {
+        let received = receive(self.stream, incoming)?;
+        if let Some(bytes) = received {
+            self.partial += bytes;
+            let requests = self.partial / self.load.capsule_bytes();
+            self.replies.owed += requests * self.load.reply_bytes();
+            self.partial %= self.load.capsule_bytes();
+        }
+        let owing = self.replies.owed > 0;
+        match (owing, self.gather) {
+            (false, _) => {}
+            (true, true) => {
+                self.replies.send(self.stream, usize::MAX)?;
+            }
+            (true, false) => self.replies.send_each(self.stream, &self.load)?,
+        }
+        Ok((received, owing && self.gather))
+    }
+}
+
 fn answer(
     stream: &TcpStream,
     load: &Load,
@@ -176,25 +221,13 @@ fn answer(
     incoming: &mut [u8],
     meter: &mut Meter,
 ) -> io::Result<()> {
-    let mut replies = Replies::new(load);
-    let mut partial = 0;
+    let mut answers = Answers::new(stream, load, gather);
     while meter.is_going() {
-        match receive(stream, incoming)? {
-            Some(bytes) => {
-                partial += bytes;
-                replies.owed += partial / load.capsule_bytes() * load.reply_bytes();
-                partial %= load.capsule_bytes();
-            }
-            None => meter.idle_turn(),
+        let (received, sent) = answers.turn(incoming)?;
+        if received.is_none() {
+            meter.idle_turn();
         }
-        match (replies.owed, gather) {
-            (0, _) => {}
-            (_, true) => {
-                replies.send(stream, usize::MAX)?;
-                meter.sends += 1;
-            }
-            (_, false) => replies.send_each(stream, load)?,
-        }
+        meter.sends += u64::from(sent);
     }
     Ok(())
 }

@@ -5,9 +5,9 @@
 //! thread pinned to another cpu, never at the same time. The target is in this process: the
 //! appliance's core, transport and loop over a null disk.
 
-mod bare;
+pub mod bare;
 mod server;
-mod target;
+pub mod target;
 
 use std::{net::TcpStream, time::Duration};
 

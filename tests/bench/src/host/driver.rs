@@ -130,10 +130,7 @@ impl Driver {
         measure: Duration,
         mut measuring: impl FnMut(bool),
     ) -> Result<Outcome> {
-        let start = Instant::now();
-        for slot in 0..self.load.depth {
-            self.issue(slot, start);
-        }
+        let start = self.start();
         let begin = self.until(start + warm_up)?;
         measuring(true);
         self.completed = 0;
@@ -148,6 +145,20 @@ impl Driver {
             elapsed: end - begin,
             latency: self.latency,
         })
+    }
+
+    /// Puts the first commands together, as many as may be outstanding.
+    pub fn start(&mut self) -> Instant {
+        let now = Instant::now();
+        for slot in 0..self.load.depth {
+            self.issue(slot, now);
+        }
+        now
+    }
+
+    /// The commands completed so far.
+    pub fn completed(&self) -> u64 {
+        self.completed
     }
 
     fn until(&mut self, deadline: Instant) -> Result<Instant> {
@@ -176,20 +187,22 @@ impl Driver {
         Ok(())
     }
 
-    fn turn(&mut self) -> Result<()> {
-        match self.stream.read(&mut self.incoming[self.filled..]) {
+    /// Receives, and sends what that led to; true where something had arrived.
+    pub fn turn(&mut self) -> Result<bool> {
+        let received = match self.stream.read(&mut self.incoming[self.filled..]) {
             Ok(0) => bail!("the target closed the connection"),
             Ok(bytes) => {
                 self.filled += bytes;
                 self.take_apart(Instant::now())?;
+                true
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
             Err(error) => return Err(error).context("receive"),
-        }
+        };
         if !self.outgoing.is_empty() {
             self.send()?;
         }
-        Ok(())
+        Ok(received)
     }
 
     fn take_apart(&mut self, now: Instant) -> Result<()> {
