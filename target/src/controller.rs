@@ -22,6 +22,7 @@ use corebay_core::units::{CoreId, Time};
 use corebay_nvme::spec::{nqn::Nqn, status::Status};
 
 use crate::{
+    lifecycle::Lifecycle,
     limits::{ERROR_LOG_ENTRIES, KEEP_ALIVE_GRANULARITY_100MS, PENDING_EVENTS_MAX},
     queue::QueueKey,
     subsystem::{Subsystem, lock},
@@ -202,16 +203,14 @@ pub struct Controller<M> {
     pub admin: (CoreId, QueueKey),
     /// The controller's start.
     pub started: Time,
+    /// CC and CSTS.
+    pub lifecycle: Lifecycle,
     /// Keep Alive Timeout in milliseconds; 0: none.
     keep_alive_ms: AtomicU32,
     /// When a command last arrived on any queue, in nanoseconds.
     last_command: AtomicU64,
     /// Volatile Write Cache is enabled.
     write_cache: AtomicBool,
-    /// Controller Configuration.
-    cc: AtomicU32,
-    /// Controller Status.
-    csts: AtomicU32,
     /// Closed queues whose commands still execute.
     quiescing: AtomicUsize,
     ended: AtomicBool,
@@ -270,8 +269,7 @@ impl<M> Controller<M> {
             keep_alive_ms: AtomicU32::new(rounded_up(new.keep_alive_ms)),
             last_command: AtomicU64::new(new.started.0),
             write_cache,
-            cc: AtomicU32::new(0),
-            csts: AtomicU32::new(0),
+            lifecycle: Lifecycle::default(),
             quiescing: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
             aborts: AtomicU32::new(0),
@@ -280,34 +278,6 @@ impl<M> Controller<M> {
                 ..State::default()
             }),
         })
-    }
-
-    /// Controller Configuration (CC).
-    #[must_use]
-    pub fn cc(&self) -> u32 {
-        self.cc.load(Ordering::Relaxed)
-    }
-
-    /// Sets CC.
-    pub fn set_cc(&self, value: u32) {
-        self.cc.store(value, Ordering::Relaxed);
-    }
-
-    /// Controller Status (CSTS).
-    #[must_use]
-    pub fn csts(&self) -> u32 {
-        self.csts.load(Ordering::Relaxed)
-    }
-
-    /// Sets CSTS.
-    pub fn set_csts(&self, value: u32) {
-        self.csts.store(value, Ordering::Relaxed);
-    }
-
-    /// True while CC.EN and CSTS.RDY are set.
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        self.csts() & 1 != 0
     }
 
     /// True where writes may stay in a volatile cache until they are flushed.

@@ -8,7 +8,7 @@
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
-use corebay_core::{buffer::Buffer, disk::Disk, units::CoreId};
+use corebay_core::{buffer::Buffer, units::CoreId};
 use corebay_nvme::spec::{
     command::SubmissionEntry,
     fabrics::{
@@ -16,10 +16,7 @@ use corebay_nvme::spec::{
         PropertyGet, PropertySet, PropertySize, fctype,
     },
     nqn::Nqn,
-    property::{
-        self, CAP_CRMS_CRWMS, CAP_CSS_IOCSS, CAP_CSS_NVM, CC_CSS_ALL, CC_CSS_NVM, Cap, Cc, Crto,
-        Csts, Shn, Shst, Vs,
-    },
+    property::{self, CAP_CRMS_CRWMS, CAP_CSS_IOCSS, CAP_CSS_NVM, Cap, Cc, Crto, Vs},
     status::Status,
 };
 use tracing::{info, warn};
@@ -343,7 +340,7 @@ fn connect_io<E: Environment, W: Wire>(
 ) -> Result<u16, Refused> {
     let controller = find_controller(&request)?;
     let connect = request.connect;
-    if !controller.is_ready() || controller.has_ended() {
+    if !controller.lifecycle.accepts_commands() || controller.has_ended() {
         return Err(Refused::with(Status::COMMAND_SEQUENCE_ERROR));
     }
     let granted = match controller.io_queues_granted() {
@@ -426,8 +423,8 @@ fn property_get<E: Environment, W: Wire>(queue: &Queue<E, W>, sqe: &SubmissionEn
             capabilities(&queue.core, controller.subsystem.is_discovery()).0
         }
         (property::VS, PropertySize::Four) => u64::from(VERSION.0),
-        (property::CC, PropertySize::Four) => u64::from(controller.cc()),
-        (property::CSTS, PropertySize::Four) => u64::from(controller.csts()),
+        (property::CC, PropertySize::Four) => u64::from(controller.lifecycle.cc().0),
+        (property::CSTS, PropertySize::Four) => u64::from(controller.lifecycle.csts().0),
         // CAP.NSSRS is clear: there is no subsystem reset.
         (property::NSSR, PropertySize::Four) => 0,
         (property::CRTO, PropertySize::Four) => {
@@ -459,42 +456,27 @@ fn set_configuration<E: Environment, W: Wire>(
     new: Cc,
 ) {
     let controller = &binding.controller;
-    let old = Cc(controller.cc());
-    controller.set_cc(new.0);
-    if !old.en() && new.en() {
-        let known = new.css() == CC_CSS_NVM || new.css() == CC_CSS_ALL;
-        if !known || new.mps() != 0 || new.ams() != 0 {
-            warn!(host = %controller.host_nqn, cc = new.0, "a host enables what CAP does not offer");
-            controller.set_csts(Csts::default().with_cfs(true).0);
-            return;
-        }
-        controller.set_csts(Csts::default().with_rdy(true).0);
-    }
-    if old.shn() != new.shn() && matches!(new.shn(), Shn::Normal | Shn::Abrupt) {
-        let csts = Csts(controller.csts());
-        controller.set_csts(csts.with_shst(Shst::Occurring).0);
-        let (controller, table) = (controller.clone(), binding.table.clone());
-        queue.core.spawn_control(async move {
-            let mut flushed = true;
-            for namespace in table.all() {
-                if let Err(error) = namespace.disk.flush().await {
-                    warn!(nsid = namespace.spec.nsid, %error, "a flush at shutdown failed");
-                    flushed = false;
-                }
-            }
-            let csts = Csts(controller.csts());
-            controller.set_csts(if flushed {
-                csts.with_shst(Shst::Complete).0
-            } else {
-                csts.with_cfs(true).0
-            });
-        });
-    }
-    if old.en() && !new.en() {
+    let wanted = controller.lifecycle.configure(new);
+    if wanted.reset {
+        queue.forget_parked();
         let (controller, core) = (controller.clone(), queue.core.clone());
         queue
             .core
             .spawn_control(async move { reset(&core, &controller).await });
+    }
+    if let Some(shutdown) = wanted.shutdown {
+        let shut_down = queue.clone();
+        queue.core.spawn_control(async move {
+            let Some(binding) = shut_down.binding() else {
+                return;
+            };
+            let flushed = crate::io::flush(binding, None).await;
+            if let Err(status) = flushed {
+                warn!(host = %binding.controller.host_nqn, %status, "a flush at shutdown failed");
+            }
+            let lifecycle = &binding.controller.lifecycle;
+            lifecycle.shutdown_ended(shutdown, flushed.is_ok());
+        });
     }
 }
 
@@ -510,13 +492,13 @@ async fn reset<E: Environment>(core: &Rc<Core<E>>, controller: &Arc<Controller<E
         if core.reactor.now() >= deadline {
             // It is not reset while old writes may still land: the host hears that it failed.
             warn!(host = %controller.host_nqn, "a reset waits for commands that do not end");
-            controller.set_csts(Csts(controller.csts()).with_cfs(true).0);
+            controller.lifecycle.reset_failed();
             return;
         }
         core.reactor.sleep(Duration::from_millis(1)).await;
     }
     controller.reset_state();
-    controller.set_csts(0);
+    controller.lifecycle.reset_ended();
 }
 
 fn close_queues<E: Environment>(

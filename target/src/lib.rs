@@ -20,6 +20,7 @@ pub mod fabrics;
 #[cfg(corebay_fault)]
 pub mod fault;
 pub mod io;
+pub mod lifecycle;
 pub mod limits;
 pub mod namespace;
 pub mod queue;

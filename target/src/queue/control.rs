@@ -10,6 +10,22 @@ use tracing::{debug, info};
 use super::{Done, Pumped, Queue, QueueControl, Stage, Wire};
 use crate::{environment::Environment, fabrics};
 
+impl<E: Environment, W: Wire> Queue<E, W> {
+    /// Ends the Asynchronous Event Requests without completing them, as a controller reset does.
+    pub fn forget_parked(&self) {
+        let parked = std::mem::take(&mut *self.parked.borrow_mut());
+        for id in parked {
+            self.release(id);
+        }
+    }
+
+    /// True where a controller reset has come after the commands that are outstanding here.
+    pub(super) fn is_reset(&self) -> bool {
+        let controller = self.binding().map(|binding| &binding.controller);
+        controller.is_some_and(|controller| !controller.lifecycle.accepts_commands())
+    }
+}
+
 impl<E: Environment, W: Wire> QueueControl for Queue<E, W> {
     fn pump(self: Rc<Self>, memory: bool) -> Pumped {
         let slot = self.pump_slot();

@@ -457,7 +457,7 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         }
         match self.binding() {
             None => Err(Status::COMMAND_SEQUENCE_ERROR.with_dnr()),
-            Some(binding) if !binding.controller.is_ready() => {
+            Some(binding) if !binding.controller.lifecycle.accepts_commands() => {
                 Err(Status::COMMAND_SEQUENCE_ERROR.with_dnr())
             }
             Some(binding) if binding.qid == 0 => admin::prepare(self, binding, sqe),
@@ -779,7 +779,7 @@ impl<E: Environment, W: Wire> Queue<E, W> {
     }
 
     fn park(self: &Rc<Self>, id: EntryId) {
-        if self.closed.get() {
+        if self.closed.get() || self.is_reset() {
             self.release(id);
             return;
         }
@@ -882,6 +882,9 @@ async fn run<E: Environment, W: Wire>(queue: Rc<Queue<E, W>>, id: EntryId) {
             }
             None => Outcome::Done(io::execute(&queue.core, binding, write, job.buffer).await),
         },
+        (Operation::Admin, Some(_)) if queue.is_reset() => {
+            Done::status(Status::ABORT_REQUESTED).into()
+        }
         (Operation::Admin, Some(binding)) => {
             admin::execute(&queue, binding, &job.sqe, job.buffer).await
         }

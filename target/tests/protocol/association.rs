@@ -15,7 +15,7 @@ use corebay_nvme::spec::{
     property,
     status::Status,
 };
-use corebay_target::subsystem::Access;
+use corebay_target::{controller::Event, fabrics::report, subsystem::Access};
 use zerocopy::IntoBytes;
 
 use crate::harness::{
@@ -255,6 +255,94 @@ fn a_reset_waits_for_what_executes() {
     let mut io = association.io(1, 32);
     assert_eq!(io.read(1, 0, 4096, 1).ok(), [1; 4096]);
     drop((association, io));
+    world.assert_deserted();
+}
+
+#[test]
+fn a_controller_that_is_enabled_before_its_reset_ended_gets_ready() {
+    let world = World::with(vec![faulty(BlockSize::B4096, 64)]);
+    let (mut association, mut io) = Host::new(&world, 1).with_queue(32);
+    world
+        .faults()
+        .add(Rule::new(Effect::Hang).on(Operation::Write).times(1));
+    io.submit(nvm::write(1, 0, 1, false), Payload::Capsule(&[1; 4096]));
+    world.settle();
+    let admin = &mut association.admin;
+    admin.set_property(property::CC, CC_ENABLED & !1).value();
+    admin.set_property(property::CC, CC_ENABLED).value();
+    world.advance(Duration::from_millis(50));
+    // The reset goes on: nothing is taken, and no queue connects.
+    let early = admin.command(admin::identify(1, 0, 0), Payload::ToHost(4096));
+    assert_status(&early, Status::COMMAND_SEQUENCE_ERROR);
+    let (_queue, early) = association.host.try_queue(1, 32, association.cntlid);
+    assert_status(&early, Status::COMMAND_SEQUENCE_ERROR);
+    world.faults().release();
+    world.advance(Duration::from_millis(50));
+    assert_eq!(association.admin.property(property::CSTS).value(), 1);
+    let mut io = association.io(1, 32);
+    assert_eq!(io.read(1, 0, 4096, 1).ok(), [1; 4096]);
+    drop((association, io, _queue));
+    world.assert_deserted();
+}
+
+#[test]
+fn a_reset_overtakes_a_shutdown() {
+    let world = World::with(vec![faulty(BlockSize::B4096, 64)]);
+    let mut association = Host::new(&world, 1).associate();
+    world
+        .faults()
+        .add(Rule::new(Effect::Hang).on(Operation::Flush).times(1));
+    let admin = &mut association.admin;
+    admin
+        .set_property(property::CC, CC_ENABLED | 1 << 14)
+        .value();
+    world.settle();
+    assert_eq!(admin.property(property::CSTS).value(), 1 | 1 << 2);
+    admin.set_property(property::CC, CC_ENABLED & !1).value();
+    world.advance(Duration::from_millis(50));
+    admin.set_property(property::CC, CC_ENABLED).value();
+    assert_eq!(admin.property(property::CSTS).value(), 1);
+    world.faults().release();
+    world.advance(Duration::from_millis(50));
+    assert_eq!(
+        admin.property(property::CSTS).value(),
+        1,
+        "the old shutdown says nothing of the new life"
+    );
+}
+
+#[test]
+fn event_requests_end_with_a_reset() {
+    let world = World::new(Plan::default());
+    let mut association = Host::new(&world, 1).associate();
+    let ask = |association: &mut crate::harness::host::Association| {
+        let sqe = admin::async_event_request();
+        association.admin.submit(sqe, Payload::None)
+    };
+    for _ in 0..4 {
+        ask(&mut association);
+    }
+    world.settle();
+    let admin = &mut association.admin;
+    admin.set_property(property::CC, CC_ENABLED & !1).value();
+    world.advance(Duration::from_millis(20));
+    admin.set_property(property::CC, CC_ENABLED).value();
+    association.set_feature(0x0b, 1 << 8).ok();
+    // As many as ever may be asked again, and the first that is answered is a new one.
+    let first = ask(&mut association);
+    for _ in 0..3 {
+        ask(&mut association);
+    }
+    world.settle();
+    assert_eq!(association.admin.pipe.stream.waiting(), 0, "all are parked");
+    let controller = &world.subsystem.controllers()[0];
+    report(
+        &world.nodes[0].core,
+        controller,
+        Event::NamespaceAttributeChanged,
+    );
+    association.admin.complete(first).value();
+    drop(association);
     world.assert_deserted();
 }
 
