@@ -22,6 +22,7 @@ use corebay_core::units::{CoreId, Time};
 use corebay_nvme::spec::{nqn::Nqn, status::Status};
 
 use crate::{
+    feature::Features,
     lifecycle::Lifecycle,
     limits::{ERROR_LOG_ENTRIES, KEEP_ALIVE_GRANULARITY_100MS, PENDING_EVENTS_MAX},
     queue::QueueKey,
@@ -38,37 +39,6 @@ fn rounded_up(milliseconds: u32) -> u32 {
     milliseconds
         .div_ceil(granularity)
         .saturating_mul(granularity)
-}
-
-/// Features that Set Features changes and that can be saved. The field names are the features'.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Features {
-    /// Arbitration (01h).
-    pub arbitration: u32,
-    /// Temperature Threshold (04h): over- and under-temperature of the composite sensor, kelvins.
-    pub temperature_threshold: [u16; 2],
-    /// Error Recovery (05h).
-    pub error_recovery: u32,
-    /// Volatile Write Cache (06h): enabled.
-    pub volatile_write_cache: bool,
-    /// Write Atomicity Normal (0Ah).
-    pub write_atomicity: u32,
-    /// Asynchronous Event Configuration (0Bh).
-    pub async_events: u32,
-}
-
-impl Default for Features {
-    fn default() -> Self {
-        Self {
-            arbitration: 0,
-            temperature_threshold: [u16::MAX, 0],
-            error_recovery: 0,
-            volatile_write_cache: true,
-            write_atomicity: 0,
-            // Nothing is reported that the host did not ask for.
-            async_events: 0,
-        }
-    }
 }
 
 /// An asynchronous event.

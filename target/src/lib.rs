@@ -19,6 +19,7 @@ pub mod environment;
 pub mod fabrics;
 #[cfg(corebay_fault)]
 pub mod fault;
+pub mod feature;
 pub mod io;
 pub mod lifecycle;
 pub mod limits;

@@ -21,6 +21,7 @@ use hashbrown::HashMap;
 
 use crate::{
     controller::{Controller, IoCounters},
+    feature::{FeatureChange, Features},
     limits::CNTLID_MAX,
     namespace::NamespaceSpec,
 };
@@ -260,7 +261,7 @@ struct SubsystemState<M> {
     namespaces: BTreeMap<u32, Arc<NamespaceSpec<M>>>,
     controllers: HashMap<u16, Arc<Controller<M>>>,
     last_cntlid: u16,
-    saved_features: crate::controller::Features,
+    saved_features: Features,
     /// Controllers whose association has ended while their commands execute.
     retired: Vec<Arc<Controller<M>>>,
     /// What the controllers that are forgotten have done.
@@ -283,7 +284,7 @@ impl<M> Subsystem<M> {
             namespaces: BTreeMap::new(),
             controllers: HashMap::new(),
             last_cntlid: 0,
-            saved_features: crate::controller::Features::default(),
+            saved_features: Features::default(),
             retired: Vec::new(),
             past: IoCounters::default(),
         };
@@ -364,7 +365,7 @@ impl<M> Subsystem<M> {
     pub fn add_controller(
         &self,
         wanted: Option<u16>,
-        make: impl FnOnce(u16, crate::controller::Features) -> Arc<Controller<M>>,
+        make: impl FnOnce(u16, Features) -> Arc<Controller<M>>,
     ) -> Result<Arc<Controller<M>>, NoControllerId> {
         let mut state = self.state();
         let cntlid = match wanted {
@@ -442,13 +443,19 @@ impl<M> Subsystem<M> {
 
     /// The features that new controllers start with.
     #[must_use]
-    pub fn saved_features(&self) -> crate::controller::Features {
+    pub fn saved_features(&self) -> Features {
         self.state().saved_features.clone()
     }
 
-    /// Saves features for controllers to come (Set Features with the Save bit).
-    pub fn save_features(&self, save: impl FnOnce(&mut crate::controller::Features)) {
-        save(&mut self.state().saved_features);
+    /// Changes what controllers to come start with. It is for the environment to see to it that
+    /// this is known again at the next start.
+    pub fn save_feature(&self, change: FeatureChange) {
+        change.apply(&mut self.state().saved_features);
+    }
+
+    /// Adds what former runs have counted.
+    pub fn add_past(&self, past: &IoCounters) {
+        self.state().past.absorb(past);
     }
 
     fn state(&self) -> MutexGuard<'_, SubsystemState<M>> {

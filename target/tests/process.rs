@@ -8,12 +8,17 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Read},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
+#[path = "harness/mod.rs"]
+mod harness;
+
+use corebay_nvme::spec::command::admin;
+use harness::wire::{Connection, Payload};
 use rustix::process::{Pid, Signal, kill_process};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_corebay");
@@ -77,6 +82,24 @@ impl Serving {
 
     fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// An association's admin queue.
+    fn admin(&self) -> Connection<TcpStream> {
+        let address = format!("127.0.0.1:{}", self.port()).parse().unwrap();
+        harness::socket::admin(address, &self.nqn().parse().unwrap())
+    }
+
+    /// Numbers of the health log: reads, writes, power cycles, unsafe shutdowns.
+    fn health(&self) -> [u64; 4] {
+        let log = admin::get_log_page(2, u32::MAX, 0, 128, false);
+        let page = self.admin().command(log, Payload::ToHost(512)).ok();
+        [64, 80, 112, 144].map(|at| u64::from_le_bytes(page[at..at + 8].try_into().unwrap()))
+    }
+
+    fn kill(mut self) {
+        self.signal(Signal::KILL);
+        wait(&mut self.child);
     }
 
     /// Ends it by SIGTERM; it must end cleanly.
@@ -177,6 +200,40 @@ fn a_second_start_finds_the_same_data_and_names() {
     assert_eq!(read["errors"], serde_json::json!([]), "{read}");
     second.signal(Signal::INT);
     second.end();
+}
+
+#[test]
+fn saved_features_and_health_outlast_the_process() {
+    const WRITE_CACHE: u8 = 0x06;
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let arguments = ["--data-dir", text(&data), "--size", "64MiB"];
+    let get = |serving: &Serving| {
+        let sqe = admin::get_features(WRITE_CACHE, 0, 0, 0);
+        serving.admin().command(sqe, Payload::None).value()
+    };
+    let first = Serving::start(&arguments);
+    assert_eq!((get(&first), first.health()), (1, [0, 0, 1, 0]));
+    let mut save = admin::set_features(WRITE_CACHE, 0, 0);
+    save.cdw10.set(save.cdw10.get() | 1 << 31);
+    first.admin().command(save, Payload::None).ok();
+    assert_eq!(get(&first), 0, "a new controller starts with it");
+    // Whatever happens from here on, it is saved.
+    first.kill();
+    let second = Serving::start(&arguments);
+    assert_eq!((get(&second), second.health()), (0, [0, 0, 2, 1]));
+    let written = second.bench(&["--rw", "write", "--overwrite", "--io-count", "100"]);
+    assert_eq!(written["errors"], serde_json::json!([]), "{written}");
+    let [_, writes, ..] = second.health();
+    assert!(writes >= 100, "{writes} writes");
+    // A start that is refused serves nothing: it is no power cycle, and its end not unsafe.
+    second.end();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    refused(&[&arguments[..], &["--listen", &address]].concat());
+    let third = Serving::start(&arguments);
+    assert_eq!(third.health(), [0, writes, 3, 1]);
+    third.end();
 }
 
 #[test]

@@ -1,23 +1,24 @@
 //! Get Features and Set Features (Base 2.1, 5.1.11 and 5.1.25).
 //!
-//! Current values belong to a controller; saved values belong to its subsystem, and are what a new
-//! controller starts with.
+//! Invariant: a value that Set Features was told to save is safe before the command completes, and
+//! where it cannot be kept nothing changes.
 
 use corebay_core::buffer::Buffer;
 use corebay_nvme::spec::{
     command::admin::{GetFeatures, SetFeatures},
     feature::{
-        HostBehaviorSupport, NumberOfQueues, Select, Timestamp, capability, error_recovery, fid,
-        host_identifier, timestamp_origin, volatile_write_cache,
+        HostBehaviorSupport, NumberOfQueues, Select, Timestamp, capability, fid, host_identifier,
+        timestamp_origin, volatile_write_cache,
     },
     status::Status,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{
-    controller::{Controller, Features},
+    controller::Controller,
     core::Core,
     environment::Environment,
+    feature::{self, FeatureChange, Features},
     queue::{Binding, Done},
 };
 
@@ -43,9 +44,6 @@ const IO_FEATURES: [u8; 12] = [
 /// Features of discovery controllers.
 const DISCOVERY_FEATURES: [u8; 2] = [fid::ASYNC_EVENT_CONFIGURATION, fid::KEEP_ALIVE_TIMER];
 
-/// Threshold Type Select of Temperature Threshold: under-temperature.
-const UNDER_TEMPERATURE: u32 = 1;
-
 /// The bytes of a feature's data structure, if it has one.
 pub fn data_bytes(fid: u8) -> Option<usize> {
     match fid {
@@ -66,16 +64,9 @@ pub fn disables_write_cache(command: &SetFeatures) -> bool {
     command.fid == fid::VOLATILE_WRITE_CACHE && command.cdw11 & volatile_write_cache::ENABLE == 0
 }
 
-fn is_saveable(fid: u8) -> bool {
-    matches!(
-        fid,
-        fid::ARBITRATION
-            | fid::TEMPERATURE_THRESHOLD
-            | fid::ERROR_RECOVERY
-            | fid::VOLATILE_WRITE_CACHE
-            | fid::WRITE_ATOMICITY_NORMAL
-            | fid::ASYNC_EVENT_CONFIGURATION
-    )
+/// Only subsystems with namespaces say that they save (ONCS).
+fn is_saveable<M>(controller: &Controller<M>, fid: u8) -> bool {
+    feature::is_saveable(fid) && !controller.subsystem.is_discovery()
 }
 
 /// The features of a controller. Where no namespace has a volatile write cache (VWC), there is no
@@ -119,7 +110,7 @@ pub fn get<E: Environment>(
             saved = controller.subsystem.saved_features();
             saved
         }
-        Select::SupportedCapabilities => return capabilities(command.fid),
+        Select::SupportedCapabilities => return capabilities(controller, command.fid),
         Select::Reserved(_) => return Done::status(Status::INVALID_FIELD.with_dnr()),
     };
     match (command.fid, data) {
@@ -182,9 +173,9 @@ fn dword<E: Environment>(
     Done::with_result(u64::from(value))
 }
 
-fn capabilities(fid: u8) -> Done {
+fn capabilities<M>(controller: &Controller<M>, fid: u8) -> Done {
     let fixed = matches!(fid, fid::HOST_IDENTIFIER);
-    let saveable = if is_saveable(fid) {
+    let saveable = if is_saveable(controller, fid) {
         capability::SAVEABLE
     } else {
         0
@@ -210,7 +201,7 @@ fn timestamp<E: Environment>(
 }
 
 /// Set Features.
-pub fn set<E: Environment>(
+pub async fn set<E: Environment>(
     core: &Core<E>,
     binding: &Binding<E>,
     nsid: u32,
@@ -221,7 +212,7 @@ pub fn set<E: Environment>(
     if let Err(status) = check_known(controller, command.fid) {
         return Done::status(status);
     }
-    if command.save && !is_saveable(command.fid) {
+    if command.save && !is_saveable(controller, command.fid) {
         return Done::status(Status::FEATURE_NOT_SAVEABLE.with_dnr());
     }
     if !matches!(nsid, 0 | u32::MAX) && command.fid != fid::ERROR_RECOVERY {
@@ -236,44 +227,29 @@ pub fn set<E: Environment>(
         fid::HOST_IDENTIFIER => Done::status(Status::COMMAND_SEQUENCE_ERROR.with_dnr()),
         fid::POWER_MANAGEMENT if command.cdw11 & 0x1f == 0 => Done::SUCCESS,
         fid::TIMESTAMP | fid::HOST_BEHAVIOR_SUPPORT => set_data(core, controller, command, data),
-        _ => match change(command) {
-            Ok(change) => {
-                controller.set_features(&change);
-                if command.save {
-                    controller.subsystem.save_features(&change);
-                }
-                Done::SUCCESS
-            }
-            Err(status) => Done::status(status),
-        },
+        fid::POWER_MANAGEMENT => Done::status(Status::INVALID_FIELD.with_dnr()),
+        _ => change(core, controller, command).await,
     }
 }
 
-/// How a command changes the features.
-fn change(command: &SetFeatures) -> Result<impl Fn(&mut Features) + use<>, Status> {
-    let (fid, value) = (command.fid, command.cdw11);
-    let kind = (value >> 20 & 3) as usize;
-    let invalid = match fid {
-        // Only the composite temperature has thresholds.
-        fid::TEMPERATURE_THRESHOLD => kind > UNDER_TEMPERATURE as usize || value >> 16 & 0xf != 0,
-        fid::ERROR_RECOVERY => value & error_recovery::DEALLOCATED_ERROR != 0,
-        fid::POWER_MANAGEMENT => true,
-        _ => false,
+/// Changes the current value and, where that is asked, the saved one.
+async fn change<E: Environment>(
+    core: &Core<E>,
+    controller: &Controller<E::Medium>,
+    command: &SetFeatures,
+) -> Done {
+    let Some(change) = FeatureChange::new(command.fid, command.cdw11) else {
+        return Done::status(Status::INVALID_FIELD.with_dnr());
     };
-    if invalid {
-        return Err(Status::INVALID_FIELD.with_dnr());
-    }
-    Ok(move |features: &mut Features| match fid {
-        fid::ARBITRATION => features.arbitration = value,
-        fid::TEMPERATURE_THRESHOLD => features.temperature_threshold[kind] = value as u16,
-        fid::ERROR_RECOVERY => features.error_recovery = value & error_recovery::TIME_LIMIT_MASK,
-        fid::VOLATILE_WRITE_CACHE => {
-            features.volatile_write_cache = value & volatile_write_cache::ENABLE != 0;
+    if command.save {
+        let saving = core.environment.save_feature(&controller.subsystem, change);
+        // On the heap, so that the commands of the data path need no larger task slots.
+        if Box::pin(saving).await.is_err() {
+            return Done::status(Status::INTERNAL_ERROR);
         }
-        fid::WRITE_ATOMICITY_NORMAL => features.write_atomicity = value & 1,
-        fid::ASYNC_EVENT_CONFIGURATION => features.async_events = value,
-        _ => {}
-    })
+    }
+    controller.set_features(|features| change.apply(features));
+    Done::SUCCESS
 }
 
 fn number_of_queues<E: Environment>(

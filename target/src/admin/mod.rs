@@ -87,7 +87,7 @@ pub async fn execute<E: Environment, W: Wire>(
         }
         (admin::SET_FEATURES, data) if feature::disables_write_cache(&SetFeatures::from(sqe)) => {
             let command = SetFeatures::from(sqe);
-            let done = feature::set(&queue.core, binding, sqe.nsid.get(), &command, data);
+            let done = feature::set(&queue.core, binding, sqe.nsid.get(), &command, data).await;
             if !done.status.is_success() {
                 return done.into();
             }
@@ -101,6 +101,7 @@ pub async fn execute<E: Environment, W: Wire>(
             &SetFeatures::from(sqe),
             data,
         )
+        .await
         .into(),
         (admin::ASYNC_EVENT_REQUEST, _) => {
             if queue.parked_count() >= ASYNC_EVENT_REQUESTS_MAX {

@@ -15,7 +15,13 @@ use corebay_core::{
     reactor::Reactor,
     units::{BlockSize, Lba},
 };
-use corebay_target::environment::Environment;
+use corebay_target::{
+    environment::{Environment, NotKept},
+    feature::FeatureChange,
+    subsystem::Subsystem,
+};
+
+use super::keeper::Keeper;
 
 /// What a disk is opened from.
 #[derive(Clone)]
@@ -122,6 +128,8 @@ pub struct MachineEnvironment {
     pub engine: Rc<FileEngine>,
     /// The core's reactor.
     pub reactor: Reactor,
+    /// The core's way to the state file.
+    pub keeper: Keeper,
 }
 
 impl Environment for MachineEnvironment {
@@ -148,5 +156,13 @@ impl Environment for MachineEnvironment {
         since.map_or(0, |since| {
             u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
         })
+    }
+
+    async fn save_feature(
+        &self,
+        subsystem: &Arc<Subsystem<Medium>>,
+        change: FeatureChange,
+    ) -> Result<(), NotKept> {
+        self.keeper.save(subsystem, change).await
     }
 }

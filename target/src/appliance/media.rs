@@ -114,7 +114,7 @@ pub fn open(appliance: &Appliance, state: &mut State) -> Result<Exports, Failure
     registry.set_health(state.health());
     let mut namespaces = Vec::new();
     for configured in appliance.subsystems() {
-        let subsystem = add_subsystem(&registry, configured);
+        let subsystem = add_subsystem(&registry, configured, state);
         for namespace in &configured.namespaces {
             let spec = media.spec(appliance, configured, namespace, state);
             subsystem.add_namespace(spec.clone());
@@ -132,13 +132,16 @@ pub fn open(appliance: &Appliance, state: &mut State) -> Result<Exports, Failure
 pub fn add_subsystem(
     registry: &Registry<Medium>,
     configured: &Subsystem,
+    state: &State,
 ) -> Arc<corebay_target::subsystem::Subsystem<Medium>> {
     let names = SubsystemNames {
         nqn: configured.nqn.clone(),
         serial: configured.serial.as_str().to_owned(),
         model: configured.model.as_str().to_owned(),
     };
-    registry.add_subsystem(names, access(configured), Some(ports(configured)))
+    let subsystem = registry.add_subsystem(names, access(configured), Some(ports(configured)));
+    state.restore(&subsystem);
+    subsystem
 }
 
 /// The ports that a subsystem is served at.

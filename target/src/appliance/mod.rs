@@ -3,6 +3,7 @@
 
 mod announce;
 mod environment;
+mod keeper;
 mod media;
 mod reload;
 mod run;
@@ -23,7 +24,9 @@ pub fn serve(
     config: Option<&Path>,
     mut state: State,
 ) -> Result<(), Failure> {
+    state.begins();
     let exports = media::open(appliance, &mut state)?;
+    // Before a host can write: if this run ends without a word, the next one knows.
     state.save()?;
     run::run(appliance, config, exports, state)
 }

@@ -85,7 +85,7 @@ pub fn apply(
             Some(subsystem) => running.change(&subsystem, configured, new, state)?,
             None => {
                 info!(subsystem = %configured.nqn, "added");
-                let subsystem = media::add_subsystem(running.registry, configured);
+                let subsystem = media::add_subsystem(running.registry, configured, state);
                 running.change(&subsystem, configured, new, state)?;
             }
         }

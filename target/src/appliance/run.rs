@@ -1,7 +1,7 @@
 //! The appliance's life: a thread for each core, from its start to its clean end.
 //!
 //! The main thread holds a port of its own in the mesh, by which it asks the cores to do things; it
-//! waits for signals otherwise.
+//! waits for signals and for what the cores ask otherwise, and keeps the state file.
 //!
 //! Order of a clean end, each step bounded in time: no new connections; commands in flight are
 //! answered and their connections closed; what is left is closed; every disk is flushed; the
@@ -29,10 +29,11 @@ use corebay_core::{
     mesh::{Port, Wakeups, mesh},
     net::os::OsNetwork,
     reactor::{MachineClock, Reactor, run as run_reactor},
-    units::CoreId,
+    units::{CoreId, Time},
 };
 use corebay_target::{
     core::{Core, Memory, Message},
+    environment::NotKept,
     limits::{DRAIN_TIMEOUT, Limits, MESH_CAPACITY, TASKS_PER_CORE},
     namespace::NamespaceSpec,
     subsystem::{Listen, Referral, Registry, SubsystemId, TransportType},
@@ -40,13 +41,14 @@ use corebay_target::{
 };
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
-    iterator::Signals,
+    iterator::{Handle, Signals},
 };
 use tracing::{info, warn};
 
 use super::{
     announce,
     environment::{MachineEnvironment, Medium},
+    keeper::{Event, Keeper, SaveRequest},
     media::{Exports, port_id},
     reload::{self, Running},
     state::State,
@@ -58,6 +60,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long the disks may take to flush at the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often the counters are kept: what a crash can take of them.
+const KEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How often the end of the connections is looked for while they drain.
 const DRAIN_STEP: Duration = Duration::from_millis(20);
@@ -77,6 +82,7 @@ struct CorePlan {
     listen: Vec<(usize, SocketAddr)>,
     clock: MachineClock,
     idle_sleep: Option<Duration>,
+    events: mpsc::Sender<Event>,
 }
 
 /// What a core says once it has started: where it listens, by place in the configuration.
@@ -86,52 +92,43 @@ type Started = Result<Vec<(usize, SocketAddr)>, Failure>;
 pub fn run(
     appliance: &Appliance,
     config: Option<&Path>,
-    mut exports: Exports,
+    exports: Exports,
     mut state: State,
 ) -> Result<(), Failure> {
+    let (sender, events) = mpsc::channel();
     // Before anything is promised: a signal from here on ends the appliance cleanly.
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(|error| {
-        Failure::new(format!("cannot wait for signals: {error}"), String::new())
-    })?;
+    let signals = forward_signals(sender.clone())?;
     raise_open_files();
     let clock = MachineClock::new();
-    let (port, threads, addresses) = start(appliance, &exports, clock)?;
+    let started = start(appliance, &exports, clock, &sender);
+    let (port, threads, addresses) = started.inspect_err(|_| {
+        state.did_not_begin();
+        if let Err(failure) = state.save() {
+            warn!("{failure}");
+        }
+    })?;
     announce::ready(appliance, &exports, &addresses);
-    let cores = threads.len();
-    let mut current = None;
-    for signal in signals.forever() {
-        if signal != SIGHUP {
-            info!(signal, "ending: connections drain, disks are flushed");
-            break;
-        }
-        let Some(path) = config else {
-            warn!("SIGHUP: there is no configuration file to read again");
-            continue;
-        };
-        let Exports {
-            registry, media, ..
-        } = &mut exports;
-        let mut running = Running {
-            port: &port,
-            cores,
-            registry,
-            media,
-        };
-        let now = current.as_ref().unwrap_or(appliance);
-        if let Some(new) = read_again(&mut running, now, path, &mut state) {
-            current = Some(new);
-        }
-    }
-    let clean = end(&port, cores, clock);
+    let mut main = Main {
+        port,
+        cores: threads.len(),
+        clock,
+        events,
+        exports,
+        state,
+        counters_kept: clock.now(),
+    };
+    main.serve(appliance, config);
+    let clean = main.end();
     for thread in threads {
         // A core that panicked has ended the process already.
         let _ = thread.join();
     }
-    state.ran_for(clock.now().0 / 1_000_000_000);
+    signals.close();
+    main.note();
     if clean {
-        state.ends_cleanly();
+        main.state.ends_cleanly();
     }
-    state.save()?;
+    main.state.save()?;
     if clean {
         return Ok(());
     }
@@ -141,33 +138,154 @@ pub fn run(
     ))
 }
 
-/// Reads the configuration again; gives what is in force then, if that has changed.
-fn read_again(
-    running: &mut Running<'_>,
-    now: &Appliance,
-    path: &Path,
-    state: &mut State,
-) -> Option<Appliance> {
-    let new = match corebay_conf::load(path, &LocalMachine) {
-        Ok((new, warnings)) => {
-            warnings.iter().for_each(|warning| warn!("{warning}"));
-            new
+/// Lets signals come as events. A thread waits for them, so that the main thread can wait for all.
+fn forward_signals(events: mpsc::Sender<Event>) -> Result<Handle, Failure> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(|error| {
+        Failure::new(format!("cannot wait for signals: {error}"), String::new())
+    })?;
+    let handle = signals.handle();
+    spawn("corebay-signals".into(), move || {
+        for signal in signals.forever() {
+            if events.send(Event::Signal(signal)).is_err() {
+                break;
+            }
         }
-        Err(mistakes) => {
-            mistakes.iter().for_each(|mistake| warn!("{mistake}"));
-            warn!(path = %path.display(), "SIGHUP: the file has mistakes; nothing was changed");
+    })?;
+    Ok(handle)
+}
+
+/// The main thread, while the cores run.
+struct Main {
+    port: Port<Message<MachineEnvironment>>,
+    cores: usize,
+    clock: MachineClock,
+    events: mpsc::Receiver<Event>,
+    exports: Exports,
+    state: State,
+    /// When the counters were last looked at.
+    counters_kept: Time,
+}
+
+impl Main {
+    /// Does what comes, until a signal ends it.
+    fn serve(&mut self, appliance: &Appliance, config: Option<&Path>) {
+        let mut current = None;
+        loop {
+            let next = self.counters_kept.plus(KEEP_INTERVAL);
+            let now = self.clock.now();
+            if now >= next {
+                self.keep_counters();
+                continue;
+            }
+            match self.events.recv_timeout(next.since(now)) {
+                Ok(Event::Save(request)) => self.save(request),
+                Ok(Event::Signal(SIGHUP)) => {
+                    let now = current.as_ref().unwrap_or(appliance);
+                    if let Some(new) = self.read_again(now, config) {
+                        current = Some(new);
+                    }
+                }
+                Ok(Event::Signal(signal)) => {
+                    info!(signal, "ending: connections drain, disks are flushed");
+                    return;
+                }
+                // The cores hold the other ends of the channel, so it does not end before them.
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Keeps what a host saves, and tells it.
+    fn save(&mut self, request: SaveRequest) {
+        let saved = self.state.save_feature(&request.subsystem, request.change);
+        let outcome = saved.map_err(|failure| {
+            warn!("a feature could not be saved: {failure}");
+            NotKept
+        });
+        let key = request.key;
+        self.port.send(
+            request.core,
+            Box::new(move |core| core.environment.keeper.answer(key, outcome)),
+        );
+    }
+
+    /// Keeps the counters, where they have changed: what a crash can take of them is bounded.
+    fn keep_counters(&mut self) {
+        self.counters_kept = self.clock.now();
+        if self.note()
+            && let Err(failure) = self.state.save()
+        {
+            warn!("the health counters are not kept: {failure}");
+        }
+    }
+
+    fn note(&mut self) -> bool {
+        let seconds = self.clock.now().0 / 1_000_000_000;
+        self.state.note(&self.exports.registry, seconds)
+    }
+
+    /// Reads the configuration again; gives what is in force then, if that has changed.
+    fn read_again(&mut self, now: &Appliance, config: Option<&Path>) -> Option<Appliance> {
+        let Some(path) = config else {
+            warn!("SIGHUP: there is no configuration file to read again");
             return None;
+        };
+        let new = match corebay_conf::load(path, &LocalMachine) {
+            Ok((new, warnings)) => {
+                warnings.iter().for_each(|warning| warn!("{warning}"));
+                new
+            }
+            Err(mistakes) => {
+                mistakes.iter().for_each(|mistake| warn!("{mistake}"));
+                warn!(path = %path.display(), "SIGHUP: the file has mistakes; nothing was changed");
+                return None;
+            }
+        };
+        // What a subsystem that goes has counted is kept.
+        self.note();
+        let Exports {
+            registry, media, ..
+        } = &mut self.exports;
+        let mut running = Running {
+            port: &self.port,
+            cores: self.cores,
+            registry,
+            media,
+        };
+        match reload::apply(&mut running, now, &new, &mut self.state) {
+            Ok(()) => {
+                info!(path = %path.display(), "SIGHUP: the configuration is in force");
+                Some(new)
+            }
+            Err(failure) => {
+                warn!("SIGHUP: {failure}");
+                None
+            }
         }
-    };
-    match reload::apply(running, now, &new, state) {
-        Ok(()) => {
-            info!(path = %path.display(), "SIGHUP: the configuration is in force");
-            Some(new)
+    }
+
+    /// Ends all cores; true where every disk was flushed.
+    fn end(&mut self) -> bool {
+        for core in 0..self.cores {
+            self.port.send(CoreId(core), Box::new(|core| core.drain()));
         }
-        Err(failure) => {
-            warn!("SIGHUP: {failure}");
-            None
+        let deadline = self.clock.now().plus(DRAIN_TIMEOUT);
+        while self.clock.now() < deadline && connections(&self.port, self.cores) != Some(0) {
+            // Commands that drain may save something.
+            if let Ok(Event::Save(request)) = self.events.recv_timeout(DRAIN_STEP) {
+                self.save(request);
+            }
         }
+        for core in 0..self.cores {
+            let close = Box::new(|core: &Rc<Core<_>>| core.close_all());
+            self.port.send(CoreId(core), close);
+        }
+        let flushed = flush(&self.port, self.cores);
+        for core in 0..self.cores {
+            let stop = Box::new(|core: &Rc<Core<_>>| core.reactor.stop());
+            self.port.send(CoreId(core), stop);
+        }
+        flushed
     }
 }
 
@@ -181,6 +299,7 @@ fn start(
     appliance: &Appliance,
     exports: &Exports,
     clock: MachineClock,
+    events: &mpsc::Sender<Event>,
 ) -> Result<Threads, Failure> {
     let cpus = &appliance.reactor().cores;
     let mut regions = arena(appliance)?;
@@ -212,10 +331,12 @@ fn start(
                 .collect(),
             clock,
             idle_sleep: appliance.reactor().idle_sleep,
+            events: events.clone(),
         };
         let (answer, started) = mpsc::channel();
         answers.push(started);
-        threads.push(spawn(index, move || core_main(plan, &answer))?);
+        let name = format!("corebay-{index}");
+        threads.push(spawn(name, move || core_main(plan, &answer))?);
     }
     let mut addresses = listen_addresses(appliance);
     for started in answers {
@@ -230,9 +351,9 @@ fn start(
 }
 
 #[allow(clippy::disallowed_methods, reason = "the binary makes the threads")]
-fn spawn(index: usize, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Failure> {
+fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Failure> {
     std::thread::Builder::new()
-        .name(format!("corebay-{index}"))
+        .name(name)
         .spawn(body)
         .map_err(|error| {
             Failure::new(
@@ -391,6 +512,7 @@ fn start_core(reactor: &Reactor, plan: CorePlan) -> Started {
         network,
         engine,
         reactor: reactor.clone(),
+        keeper: Keeper::new(plan.id, plan.events),
     };
     let core = Core::start(
         reactor.clone(),
@@ -434,36 +556,6 @@ fn cannot_listen(address: SocketAddr, error: &std::io::Error) -> Failure {
         _ => "choose another address with --listen and --discovery, or in [[listener]]",
     };
     Failure::new(format!("cannot listen on {address}: {error}"), help)
-}
-
-/// Ends all cores; true where every disk was flushed.
-fn end(port: &Port<Message<MachineEnvironment>>, cores: usize, clock: MachineClock) -> bool {
-    for core in 0..cores {
-        port.send(CoreId(core), Box::new(|core| core.drain()));
-    }
-    let deadline = clock.now().plus(DRAIN_TIMEOUT);
-    while clock.now() < deadline && connections(port, cores) != Some(0) {
-        pause();
-    }
-    for core in 0..cores {
-        port.send(CoreId(core), Box::new(|core| core.close_all()));
-    }
-    let flushed = flush(port, cores);
-    for core in 0..cores {
-        port.send(
-            CoreId(core),
-            Box::new(|core: &Rc<Core<_>>| core.reactor.stop()),
-        );
-    }
-    flushed
-}
-
-#[allow(
-    clippy::disallowed_methods,
-    reason = "the main thread has nothing else to do"
-)]
-fn pause() {
-    std::thread::sleep(DRAIN_STEP);
 }
 
 /// The queues of all cores; `None` where a core does not answer.

@@ -1,17 +1,27 @@
-//! What the appliance keeps in its data folder besides data: its names, and its health counters.
+//! What the appliance keeps in its data folder besides data: its names, the features that hosts have
+//! saved, and its health counters.
 //!
-//! `corebay.json` is replaced as a whole (written beside, synced, renamed, the folder synced), so it
-//! is always one version or the other. `corebay.lock` keeps a second appliance out of the folder.
+//! Invariants:
+//! - `corebay.json` is replaced as a whole (written beside, synced, renamed, the folder synced), so
+//!   it is always one version or the other. `corebay.lock` keeps a second appliance out of the folder.
+//! - Only the main thread writes it.
+//! - From before the first host can write until a clean end it says that a run is under way, so a
+//!   run that ended otherwise is counted by the next one.
 
 use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use corebay_nvme::spec::nqn::Nqn;
-use corebay_target::subsystem::Health;
+use corebay_target::{
+    controller::IoCounters,
+    feature::FeatureChange,
+    subsystem::{Health, Registry, Subsystem},
+};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -21,6 +31,9 @@ use crate::cli::Failure;
 const STATE_FILE: &str = "corebay.json";
 const LOCK_FILE: &str = "corebay.lock";
 const VERSION: u32 = 1;
+
+/// The seconds of an idle appliance that a crash may take from Power On Hours.
+const IDLE_SECONDS_MAX: u64 = 3600;
 
 /// The largest state file that is read.
 const STATE_BYTES_MAX: u64 = 16 << 20;
@@ -41,6 +54,62 @@ struct Kept {
     seconds: u64,
     /// The last run ended cleanly.
     clean: bool,
+    /// Of each subsystem, by its NQN.
+    #[serde(default)]
+    subsystems: BTreeMap<String, KeptSubsystem>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeptSubsystem {
+    /// The features that hosts have saved.
+    features: Vec<KeptFeature>,
+    /// What all hosts of all runs have done.
+    totals: KeptTotals,
+}
+
+/// A Set Features command, as far as it says what to save.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeptFeature {
+    fid: u8,
+    cdw11: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeptTotals {
+    read_bytes: u64,
+    written_bytes: u64,
+    reads: u64,
+    writes: u64,
+    media_errors: u64,
+    busy_nanos: u64,
+}
+
+impl KeptTotals {
+    fn of(counters: &IoCounters) -> Self {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Self {
+            read_bytes: get(&counters.read_bytes),
+            written_bytes: get(&counters.written_bytes),
+            reads: get(&counters.reads),
+            writes: get(&counters.writes),
+            media_errors: get(&counters.media_errors),
+            busy_nanos: get(&counters.busy_nanos),
+        }
+    }
+
+    fn counters(self) -> IoCounters {
+        IoCounters {
+            read_bytes: self.read_bytes.into(),
+            written_bytes: self.written_bytes.into(),
+            reads: self.reads.into(),
+            writes: self.writes.into(),
+            media_errors: self.media_errors.into(),
+            busy_nanos: self.busy_nanos.into(),
+        }
+    }
 }
 
 /// The appliance's own state, locked against others.
@@ -49,6 +118,10 @@ pub struct State {
     folder: PathBuf,
     kept: Kept,
     seconds_before: u64,
+    /// The seconds of all runs when a note last said that there is something to save.
+    seconds_noted: u64,
+    /// Starts, unclean stops and a clean end as they were before this run.
+    before: (u64, u64, bool),
     _lock: File,
 }
 
@@ -79,19 +152,30 @@ impl State {
             other => cannot("lock", &other.into()),
         })?;
         let path = folder.join(STATE_FILE);
-        let mut kept = read(&path)?;
-        kept.starts += 1;
-        kept.unclean_stops += u64::from(!kept.clean);
-        kept.clean = false;
-        let seconds_before = kept.seconds;
+        let kept = read(&path)?;
         let state = Self {
             folder: folder.to_owned(),
+            seconds_before: kept.seconds,
+            seconds_noted: kept.seconds,
+            before: (kept.starts, kept.unclean_stops, kept.clean),
             kept,
-            seconds_before,
             _lock: lock,
         };
+        // Now, so that a folder that cannot be written is found out before anything is served.
         state.save()?;
         Ok(state)
+    }
+
+    /// Notes that a run begins.
+    pub fn begins(&mut self) {
+        self.kept.starts += 1;
+        self.kept.unclean_stops += u64::from(!self.kept.clean);
+        self.kept.clean = false;
+    }
+
+    /// Takes back that a run began: nothing was served, so nothing could be lost.
+    pub fn did_not_begin(&mut self) {
+        (self.kept.starts, self.kept.unclean_stops, self.kept.clean) = self.before;
     }
 
     /// The name of the subsystem where nothing else names it: the same at every start.
@@ -122,9 +206,61 @@ impl State {
         }
     }
 
-    /// Notes how long this run has lasted.
-    pub fn ran_for(&mut self, seconds: u64) {
+    /// Gives a new subsystem what is kept of it.
+    pub fn restore<M>(&self, subsystem: &Subsystem<M>) {
+        let nqn = subsystem.names.nqn.to_string();
+        if let Some(kept) = self.kept.subsystems.get(&nqn) {
+            for change in changes(&kept.features) {
+                subsystem.save_feature(change);
+            }
+            subsystem.add_past(&kept.totals.counters());
+        }
+    }
+
+    /// Saves a feature, for good, and only then in the subsystem itself.
+    pub fn save_feature<M>(
+        &mut self,
+        subsystem: &Subsystem<M>,
+        change: FeatureChange,
+    ) -> Result<(), Failure> {
+        let kept = self.of(subsystem);
+        let before = kept.features.clone();
+        kept.features.retain(|feature| {
+            let known = FeatureChange::new(feature.fid, feature.cdw11);
+            known.is_some_and(|known| !change.replaces(known))
+        });
+        kept.features.push(KeptFeature {
+            fid: change.fid(),
+            cdw11: change.cdw11(),
+        });
+        if let Err(failure) = self.save() {
+            self.of(subsystem).features = before;
+            return Err(failure);
+        }
+        subsystem.save_feature(change);
+        Ok(())
+    }
+
+    /// Notes how long this run has lasted, and what hosts have done so far; true where that is worth
+    /// saving: they have done something since the last time, or it was long ago.
+    pub fn note<M>(&mut self, registry: &Registry<M>, seconds: u64) -> bool {
         self.kept.seconds = self.seconds_before + seconds;
+        let mut changed = self.kept.seconds >= self.seconds_noted + IDLE_SECONDS_MAX;
+        for subsystem in registry.subsystems() {
+            let totals = KeptTotals::of(&subsystem.totals());
+            let kept = self.of(&subsystem);
+            changed |= kept.totals != totals;
+            kept.totals = totals;
+        }
+        if changed {
+            self.seconds_noted = self.kept.seconds;
+        }
+        changed
+    }
+
+    fn of<M>(&mut self, subsystem: &Subsystem<M>) -> &mut KeptSubsystem {
+        let nqn = subsystem.names.nqn.to_string();
+        self.kept.subsystems.entry(nqn).or_default()
     }
 
     /// Notes that this run ends cleanly.
@@ -168,6 +304,7 @@ fn read(path: &Path) -> Result<Kept, Failure> {
                 unclean_stops: 0,
                 seconds: 0,
                 clean: true,
+                subsystems: BTreeMap::new(),
             });
         }
         Err(error) => return Err(wrong(error.to_string())),
@@ -179,7 +316,20 @@ fn read(path: &Path) -> Result<Kept, Failure> {
             "its version is {version}, this corebay knows {VERSION}"
         )));
     }
+    for (nqn, subsystem) in &kept.subsystems {
+        if changes(&subsystem.features).count() != subsystem.features.len() {
+            return Err(wrong(format!(
+                "a saved feature of {nqn} is none that can be saved"
+            )));
+        }
+    }
     Ok(kept)
+}
+
+/// Those that are features and have a value that they can have.
+fn changes(features: &[KeptFeature]) -> impl Iterator<Item = FeatureChange> {
+    let change = |feature: &KeptFeature| FeatureChange::new(feature.fid, feature.cdw11);
+    features.iter().filter_map(change)
 }
 
 fn write(folder: &Path, path: &Path, kept: &Kept) -> io::Result<()> {
@@ -197,6 +347,10 @@ fn write(folder: &Path, path: &Path, kept: &Kept) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use corebay_target::subsystem::{Access, SubsystemNames};
+
     use super::*;
 
     #[test]
@@ -212,17 +366,111 @@ mod tests {
         let mut again = State::open(folder.path()).unwrap();
         assert_eq!(again.nqn().unwrap(), nqn);
         assert_eq!(again.namespace_uuid(&nqn, "disk-1"), uuid);
-        assert_eq!(
-            (again.health().starts, again.health().unclean_stops),
-            (2, 1)
-        );
-        again.ends_cleanly();
-        again.save().unwrap();
-        drop(again);
-        assert_eq!(
-            State::open(folder.path()).unwrap().health().unclean_stops,
-            1
-        );
+    }
+
+    #[test]
+    fn only_runs_that_served_and_ended_without_a_word_are_unclean() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = |ends: &dyn Fn(&mut State)| {
+            let mut state = State::open(folder.path()).unwrap();
+            state.begins();
+            state.save().unwrap();
+            let health = state.health();
+            ends(&mut state);
+            state.save().unwrap();
+            (health.starts, health.unclean_stops)
+        };
+        let cleanly: &dyn Fn(&mut State) = &|state| state.ends_cleanly();
+        assert_eq!(run(cleanly), (1, 0));
+        assert_eq!(run(&|_| {}), (2, 0), "it is killed");
+        assert_eq!(run(&|state| state.did_not_begin()), (3, 1), "it is refused");
+        assert_eq!(run(cleanly), (3, 1), "counted once");
+        assert_eq!(run(cleanly), (4, 1));
+        drop(State::open(folder.path()).unwrap());
+        assert_eq!(run(cleanly), (5, 1), "it never began");
+    }
+
+    fn subsystem() -> Arc<Subsystem<()>> {
+        let names = SubsystemNames {
+            nqn: "nqn.2026-01.io.corebay:test".parse().unwrap(),
+            serial: "1".into(),
+            model: "test".into(),
+        };
+        Registry::default().add_subsystem(names, Access::Any, None)
+    }
+
+    #[test]
+    fn saved_features_and_totals_outlast_the_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let change = |fid, cdw11| FeatureChange::new(fid, cdw11).unwrap();
+        let mut state = State::open(folder.path()).unwrap();
+        let first = subsystem();
+        for saved in [
+            change(0x06, 0),
+            change(0x04, 350),
+            change(0x04, 1 << 20 | 270),
+            change(0x04, 360),
+        ] {
+            state.save_feature(&first, saved).unwrap();
+        }
+        drop(state);
+        let state = State::open(folder.path()).unwrap();
+        let second = subsystem();
+        state.restore(&second);
+        let features = second.saved_features();
+        assert_eq!(features, first.saved_features());
+        assert_eq!(features.temperature_threshold, [360, 270]);
+        assert!(!features.volatile_write_cache);
+        drop(state);
+        let registry = Registry::<()>::default();
+        let names = second.names.clone();
+        let counted = registry.add_subsystem(names, Access::Any, None);
+        let past = IoCounters::default();
+        IoCounters::add(&past.writes, 7);
+        IoCounters::add(&past.media_errors, 1);
+        let mut state = State::open(folder.path()).unwrap();
+        counted.add_past(&past);
+        assert!(state.note(&registry, 100));
+        assert!(!state.note(&registry, 160), "nothing was done since");
+        assert!(state.note(&registry, 3700), "an hour is much to lose");
+        state.save().unwrap();
+        drop(state);
+        let state = State::open(folder.path()).unwrap();
+        assert_eq!(state.health().seconds_before, 3700);
+        let third = subsystem();
+        state.restore(&third);
+        let kept = KeptTotals::of(&third.totals());
+        assert_eq!((kept.writes, kept.media_errors, kept.reads), (7, 1, 0));
+        assert_eq!(third.saved_features(), features);
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_not_saved() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        let mut state = State::open(&data).unwrap();
+        fs::remove_dir_all(&data).unwrap();
+        let (subsystem, change) = (subsystem(), FeatureChange::new(0x06, 0).unwrap());
+        assert!(state.save_feature(&subsystem, change).is_err());
+        assert!(subsystem.saved_features().volatile_write_cache);
+        fs::create_dir(&data).unwrap();
+        state.save().unwrap();
+        let text = fs::read_to_string(data.join(STATE_FILE)).unwrap();
+        assert!(!text.contains("cdw11"), "{text}");
+    }
+
+    #[test]
+    fn a_feature_that_cannot_be_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut state = State::open(folder.path()).unwrap();
+        let change = FeatureChange::new(0x06, 0).unwrap();
+        state.save_feature(&subsystem(), change).unwrap();
+        drop(state);
+        let path = folder.path().join(STATE_FILE);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("\"fid\": 6", "\"fid\": 7")).unwrap();
+        let refused = State::open(folder.path()).unwrap_err().to_string();
+        assert!(refused.contains("saved feature"), "{refused}");
     }
 
     #[test]

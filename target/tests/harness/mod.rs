@@ -9,5 +9,6 @@
 pub mod disk;
 pub mod host;
 pub mod net;
+pub mod socket;
 pub mod wire;
 pub mod world;

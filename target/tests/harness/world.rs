@@ -23,7 +23,8 @@ use corebay_core::{
 use corebay_nvme::spec::nqn::Nqn;
 use corebay_target::{
     core::{Core, Memory, Message},
-    environment::Environment,
+    environment::{Environment, NotKept},
+    feature::FeatureChange,
     limits::{Limits, MESH_CAPACITY, TASKS_PER_CORE},
     namespace::{Identity, NamespaceSpec},
     subsystem::{Access, Listen, Registry, Subsystem, SubsystemNames, TransportType},
@@ -75,6 +76,16 @@ impl<N: Network> Environment for TestEnvironment<N> {
 
     fn wall_clock_ms(&self) -> u64 {
         WALL_CLOCK_MS
+    }
+
+    async fn save_feature(
+        &self,
+        subsystem: &Arc<Subsystem<Medium>>,
+        change: FeatureChange,
+    ) -> Result<(), NotKept> {
+        // Nothing here starts a second time with what hosts have saved.
+        subsystem.save_feature(change);
+        Ok(())
     }
 }
 

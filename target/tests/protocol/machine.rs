@@ -1,7 +1,6 @@
 //! The same target on the machine's own network: two threads, real sockets, real time.
 
 use std::{
-    io::{Read, Write},
     net::{SocketAddr, TcpStream},
     rc::Rc,
     sync::{Arc, mpsc},
@@ -18,12 +17,8 @@ use corebay_core::{
 };
 use corebay_nvme::spec::{
     command::{Fuse, nvm},
-    fabrics::{
-        CATTR_DISABLE_SQ_FLOW_CONTROL, CNTLID_DYNAMIC, ConnectData, PropertySize, connect,
-        property_set,
-    },
-    property,
-    tcp::{DGST_DATA, DGST_HEADER, IcReq},
+    fabrics::CNTLID_DYNAMIC,
+    tcp::{DGST_DATA, DGST_HEADER},
 };
 use corebay_target::{
     core::{Core, Message},
@@ -32,13 +27,13 @@ use corebay_target::{
     subsystem::{Listen, Registry, Subsystem, TransportType},
     tcp::{ConnectionCount, Tcp},
 };
-use zerocopy::IntoBytes;
 
 use crate::harness::{
     disk::Medium,
-    host::{CC_ENABLED, pattern},
+    host::pattern,
+    socket,
     wire::{Connection, Payload, Pipe},
-    world::{Plan, SUBSYSTEM, TestEnvironment, host_nqn, memory, ram, registry, spec},
+    world::{Plan, SUBSYSTEM, TestEnvironment, memory, ram, registry, spec},
 };
 
 type MachineEnv = TestEnvironment<OsNetwork>;
@@ -172,17 +167,6 @@ fn core_main(
     reactor.tear_down();
 }
 
-impl Pipe for TcpStream {
-    fn send_all(&mut self, bytes: &[u8]) {
-        self.write_all(bytes).unwrap();
-    }
-
-    fn receive(&mut self, into: &mut [u8]) -> usize {
-        self.read(into)
-            .expect("the target answers within the time limit")
-    }
-}
-
 fn queue(
     machine: &Machine,
     dgst: u8,
@@ -190,22 +174,8 @@ fn queue(
     depth: u16,
     cntlid: u16,
 ) -> (Connection<TcpStream>, u16) {
-    let stream = TcpStream::connect(machine.address).unwrap();
-    stream.set_nodelay(true).unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
-    let mut queue = Connection::open(stream, &IcReq::new(0, dgst, 3));
-    let data = ConnectData::new([9; 16], cntlid, &SUBSYSTEM.parse().unwrap(), &host_nqn(1));
-    let sqe = connect(qid, depth - 1, CATTR_DISABLE_SQ_FLOW_CONTROL, 0);
-    let cntlid = queue
-        .command(sqe, Payload::Capsule(data.as_bytes()))
-        .value() as u16;
-    if qid == 0 {
-        let enable = property_set(property::CC, PropertySize::Four, CC_ENABLED);
-        queue.command(enable, Payload::None).ok();
-    }
-    (queue, cntlid)
+    let subsystem = SUBSYSTEM.parse().unwrap();
+    socket::queue(machine.address, &subsystem, dgst, (qid, depth), cntlid)
 }
 
 /// Four threads count in one block by fused commands, beside plain writes and reads of their own

@@ -17,7 +17,8 @@ use corebay_core::{
 };
 use corebay_target::{
     core::{Core, Memory, Message},
-    environment::Environment,
+    environment::{Environment, NotKept},
+    feature::FeatureChange,
     limits::MESH_CAPACITY,
     namespace::{Identity, NamespaceSpec},
     subsystem::{Access, Listen, Registry, Subsystem, SubsystemNames, TransportType},
@@ -61,6 +62,16 @@ impl Environment for SimEnvironment {
 
     fn wall_clock_ms(&self) -> u64 {
         WALL_CLOCK_MS + self.reactor.now().0 / 1_000_000
+    }
+
+    async fn save_feature(
+        &self,
+        subsystem: &Arc<Subsystem<SimMedium>>,
+        change: FeatureChange,
+    ) -> Result<(), NotKept> {
+        // Nothing here starts a second time with what hosts have saved.
+        subsystem.save_feature(change);
+        Ok(())
     }
 }
 

@@ -25,10 +25,11 @@ use corebay_core::{
 use corebay_nvme::spec::nqn::Nqn;
 use corebay_target::{
     core::{Core, Memory, Message},
-    environment::Environment,
+    environment::{Environment, NotKept},
+    feature::FeatureChange,
     limits::{Limits, MESH_CAPACITY, TASKS_PER_CORE},
     namespace::{Identity, NamespaceSpec},
-    subsystem::{Access, Listen, Registry, SubsystemNames, TransportType},
+    subsystem::{Access, Listen, Registry, Subsystem, SubsystemNames, TransportType},
     tcp::{Tcp, TcpOptions},
 };
 
@@ -81,6 +82,15 @@ impl Environment for NullEnvironment {
 
     fn wall_clock_ms(&self) -> u64 {
         0
+    }
+
+    async fn save_feature(
+        &self,
+        subsystem: &Arc<Subsystem<NullReads>>,
+        change: FeatureChange,
+    ) -> Result<(), NotKept> {
+        subsystem.save_feature(change);
+        Ok(())
     }
 }
 
