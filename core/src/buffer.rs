@@ -205,6 +205,12 @@ impl BufferPool {
     }
 }
 
+/// The bytes of the block that a buffer of `len` bytes takes.
+#[must_use]
+pub fn block_bytes(len: usize) -> usize {
+    BLOCK_BYTES_MIN << order_for(len)
+}
+
 fn order_for(len: usize) -> usize {
     len.div_ceil(BLOCK_BYTES_MIN).next_power_of_two().ilog2() as usize
 }

@@ -6,7 +6,8 @@
 //!   a function that runs here ([`Core::send`], [`Core::call`]). Control path only.
 //! - Whatever goes over all queues does so in the order of their keys, so that equal runs are equal.
 //! - Queues that wait for memory or a task slot are served in turn, one command each, so that a
-//!   deep queue does not keep a shallow one waiting.
+//!   deep queue does not keep a shallow one waiting; but the one that found no memory goes first,
+//!   so that small commands do not overtake a large one for ever.
 
 use std::{
     any::Any,
@@ -21,8 +22,6 @@ use std::{
 };
 
 use corebay_core::{
-    arena::Region,
-    buffer::{Buffer, BufferPool},
     mesh::Port,
     reactor::{PollSource, Reactor},
     sync::{Oneshot, Permit, Permits},
@@ -34,7 +33,8 @@ use tracing::{debug, error};
 
 use crate::{
     environment::Environment,
-    limits::{HOUSEKEEPING_INTERVAL, Limits, SCRATCH_BYTES, SCRATCH_COUNT, TASKS_PER_CORE},
+    limits::{HOUSEKEEPING_INTERVAL, Limits, SQUEEZE_AFTER, TASKS_PER_CORE},
+    memory::{HostShares, Memory},
     namespace::{Namespace, NamespaceSpec, NamespaceTable, WriteGate},
     queue::{Pumped, QueueControl, QueueKey},
     subsystem::{Registry, SubsystemId},
@@ -52,42 +52,6 @@ const CONTROL_SLOTS: usize = 64;
 /// What takes over a connection that another core has accepted.
 pub type Adopter = Rc<dyn Fn(Box<dyn Any + Send>)>;
 
-/// One core's memory, by what it is for. The three are apart so that none can starve another:
-/// payloads may wait for hosts, in-capsule data and scratch only ever wait for disks.
-#[derive(Clone)]
-pub struct Memory {
-    /// Payloads of reads, and of writes that are fetched from the host.
-    pub payload: BufferPool,
-    /// Data that came inside a command capsule.
-    pub in_capsule: BufferPool,
-    /// Working space of Compare, Copy and Verify.
-    pub scratch: BufferPool,
-}
-
-impl Memory {
-    /// Divides a core's part of the arena. `None` where it is less than 8 MiB.
-    #[must_use]
-    pub fn divide(take: &mut impl FnMut(usize) -> Option<Region>, bytes: usize) -> Option<Self> {
-        const MIB: usize = 1 << 20;
-        let scratch = SCRATCH_BYTES * SCRATCH_COUNT / if bytes < 64 * MIB { 4 } else { 1 };
-        let in_capsule = (bytes / 8).next_multiple_of(MIB);
-        let payload = (bytes.checked_sub(scratch + in_capsule)? / MIB) * MIB;
-        if payload < 4 * MIB {
-            return None;
-        }
-        Some(Self {
-            payload: BufferPool::new(take(payload)?, 1),
-            in_capsule: BufferPool::new(take(in_capsule)?, 1),
-            scratch: BufferPool::new(take(scratch)?, TASKS_PER_CORE),
-        })
-    }
-
-    /// A piece of working space. Who holds one waits for nothing but disks.
-    pub async fn scratch_piece(&self) -> Buffer {
-        self.scratch.allocate(SCRATCH_BYTES).await
-    }
-}
-
 /// One core's part of the target.
 pub struct Core<E: Environment> {
     /// The core's reactor.
@@ -100,10 +64,14 @@ pub struct Core<E: Environment> {
     pub limits: Limits,
     /// The core's memory.
     pub memory: Memory,
+    /// Who holds how much of it.
+    pub shares: HostShares,
     port: Port<Message<E>>,
     tables: RefCell<HashMap<SubsystemId, Rc<Table<E>>>>,
     queues: RefCell<BTreeMap<QueueKey, Rc<dyn QueueControl>>>,
     waiting: RefCell<VecDeque<Rc<dyn QueueControl>>>,
+    /// The queue that found no memory, and since when it waits. It is not among `waiting`.
+    first_for_memory: RefCell<Option<(Rc<dyn QueueControl>, Time)>>,
     replies: RefCell<Slab<Answer>>,
     backlog: RefCell<VecDeque<Pin<Box<dyn Future<Output = ()>>>>>,
     adopters: RefCell<Vec<(&'static str, Adopter)>>,
@@ -132,10 +100,12 @@ impl<E: Environment> Core<E> {
             registry,
             limits,
             memory,
+            shares: HostShares::default(),
             port,
             tables: RefCell::default(),
             queues: RefCell::default(),
             waiting: RefCell::new(VecDeque::with_capacity(limits.connections_max)),
+            first_for_memory: RefCell::default(),
             replies: RefCell::default(),
             backlog: RefCell::default(),
             adopters: RefCell::default(),
@@ -268,7 +238,7 @@ impl<E: Environment> Core<E> {
     /// True where some queue waits its turn, so that nobody may help himself out of turn.
     #[must_use]
     pub fn has_waiting(&self) -> bool {
-        !self.waiting.borrow().is_empty()
+        !self.waiting.borrow().is_empty() || self.first_for_memory.borrow().is_some()
     }
 
     /// The table of a subsystem's namespaces on this core.
@@ -392,6 +362,8 @@ impl<E: Environment> Core<E> {
     pub fn tear_down(&self) {
         drop(self.queues.take());
         drop(self.waiting.take());
+        drop(self.first_for_memory.take());
+        self.shares.clear();
         drop(self.backlog.take());
         drop(self.adopters.take());
         drop(self.locked.take());
@@ -403,8 +375,18 @@ impl<E: Environment> Core<E> {
         let now = self.reactor.now();
         // Copied, since a queue that has timed out leaves the map.
         let queues: Vec<_> = self.queues.borrow().values().cloned().collect();
-        for queue in queues {
-            queue.housekeeping(now);
+        self.shares.look(|| {
+            for queue in &queues {
+                queue.clone().housekeeping(now);
+            }
+        });
+        let waits_since = self.first_for_memory.borrow().as_ref().map(|(_, at)| *at);
+        if waits_since.is_some_and(|since| now.since(since) >= SQUEEZE_AFTER)
+            && let Some(share) = self.shares.largest_stalled()
+        {
+            for queue in queues {
+                queue.squeeze(&share);
+            }
         }
     }
 
@@ -437,14 +419,13 @@ impl<E: Environment> Core<E> {
 
     /// Lets the waiting queues go on as far as memory and slots reach, one command each in turn.
     ///
-    /// Once one finds no memory, later ones get none either, so that one that needs much is not
-    /// overtaken for ever; but they still get slots, because what waits for a slot may hold the
-    /// memory that the first one needs.
+    /// Once one finds no memory, the others get none before it does; but they still get slots,
+    /// because what waits for a slot may hold the memory that the first one needs.
     fn pump(&self) -> usize {
         let mut started = 0;
-        let mut memory_left = true;
         loop {
             let before = started;
+            let mut memory_left = self.pump_first(&mut started);
             let round = self.waiting.borrow().len();
             for _ in 0..round {
                 let Some(queue) = self.waiting.borrow_mut().pop_front() else {
@@ -452,10 +433,14 @@ impl<E: Environment> Core<E> {
                 };
                 match queue.clone().pump(memory_left) {
                     Pumped::Nothing => continue,
-                    Pumped::Started => started += 1,
-                    Pumped::OverItsShare => {}
-                    Pumped::NoMemory => memory_left = false,
-                    Pumped::NoSlot => {}
+                    Pumped::Started | Pumped::TookMemory => started += 1,
+                    Pumped::NoMemory if memory_left => {
+                        memory_left = false;
+                        let since = self.reactor.now();
+                        *self.first_for_memory.borrow_mut() = Some((queue, since));
+                        continue;
+                    }
+                    Pumped::OverItsShare | Pumped::NoMemory | Pumped::NoSlot => {}
                 }
                 self.waiting.borrow_mut().push_back(queue);
             }
@@ -463,6 +448,25 @@ impl<E: Environment> Core<E> {
                 return started;
             }
         }
+    }
+
+    /// The same for the queue that found no memory; true where the others may take some now.
+    fn pump_first(&self, started: &mut usize) -> bool {
+        let Some((queue, since)) = self.first_for_memory.take() else {
+            return true;
+        };
+        match queue.clone().pump(true) {
+            Pumped::Nothing => return true,
+            Pumped::TookMemory => *started += 1,
+            Pumped::OverItsShare | Pumped::NoSlot => {}
+            outcome @ (Pumped::Started | Pumped::NoMemory) => {
+                *started += usize::from(outcome == Pumped::Started);
+                *self.first_for_memory.borrow_mut() = Some((queue, since));
+                return false;
+            }
+        }
+        self.waiting.borrow_mut().push_back(queue);
+        true
     }
 
     fn answer(&self, key: usize, value: Box<dyn Any + Send>) {

@@ -380,6 +380,7 @@ fn bind<E: Environment, W: Wire>(
         depth: connect.sqsize + 1,
         flow_control_disabled: connect.disables_sq_flow_control(),
         table: queue.core.table(controller.subsystem.id),
+        share: queue.core.shares.of(&controller.host_nqn),
         controller,
         counters,
     });

@@ -23,6 +23,7 @@ pub mod feature;
 pub mod io;
 pub mod lifecycle;
 pub mod limits;
+pub mod memory;
 pub mod namespace;
 pub mod queue;
 pub mod subsystem;

@@ -62,6 +62,20 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a drain waits for commands in flight before it closes their connections.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A host that takes nothing of what is sent to it, or sends nothing of what it was asked for, is
+/// slow after so long: it gets none of the memory's reserve.
+pub const SLOW_AFTER: Duration = Duration::from_millis(100);
+
+/// How long somebody may wait for memory that stalled connections hold before those are closed, if
+/// they have stalled for as long.
+pub const SQUEEZE_AFTER: Duration = Duration::from_secs(2);
+
+/// The fewest bytes in a second that a host takes, or sends, while more is under way. It is looked
+/// at over [`Limits::stall_timeout`], so that a pause is forgiven. Far below what any host needs to
+/// be served before it gives up by itself (1 MiB within 30 s are 35 kB a second), and so much that
+/// nobody can hold memory by a byte a second.
+pub const RATE_MIN_BYTES_PER_SECOND: u64 = 1024;
+
 /// What the binary configures; the rest are constants.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -75,7 +89,8 @@ pub struct Limits {
     pub io_queues_max: u16,
     /// Connections of the whole process.
     pub connections_max: usize,
-    /// A host that takes no data for this long is disconnected.
+    /// A host that takes, or sends, less than [`RATE_MIN_BYTES_PER_SECOND`] over this long is
+    /// disconnected.
     pub stall_timeout: Duration,
 }
 

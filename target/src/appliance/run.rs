@@ -32,9 +32,10 @@ use corebay_core::{
     units::{CoreId, Time},
 };
 use corebay_target::{
-    core::{Core, Memory, Message},
+    core::{Core, Message},
     environment::NotKept,
     limits::{DRAIN_TIMEOUT, Limits, MESH_CAPACITY, TASKS_PER_CORE},
+    memory::Memory,
     namespace::NamespaceSpec,
     subsystem::{Listen, Referral, Registry, SubsystemId, TransportType},
     tcp::{ConnectionCount, DigestPolicy, Tcp, TcpOptions},

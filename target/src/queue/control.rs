@@ -8,7 +8,7 @@ use corebay_nvme::spec::status::Status;
 use tracing::{debug, info};
 
 use super::{Done, Pumped, Queue, QueueControl, Stage, Wire};
-use crate::{environment::Environment, fabrics};
+use crate::{environment::Environment, fabrics, limits::SQUEEZE_AFTER, memory::HostShare};
 
 impl<E: Environment, W: Wire> Queue<E, W> {
     /// Ends the Asynchronous Event Requests without completing them, as a controller reset does.
@@ -47,10 +47,14 @@ impl<E: Environment, W: Wire> QueueControl for Queue<E, W> {
     }
 
     fn housekeeping(self: Rc<Self>, now: Time) {
-        if let Some(why) = self.wire.housekeeping(now) {
+        let pace = self.wire.housekeeping(now);
+        if let Some(why) = pace.close {
             self.close(why);
             return;
         }
+        self.stalled_for.set(pace.stalled_for);
+        let holds = self.held_bytes.get() != 0;
+        self.share().note(pace.moved, pace.stalled_for, holds);
         match self.binding() {
             None => {
                 if now.since(self.opened) > crate::limits::CONNECT_TIMEOUT {
@@ -75,6 +79,13 @@ impl<E: Environment, W: Wire> QueueControl for Queue<E, W> {
         }
     }
 
+    fn squeeze(self: Rc<Self>, share: &Rc<HostShare>) {
+        let holds = self.held_bytes.get() != 0;
+        if holds && self.stalled_for.get() >= SQUEEZE_AFTER && Rc::ptr_eq(self.share(), share) {
+            self.close("the host stalls, and others wait for the memory it holds");
+        }
+    }
+
     fn close(self: Rc<Self>, why: &'static str) {
         if self.closed.replace(true) {
             return;
@@ -83,6 +94,7 @@ impl<E: Environment, W: Wire> QueueControl for Queue<E, W> {
         self.wire.close();
         self.fused_first.set(None);
         self.waiting_for_memory.borrow_mut().clear();
+        self.share().leave_line(self.key);
         self.waiting_for_slot.borrow_mut().clear();
         self.parked.borrow_mut().clear();
         let left = self.entries.borrow().not_running();

@@ -33,7 +33,7 @@ pub(super) struct Entry<E: Environment> {
     /// Another command with the same identifier is outstanding.
     pub conflicts: bool,
     pub buffer: Option<Buffer>,
-    /// Payload bytes counted against the connection's share.
+    /// Bytes of the payload block that is counted in the host's share.
     pub held: usize,
     /// The other half of a fused command.
     pub partner: Option<EntryId>,

@@ -15,8 +15,8 @@
 //! Invariants:
 //! - Each command is answered once, or ends with its connection.
 //! - A host has at most its queue's depth of commands here, so memory per connection is bounded.
-//! - A connection takes a payload buffer only while it holds no more than is left free (or holds
-//!   none): however many slow hosts there are, some memory is left for the others.
+//! - What a host's queues hold of the payload memory is counted in its share, block by block, and
+//!   bounded by it ([`memory`](crate::memory)): slow hosts leave memory for the others.
 
 mod control;
 mod entry;
@@ -27,10 +27,11 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use corebay_core::{
-    buffer::Buffer,
+    buffer::{Buffer, block_bytes},
     units::{CoreId, Time},
 };
 use corebay_nvme::spec::{
@@ -48,6 +49,7 @@ use crate::{
     core::{Core, Table},
     environment::Environment,
     fabrics, io,
+    memory::HostShare,
 };
 
 /// Fused commands of a core that wait for their other half; beyond it they are told to retry.
@@ -78,8 +80,19 @@ pub trait Wire: 'static {
     /// possible without waiting.
     fn close(&self);
 
-    /// Looks after time-outs; why the connection is to be closed, if it is.
-    fn housekeeping(&self, now: Time) -> Option<&'static str>;
+    /// Looks after time-outs, and at how fast the host takes and sends data.
+    fn housekeeping(&self, now: Time) -> Pace;
+}
+
+/// How a host keeps up with a connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    /// Why the connection is to be closed, if it is.
+    pub close: Option<&'static str>,
+    /// Bytes that the host took or sent since the last look, of what holds memory.
+    pub moved: u64,
+    /// For how long it has taken nothing of what is sent, or sent nothing of what it was asked for.
+    pub stalled_for: Duration,
 }
 
 /// A completion on its way to the host.
@@ -219,6 +232,8 @@ pub struct Binding<E: Environment> {
     pub table: Rc<Table<E>>,
     /// What the queue has done.
     pub counters: Arc<IoCounters>,
+    /// What the host holds of this core's memory.
+    pub share: Rc<HostShare>,
 }
 
 /// The host sent more commands than its queue is deep.
@@ -228,11 +243,13 @@ pub struct Overrun;
 /// What a queue did with its turn. See [`QueueControl::pump`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pumped {
-    /// One command went on.
+    /// One command got its task slot.
     Started,
+    /// One command got its buffer.
+    TookMemory,
     /// None waits.
     Nothing,
-    /// One waits, but its connection holds its share of the memory.
+    /// One waits, but its host holds its share of the memory.
     OverItsShare,
     /// One waits, and there is no memory for it.
     NoMemory,
@@ -247,6 +264,10 @@ pub trait QueueControl {
 
     /// Looks after time-outs.
     fn housekeeping(self: Rc<Self>, now: Time);
+
+    /// Closes the connection where it is one of `share`'s host, holds memory, and its host has
+    /// long stalled.
+    fn squeeze(self: Rc<Self>, share: &Rc<HostShare>);
 
     /// Ends the connection and every command that does not execute.
     fn close(self: Rc<Self>, why: &'static str);
@@ -276,6 +297,7 @@ pub struct Queue<E: Environment, W> {
     parked: RefCell<VecDeque<EntryId>>,
     in_turn: Cell<bool>,
     held_bytes: Cell<usize>,
+    stalled_for: Cell<Duration>,
     running: Cell<usize>,
     fused_first: Cell<Option<EntryId>>,
     sqhd: Cell<u16>,
@@ -302,6 +324,7 @@ impl<E: Environment, W: Wire> Queue<E, W> {
             parked: RefCell::default(),
             in_turn: Cell::new(false),
             held_bytes: Cell::new(0),
+            stalled_for: Cell::default(),
             running: Cell::new(0),
             fused_first: Cell::new(None),
             sqhd: Cell::new(0),
@@ -324,6 +347,9 @@ impl<E: Environment, W: Wire> Queue<E, W> {
     /// Connects the queue. Panics where it is connected.
     pub fn bind(&self, binding: Binding<E>) {
         let depth = binding.depth;
+        // What Connect itself holds was counted to a host not known yet.
+        self.core.shares.strangers.give_back(self.held_bytes.get());
+        binding.share.take(self.held_bytes.get());
         assert!(
             self.binding.set(binding).is_ok(),
             "a queue is connected once"
@@ -331,6 +357,12 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         self.entries.borrow_mut().grow_to(depth.into());
         // Connect itself was the first entry.
         self.sqhd.set(1 % depth);
+    }
+
+    /// What its host holds of the core's memory.
+    fn share(&self) -> &Rc<HostShare> {
+        self.binding()
+            .map_or(&self.core.shares.strangers, |binding| &binding.share)
     }
 
     /// True once the queue is closed: nothing more is received for it.
@@ -643,7 +675,7 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         if !self.core.has_waiting() {
             loop {
                 match self.clone().pump(true) {
-                    Pumped::Started => {}
+                    Pumped::Started | Pumped::TookMemory => {}
                     Pumped::Nothing => return,
                     _ => break,
                 }
@@ -658,30 +690,33 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         let Some(id) = self.waiting_for_memory.borrow().front().copied() else {
             return Pumped::Nothing;
         };
-        let (transfer, cid) = {
+        let (transfer, cid, fused) = {
             let entries = self.entries.borrow();
             let Some(entry) = entries.get(id) else {
                 self.waiting_for_memory.borrow_mut().pop_front();
+                self.share().leave_line(self.key);
                 return Pumped::Started;
             };
-            (entry.transfer, entry.sqe.cid.get())
+            (entry.transfer, entry.sqe.cid.get(), entry.partner.is_some())
         };
         let (Transfer::FromHost(len) | Transfer::ToHost(len)) = transfer else {
             unreachable!("only transfers wait for memory")
         };
-        let pool = &self.core.memory.payload;
-        let held = self.held_bytes.get();
-        if held != 0 && held + len > pool.free_bytes() {
+        let (share, block) = (self.share(), block_bytes(len));
+        let own = self.held_bytes.get();
+        // The other half may hold its block until this one has its own.
+        if !fused && !share.admits(self.key, own, block, &self.core.memory) {
             return Pumped::OverItsShare;
         }
-        let Some(buffer) = pool.try_allocate(len) else {
+        let Some(buffer) = self.core.memory.payload.try_allocate(len) else {
             return Pumped::NoMemory;
         };
         self.waiting_for_memory.borrow_mut().pop_front();
-        self.held_bytes.set(held + len);
+        share.take(block);
+        self.held_bytes.set(own + block);
         let for_host = matches!(transfer, Transfer::ToHost(_));
         self.with_entry(id, |entry| {
-            entry.held = len;
+            entry.held = block;
             entry.buffer = Some(buffer.clone());
             entry.stage = if for_host { Stage::Slot } else { Stage::Data };
         });
@@ -690,7 +725,7 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         } else {
             self.wire.fetch(id, cid, buffer);
         }
-        Pumped::Started
+        Pumped::TookMemory
     }
 
     fn pump_slot(self: &Rc<Self>) -> Pumped {
@@ -755,14 +790,21 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         {
             return;
         }
-        let Some((cid, held_idle)) = self.entries.borrow_mut().get_mut(id).map(|entry| {
+        let sends_data = done.data.is_some();
+        let Some((cid, held_idle, held)) = self.entries.borrow_mut().get_mut(id).map(|entry| {
             entry.stage = Stage::Responding;
             entry.operation = None;
-            (entry.sqe.cid.get(), entry.buffer.take())
+            let held = if sends_data {
+                0
+            } else {
+                std::mem::take(&mut entry.held)
+            };
+            (entry.sqe.cid.get(), entry.buffer.take(), held)
         }) else {
             return;
         };
         drop(held_idle);
+        self.give_back(held);
         let (sqid, disabled) = self
             .binding()
             .map_or((0, false), |b| (b.qid, b.flow_control_disabled));
@@ -801,7 +843,7 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         };
         let idle = entries.in_use() == 0;
         drop(entries);
-        self.held_bytes.set(self.held_bytes.get() - entry.held);
+        self.give_back(entry.held);
         if entry.counts_as_fused {
             self.core
                 .fused_waiting
@@ -813,6 +855,11 @@ impl<E: Environment, W: Wire> Queue<E, W> {
             let nanos = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
             IoCounters::add(&binding.counters.busy_nanos, nanos);
         }
+    }
+
+    fn give_back(&self, block: usize) {
+        self.held_bytes.set(self.held_bytes.get() - block);
+        self.share().give_back(block);
     }
 
     fn job_ended(&self) {
@@ -832,6 +879,7 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         self.waiting_for_slot
             .borrow_mut()
             .retain(|waiting| *waiting != id);
+        self.share().leave_line(self.key);
     }
 
     fn set_stage(&self, id: EntryId, stage: Stage) {

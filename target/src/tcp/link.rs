@@ -21,11 +21,12 @@ use zerocopy::IntoBytes;
 
 use super::{
     Counters, LINGER, TcpOptions,
+    progress::Progress,
     send::{Head, Item, Sender},
 };
 use crate::{
     environment::Environment,
-    queue::{EntryId, Response, Wire},
+    queue::{EntryId, Pace, Response, Wire},
 };
 
 /// R2Ts of one command that are outstanding at a time, where the host allows so many.
@@ -54,7 +55,6 @@ pub(super) struct Fetch {
     arrived: usize,
     pieces: ArrayVec<Piece, R2TS_MAX>,
     pub digest_failed: bool,
-    pub since: Time,
 }
 
 #[derive(Clone, Copy)]
@@ -107,6 +107,15 @@ pub struct Link<E: Environment> {
     sender: RefCell<Sender>,
     fetches: RefCell<Vec<Option<Fetch>>>,
     fetching: Cell<usize>,
+    /// Since when there is always some fetch, and the host may send for it.
+    fetching_since: Cell<Option<Time>>,
+    /// Bytes of fetched data that have arrived.
+    pub(super) fetched_bytes: Cell<u64>,
+    /// All bytes that have arrived.
+    pub(super) received_bytes: Cell<u64>,
+    sending: Progress,
+    fetched: Progress,
+    receiving: Progress,
     end: Cell<End>,
     /// Why nothing goes over the stream any more.
     failed: Cell<Option<&'static str>>,
@@ -121,7 +130,7 @@ pub struct Link<E: Environment> {
     handover: RefCell<Option<PendingHandover>>,
     pub(super) now: Cell<Time>,
     /// Since when the PDU that is being received is incomplete.
-    pub(super) receiving_since: Cell<Option<Time>>,
+    receiving_since: Cell<Option<Time>>,
     stall_timeout: Cell<std::time::Duration>,
 }
 
@@ -140,6 +149,12 @@ impl<E: Environment> Link<E> {
             sender: RefCell::default(),
             fetches: RefCell::default(),
             fetching: Cell::new(0),
+            fetching_since: Cell::new(None),
+            fetched_bytes: Cell::new(0),
+            received_bytes: Cell::new(0),
+            sending: Progress::default(),
+            fetched: Progress::default(),
+            receiving: Progress::default(),
             end: Cell::new(End::Open),
             failed: Cell::new(None),
             key,
@@ -235,8 +250,31 @@ impl<E: Environment> Link<E> {
         let fetch = self.fetches.borrow_mut().get_mut(usize::from(tag))?.take();
         if fetch.is_some() {
             self.fetching.set(self.fetching.get() - 1);
+            if !self.is_fetching() {
+                self.fetching_since.set(None);
+            }
         }
         fetch
+    }
+
+    /// No PDU is half received.
+    pub(super) fn pdu_complete(&self) {
+        self.receiving_since.set(None);
+    }
+
+    /// A PDU is half received.
+    pub(super) fn pdu_incomplete(&self, now: Time) {
+        if self.receiving_since.get().is_none() {
+            self.receiving_since.set(Some(now));
+        }
+    }
+
+    /// It is we who keep the host waiting, not the host us.
+    pub(super) fn excuse(&self, now: Time) {
+        self.receiving_since.set(Some(now));
+        if self.is_fetching() {
+            self.fetching_since.set(Some(now));
+        }
     }
 
     /// Asks for more of a command's data, as far as the host takes R2Ts.
@@ -332,6 +370,7 @@ impl<E: Environment> Link<E> {
     fn drop_fetches(&self) {
         self.fetches.borrow_mut().clear();
         self.fetching.set(0);
+        self.fetching_since.set(None);
     }
 
     fn go(&self) {
@@ -362,7 +401,6 @@ impl<E: Environment> Wire for TcpWire<E> {
             arrived: 0,
             pieces: ArrayVec::new(),
             digest_failed: false,
-            since: link.now.get(),
         };
         let mut fetches = link.fetches.borrow_mut();
         if fetches.len() <= index {
@@ -370,6 +408,9 @@ impl<E: Environment> Wire for TcpWire<E> {
         }
         fetches[index] = Some(fetch);
         drop(fetches);
+        if !link.is_fetching() {
+            link.fetching_since.set(Some(link.now.get()));
+        }
         link.fetching.set(link.fetching.get() + 1);
         link.ask(entry.0);
     }
@@ -420,33 +461,43 @@ impl<E: Environment> Wire for TcpWire<E> {
         }
     }
 
-    fn housekeeping(&self, now: Time) -> Option<&'static str> {
+    fn housekeeping(&self, now: Time) -> Pace {
         let link = &self.link;
         link.now.set(now);
+        let closing = |why| Pace {
+            close: Some(why),
+            ..Pace::default()
+        };
         if let End::Terminating(until) = link.end.get()
             && now >= until
         {
             link.go();
-            return Some("it did not close after it was told to");
+            return closing("it did not close after it was told to");
         }
-        let stalled = |since: Time| now.since(since) > link.stall_timeout.get();
-        if link.sender.borrow().blocked_since.is_some_and(stalled) {
-            return Some("the host takes no data");
+        let allowed = link.stall_timeout.get();
+        let (blocked_since, sent) = {
+            let sender = link.sender.borrow();
+            (sender.blocked_since, sender.sent_bytes)
+        };
+        let sending = link.sending.look(blocked_since, sent, now, allowed);
+        let (since, fetched) = (link.fetching_since.get(), link.fetched_bytes.get());
+        let fetching = link.fetched.look(since, fetched, now, allowed);
+        let (since, received) = (link.receiving_since.get(), link.received_bytes.get());
+        let receiving = link.receiving.look(since, received, now, allowed);
+        if sending.too_slow {
+            return closing("the host takes no data, or next to none");
         }
-        if link.receiving_since.get().is_some_and(stalled) {
-            return Some("the host does not finish its PDU");
+        if receiving.too_slow {
+            return closing("the host does not finish its PDU");
         }
-        if link.fetching.get() != 0
-            && link
-                .fetches
-                .borrow()
-                .iter()
-                .flatten()
-                .any(|fetch| stalled(fetch.since))
-        {
-            return Some("the host does not send its data");
+        if fetching.too_slow {
+            return closing("the host does not send its data, or next to none");
         }
-        None
+        Pace {
+            close: None,
+            moved: sending.moved + fetching.moved,
+            stalled_for: sending.still_for.max(fetching.still_for),
+        }
     }
 }
 

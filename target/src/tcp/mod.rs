@@ -11,6 +11,7 @@
 //!   once, and [`Counters`] says how many bytes that were.
 
 pub mod link;
+mod progress;
 pub mod receive;
 pub mod send;
 

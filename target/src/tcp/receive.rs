@@ -9,6 +9,7 @@
 //! - Of each connection, memory for one PDU header and the staging buffer is all that is held here.
 
 use std::{
+    cell::Cell,
     io::{self, IoSliceMut},
     rc::Rc,
 };
@@ -218,8 +219,7 @@ impl<E: Environment> Receiver<E> {
         }
         self.take_apart(now);
         if self.waiting_for_memory {
-            // It is we who keep the host waiting, not the host us.
-            self.link.receiving_since.set(Some(now));
+            self.link.excuse(now);
         }
         calls
     }
@@ -329,11 +329,16 @@ impl<E: Environment> Receiver<E> {
             self.end = 0;
             return;
         }
+        let count = |counter: &Cell<u64>, bytes| counter.set(counter.get() + bytes as u64);
+        count(&self.link.received_bytes, bytes);
         let mut bytes = bytes;
         if let Some(body) = self.body.as_mut().filter(|body| body.padding == 0) {
             let landed = bytes.min(body.len - body.arrived);
             body.arrived += landed;
             bytes -= landed;
+            if matches!(body.target, Target::Fetch { .. }) {
+                count(&self.link.fetched_bytes, landed);
+            }
         }
         self.end += bytes;
     }
@@ -349,14 +354,13 @@ impl<E: Environment> Receiver<E> {
                 None => self.header_step(),
             };
             match step {
-                Ok(true) if self.body.is_none() => self.link.receiving_since.set(None),
+                Ok(true) if self.body.is_none() => self.link.pdu_complete(),
                 Ok(true) => {}
                 Ok(false) => {
-                    let since = &self.link.receiving_since;
                     if self.start == self.end && self.body.is_none() {
-                        since.set(None);
-                    } else if since.get().is_none() {
-                        since.set(Some(now));
+                        self.link.pdu_complete();
+                    } else {
+                        self.link.pdu_incomplete(now);
                     }
                     return;
                 }
@@ -617,7 +621,11 @@ impl<E: Environment> Receiver<E> {
                 ..
             } => (buffer, &self.counters.in_capsule_bytes_copied),
             Target::Capsule { buffer: None, .. } => return,
-            Target::Fetch { buffer, .. } => (buffer, &self.counters.fetched_bytes_copied),
+            Target::Fetch { buffer, .. } => {
+                let fetched = &self.link.fetched_bytes;
+                fetched.set(fetched.get() + count as u64);
+                (buffer, &self.counters.fetched_bytes_copied)
+            }
         };
         let mut part = buffer.slice(body.arrived..body.arrived + count);
         part.bytes_mut().copy_from_slice(staged);
@@ -646,10 +654,8 @@ impl<E: Environment> Receiver<E> {
             } => {
                 let intact = matches(&buffer);
                 drop(buffer);
-                let now = self.link.now.get();
                 let all = self.link.with_fetch(tag, |fetch| {
                     fetch.digest_failed |= !intact;
-                    fetch.since = now;
                     fetch.arrived(offset, body.len)
                 });
                 if all != Some(true) {

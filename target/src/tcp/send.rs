@@ -192,8 +192,10 @@ pub(super) struct Sender {
     taken: usize,
     /// The stream took bytes when it was last asked.
     pub writable: bool,
-    /// Since when the stream takes nothing of the first item.
+    /// Since when something waits because the stream took no more.
     pub blocked_since: Option<Time>,
+    /// Bytes that the stream has taken.
+    pub sent_bytes: u64,
 }
 
 impl Default for Sender {
@@ -203,6 +205,7 @@ impl Default for Sender {
             taken: 0,
             writable: true,
             blocked_since: None,
+            sent_bytes: 0,
         }
     }
 }
@@ -244,7 +247,9 @@ impl Sender {
                 Err(error) => return Err(error),
             }
         }
-        if self.has_items() && !self.writable && self.blocked_since.is_none() {
+        if !self.has_items() {
+            self.blocked_since = None;
+        } else if !self.writable && self.blocked_since.is_none() {
             self.blocked_since = Some(now);
         }
         Ok(calls)
@@ -275,13 +280,13 @@ impl Sender {
 
     fn took(&mut self, bytes: usize, sent: &mut impl FnMut(EntryId)) {
         self.taken += bytes;
+        self.sent_bytes += bytes as u64;
         while let Some(first) = self.items.front() {
             let len = first.len();
             if self.taken < len {
                 break;
             }
             self.taken -= len;
-            self.blocked_since = None;
             if let Some(Item {
                 entry: Some(entry), ..
             }) = self.items.pop_front()

@@ -22,10 +22,11 @@ use corebay_core::{
 };
 use corebay_nvme::spec::nqn::Nqn;
 use corebay_target::{
-    core::{Core, Memory, Message},
+    core::{Core, Message},
     environment::{Environment, NotKept},
     feature::FeatureChange,
     limits::{Limits, MESH_CAPACITY, TASKS_PER_CORE},
+    memory::Memory,
     namespace::{Identity, NamespaceSpec},
     subsystem::{Access, Listen, Registry, Subsystem, SubsystemNames, TransportType},
     tcp::{ConnectionCount, Tcp, TcpOptions},

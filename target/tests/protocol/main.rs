@@ -13,6 +13,7 @@ mod admin;
 mod association;
 mod discovery;
 mod events;
+mod fair;
 mod fused;
 mod fuzz;
 mod io;

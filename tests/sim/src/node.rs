@@ -16,10 +16,11 @@ use corebay_core::{
     units::{CoreId, Time},
 };
 use corebay_target::{
-    core::{Core, Memory, Message},
+    core::{Core, Message},
     environment::{Environment, NotKept},
     feature::FeatureChange,
     limits::MESH_CAPACITY,
+    memory::Memory,
     namespace::{Identity, NamespaceSpec},
     subsystem::{Access, Listen, Registry, Subsystem, SubsystemNames, TransportType},
     tcp::{ConnectionCount, Tcp},

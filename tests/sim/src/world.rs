@@ -14,7 +14,7 @@ use std::{
 };
 
 use corebay_core::{reactor::Reactor, rng::Rng, units::Time};
-use corebay_target::core::Memory;
+use corebay_target::memory::Memory;
 
 use crate::{
     client::{Client, Common},
