@@ -255,6 +255,20 @@ proptest! {
     }
 }
 
+/// Small enough for an interpreter (Miri), which has instructions that the processor may lack.
+#[test]
+fn every_kernel_runs_whole_loops_single_vectors_and_a_rest() {
+    let data = Strips::random(3, 4 * 64 + 64 + 32 + 5, 1);
+    let mut codecs: Vec<Codec> = (1..=PARITY_MAX)
+        .map(|m| Codec::new(3, m).unwrap())
+        .collect();
+    codecs.extend([Codec::xor(3).unwrap(), Codec::pq(3).unwrap()]);
+    for codec in codecs {
+        let lost: Vec<usize> = (0..codec.parity()).collect();
+        check(&codec, &data, &parity_of(&codec, &data), &lost, 1);
+    }
+}
+
 #[test]
 fn every_loss_of_small_arrays_is_undone() {
     for (k, m) in (1..=6).flat_map(|k| (1..=PARITY_MAX).map(move |m| (k, m))) {

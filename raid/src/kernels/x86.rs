@@ -245,7 +245,7 @@ unsafe impl Vector for Avx2 {
     }
 }
 
-/// The XOR of three, for [`_mm512_ternarylogic_epi64`].
+/// The XOR of three, for [`_mm512_ternarylogic_epi32`].
 const XOR_OF_THREE: i32 = 0x96;
 
 #[derive(Clone, Copy)]
@@ -289,7 +289,7 @@ unsafe impl Vector for Avx512 {
             let is_high = _mm512_movepi8_mask(self.0);
             let carry = _mm512_maskz_set1_epi8(is_high, POLYNOMIAL as i8);
             let doubled = _mm512_add_epi8(self.0, self.0);
-            Self(_mm512_ternarylogic_epi64::<XOR_OF_THREE>(
+            Self(_mm512_ternarylogic_epi32::<XOR_OF_THREE>(
                 doubled, other.0, carry,
             ))
         }
@@ -324,7 +324,7 @@ unsafe impl Vector for Avx512 {
         unsafe {
             let low = _mm512_shuffle_epi8(factor.0, low);
             let high = _mm512_shuffle_epi8(factor.1, high);
-            Self(_mm512_ternarylogic_epi64::<XOR_OF_THREE>(self.0, low, high))
+            Self(_mm512_ternarylogic_epi32::<XOR_OF_THREE>(self.0, low, high))
         }
     }
 }

@@ -8,6 +8,7 @@
 //! - [`idle`]: what an appliance costs while nothing is asked of it, and its first answer then.
 //! - [`memory`]: what a connection takes.
 //! - [`path`]: what an I/O costs the server's thread, the target's beside the echo's.
+//! - [`parity`]: the arrays' kernels against ISA-L and reed-solomon-erasure.
 //! - [`host`]: the raw host that loads either, and that holds idle connections.
 #![deny(unsafe_code)]
 // A benchmark owns its clock and its threads; no simulator ever runs it.
@@ -20,6 +21,7 @@ mod idle;
 mod instructions;
 mod load;
 mod memory;
+mod parity;
 mod path;
 mod pin;
 mod table;
@@ -46,6 +48,8 @@ enum Command {
     Memory(memory::Arguments),
     /// The processor time that one I/O takes the target and the bare echo.
     Path(path::Arguments),
+    /// The arrays' kernels against those of ISA-L and of reed-solomon-erasure.
+    Parity(parity::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
         Command::Idle(arguments) => idle::run(&arguments),
         Command::Memory(arguments) => memory::run(&arguments),
         Command::Path(arguments) => path::run(&arguments),
+        Command::Parity(arguments) => parity::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -28,6 +28,8 @@ enum Benchmark {
     Idle,
     /// The memory of idle connections.
     Memory,
+    /// The arrays' kernels against those of ISA-L and of reed-solomon-erasure.
+    Parity,
     /// In a guest: corebay against the kernel's target, same initiator, same disk.
     Guest,
 }
@@ -60,6 +62,7 @@ fn measure(arguments: &Arguments) -> Result<bool> {
         Benchmark::Path => ("path", &[BENCH]),
         Benchmark::Idle => ("idle", &[TARGET, BENCH]),
         Benchmark::Memory => ("memory", &[TARGET, BENCH]),
+        Benchmark::Parity => ("parity", &[BENCH]),
         Benchmark::Guest => ("compare", &[TARGET, LAB]),
     };
     for build in builds {
