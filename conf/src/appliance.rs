@@ -209,7 +209,8 @@ pub struct Disk {
     pub name: String,
     /// What it is.
     pub kind: DiskKind,
-    /// The logical block that hosts see; `None`: the device's own (only [`DiskKind::Device`]).
+    /// The logical block that hosts see; `None`: the device's own, and for a file what it was last
+    /// served with, or else what its medium keeps whole when the power fails.
     pub block_size: Option<BlockSize>,
     /// The disk's identity; already handed on to the namespace that exports it.
     pub uuid: Option<Uuid>,

@@ -57,7 +57,7 @@ fn minimal() {
         create: true,
     };
     assert_eq!(disk.kind, kind);
-    assert_eq!(disk.block_size, Some(BlockSize::B4096));
+    assert_eq!(disk.block_size, None);
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn without_any_option() {
     assert_eq!(subsystem.access, Access::AnyHost);
     assert_eq!(subsystem.listeners.len(), 1);
     let [disk] = appliance.disks() else { panic!() };
-    assert_eq!(disk.block_size, Some(BlockSize::B4096));
+    assert_eq!(disk.block_size, None, "what the medium keeps whole");
     let expected = DiskKind::File {
         path: "corebay-data/disk-1.img".into(),
         size: Some(Size::GIB.times(8)),
@@ -106,7 +106,7 @@ fn disks_become_namespaces_in_order() {
         .map(|disk| disk.block_size)
         .collect();
     let default = Some(BlockSize::B4096);
-    assert_eq!(blocks, [Some(BlockSize::B512), default, None, default]);
+    assert_eq!(blocks, [Some(BlockSize::B512), default, None, None]);
 }
 
 #[test]

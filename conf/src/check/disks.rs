@@ -32,7 +32,7 @@ pub(super) fn check(
             RawKind::File { .. } => file(disk, raw, machine, &mut paths, sink),
         });
         let kind = kind?;
-        let of_its_own = matches!(kind, DiskKind::Device { .. });
+        let of_its_own = matches!(kind, DiskKind::Device { .. } | DiskKind::File { .. });
         let block_size = disk.block_size.value().copied();
         Some(Disk {
             name: disk.name.value()?.clone(),

@@ -8,8 +8,10 @@
 //!   buffers' bytes are exactly its blocks' bytes, each buffer a whole number of blocks that begins
 //!   at a multiple of the block size in memory (which the arena's blocks do). A disk may rely on it and answers [`DiskError::OutOfRange`] where it is cheaper to check than to trust.
 //!   Reads and writes are at most [`TRANSFER_BYTES_MAX`] and [`SEGMENTS_MAX`] buffers.
-//! - **Atomicity.** One block is atomic: after a crash, and beside concurrent writes, it is wholly
-//!   old or wholly new. Anything larger may be torn between blocks.
+//! - **Atomicity.** One block is atomic beside concurrent operations and when the process ends: it is
+//!   wholly old or wholly new. When the power fails, what lies within a multiple of
+//!   [`DiskInfo::atomic_write_bytes`] is wholly old or wholly new: where that is less than a block, a
+//!   block may be torn between such units. Anything larger may be torn between blocks.
 //! - **Durability.** A completed write is seen by every later read. It survives a loss of power once
 //!   it was written with [`Durability::Durable`], or once a [`flush`](Disk::flush) that began after
 //!   its completion has completed, or at once where [`DiskInfo::volatile_cache`] is false. Until
@@ -56,6 +58,9 @@ pub struct DiskInfo {
     pub deallocate_granularity: Option<u32>,
     /// [`Disk::write_uncorrectable`] works.
     pub write_uncorrectable: bool,
+    /// A power of two: what a write of so many bytes at a multiple of them leaves whole, old or new,
+    /// when the power fails. At least 512. Where it is not known it is taken for that.
+    pub atomic_write_bytes: u32,
 }
 
 impl DiskInfo {
@@ -63,6 +68,12 @@ impl DiskInfo {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.block_size.bytes_of(self.blocks)
+    }
+
+    /// True where the loss of power may tear a block.
+    #[must_use]
+    pub fn may_tear_blocks(&self) -> bool {
+        (self.atomic_write_bytes as usize) < self.block_size.bytes()
     }
 
     /// True where `blocks` blocks from `at` lie on the disk.

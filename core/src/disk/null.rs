@@ -39,6 +39,7 @@ impl NullDisk {
             volatile_cache: false,
             deallocate_granularity: None,
             write_uncorrectable: false,
+            atomic_write_bytes: block_size.bytes() as u32,
         };
         Self { info, reads }
     }

@@ -144,6 +144,7 @@ impl RamMedium {
             volatile_cache: false,
             deallocate_granularity: Some(1 << (PAGE_BYTES.ilog2() - block_size.shift())),
             write_uncorrectable: true,
+            atomic_write_bytes: block_size.bytes() as u32,
         }
     }
 

@@ -272,7 +272,8 @@ fn io_controller<E: Environment>(
     page.oncs = U16::new(commands | oncs::SAVE_SELECT | oncs::TIMESTAMP);
     page.fuses = U16::new(fuses::COMPARE_AND_WRITE);
     page.vwc = vwc::FLUSH_ALL_SUPPORTED | if cached { vwc::PRESENT } else { 0 };
-    // One block is atomic, also when the power fails; 0's based.
+    // One block is atomic; 0's based. Where a medium keeps less than a block whole when the power
+    // fails, AWUPF has no way to say so, and the appliance says it at its start.
     page.awun = U16::new(0);
     page.awupf = U16::new(0);
     page.acwu = U16::new((FUSED_BLOCKS_MAX - 1) as u16);

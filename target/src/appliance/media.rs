@@ -1,6 +1,6 @@
 //! Opens the disks that a configuration names, and says what each subsystem exports.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use corebay_conf::{
     Appliance, LocalMachine, Machine,
@@ -9,7 +9,9 @@ use corebay_conf::{
 };
 use corebay_core::{
     disk::{
-        file::{Caching, FileMedium, FileMediumOptions},
+        file::{
+            Caching, FileError, FileErrorReason, FileMedium, FileMediumOptions, default_block_size,
+        },
         ram::RamMedium,
     },
     units::BlockSize,
@@ -18,6 +20,7 @@ use corebay_target::{
     namespace::{Identity, NamespaceSpec},
     subsystem::{Access, Registry, SubsystemId, SubsystemNames},
 };
+use tracing::warn;
 
 use super::{environment::Medium, state::State};
 use crate::cli::Failure;
@@ -64,12 +67,12 @@ impl DiskKey {
 
 impl Media {
     /// Opens the disks that are not open yet.
-    pub fn open(&mut self, appliance: &Appliance) -> Result<(), Failure> {
+    pub fn open(&mut self, appliance: &Appliance, state: &mut State) -> Result<(), Failure> {
         let mut opened = Vec::new();
         for disk in appliance.disks() {
             let key = DiskKey::of(disk);
             if !self.open.iter().any(|(known, _)| *known == key) {
-                opened.push((key, open_disk(disk)?));
+                opened.push((key, open_disk(disk, state)?));
             }
         }
         self.open.extend(opened);
@@ -109,7 +112,7 @@ impl Media {
 /// Opens all disks, and makes the subsystems.
 pub fn open(appliance: &Appliance, state: &mut State) -> Result<Exports, Failure> {
     let mut media = Media::default();
-    media.open(appliance)?;
+    media.open(appliance, state)?;
     let registry = Registry::default();
     registry.set_health(state.health());
     let mut namespaces = Vec::new();
@@ -187,29 +190,30 @@ fn identity(
     }
 }
 
-fn open_disk(disk: &Disk) -> Result<Medium, Failure> {
-    let block_size = match disk.block_size {
-        Some(block_size) => block_size,
-        None => own_block_size(disk)?,
-    };
-    let file = |path, options| {
-        FileMedium::open(path, options)
-            .map(Medium::File)
-            .map_err(|error| {
-                Failure::new(format!("disk \"{}\": {error}", disk.name), String::new())
-            })
-    };
+fn open_disk(disk: &Disk, state: &mut State) -> Result<Medium, Failure> {
+    let block_size = disk.block_size.unwrap_or(BlockSize::B4096);
     match &disk.kind {
-        DiskKind::File { path, size, create } => file(
-            path,
-            FileMediumOptions {
+        DiskKind::File { path, size, create } => {
+            let options = FileMediumOptions {
                 block_size,
                 bytes: size.map(|size| size.bytes()),
                 create: *create,
                 caching: Caching::Direct,
-            },
-        ),
-        DiskKind::Device { path } => file(path, FileMediumOptions::new(block_size)),
+            };
+            let medium = open_file(disk, path, options, state)?;
+            state.note_block_size(path, medium.info().block_size);
+            Ok(Medium::File(medium))
+        }
+        DiskKind::Device { path } => {
+            let block_size = match disk.block_size {
+                Some(block_size) => block_size,
+                None => own_block_size(disk, path)?,
+            };
+            let medium = FileMedium::open(path, FileMediumOptions::new(block_size))
+                .map_err(|error| cannot_open(disk, &error))?;
+            say_if_blocks_tear(disk, path, &medium);
+            Ok(Medium::File(medium))
+        }
         DiskKind::Ram { size } => {
             let blocks = block_size.blocks_in(size.bytes());
             RamMedium::new(block_size, blocks)
@@ -228,11 +232,63 @@ fn open_disk(disk: &Disk) -> Result<Medium, Failure> {
     }
 }
 
-/// The block size that a kernel block device itself has.
-fn own_block_size(disk: &Disk) -> Result<BlockSize, Failure> {
-    let DiskKind::Device { path } = &disk.kind else {
-        return Ok(BlockSize::B4096);
+/// Opens a file. Where no block size is said, it is what hosts know the file by, or for a new one
+/// what its medium keeps whole when the power fails.
+fn open_file(
+    disk: &Disk,
+    path: &Path,
+    options: FileMediumOptions,
+    state: &State,
+) -> Result<Arc<FileMedium>, Failure> {
+    let with = |block_size| {
+        FileMedium::open(
+            path,
+            FileMediumOptions {
+                block_size,
+                ..options
+            },
+        )
     };
+    let known = || state.block_size(path).filter(|_| path.exists());
+    let opened = match disk.block_size.or_else(known) {
+        Some(block_size) => with(block_size),
+        None => match with(default_block_size(path)) {
+            // Nothing is known of the medium but that it knows no smaller blocks.
+            Err(error) if matches!(error.reason, FileErrorReason::UnitTooLarge { .. }) => {
+                with(BlockSize::B4096)
+            }
+            opened => opened,
+        },
+    };
+    let medium = opened.map_err(|error| cannot_open(disk, &error))?;
+    say_if_blocks_tear(disk, path, &medium);
+    Ok(medium)
+}
+
+fn cannot_open(disk: &Disk, error: &FileError) -> Failure {
+    Failure::new(format!("disk \"{}\": {error}", disk.name), String::new())
+}
+
+/// NVMe has no way to say that less than a block is atomic (AWUPF), so it is said here.
+fn say_if_blocks_tear(disk: &Disk, path: &Path, medium: &FileMedium) {
+    let info = medium.info();
+    if !info.may_tear_blocks() {
+        return;
+    }
+    let (block, whole) = (info.block_size.bytes(), info.atomic_write_bytes);
+    warn!(
+        "disk \"{}\": if the power fails while a block of {block} bytes is written, the block may be \
+         left half old and half new: all that is known of {} is that it writes {whole} bytes as a \
+         whole. Hosts that rely on whole blocks need blocks of {whole} bytes (block={whole}, or \
+         block_size = {whole} in a file; it changes what hosts see, so begin with an empty disk), \
+         or a medium with physical sectors of {block} bytes",
+        disk.name,
+        path.display()
+    );
+}
+
+/// The block size that a kernel block device itself has.
+fn own_block_size(disk: &Disk, path: &Path) -> Result<BlockSize, Failure> {
     let bytes = match LocalMachine.path(path) {
         PathState::BlockDevice { block_size, .. } => u64::from(block_size),
         _ => 0,

@@ -68,7 +68,7 @@ pub fn apply(
         ));
     }
     say_what_needs_a_restart(old, new);
-    running.media.open(new)?;
+    running.media.open(new, state)?;
     let wanted: BTreeSet<_> = new.subsystems().iter().map(|s| s.nqn.clone()).collect();
     for subsystem in running.registry.subsystems() {
         if !wanted.contains(&subsystem.names.nqn) {

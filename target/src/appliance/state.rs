@@ -16,6 +16,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use corebay_core::units::BlockSize;
 use corebay_nvme::spec::nqn::Nqn;
 use corebay_target::{
     controller::IoCounters,
@@ -54,6 +55,10 @@ struct Kept {
     seconds: u64,
     /// The last run ended cleanly.
     clean: bool,
+    /// The bytes of a block that files were last served with, by their paths, which begin at the data
+    /// folder for files in it: it may be moved.
+    #[serde(default)]
+    block_sizes: BTreeMap<String, u32>,
     /// Of each subsystem, by its NQN.
     #[serde(default)]
     subsystems: BTreeMap<String, KeptSubsystem>,
@@ -197,6 +202,27 @@ impl State {
         *self.kept.namespaces.entry(key).or_insert_with(Uuid::new_v4)
     }
 
+    /// The block size that the file at `path` was last served with: hosts have laid out what they
+    /// keep there by it.
+    pub fn block_size(&self, path: &Path) -> Option<BlockSize> {
+        let bytes = self.kept.block_sizes.get(&self.path_key(path))?;
+        BlockSize::from_bytes(u64::from(*bytes))
+    }
+
+    /// Notes the block size that the file at `path` is served with.
+    pub fn note_block_size(&mut self, path: &Path, block_size: BlockSize) {
+        let bytes = block_size.bytes() as u32;
+        let key = self.path_key(path);
+        self.kept.block_sizes.insert(key, bytes);
+    }
+
+    fn path_key(&self, path: &Path) -> String {
+        let whole = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let (path, folder) = (whole(path), whole(&self.folder));
+        let inside = path.strip_prefix(folder).unwrap_or(&path);
+        inside.to_string_lossy().into_owned()
+    }
+
     /// What the health log counts from.
     pub fn health(&self) -> Health {
         Health {
@@ -304,6 +330,7 @@ fn read(path: &Path) -> Result<Kept, Failure> {
                 unclean_stops: 0,
                 seconds: 0,
                 clean: true,
+                block_sizes: BTreeMap::new(),
                 subsystems: BTreeMap::new(),
             });
         }
@@ -442,6 +469,26 @@ mod tests {
         let kept = KeptTotals::of(&third.totals());
         assert_eq!((kept.writes, kept.media_errors, kept.reads), (7, 1, 0));
         assert_eq!(third.saved_features(), features);
+    }
+
+    #[test]
+    fn a_file_keeps_its_block_size_also_where_the_folder_moves() {
+        let folder = tempfile::tempdir().unwrap();
+        let (here, there) = (folder.path().join("here"), folder.path().join("there"));
+        let mut state = State::open(&here).unwrap();
+        fs::write(here.join("a.img"), []).unwrap();
+        let other = folder.path().join("b.img");
+        fs::write(&other, []).unwrap();
+        state.note_block_size(&here.join("a.img"), BlockSize::B512);
+        state.note_block_size(&other, BlockSize::B4096);
+        state.save().unwrap();
+        drop(state);
+        fs::rename(&here, &there).unwrap();
+        let state = State::open(&there).unwrap();
+        let a = state.block_size(&there.join("a.img"));
+        assert_eq!(a, Some(BlockSize::B512));
+        assert_eq!(state.block_size(&other), Some(BlockSize::B4096));
+        assert_eq!(state.block_size(&there.join("c.img")), None);
     }
 
     #[test]

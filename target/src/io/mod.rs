@@ -40,7 +40,8 @@ use crate::{
 /// A core's way to a namespace.
 pub type Ns<E> = Rc<Namespace<<E as Environment>::Disk, <E as Environment>::Medium>>;
 
-/// Blocks of one fused Compare and Write (ACWU + 1): what is atomic also when the power fails.
+/// Blocks of one fused Compare and Write (ACWU + 1): what every disk keeps whole beside other
+/// commands.
 pub const FUSED_BLOCKS_MAX: u64 = 1;
 
 /// Blocks of a namespace.

@@ -21,7 +21,7 @@ use corebay_core::{
         Disk, DiskError, Durability,
         file::{
             Caching, EngineKind, FileDisk, FileEngine, FileEngineOptions, FileErrorReason,
-            FileMedium, FileMediumOptions,
+            FileMedium, FileMediumOptions, default_block_size,
         },
     },
     reactor::{self, MachineClock},
@@ -321,6 +321,34 @@ fn sectors_larger_than_a_block_are_refused() {
         }
     ));
     assert!(FileMedium::open(&path, sized(MIB)).is_ok());
+}
+
+#[test]
+fn what_stays_whole_is_told_of_devices_and_of_files_on_them() {
+    let folder = tempfile::tempdir().unwrap();
+    for (sector, size) in [(512, BlockSize::B512), (4096, BlockSize::B4096)] {
+        let backing = folder.path().join(format!("{sector}.img"));
+        File::create(&backing).unwrap().set_len(64 * MIB).unwrap();
+        let device = or_skip!(LoopDevice::over(&backing, sector));
+        let medium = FileMedium::open(device.path(), options(BlockSize::B4096)).unwrap();
+        assert_eq!(medium.info().atomic_write_bytes as usize, sector);
+        assert_eq!(medium.info().may_tear_blocks(), sector == 512);
+        drop(medium);
+        or_skip!(run(Command::new("mkfs.ext4").arg("-q").arg(device.path())));
+        let mount = or_skip!(ScratchMount::new("ext4", "noatime", device.path()));
+        let path = mount.path().join("a.img");
+        assert_eq!(
+            default_block_size(&path),
+            size,
+            "of a file that is to be made"
+        );
+        let medium = FileMedium::open(&path, sized(MIB)).unwrap();
+        assert_eq!(medium.info().atomic_write_bytes as usize, sector);
+        assert_eq!(default_block_size(&path), size);
+    }
+    let memory = or_skip!(ScratchMount::tmpfs(MIB));
+    let path = memory.path().join("a.img");
+    assert_eq!(default_block_size(&path), BlockSize::B4096);
 }
 
 #[test]

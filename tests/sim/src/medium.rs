@@ -139,6 +139,7 @@ impl SimMedium {
             volatile_cache: options.volatile_cache,
             deallocate_granularity: Some(1),
             write_uncorrectable: true,
+            atomic_write_bytes: options.block_size.bytes() as u32,
         }
     }
 

@@ -28,6 +28,7 @@ use rustix::{
 };
 
 use super::{
+    atomicity,
     bad::BadBlocks,
     call::Action,
     claims::{Claim, Claims},
@@ -123,11 +124,16 @@ impl FileMedium {
         let metadata = file
             .metadata()
             .map_err(FileError::system(path, "look at it"))?;
-        let (volatile_cache, space_unit) = if device {
-            let limits = queue_limits(DeviceNumber::from_raw(metadata.rdev()));
-            (limits.volatile_cache, limits.discard_bytes)
+        let (volatile_cache, space_unit, whole) = if device {
+            let number = DeviceNumber::from_raw(metadata.rdev());
+            let limits = queue_limits(number);
+            // Of a device that tells nothing, its logical sector is known at least.
+            let sector = unit.map_or(0, |unit| unit.atomic);
+            let whole = atomicity::of_device(number).max(sector);
+            (limits.volatile_cache, limits.discard_bytes, whole)
         } else {
-            (true, Some(metadata.blksize()))
+            let whole = atomicity::of_file(&file);
+            (true, Some(metadata.blksize()), whole)
         };
         let bad = if device {
             None
@@ -144,6 +150,7 @@ impl FileMedium {
                 volatile_cache,
                 deallocate_granularity: space_unit.map(granularity),
                 write_uncorrectable: bad.is_some(),
+                atomic_write_bytes: whole,
             },
             direct: unit.is_some(),
             // A device writes and reads one of its own units as a whole.

@@ -11,10 +11,11 @@
 //! - Where a filesystem or device cannot free or zero a range, zeroes are written, so that they are
 //!   read in any case.
 //! - What the layers below do to a block at the same time as something else, they do to all of it:
-//!   by themselves (a device's sector), or because it claims its blocks first (see `claims.rs`). For
-//!   the loss of power a block is as atomic as the sectors that it consists of: blocks larger than
-//!   the device's physical sector can be torn by it.
+//!   by themselves (a device's sector), or because it claims its blocks first (see `claims.rs`). When
+//!   the power fails only the device's physical sectors stay whole, which is what the disk says of
+//!   itself (see `atomicity.rs`).
 
+mod atomicity;
 mod bad;
 mod call;
 mod claims;
@@ -32,6 +33,7 @@ use std::{cell::Cell, ops::Range, rc::Rc, sync::Arc};
 
 use rustix::io::Errno;
 
+pub use atomicity::default_block_size;
 pub use engine::FileEngine;
 pub use error::{FileError, FileErrorReason};
 pub use medium::{Caching, FileMedium, FileMediumOptions};

@@ -155,19 +155,45 @@ pub(super) struct QueueLimits {
 }
 
 pub(super) fn queue_limits(device: DeviceNumber) -> QueueLimits {
-    let base = device.sysfs();
-    // A partition has its disk's queue.
-    let queue = if base.join("partition").exists() {
-        base.join("..").join("queue")
-    } else {
-        base.join("queue")
-    };
+    let queue = queue_folder(device);
     let read = |name: &str| fs::read_to_string(queue.join(name)).unwrap_or_default();
     queue_limits_in(
         &read("write_cache"),
         &read("discard_granularity"),
         &read("discard_max_bytes"),
     )
+}
+
+fn queue_folder(device: DeviceNumber) -> PathBuf {
+    let base = device.sysfs();
+    // A partition has its disk's queue.
+    if base.join("partition").exists() {
+        base.join("..").join("queue")
+    } else {
+        base.join("queue")
+    }
+}
+
+/// The bytes that a block device writes as a whole even when the power fails, from the device's
+/// begin on; `None` where the system does not tell.
+pub(super) fn whole_bytes(device: DeviceNumber) -> Option<u32> {
+    let queue = queue_folder(device);
+    whole_bytes_in(
+        &fs::read_to_string(queue.join("physical_block_size")).ok()?,
+        &fs::read_to_string(queue.join("logical_block_size")).ok()?,
+        &fs::read_to_string(device.sysfs().join("alignment_offset")).unwrap_or_default(),
+    )
+}
+
+/// The kernel calls the physical block the smallest unit that a device can write atomically. A
+/// partition that does not begin with one consists of logical blocks alone.
+fn whole_bytes_in(physical: &str, logical: &str, misaligned_by: &str) -> Option<u32> {
+    let number = |text: &str| text.trim().parse::<u32>().ok();
+    let whole = match misaligned_by.trim() {
+        "" | "0" => number(physical)?,
+        _ => number(logical)?,
+    };
+    whole.is_power_of_two().then_some(whole)
 }
 
 fn queue_limits_in(write_cache: &str, granularity: &str, most: &str) -> QueueLimits {
@@ -212,6 +238,15 @@ mod tests {
             .map(|m| (m.place, m.filesystem))
             .collect();
         assert_eq!(mounts, [("/mnt\\040x", "ext4")]);
+    }
+
+    #[test]
+    fn a_misaligned_partition_has_no_whole_physical_sectors() {
+        assert_eq!(whole_bytes_in("4096\n", "512\n", "0\n"), Some(4096));
+        assert_eq!(whole_bytes_in("4096\n", "512\n", ""), Some(4096));
+        assert_eq!(whole_bytes_in("4096\n", "512\n", "3584\n"), Some(512));
+        assert_eq!(whole_bytes_in("4096\n", "512\n", "-1\n"), Some(512));
+        assert_eq!(whole_bytes_in("", "512", "0"), None);
     }
 
     #[test]
