@@ -4,7 +4,7 @@
 //! - The mapping never moves and is unmapped only when nothing refers to it any more.
 //! - Each byte belongs to at most one [`Region`], and each region to one pool of one core.
 
-use std::{io, ptr::NonNull, sync::Arc};
+use std::{fmt, io, ptr::NonNull, sync::Arc};
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -52,8 +52,8 @@ pub enum ArenaError {
     },
 }
 
-impl std::fmt::Display for ArenaError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for ArenaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoHugepages { needed, source } => write!(
                 f,
@@ -84,6 +84,47 @@ pub struct Arena {
     mapping: Arc<Mapping>,
     backing: Backing,
     taken: usize,
+}
+
+/// A stretch of the arena's addresses, kept mapped as long as this lives. It grants no access: it is
+/// what is registered with a device.
+#[derive(Clone)]
+pub struct ArenaMemory {
+    mapping: Arc<Mapping>,
+    offset: usize,
+    len: usize,
+}
+
+impl ArenaMemory {
+    /// The address of the first byte, the same on every core.
+    #[must_use]
+    pub fn address(&self) -> usize {
+        self.start() as usize
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True where there are no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A pointer to the first byte, for whoever may reach into the memory.
+    #[must_use]
+    pub fn start(&self) -> *mut u8 {
+        self.mapping.map.as_mut_ptr().wrapping_add(self.offset)
+    }
+}
+
+impl fmt::Debug for ArenaMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ArenaMemory({} bytes)", self.len)
+    }
 }
 
 /// A part of the arena that one pool owns.
@@ -163,6 +204,16 @@ impl Arena {
         self.backing
     }
 
+    /// All of the arena's memory, to be registered with a device.
+    #[must_use]
+    pub fn memory(&self) -> ArenaMemory {
+        ArenaMemory {
+            mapping: self.mapping.clone(),
+            offset: 0,
+            len: self.mapping.map.len(),
+        }
+    }
+
     /// The bytes that no region has taken yet.
     #[must_use]
     pub fn remaining(&self) -> usize {
@@ -210,6 +261,16 @@ impl Region {
         self.offset += bytes;
         self.len -= bytes;
         Some(first)
+    }
+
+    /// The region's memory, to be registered with a device.
+    #[must_use]
+    pub fn memory(&self) -> ArenaMemory {
+        ArenaMemory {
+            mapping: self.mapping.clone(),
+            offset: self.offset,
+            len: self.len,
+        }
     }
 
     /// The address of the region's first byte. The mapping lives as long as the region.

@@ -19,7 +19,10 @@ use std::{
     rc::Rc,
 };
 
-use crate::{arena::Region, sync::FifoWait};
+use crate::{
+    arena::{ArenaMemory, Region},
+    sync::FifoWait,
+};
 
 /// The smallest block, and the alignment of every block.
 pub const BLOCK_BYTES_MIN: usize = 4096;
@@ -183,6 +186,12 @@ impl BufferPool {
     #[must_use]
     pub fn memory(&self) -> (NonNull<u8>, usize) {
         (self.shared.region.base(), self.shared.region.len())
+    }
+
+    /// The memory that all buffers lie in, kept mapped as long as the value lives.
+    #[must_use]
+    pub fn arena_memory(&self) -> ArenaMemory {
+        self.shared.region.memory()
     }
 
     fn take(&self, len: usize) -> Option<Buffer> {

@@ -1,8 +1,14 @@
-//! NVMe and NVMe over Fabrics for corebay: the specification's wire types in [`spec`], under
-//! everything that speaks the protocol, on whichever side of it.
+//! NVMe for corebay: the specification's wire types in [`spec`], under everything that speaks the
+//! protocol, on whichever side of it: the driver of controllers on PCIe in [`pcie`], the host over
+//! fabrics in [`fabrics`], and (feature `emulated`, for tests) a controller in this process's memory.
+//!
+//! `unsafe` lives in the emulated controller's access to memory alone.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod digest;
+#[cfg(feature = "emulated")]
+pub mod emulated;
 pub mod fabrics;
+pub mod pcie;
 pub mod spec;

@@ -9,9 +9,11 @@
 
 pub mod admin;
 pub mod nvm;
+pub mod queues;
 
 pub use admin::{Abort, GetFeatures, GetLogPage, Identify, SetFeatures};
 pub use nvm::{Copy, CopyRangeFormat0, DatasetManagement, DsmRange, ReadWrite, WriteZeroes};
+pub use queues::{CreateCompletionQueue, CreateSubmissionQueue};
 
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,

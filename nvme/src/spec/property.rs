@@ -228,6 +228,29 @@ fields! { Cc(u32):
     iocqes, with_iocqes: u8 = 20, 4;
 }
 
+/// Admin Queue Attributes (Base, section 3.1.4.8). PCIe only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Aqa(pub u32);
+
+fields! { Aqa(u32):
+    /// Admin Submission Queue Size, bits 11:0; 0's based.
+    asqs, with_asqs: u16 = 0, 12;
+    /// Admin Completion Queue Size, bits 27:16; 0's based.
+    acqs, with_acqs: u16 = 16, 12;
+}
+
+/// The offset of the Submission Queue Tail Doorbell of queue `qid` (PCIe Transport, section 3.1.2).
+#[must_use]
+pub const fn sq_tail_doorbell(qid: u16, dstrd: u8) -> u32 {
+    SQ0TDBL + (2 * qid as u32) * (4 << dstrd)
+}
+
+/// The offset of the Completion Queue Head Doorbell of queue `qid` (PCIe Transport, section 3.1.2).
+#[must_use]
+pub const fn cq_head_doorbell(qid: u16, dstrd: u8) -> u32 {
+    SQ0TDBL + (2 * qid as u32 + 1) * (4 << dstrd)
+}
+
 /// CC.CSS: the NVM command set.
 pub const CC_CSS_NVM: u8 = 0;
 /// CC.CSS: all supported I/O command sets.

@@ -9,6 +9,11 @@ use zerocopy::{
 pub const DATA_BLOCK: u8 = 0x00;
 /// SGL Identifier of a Data Block with an offset into the capsule's data: type 0h, subtype 1h.
 pub const OFFSET_BLOCK: u8 = 0x01;
+/// SGL Identifier of a Segment, which holds descriptors and ends with one of a further segment: type
+/// 2h, subtype 0h.
+pub const SEGMENT: u8 = 0x20;
+/// SGL Identifier of a Last Segment, which holds descriptors: type 3h, subtype 0h.
+pub const LAST_SEGMENT: u8 = 0x30;
 /// SGL Identifier of a Keyed Data Block: type 4h, subtype 0h.
 pub const KEYED_DATA_BLOCK: u8 = 0x40;
 /// SGL Identifier of a Keyed Data Block whose key is to be invalidated: type 4h, subtype Fh.
@@ -97,6 +102,12 @@ impl SglDescriptor {
     #[must_use]
     pub fn offset_block(offset: u64, len: u32) -> Self {
         Self::of(OFFSET_BLOCK, offset, len)
+    }
+
+    /// A Last Segment: `len` bytes of descriptors at an address.
+    #[must_use]
+    pub fn last_segment(address: u64, len: u32) -> Self {
+        Self::of(LAST_SEGMENT, address, len)
     }
 
     /// A Transport Data Block.

@@ -1,0 +1,495 @@
+//! The keeper of a controller: one task on one core that brought it up, watches its health, aborts
+//! what hangs, resets it, and gives it up in the end.
+//!
+//! Order of a reset, each step bounded in time:
+//! 1. The drive is quiesced; every core stops at its next turn. (Commands stay in flight.)
+//! 2. The controller is disabled; where it does not obey, the function is reset. From here on it
+//!    reaches no memory.
+//! 3. It is enabled, set up and gets its queues again.
+//! 4. The drive runs in a new generation: every core submits again what was in flight, but for what
+//!    hung.
+//!
+//! Giving up: the device loses its way to memory (Bus Master Enable, or it is unplugged), then every
+//! core ends what was in flight. Where the way cannot be taken from it, the buffers of commands in
+//! flight are never used again.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use corebay_core::{
+    dma::{DMA_ALIGN, DmaRegion},
+    reactor::Reactor,
+    units::Time,
+};
+
+use super::{
+    admin::Data,
+    bring_up::{Bringer, Capabilities, parse},
+    device::{DmaWindow, PciDevice, Registers},
+    error::{AdminError, BringUpError},
+    info::ControllerInfo,
+    options::DriverOptions,
+    pointer::{PAGE_BYTES, list_bytes},
+    ring::Ring,
+    shared::{Drive, DriveParts, Kit, Phase, Seat, Zeroes},
+};
+use crate::spec::{
+    command::NSID_ALL,
+    command::admin::{abort, async_event_request, get_log_page},
+    event::{AsyncEvent, event_type},
+    identify::IdentifyNamespace,
+    log::{ChangedNamespaceList, SmartLog, lid},
+    property::{self, Csts},
+};
+
+/// The most entries of an I/O queue: the rest of a command identifier is for generations.
+const ENTRIES_MAX: u32 = 1024;
+
+/// How often a core's stop is looked for.
+const STOP_INTERVAL: Duration = Duration::from_micros(200);
+
+/// How long a cold pause is after an event request that ended in an error.
+const EVENT_PAUSE: Duration = Duration::from_secs(1);
+
+/// A controller that was brought up, on the core that keeps it. Clones name the same one.
+pub struct Controller<D: PciDevice> {
+    inner: Rc<Inner<D>>,
+}
+
+impl<D: PciDevice> Clone for Controller<D> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+        }
+    }
+}
+
+struct Inner<D: PciDevice> {
+    device: RefCell<D>,
+    bringer: Bringer<D::Registers>,
+    drive: Arc<Drive<D::Registers>>,
+    /// The rings of the I/O queues: entries, and where they lie.
+    rings: Vec<(u16, [usize; 2])>,
+    resets: RefCell<VecDeque<Time>>,
+    closing: Cell<bool>,
+}
+
+impl<D: PciDevice> Controller<D> {
+    /// Brings the controller of `device` up. Its queues lie in `memory`, which has
+    /// [`DriverOptions::memory_bytes`] and lies in `window`, mapped for the device. `reactor` is that
+    /// of the core that keeps the controller from now on.
+    ///
+    /// # Errors
+    /// Says why the controller cannot be used. It is then disabled and has no way to memory.
+    pub async fn bring_up(
+        mut device: D,
+        reactor: &Reactor,
+        memory: DmaRegion,
+        window: DmaWindow,
+        options: DriverOptions,
+    ) -> Result<Self, BringUpError> {
+        let facts = device.facts();
+        match Self::try_bring_up(&mut device, reactor, memory, window, options).await {
+            Ok((bringer, drive, rings)) => {
+                let inner = Rc::new(Inner {
+                    device: RefCell::new(device),
+                    bringer,
+                    drive,
+                    rings,
+                    resets: RefCell::default(),
+                    closing: Cell::new(false),
+                });
+                let keeper = inner.clone();
+                let events = inner.clone();
+                let spawned = reactor.spawn(async move { keeper.keep().await }).is_ok()
+                    && reactor.spawn(async move { events.events().await }).is_ok();
+                match spawned {
+                    true => Ok(Self { inner }),
+                    false => Err(BringUpError::Memory),
+                }
+            }
+            Err(error) => {
+                tracing::warn!(drive = facts.address, %error, "the drive cannot be used");
+                let registers = device.registers();
+                registers.write32(property::CC, 0);
+                let _ = device.set_bus_master(false);
+                Err(error)
+            }
+        }
+    }
+
+    #[allow(clippy::type_complexity, reason = "the three parts of a controller")]
+    async fn try_bring_up(
+        device: &mut D,
+        reactor: &Reactor,
+        mut memory: DmaRegion,
+        window: DmaWindow,
+        options: DriverOptions,
+    ) -> Result<
+        (
+            Bringer<D::Registers>,
+            Arc<Drive<D::Registers>>,
+            Vec<(u16, [usize; 2])>,
+        ),
+        BringUpError,
+    > {
+        let registers = device.registers();
+        let capabilities = Capabilities::read(&registers)?;
+        device.set_bus_master(true)?;
+        let mut bringer = Bringer::new(
+            registers,
+            reactor,
+            capabilities,
+            options.clone(),
+            &mut memory,
+            window,
+        )?;
+        bringer.disable().await?;
+        bringer.enable().await?;
+        let info = bringer.identify().await?;
+        if !info.doorbell_buffer {
+            bringer.shadow = None;
+        }
+        let namespaces = bringer.namespaces(&info).await?;
+        let queues = bringer.set_features(&info).await?;
+        let mut seats = Vec::new();
+        let mut rings = Vec::new();
+        for qid in 1..=queues as u16 {
+            let kit = new_kit(&bringer, qid, &info, &mut memory)?;
+            bringer
+                .create_queue(qid, kit.ring.entries(), kit.ring.addresses())
+                .await?;
+            rings.push((kit.ring.entries(), kit.ring.addresses()));
+            seats.push(Seat::new(kit));
+        }
+        let zeroes = new_zeroes(&mut memory, window)?;
+        let drive = Drive::new(DriveParts {
+            seats: seats.into(),
+            options,
+            window,
+            zeroes,
+            info,
+            namespaces,
+            address: device.facts().address,
+        });
+        Ok((bringer, drive, rings))
+    }
+
+    /// The drive, for all cores.
+    #[must_use]
+    pub fn drive(&self) -> &Arc<Drive<D::Registers>> {
+        &self.inner.drive
+    }
+
+    /// The SMART / Health Information log page.
+    ///
+    /// # Errors
+    /// As the command ended.
+    pub async fn smart(&self) -> Result<SmartLog, AdminError> {
+        let asked = get_log_page(
+            lid::SMART,
+            NSID_ALL,
+            0,
+            (size_of::<SmartLog>() / 4) as u32,
+            true,
+        );
+        let reply = self
+            .inner
+            .bringer
+            .admin
+            .run(asked, Data::FromDevice)
+            .await?;
+        let page = reply.page.ok_or(AdminError::Reset)?;
+        Ok(*parse::<SmartLog>(&page))
+    }
+
+    /// Ends the use of the controller: it writes its cache and loses its way to memory. What is in
+    /// flight on any core ends as gone; whoever wants it to succeed waits for it before.
+    pub async fn shut_down(&self) {
+        let inner = &*self.inner;
+        inner.closing.set(true);
+        if inner.drive.has_failed() {
+            return;
+        }
+        inner.quiesce().await;
+        if let Err(error) = inner.bringer.shut_down().await {
+            tracing::warn!(drive = inner.drive.address(), %error, "the shutdown of the drive failed");
+        }
+        let _ = inner.bringer.disable().await;
+        inner.give_up();
+    }
+}
+
+fn new_kit<R: Registers>(
+    bringer: &Bringer<R>,
+    qid: u16,
+    info: &ControllerInfo,
+    memory: &mut DmaRegion,
+) -> Result<Kit<R>, BringUpError> {
+    let capabilities = &bringer.capabilities;
+    let entries = u32::from(bringer.options.entries)
+        .min(capabilities.entries_max)
+        .clamp(2, ENTRIES_MAX) as u16;
+    let slots = usize::from(entries) - 1;
+    let list_bytes = list_bytes(info.transfer_bytes_max);
+    let mut take = |bytes| memory.split_off(bytes).ok_or(BringUpError::Memory);
+    let ring = Ring::new(
+        bringer.registers.clone(),
+        qid,
+        capabilities.dstrd,
+        entries,
+        take(Ring::<R>::bytes(entries))?,
+        bringer.shadow.clone(),
+    );
+    Ok(Kit {
+        ring,
+        lists: take(slots * list_bytes)?,
+        list_bytes,
+        generation: 1,
+        slots: vec![0; slots].into(),
+    })
+}
+
+/// A page of zeroes, and the longest PRP list that names it.
+fn new_zeroes(memory: &mut DmaRegion, window: DmaWindow) -> Result<Zeroes, BringUpError> {
+    let pages = memory
+        .split_off(2 * PAGE_BYTES)
+        .ok_or(BringUpError::Memory)?;
+    let address = window
+        .translate(pages.address(), 2 * PAGE_BYTES)
+        .ok_or(BringUpError::Memory)?;
+    for at in (PAGE_BYTES..2 * PAGE_BYTES).step_by(8) {
+        pages.store_u64(at, address);
+    }
+    Ok(Zeroes {
+        page: address,
+        list: address + PAGE_BYTES as u64,
+        _memory: pages,
+    })
+}
+
+impl<D: PciDevice> Inner<D> {
+    fn reactor(&self) -> &Reactor {
+        &self.bringer.reactor
+    }
+
+    /// Watches the controller until it is given up or closed.
+    async fn keep(self: Rc<Self>) {
+        loop {
+            self.reactor()
+                .sleep(self.drive.options.health_interval)
+                .await;
+            if self.closing.get() || self.drive.has_failed() {
+                return;
+            }
+            if let Some(why) = self.ailment() {
+                tracing::warn!(drive = self.drive.address(), why, "the controller is reset");
+                if let Err(error) = self.reset().await {
+                    tracing::error!(drive = self.drive.address(), %error, "the drive is given up");
+                    self.give_up();
+                    return;
+                }
+                continue;
+            }
+            self.abort_what_hangs().await;
+        }
+    }
+
+    /// Why the controller needs a reset.
+    fn ailment(&self) -> Option<&'static str> {
+        let csts = self.bringer.registers.read32(property::CSTS);
+        // All of them are taken: one reset answers them all.
+        let asked = self
+            .drive
+            .seats
+            .iter()
+            .filter(|seat| seat.take_reset())
+            .count()
+            > 0;
+        if csts == u32::MAX {
+            Some("it does not answer")
+        } else if Csts(csts).cfs() {
+            Some("it reports a fatal status")
+        } else if !Csts(csts).rdy() {
+            Some("it is not ready any more")
+        } else if self.bringer.admin.is_broken() {
+            Some("an admin command took too long")
+        } else if asked {
+            Some(
+                "a command could not be aborted, or the controller completed what it was not given",
+            )
+        } else {
+            None
+        }
+    }
+
+    async fn abort_what_hangs(&self) {
+        for (index, seat) in self.drive.seats.iter().enumerate() {
+            let Some(cid) = seat.take_abort() else {
+                continue;
+            };
+            let qid = index as u16 + 1;
+            tracing::warn!(
+                drive = self.drive.address(),
+                qid,
+                cid,
+                "a command takes too long: it is aborted"
+            );
+            // What comes of it shows in the command's own completion, or in its absence.
+            let _ = self.bringer.admin.run(abort(qid, cid), Data::None).await;
+        }
+    }
+
+    /// Waits until no core touches its queue.
+    async fn quiesce(&self) {
+        let generation = self.drive.load_state().generation;
+        self.drive.set_state(Phase::Quiesced, generation);
+        while self.drive.seats.iter().any(Seat::is_running) {
+            self.reactor().sleep(STOP_INTERVAL).await;
+        }
+    }
+
+    async fn reset(&self) -> Result<(), BringUpError> {
+        if !self.device.borrow().is_present() {
+            return Err(BringUpError::NotThere);
+        }
+        self.remember_reset()?;
+        self.quiesce().await;
+        if let Err(error) = self.bringer.disable().await {
+            tracing::warn!(drive = self.drive.address(), %error, "the function is reset");
+            self.reset_function()?;
+            self.bringer.disable().await?;
+        }
+        self.bringer.enable().await?;
+        let info = self.bringer.identify().await?;
+        if info.serial != self.drive.info().serial || info.model != self.drive.info().model {
+            return Err(BringUpError::Changed);
+        }
+        let queues = self.bringer.set_features(&info).await?;
+        if (queues as usize) < self.rings.len() {
+            return Err(BringUpError::Changed);
+        }
+        for (index, &(entries, addresses)) in self.rings.iter().enumerate() {
+            let qid = index as u16 + 1;
+            self.bringer.create_queue(qid, entries, addresses).await?;
+        }
+        for seat in &self.drive.seats {
+            seat.take_reset();
+            seat.take_abort();
+        }
+        self.drive.count_reset();
+        let generation = self.drive.load_state().generation + 1;
+        self.drive.set_state(Phase::Running, generation);
+        Ok(())
+    }
+
+    fn reset_function(&self) -> Result<(), BringUpError> {
+        let mut device = self.device.borrow_mut();
+        device.reset()?;
+        device.set_bus_master(true)?;
+        Ok(())
+    }
+
+    /// Too many resets in a while are a failure of their own.
+    fn remember_reset(&self) -> Result<(), BringUpError> {
+        let now = self.reactor().now();
+        let options = &self.drive.options;
+        let mut resets = self.resets.borrow_mut();
+        while resets
+            .front()
+            .is_some_and(|&at| now.since(at) > options.reset_window)
+        {
+            resets.pop_front();
+        }
+        if resets.len() >= options.resets_max {
+            return Err(BringUpError::FatalStatus);
+        }
+        resets.push_back(now);
+        Ok(())
+    }
+
+    /// The drive ends here. Every core ends what it has in flight at its next turn.
+    fn give_up(&self) {
+        self.bringer.admin.close();
+        self.bringer.registers.write32(property::CC, 0);
+        let mut device = self.device.borrow_mut();
+        let harmless = device.set_bus_master(false).is_ok() || !device.is_present();
+        let phase = match harmless {
+            true => Phase::Failed,
+            false => Phase::FailedUnsafe,
+        };
+        let generation = self.drive.load_state().generation;
+        self.drive.set_state(phase, generation);
+    }
+
+    /// Waits for events and deals with them.
+    async fn events(self: Rc<Self>) {
+        loop {
+            if self.closing.get() || self.drive.has_failed() {
+                return;
+            }
+            let outcome = self.bringer.admin.run_unbounded(async_event_request());
+            match outcome.await {
+                Ok(reply) => {
+                    self.event(AsyncEvent::from_dword(reply.entry.dw0.get()))
+                        .await
+                }
+                // After a reset, and where the controller takes no event requests.
+                Err(_) => self.reactor().sleep(EVENT_PAUSE).await,
+            }
+        }
+    }
+
+    async fn event(&self, event: AsyncEvent) {
+        let drive = self.drive.address();
+        tracing::info!(
+            drive,
+            kind = event.event_type,
+            info = event.info,
+            "the controller reports an event"
+        );
+        if !matches!(
+            event.event_type,
+            event_type::ERROR | event_type::SMART | event_type::NOTICE
+        ) {
+            return;
+        }
+        // Reading the page clears the event.
+        let asked = get_log_page(event.lid, NSID_ALL, 0, 128, false);
+        let page = self.bringer.admin.run(asked, Data::FromDevice).await;
+        if event == AsyncEvent::NAMESPACE_CHANGED {
+            let listed = page.ok().and_then(|reply| reply.page);
+            let changed: Vec<u32> = listed.map_or_else(Vec::new, |page| {
+                parse::<ChangedNamespaceList>(&page).iter().collect()
+            });
+            self.look_again(&changed).await;
+        } else if event.event_type == event_type::SMART {
+            tracing::warn!(drive, "the drive's health changed: see its SMART log");
+        }
+    }
+
+    async fn look_again(&self, changed: &[u32]) {
+        let all = changed.contains(&NSID_ALL);
+        for namespace in self.drive.namespaces() {
+            let Ok(info) = &namespace.state else { continue };
+            if !all && !changed.contains(&namespace.nsid) {
+                continue;
+            }
+            match self.bringer.identify_namespace(namespace.nsid).await {
+                Ok(page) => {
+                    let identify = page.as_ref().map(parse::<IdentifyNamespace>);
+                    info.update(identify.filter(|identify| identify.nsze.get() > 0));
+                }
+                // The controller is about to be reset.
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+const _: () = assert!(PAGE_BYTES == DMA_ALIGN);

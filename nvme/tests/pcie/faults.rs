@@ -1,0 +1,293 @@
+//! Controllers that break: what was in flight ends exactly once, and nothing hangs.
+
+use std::time::Duration;
+
+use corebay_core::{
+    disk::{Disk, DiskError, Durability},
+    units::Lba,
+};
+use corebay_nvme::emulated::{Emulated, EmulatedFaults, EmulatedOptions};
+
+use super::world::{Bench, Outcome, quick};
+
+fn slow() -> EmulatedOptions {
+    EmulatedOptions {
+        latency: (Duration::from_millis(2), Duration::from_millis(4)),
+        ..EmulatedOptions::default()
+    }
+}
+
+fn start_many(bench: &Bench, count: u64) -> Vec<Outcome<Result<(), DiskError>>> {
+    (0..count)
+        .map(|number| bench.start_write(number, number as u8 + 1, 1, Durability::Cached))
+        .collect()
+}
+
+fn ends(bench: &Bench, writes: Vec<Outcome<Result<(), DiskError>>>) -> Vec<Result<(), DiskError>> {
+    let all = |writes: &[Outcome<_>]| writes.iter().all(Outcome::is_there);
+    bench
+        .world
+        .turn_until("the end of all operations", || all(&writes));
+    writes.iter().map(Outcome::take).collect()
+}
+
+#[test]
+fn a_lost_command_is_aborted_alone() {
+    let bench = Bench::new(slow());
+    bench.emulated().set_faults(EmulatedFaults {
+        late: 1,
+        late_by: Duration::from_secs(3600),
+        ..EmulatedFaults::default()
+    });
+    let late = start_many(&bench, 1);
+    bench.world.turn_for(Duration::from_millis(5));
+    bench.emulated().set_faults(EmulatedFaults::default());
+    assert_eq!(ends(&bench, late), [Err(DiskError::TimedOut)]);
+    assert_eq!(bench.emulated().counters().aborts, 1);
+    assert_eq!(bench.controller.drive().resets(), 0);
+    assert_eq!(bench.write(0, 1, 1), Ok(()));
+    bench.settle();
+}
+
+#[test]
+fn what_cannot_be_aborted_costs_a_reset_that_others_do_not_notice() {
+    let bench = Bench::new(slow());
+    bench.emulated().set_faults(EmulatedFaults {
+        late: 1,
+        late_by: Duration::from_secs(3600),
+        deaf_to_abort: true,
+        ..EmulatedFaults::default()
+    });
+    let stuck = start_many(&bench, 1);
+    bench.world.turn_for(Duration::from_millis(5));
+    bench.emulated().set_faults(EmulatedFaults {
+        deaf_to_abort: true,
+        ..EmulatedFaults::default()
+    });
+    let mut others = Vec::new();
+    while !stuck[0].is_there() {
+        others.push(bench.start_write(100 + others.len() as u64, 9, 1, Durability::Cached));
+        bench.world.turn_for(Duration::from_millis(1));
+    }
+    assert_eq!(stuck[0].take(), Err(DiskError::TimedOut));
+    let count = others.len();
+    assert!(count > 50, "{count}");
+    assert!(ends(&bench, others).iter().all(Result::is_ok));
+    assert_eq!(bench.controller.drive().resets(), 1);
+    let there = bench.read(100, count.min(100)).unwrap();
+    assert!(there.iter().all(|&content| content == 9));
+    bench.settle();
+}
+
+#[test]
+fn a_fatal_status_is_reset_and_work_goes_on() {
+    let bench = Bench::new(slow());
+    let writes = start_many(&bench, 31);
+    bench.world.turn();
+    bench.emulated().fail_fatally();
+    assert!(ends(&bench, writes).iter().all(Result::is_ok));
+    assert_eq!(bench.controller.drive().resets(), 1);
+    let expected: Vec<u8> = (1..=31).collect();
+    assert_eq!(bench.read(0, 31), Ok(expected));
+    assert!(bench.queue.counters().resubmitted >= 31);
+    bench.settle();
+}
+
+#[test]
+fn too_many_resets_are_a_failure() {
+    let bench = Bench::new(slow());
+    for _ in 0..3 {
+        bench.emulated().fail_fatally();
+        assert_eq!(bench.write(0, 1, 1), Ok(()));
+    }
+    bench.emulated().fail_fatally();
+    assert_eq!(bench.write(0, 1, 1), Err(DiskError::Gone));
+    assert!(bench.controller.drive().has_failed());
+    bench.settle();
+}
+
+#[test]
+fn a_controller_that_hangs_for_good_is_given_up() {
+    let bench = Bench::new(slow());
+    let writes = start_many(&bench, 31);
+    bench.world.turn();
+    bench.emulated().set_faults(EmulatedFaults {
+        hang: true,
+        ..EmulatedFaults::default()
+    });
+    let began = bench.world.now();
+    let outcomes = ends(&bench, writes);
+    assert!(outcomes.iter().all(Result::is_err), "{outcomes:?}");
+    let took = bench.world.now().since(began);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    bench.settle();
+    bench
+        .world
+        .turn_until("the end", || bench.controller.drive().has_failed());
+    assert_eq!(bench.read(0, 1), Err(DiskError::Gone));
+    let flush = bench.on_disk(|disk| async move { disk.flush().await });
+    assert_eq!(flush, Err(DiskError::Gone));
+}
+
+#[test]
+fn one_that_cannot_be_disabled_gets_a_function_reset() {
+    let bench = Bench::new(EmulatedOptions {
+        cap: EmulatedOptions::default().cap.with_to(1),
+        ..slow()
+    });
+    let writes = start_many(&bench, 8);
+    bench.world.turn();
+    bench.emulated().set_faults(EmulatedFaults {
+        stuck_ready: true,
+        hang: true,
+        ..EmulatedFaults::default()
+    });
+    bench.emulated().fail_fatally();
+    bench.world.turn_for(Duration::from_millis(700));
+    bench.emulated().set_faults(EmulatedFaults::default());
+    assert!(ends(&bench, writes).iter().all(Result::is_ok));
+    assert_eq!(bench.controller.drive().resets(), 1);
+}
+
+#[test]
+fn where_nothing_stops_the_device_its_memory_is_never_used_again() {
+    let bench = Bench::new(EmulatedOptions {
+        cap: EmulatedOptions::default().cap.with_to(1),
+        ..slow()
+    });
+    let writes = start_many(&bench, 8);
+    bench.world.turn();
+    bench.emulated().set_faults(EmulatedFaults {
+        stuck_ready: true,
+        stuck_function: true,
+        hang: true,
+        ..EmulatedFaults::default()
+    });
+    bench.emulated().fail_fatally();
+    let outcomes = ends(&bench, writes);
+    assert!(outcomes.iter().all(|end| *end == Err(DiskError::Gone)));
+    bench.world.turn_for(Duration::from_millis(10));
+    let pool = &bench.world.pool;
+    assert_eq!(pool.total_bytes() - pool.free_bytes(), 8 * 4096);
+}
+
+#[test]
+fn surprise_removal_ends_everything_and_a_return_is_a_new_drive() {
+    let bench = Bench::new(slow());
+    assert_eq!(bench.write(5, 7, 1), Ok(()));
+    let flush = bench.on_disk(|disk| async move { disk.flush().await });
+    assert_eq!(flush, Ok(()));
+    let writes = start_many(&bench, 40);
+    bench.world.turn();
+    bench.emulated().unplug();
+    let outcomes = ends(&bench, writes);
+    assert!(outcomes.iter().all(|end| *end == Err(DiskError::Gone)));
+    bench.settle();
+    bench.emulated().plug();
+    bench.world.turn_for(Duration::from_millis(100));
+    assert_eq!(bench.read(5, 1), Err(DiskError::Gone), "gone is final");
+    let controller = bench.world.bring_up(quick()).unwrap();
+    let queue = bench.world.open(controller.drive());
+    let disk = queue.disk(1).unwrap();
+    let buffer = bench.world.buffer(512, 0);
+    let read = bench.world.run(async move {
+        let into = std::slice::from_ref(&buffer);
+        disk.read(Lba(5), into).await.unwrap();
+        buffer.bytes()[0]
+    });
+    // Block 5 was flushed as 7, and written as 6 when the drive was pulled out.
+    assert!(read == 7 || read == 6, "{read}");
+}
+
+#[test]
+fn a_drive_that_hangs_does_not_hang_another() {
+    let bench = Bench::new(slow());
+    let healthy = Emulated::new(EmulatedOptions::default());
+    // The same arena has the same device address for both.
+    let window = healthy.map(&bench.world.memory());
+    assert_eq!(window, bench.world.window);
+    bench
+        .world
+        .reactor
+        .add_source(std::rc::Rc::new(healthy.clone()));
+    let other = bench.world.bring_up_on(&healthy, quick()).unwrap();
+    let queue = bench.world.open(other.drive());
+    let disk = std::rc::Rc::new(queue.disk(1).unwrap());
+    let writes = start_many(&bench, 10);
+    bench.world.turn();
+    bench.emulated().set_faults(EmulatedFaults {
+        hang: true,
+        ..EmulatedFaults::default()
+    });
+    let mut good = 0;
+    while !writes.iter().all(Outcome::is_there) {
+        let (disk, buffer) = (disk.clone(), bench.world.buffer(512, 1));
+        let began = bench.world.now();
+        let written = bench.world.run(async move {
+            let from = std::slice::from_ref(&buffer);
+            disk.write(Lba(good), from, Durability::Cached).await
+        });
+        assert_eq!(written, Ok(()));
+        assert!(bench.world.now().since(began) < Duration::from_millis(2));
+        good += 1;
+    }
+    assert!(good > 100, "{good}");
+    assert!(ends(&bench, writes).iter().all(Result::is_err));
+}
+
+#[test]
+fn a_duplicate_or_stale_completion_ends_nothing_twice() {
+    for fault in 0..4 {
+        let bench = Bench::new(slow());
+        let faults = EmulatedFaults::default();
+        bench.emulated().set_faults(match fault {
+            0 => EmulatedFaults {
+                duplicate: 2,
+                ..faults
+            },
+            1 => EmulatedFaults {
+                wrong_sqid: 30,
+                ..faults
+            },
+            2 => EmulatedFaults {
+                bad_phase: 30,
+                ..faults
+            },
+            _ => EmulatedFaults { lost: 30, ..faults },
+        });
+        let writes = start_many(&bench, 200);
+        let outcomes = ends(&bench, writes);
+        let good = outcomes.iter().filter(|end| end.is_ok()).count();
+        assert!(good > 0, "fault {fault}");
+        bench.emulated().set_faults(EmulatedFaults::default());
+        bench.settle();
+        if fault == 0 {
+            assert!(bench.queue.counters().strange_completions > 8);
+            assert!(bench.controller.drive().resets() >= 1);
+        }
+    }
+}
+
+#[test]
+fn an_operation_that_nobody_waits_for_keeps_its_buffer_until_it_ends() {
+    let bench = Bench::new(slow());
+    let buffer = bench.world.buffer(4096, 1);
+    let disk = bench.disk.clone();
+    let task = async move {
+        let from = std::slice::from_ref(&buffer);
+        let mut write = std::pin::pin!(disk.write(Lba(0), from, Durability::Cached));
+        std::future::poll_fn(|context| {
+            use std::future::Future;
+            let _ = write.as_mut().poll(context);
+            std::task::Poll::Ready(())
+        })
+        .await;
+    };
+    bench.world.run(task);
+    assert_eq!(bench.queue.in_flight(), 1);
+    let pool = &bench.world.pool;
+    assert_eq!(pool.total_bytes() - pool.free_bytes(), 4096);
+    bench.settle();
+    assert_eq!(bench.queue.in_flight(), 0);
+    assert_eq!(bench.read(0, 8), Ok(vec![1; 8]));
+}

@@ -1,0 +1,267 @@
+//! Reads, writes and their kin on a controller that does nothing wrong.
+
+use std::time::Duration;
+
+use corebay_core::{
+    disk::{Disk, DiskError, Durability, Space},
+    units::{BlockSize, Lba},
+};
+use corebay_nvme::{
+    emulated::{EmulatedNamespace, EmulatedOptions},
+    spec::{event::AsyncEvent, identify::controller::oncs},
+};
+
+use super::world::Bench;
+
+#[test]
+fn what_is_written_is_read() {
+    let bench = Bench::new(EmulatedOptions::default());
+    assert_eq!(bench.write(5, 7, 3), Ok(()));
+    assert_eq!(bench.read(4, 5), Ok(vec![0, 7, 7, 7, 0]));
+    bench.settle();
+}
+
+#[test]
+fn transfers_beyond_mdts_are_cut() {
+    for (mdts, sgl) in [(0, false), (1, false), (5, false), (2, true)] {
+        let bench = Bench::new(EmulatedOptions {
+            mdts,
+            sgl,
+            ..EmulatedOptions::default()
+        });
+        let before = bench.queue.counters().commands;
+        assert_eq!(bench.write(9, 3, 2048), Ok(()));
+        let commands = bench.queue.counters().commands - before;
+        let expected = if mdts == 0 {
+            1
+        } else {
+            (1 << 20) / (4096 << mdts)
+        };
+        assert_eq!(commands, expected, "mdts {mdts}");
+        assert_eq!(bench.read(9, 2048), Ok(vec![3; 2048]));
+        assert_eq!(bench.read(8, 1), Ok(vec![0]));
+        bench.settle();
+    }
+}
+
+#[test]
+fn windows_that_prp_entries_cannot_describe_are_cut_or_become_sgls() {
+    for sgl in [false, true] {
+        let bench = Bench::new(EmulatedOptions {
+            sgl,
+            ..EmulatedOptions::default()
+        });
+        let buffer = bench.world.buffer(16384, 0);
+        let mut parts = Vec::new();
+        for (index, offset) in [512, 2048, 5120, 12288, 15872].into_iter().enumerate() {
+            let mut part = buffer.slice(offset..offset + 512);
+            part.bytes_mut().fill(index as u8 + 1);
+            parts.push(part);
+        }
+        let before = bench.queue.counters().commands;
+        let from = parts.clone();
+        let written = bench
+            .on_disk(|disk| async move { disk.write(Lba(7), &from, Durability::Cached).await });
+        assert_eq!(written, Ok(()));
+        let commands = bench.queue.counters().commands - before;
+        assert_eq!(commands, if sgl { 1 } else { 5 });
+        assert_eq!(bench.read(7, 5), Ok(vec![1, 2, 3, 4, 5]));
+        let into = parts.clone();
+        bench
+            .on_disk(|disk| async move { disk.read(Lba(8), &into[..3]).await })
+            .unwrap();
+        let firsts: Vec<u8> = parts.iter().map(|part| part.bytes()[0]).collect();
+        assert_eq!(firsts, [2, 3, 4, 4, 5]);
+        assert_eq!(bench.emulated().counters().sgls > 0, sgl);
+    }
+}
+
+#[test]
+fn durability_is_honest() {
+    let bench = Bench::new(EmulatedOptions::default());
+    assert_eq!(bench.write(0, 1, 64), Ok(()));
+    let flush = bench.on_disk(|disk| async move { disk.flush().await });
+    assert_eq!(flush, Ok(()));
+    let durable = bench.start_write(64, 2, 64, Durability::Durable);
+    bench.world.turn_until("a write", || durable.is_there());
+    assert_eq!(bench.write(128, 3, 64), Ok(()));
+    let counters = bench.emulated().counters();
+    assert_eq!((counters.flushes, counters.forced), (1, 1));
+    bench.emulated().lose_power();
+    let block = |lba| bench.emulated().block(1, lba).unwrap()[0];
+    assert!((0..64).all(|lba| block(lba) == 1));
+    assert!((64..128).all(|lba| block(lba) == 2));
+    let kept = (128..192).filter(|&lba| block(lba) == 3).count();
+    assert!((1..64).contains(&kept), "each by itself stays or goes");
+}
+
+#[test]
+fn without_a_volatile_cache_nothing_is_flushed_or_forced() {
+    let bench = Bench::new(EmulatedOptions {
+        volatile_cache: false,
+        ..EmulatedOptions::default()
+    });
+    assert!(!bench.disk.info().volatile_cache);
+    let durable = bench.start_write(0, 2, 1, Durability::Durable);
+    bench.world.turn_until("a write", || durable.is_there());
+    let flush = bench.on_disk(|disk| async move { disk.flush().await });
+    assert_eq!(flush, Ok(()));
+    let counters = bench.emulated().counters();
+    assert_eq!((counters.flushes, counters.forced), (0, 0));
+}
+
+#[test]
+fn zeroes_are_zeroes_whatever_the_controller_has() {
+    let ways = [
+        (oncs::WRITE_ZEROES, 0b1001),
+        (oncs::WRITE_ZEROES, 0),
+        (oncs::WRITE_ZEROES | oncs::DATASET_MANAGEMENT, 1),
+        (oncs::DATASET_MANAGEMENT, 0),
+        (0, 0),
+    ];
+    for (oncs, dlfeat) in ways {
+        let bench = Bench::new(EmulatedOptions {
+            oncs,
+            dlfeat,
+            ..EmulatedOptions::default()
+        });
+        for deallocate in [false, true] {
+            assert_eq!(bench.write(0, 9, 1024), Ok(()));
+            assert_eq!(bench.write(1024, 9, 1024), Ok(()));
+            let cleared = bench.on_disk(|disk| async move {
+                let (durability, space) = (Durability::Durable, Space::Keep);
+                match deallocate {
+                    true => disk.deallocate(Lba(3), 2000).await,
+                    false => disk.write_zeroes(Lba(3), 2000, space, durability).await,
+                }
+            });
+            assert_eq!(cleared, Ok(()), "{oncs:#x} {dlfeat:#b}");
+            assert_eq!(bench.read(0, 4), Ok(vec![9, 9, 9, 0]));
+            assert_eq!(bench.read(2000, 5), Ok(vec![0, 0, 0, 9, 9]));
+            assert_eq!(bench.read(1000, 100), Ok(vec![0; 100]));
+        }
+    }
+}
+
+#[test]
+fn compare_verify_and_write_uncorrectable() {
+    let bench = Bench::new(EmulatedOptions::default());
+    bench.write(3, 5, 2).unwrap();
+    let compare = |content| {
+        let buffer = bench.world.buffer(1024, content);
+        bench.on_disk(
+            |disk| async move { disk.compare(Lba(3), std::slice::from_ref(&buffer)).await },
+        )
+    };
+    assert_eq!((compare(5), compare(6)), (Ok(true), Ok(false)));
+    let verify = || bench.on_disk(|disk| async move { disk.verify(Lba(0), 100).await });
+    assert_eq!(verify(), Ok(()));
+    let spoiled = bench.on_disk(|disk| async move { disk.write_uncorrectable(Lba(4), 1).await });
+    assert_eq!(spoiled, Ok(()));
+    assert_eq!(verify(), Err(DiskError::UnrecoveredRead));
+    assert_eq!(bench.read(4, 1), Err(DiskError::UnrecoveredRead));
+    assert_eq!(bench.read(3, 1), Ok(vec![5]));
+}
+
+#[test]
+fn a_turn_rings_a_doorbell_once() {
+    let bench = Bench::new(EmulatedOptions::default());
+    let before = bench.emulated().counters().doorbells;
+    let writes: Vec<_> = (0..20)
+        .map(|number| bench.start_write(number, 1, 1, Durability::Cached))
+        .collect();
+    bench.world.turn();
+    assert_eq!(bench.emulated().counters().doorbells - before, 1);
+    bench
+        .world
+        .turn_until("all writes", || writes.iter().all(|write| write.is_there()));
+    // One more for the completions.
+    assert!(bench.emulated().counters().doorbells - before <= 3);
+}
+
+#[test]
+fn doorbells_in_memory_save_registers() {
+    let bench = Bench::new(EmulatedOptions {
+        shadow_doorbells: true,
+        ..EmulatedOptions::default()
+    });
+    let before = bench.emulated().counters();
+    for lba in 0..100 {
+        assert_eq!(bench.write(lba, lba as u8, 1), Ok(()));
+    }
+    assert_eq!(bench.read(50, 1), Ok(vec![50]));
+    let after = bench.emulated().counters();
+    assert!(after.io_commands - before.io_commands >= 101);
+    let doorbells = after.doorbells - before.doorbells;
+    assert!(doorbells < 150, "{doorbells} registers for 101 commands");
+}
+
+#[test]
+fn commands_beyond_the_depth_wait_and_end() {
+    let bench = Bench::new(EmulatedOptions {
+        latency: (Duration::from_micros(50), Duration::from_millis(3)),
+        ..EmulatedOptions::default()
+    });
+    let writes: Vec<_> = (0..300)
+        .map(|number| bench.start_write(number * 4, number as u8, 4, Durability::Cached))
+        .collect();
+    bench.world.turn_for(Duration::from_millis(1));
+    assert_eq!(bench.queue.in_flight(), 31);
+    for write in writes {
+        bench.world.turn_until("a write", || write.is_there());
+        assert_eq!(write.take(), Ok(()));
+    }
+    assert_eq!(bench.read(1196, 4), Ok(vec![43; 4]));
+    bench.settle();
+}
+
+#[test]
+fn namespaces_grow_and_go() {
+    let bench = Bench::new(EmulatedOptions {
+        namespaces: vec![
+            EmulatedNamespace::new(BlockSize::B512, 1000),
+            EmulatedNamespace::new(BlockSize::B4096, 1000),
+        ],
+        ..EmulatedOptions::default()
+    });
+    assert_eq!(bench.write(1000, 1, 1), Err(DiskError::OutOfRange));
+    bench.emulated().resize(1, 2000);
+    bench
+        .world
+        .turn_until("the growth", || bench.disk.info().blocks == 2000);
+    assert_eq!(bench.write(1000, 1, 1), Ok(()));
+    bench.emulated().set_attached(1, false);
+    bench
+        .world
+        .turn_until("the detaching", || !bench.disk.namespace().is_attached());
+    assert_eq!(bench.write(0, 1, 1), Err(DiskError::Gone));
+    let second = bench.queue.disk(2).unwrap();
+    let buffer = bench.world.buffer(4096, 3);
+    let written = bench.world.run(async move {
+        let from = std::slice::from_ref(&buffer);
+        second.write(Lba(0), from, Durability::Cached).await
+    });
+    assert_eq!(written, Ok(()), "the other one stays");
+}
+
+#[test]
+fn events_are_asked_for_again() {
+    let bench = Bench::new(EmulatedOptions::default());
+    for _ in 0..20 {
+        bench.emulated().report(AsyncEvent::smart(1));
+        bench.world.turn_for(Duration::from_millis(20));
+    }
+    assert_eq!(bench.write(0, 1, 1), Ok(()));
+    assert_eq!(bench.controller.drive().resets(), 0);
+}
+
+#[test]
+fn a_shutdown_keeps_what_the_cache_holds() {
+    let bench = Bench::new(EmulatedOptions::default());
+    assert_eq!(bench.write(0, 8, 64), Ok(()));
+    let controller = bench.controller.clone();
+    bench.world.run(async move { controller.shut_down().await });
+    bench.emulated().lose_power();
+    assert!((0..64).all(|lba| bench.emulated().block(1, lba).unwrap()[0] == 8));
+    assert_eq!(bench.write(0, 1, 1), Err(DiskError::Gone));
+}

@@ -1,0 +1,7 @@
+//! The driver against the emulated controller: good ones, slow ones, broken ones, hostile ones.
+
+mod bring_up;
+mod faults;
+mod hostile;
+mod io;
+mod world;
