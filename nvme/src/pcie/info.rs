@@ -280,6 +280,9 @@ impl NamespaceInfo {
             volatile_cache: self.volatile_cache,
             deallocate_granularity: self.granularity,
             write_uncorrectable: self.uncorrectable,
+            // A controller never tears a block (AWUPF is at least one). What it keeps whole beyond
+            // that may here be cut into several commands.
+            atomic_write_bytes: self.block_size.bytes() as u32,
         }
     }
 
