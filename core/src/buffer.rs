@@ -9,7 +9,9 @@
 //!   corebay and panics. Windows of one block that do not overlap are independent of each other.
 //! - Whoever waits for a large block is not overtaken by small ones, so it gets its block once
 //!   enough of what is in flight has ended.
-//! - Allocating and freeing take no memory and O(orders) time.
+//! - Allocating and freeing take no memory and, over all calls, O(orders) time: a block that is
+//!   freed is kept whole for the next of its size, and merged with its neighbours only once some
+//!   request finds nothing else.
 
 use std::{
     cell::{Cell, RefCell},
@@ -35,6 +37,9 @@ const NONE: u32 = u32::MAX;
 
 /// Uses of windows that a pool has room for before their table grows.
 const USES: usize = 1024;
+
+/// The free blocks of each size that are kept whole.
+const WHOLE_MAX: usize = 256;
 
 /// The state of one page of [`BLOCK_BYTES_MIN`], and of the block that begins with it.
 #[derive(Clone, Copy)]
@@ -106,6 +111,8 @@ const UNUSED: Page = Page {
 struct Buddies {
     pages: Box<[Page]>,
     heads: [u32; ORDERS],
+    /// Free blocks on no free list, last freed last: the memory most likely to be in the cache.
+    whole: [Vec<u32>; ORDERS],
     free_bytes: usize,
     uses: Vec<InUse>,
     /// The first free entry of `uses`; they are linked by `next`.
@@ -230,6 +237,7 @@ impl Buddies {
         let mut buddies = Self {
             pages: vec![UNUSED; count as usize].into(),
             heads: [NONE; ORDERS],
+            whole: std::array::from_fn(|_| Vec::with_capacity(WHOLE_MAX)),
             free_bytes: 0,
             uses: Vec::with_capacity(USES),
             free_use: NONE,
@@ -251,24 +259,59 @@ impl Buddies {
     }
 
     fn allocate(&mut self, order: usize) -> Option<u32> {
+        let page = match self.whole[order].pop() {
+            Some(page) => {
+                self.free_bytes -= BLOCK_BYTES_MIN << order;
+                page
+            }
+            None => self.split(order).or_else(|| {
+                self.merge_all();
+                self.split(order)
+            })?,
+        };
+        let entry = &mut self.pages[page as usize];
+        assert!(
+            !entry.free && entry.handles == 0 && entry.uses == NONE,
+            "a free block was in use or on a free list"
+        );
+        entry.order = order_byte(order);
+        entry.handles = 1;
+        Some(page)
+    }
+
+    /// Takes a block off the free lists, of this size or cut from a larger one.
+    fn split(&mut self, order: usize) -> Option<u32> {
         let found = (order..ORDERS).find(|&o| self.heads[o] != NONE)?;
         let page = self.heads[found];
         self.unlink(page);
         for smaller in (order..found).rev() {
             self.push_free(page + (1 << smaller), smaller);
         }
-        let entry = &mut self.pages[page as usize];
-        *entry = Page {
-            order: order_byte(order),
-            handles: 1,
-            ..UNUSED
-        };
         Some(page)
     }
 
     fn free(&mut self, page: u32) {
-        let mut page = page;
-        let mut order = self.pages[page as usize].order as usize;
+        let order = self.pages[page as usize].order as usize;
+        if self.whole[order].len() < WHOLE_MAX {
+            self.whole[order].push(page);
+            self.free_bytes += BLOCK_BYTES_MIN << order;
+        } else {
+            self.merge(page, order);
+        }
+    }
+
+    /// Merges all blocks that were kept whole with their neighbours.
+    fn merge_all(&mut self) {
+        for order in 0..ORDERS {
+            while let Some(page) = self.whole[order].pop() {
+                self.free_bytes -= BLOCK_BYTES_MIN << order;
+                self.merge(page, order);
+            }
+        }
+    }
+
+    /// Puts a block on the free lists, together with its neighbours that are there.
+    fn merge(&mut self, mut page: u32, mut order: usize) {
         while order + 1 < ORDERS {
             let buddy = page ^ (1 << order);
             match self.pages.get(buddy as usize) {
@@ -440,12 +483,30 @@ impl Buffer {
         part
     }
 
+    /// The window's first `len` bytes. Panics where it is shorter.
+    #[must_use]
+    pub fn truncated(mut self, len: usize) -> Self {
+        assert!(len <= self.len(), "{len} of {} bytes", self.len);
+        self.len = u32::try_from(len).expect("within the window");
+        self
+    }
+
     /// Looks at the bytes. Panics while a device or somebody else writes some of them.
     #[must_use]
     pub fn bytes(&self) -> Bytes<'_> {
         Bytes {
             buffer: self,
             using: self.begin_use(Use::Look),
+        }
+    }
+
+    /// Gives the window up for looking at its bytes only, until that is dropped. Panics while a
+    /// device or somebody else writes some of them.
+    #[must_use]
+    pub fn freeze(self) -> Frozen {
+        Frozen {
+            using: self.begin_use(Use::Look),
+            buffer: self,
         }
     }
 
@@ -538,6 +599,28 @@ impl Deref for Bytes<'_> {
 }
 
 impl Drop for Bytes<'_> {
+    fn drop(&mut self) {
+        self.buffer.end_use(self.using);
+    }
+}
+
+/// A window that is only looked at. See [`Buffer::freeze`].
+#[derive(Debug)]
+pub struct Frozen {
+    buffer: Buffer,
+    using: u32,
+}
+
+impl Deref for Frozen {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: as for `Bytes`.
+        unsafe { std::slice::from_raw_parts(self.buffer.start(), self.buffer.len()) }
+    }
+}
+
+impl Drop for Frozen {
     fn drop(&mut self) {
         self.buffer.end_use(self.using);
     }

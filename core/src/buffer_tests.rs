@@ -118,6 +118,47 @@ fn uses_agree_with_a_slow_model() {
 }
 
 #[test]
+fn a_frozen_window_is_looked_at_and_frees_its_block() {
+    let pool = pool(BLOCK_BYTES_MAX);
+    let mut buffer = pool.try_allocate(4096).unwrap();
+    buffer.bytes_mut().fill(3);
+    let other = buffer.clone();
+    let frozen = buffer.freeze();
+    assert_eq!(
+        (&*frozen, &*other.bytes()),
+        (&[3; 4096][..], &[3; 4096][..])
+    );
+    drop(other);
+    assert_eq!(pool.free_bytes(), pool.total_bytes() - 4096);
+    drop(frozen);
+    assert_eq!(pool.free_bytes(), pool.total_bytes());
+}
+
+#[test]
+#[should_panic(expected = "the block is in use")]
+fn nobody_writes_what_is_frozen() {
+    let mut buffer = pool(BLOCK_BYTES_MAX).try_allocate(4096).unwrap();
+    let _frozen = buffer.clone().freeze();
+    let _ = buffer.bytes_mut();
+}
+
+#[test]
+fn small_blocks_that_are_kept_whole_merge_for_a_large_one() {
+    let pool = pool(BLOCK_BYTES_MAX);
+    let small: Vec<_> = (0..pool.total_bytes() / 4096)
+        .map(|_| pool.try_allocate(4096).unwrap())
+        .collect();
+    assert!(pool.try_allocate(1).is_none());
+    let pages: Vec<u32> = small.iter().map(|buffer| buffer.page).collect();
+    drop(small);
+    assert_eq!(pool.free_bytes(), pool.total_bytes());
+    let again = pool.try_allocate(4096).unwrap();
+    assert_eq!(again.page, pages[pages.len() - 1], "not the one freed last");
+    drop(again);
+    assert!(pool.try_allocate(BLOCK_BYTES_MAX).is_some());
+}
+
+#[test]
 fn a_large_request_is_not_overtaken() {
     let pool = pool(BLOCK_BYTES_MAX);
     let executor = Executor::new(4);

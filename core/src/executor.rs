@@ -2,7 +2,7 @@
 //! fixed ring.
 //!
 //! Invariants:
-//! - A task's future is written into its slot once and never moves until it has ended.
+//! - A task's future is made in its slot once and never moves until it has ended.
 //! - The ready ring holds each slot at most once, so it never outgrows the number of slots.
 //! - Spawning, waking and running allocate nothing.
 //! - A waker that outlives its task wakes whatever task took the slot since: a spurious wake-up,
@@ -89,34 +89,30 @@ impl Executor {
     /// # Errors
     /// Gives the future back where every slot is taken.
     pub fn spawn<F: Future<Output = ()> + 'static>(&self, future: F) -> Result<(), Full<F>> {
-        const {
-            assert!(
-                size_of::<F>() <= TASK_BYTES_MAX,
-                "the task's future does not fit its slot"
-            );
-            assert!(
-                align_of::<F>() <= 64,
-                "the task's future is aligned beyond its slot"
-            );
-        }
-        let Some(index) = self.inner.free.borrow_mut().pop() else {
+        let Some(slot) = self.take_slot() else {
             return Err(Full(future));
         };
-        let slot = &self.inner.slots[index as usize];
-        assert!(
-            slot.task.get().is_none(),
-            "a slot on the free list holds a task"
-        );
-        // SAFETY: the slot is free, so nothing else refers to its storage; size and alignment were
-        // checked above.
-        unsafe { slot.storage().cast::<F>().write(future) };
-        slot.task.set(Some(TaskVtable {
-            poll: poll_in_place::<F>,
-            drop: drop_in_place::<F>,
-        }));
-        self.inner.live.set(self.inner.live.get() + 1);
+        slot.fill(|| future);
         self.inner.enqueue(slot);
         Ok(())
+    }
+
+    /// Makes a future in a free slot and polls it at once, so that one which does not have to wait
+    /// ends here. False, without making it, where every slot is taken.
+    #[must_use]
+    pub fn start<F: Future<Output = ()> + 'static>(&self, make: impl FnOnce() -> F) -> bool {
+        let Some(slot) = self.take_slot() else {
+            return false;
+        };
+        slot.fill(make);
+        self.poll_slot(slot);
+        true
+    }
+
+    fn take_slot(&self) -> Option<&Slot> {
+        let index = self.inner.free.borrow_mut().pop()?;
+        self.inner.live.set(self.inner.live.get() + 1);
+        Some(&self.inner.slots[index as usize])
     }
 
     /// Polls the tasks that are ready, and those that they make ready, up to a bound. Returns how
@@ -174,8 +170,9 @@ impl Executor {
         let waker = ManuallyDrop::new(unsafe { Waker::from_raw(raw_waker(slot)) });
         let mut context = Context::from_waker(&waker);
         // SAFETY: `task` was made for the future that this slot holds, which is not being polled
-        // now: a task cannot poll itself, as `run_ready` is the only caller and a nested call finds
-        // this slot not ready (its `queued` flag only leads to a poll after this one).
+        // now: `start` polls a future that it has just made, and a task cannot poll itself by
+        // `run_ready`, where a nested call finds this slot not ready (its `queued` flag only leads
+        // to a poll after this one).
         if unsafe { (task.poll)(slot.storage(), &mut context) }.is_ready() {
             self.inner.end(slot);
         }
@@ -220,6 +217,31 @@ impl Slot {
             task: Cell::new(None),
             future: Storage(UnsafeCell::new(MaybeUninit::uninit())),
         }
+    }
+
+    /// Makes a task in this slot, which is free and off the free list.
+    fn fill<F: Future<Output = ()> + 'static>(&self, make: impl FnOnce() -> F) {
+        const {
+            assert!(
+                size_of::<F>() <= TASK_BYTES_MAX,
+                "the task's future does not fit its slot"
+            );
+            assert!(
+                align_of::<F>() <= 64,
+                "the task's future is aligned beyond its slot"
+            );
+        }
+        assert!(
+            self.task.get().is_none(),
+            "a slot on the free list holds a task"
+        );
+        // SAFETY: the slot is free, so nothing else refers to its storage; size and alignment were
+        // checked above.
+        unsafe { self.storage().cast::<F>().write(make()) };
+        self.task.set(Some(TaskVtable {
+            poll: poll_in_place::<F>,
+            drop: drop_in_place::<F>,
+        }));
     }
 
     fn storage(&self) -> *mut u8 {
@@ -323,6 +345,25 @@ mod tests {
         assert!(executor.spawn(async {}).is_err());
         assert_eq!(executor.run_ready(), 2);
         assert_eq!((ran.get(), executor.live(), executor.free()), (2, 0, 2));
+    }
+
+    #[test]
+    fn a_started_task_is_polled_at_once_also_from_within_a_task() {
+        let executor = Executor::new(2);
+        let ran = Rc::new(Cell::new(0));
+        let (inner, count) = (executor.clone(), ran.clone());
+        let outer = move || async move {
+            let again = count.clone();
+            assert!(inner.start(move || async move { again.set(again.get() + 1) }));
+            assert_eq!((count.get(), inner.free()), (1, 1));
+            std::future::pending::<()>().await;
+        };
+        assert!(executor.start(outer));
+        assert_eq!((ran.get(), executor.live(), executor.free()), (1, 1, 1));
+        assert!(executor.start(std::future::pending::<()>));
+        assert!(!executor.start(|| -> std::future::Pending<()> { panic!("there is no slot") }));
+        executor.drop_tasks();
+        assert_eq!((executor.live(), executor.run_ready()), (0, 0));
     }
 
     #[test]

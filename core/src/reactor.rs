@@ -120,6 +120,12 @@ impl Reactor {
         self.inner.executor.spawn(future)
     }
 
+    /// Makes a task and polls it at once. False, without making it, where every task slot is taken.
+    #[must_use]
+    pub fn start<F: Future<Output = ()> + 'static>(&self, make: impl FnOnce() -> F) -> bool {
+        self.inner.executor.start(make)
+    }
+
     /// Ends `after` the current turn's time.
     #[must_use]
     pub fn sleep(&self, after: Duration) -> Timer {

@@ -295,7 +295,7 @@ fn bytes_of<E: Environment>(blocks: &Blocks<E>) -> usize {
 pub async fn execute<E: Environment>(
     core: &Core<E>,
     binding: &Binding<E>,
-    operation: Operation<E>,
+    operation: &Operation<E>,
     data: Option<Buffer>,
 ) -> Done {
     let counters = &binding.counters;
@@ -313,7 +313,7 @@ pub async fn execute<E: Environment>(
             }
         }
         (Operation::Write(blocks, durability, _), Some(data)) => {
-            let written = write(&blocks, &data, now_durable(binding, durability)).await;
+            let written = write(blocks, &data, now_durable(binding, *durability)).await;
             IoCounters::add(&counters.writes, 1);
             match written {
                 Ok(()) => {
@@ -325,14 +325,14 @@ pub async fn execute<E: Environment>(
         }
         (Operation::Compare(blocks, _), Some(data)) => {
             IoCounters::add(&counters.reads, 1);
-            range::compare(core, &blocks, &data, counters).await.into()
+            range::compare(core, blocks, &data, counters).await.into()
         }
-        (Operation::Flush(namespace), _) => flush(binding, namespace).await.into(),
+        (Operation::Flush(namespace), _) => flush(binding, namespace.as_ref()).await.into(),
         (Operation::WriteZeroes(blocks, space, durability), _) => {
             let pass = blocks.namespace.gate.enter(blocks.at, blocks.count).await;
             let disk = &blocks.namespace.disk;
             let result = disk
-                .write_zeroes(blocks.at, blocks.count, space, durability)
+                .write_zeroes(blocks.at, blocks.count, *space, *durability)
                 .await;
             drop(pass);
             done(counters, result)
@@ -347,11 +347,11 @@ pub async fn execute<E: Environment>(
             drop(pass);
             done(counters, result)
         }
-        (Operation::Verify(blocks), _) => range::verify(core, &blocks, counters).await.into(),
+        (Operation::Verify(blocks), _) => range::verify(core, blocks, counters).await.into(),
         (Operation::DatasetManagement(namespace, ranges, deallocate), Some(data)) => {
-            let ranges = (ranges, &data);
+            let ranges = (*ranges, &data);
             let mut done =
-                range::dataset_management(&namespace, ranges, deallocate, counters).await;
+                range::dataset_management(namespace, ranges, *deallocate, counters).await;
             if done.is_ok() && now_durable(binding, Durability::Cached) == Durability::Durable {
                 let flushed = namespace.disk.flush().await;
                 done = flushed.map_err(|error| status_of(error, counters));
@@ -359,7 +359,15 @@ pub async fn execute<E: Environment>(
             done.into()
         }
         (Operation::Copy(namespace, to, ranges, durability), Some(data)) => {
-            range::copy(core, &namespace, to, (ranges, &data), durability, counters).await
+            range::copy(
+                core,
+                namespace,
+                *to,
+                (*ranges, &data),
+                *durability,
+                counters,
+            )
+            .await
         }
         (_, None) => Done::status(Status::INTERNAL_ERROR),
     }
@@ -390,7 +398,7 @@ async fn write<E: Environment>(
 /// Flushes one namespace, or all that are attached.
 pub async fn flush<E: Environment>(
     binding: &Binding<E>,
-    namespace: Option<Ns<E>>,
+    namespace: Option<&Ns<E>>,
 ) -> Result<(), Status> {
     #[cfg(corebay_fault)]
     if fault::is(fault::Fault::FlushSkipped) {

@@ -160,7 +160,7 @@ impl<E: Environment, W: Wire> QueueControl for Queue<E, W> {
                 self.finish(id, Done::status(Status::ABORT_REQUESTED));
                 true
             }
-            Stage::Partner | Stage::Running | Stage::Responding => false,
+            Stage::Partner | Stage::Running | Stage::Responding | Stage::Free => false,
         }
     }
 

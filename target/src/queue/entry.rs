@@ -16,6 +16,8 @@ pub struct EntryId(pub u16);
 /// How far a command is. See the module [`queue`](super).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
+    /// The entry is not in use.
+    Free,
     Memory,
     Data,
     Partner,
@@ -28,10 +30,12 @@ pub(super) enum Stage {
 pub(super) struct Entry<E: Environment> {
     pub stage: Stage,
     pub sqe: SubmissionEntry,
+    /// What to do, from when the command was checked until it executes.
     pub operation: Option<Operation<E>>,
     pub transfer: Transfer,
     /// Another command with the same identifier is outstanding.
     pub conflicts: bool,
+    /// Data or room for them, until the command executes.
     pub buffer: Option<Buffer>,
     /// Bytes of the payload block that is counted in the host's share.
     pub held: usize,
@@ -44,11 +48,39 @@ pub(super) struct Entry<E: Environment> {
     pub verdict: Option<Status>,
 }
 
+impl<E: Environment> Entry<E> {
+    fn free() -> Self {
+        Self {
+            stage: Stage::Free,
+            sqe: SubmissionEntry::default(),
+            operation: None,
+            transfer: Transfer::None,
+            conflicts: false,
+            buffer: None,
+            held: 0,
+            partner: None,
+            counts_as_fused: false,
+            aborted: false,
+            verdict: None,
+        }
+    }
+
+    fn is_free(&self) -> bool {
+        self.stage == Stage::Free
+    }
+}
+
+/// What a removed entry had taken, to be given back.
+pub(super) struct Removed {
+    pub held: usize,
+    pub counts_as_fused: bool,
+}
+
 /// Entries before a queue is connected: Connect is the only command then.
 const UNCONNECTED: usize = 1;
 
 pub(super) struct Entries<E: Environment> {
-    slots: Vec<Option<Entry<E>>>,
+    slots: Vec<Entry<E>>,
     free: Vec<u16>,
     capacity: usize,
     /// One bit per command identifier.
@@ -77,64 +109,64 @@ impl<E: Environment> Entries<E> {
         self.slots.len() - self.free.len()
     }
 
-    pub fn insert(&mut self, sqe: SubmissionEntry) -> Option<EntryId> {
-        let entry = Entry {
-            stage: Stage::Responding,
-            sqe,
-            operation: None,
-            transfer: Transfer::None,
-            conflicts: self.is_outstanding(sqe.cid.get()),
-            buffer: None,
-            held: 0,
-            partner: None,
-            counts_as_fused: false,
-            aborted: false,
-            verdict: None,
-        };
-        let (word, bit) = place(sqe.cid.get());
+    /// Takes an entry for a command, if one is left.
+    pub fn insert(&mut self, sqe: &SubmissionEntry) -> Option<(EntryId, &Entry<E>)> {
         let index = match self.free.pop() {
-            Some(index) => {
-                self.slots[index as usize] = Some(entry);
-                index
-            }
+            Some(index) => index,
             None if self.slots.len() < self.capacity => {
-                self.slots.push(Some(entry));
+                self.slots.push(Entry::free());
                 u16::try_from(self.slots.len() - 1).ok()?
             }
             None => return None,
         };
+        let (word, bit) = place(sqe.cid.get());
+        let entry = &mut self.slots[usize::from(index)];
+        entry.stage = Stage::Responding;
+        entry.sqe = *sqe;
+        entry.conflicts = self.outstanding[word] & bit != 0;
         self.outstanding[word] |= bit;
-        Some(EntryId(index))
+        Some((EntryId(index), entry))
     }
 
     pub fn get(&self, id: EntryId) -> Option<&Entry<E>> {
-        self.slots.get(id.0 as usize)?.as_ref()
+        self.slots
+            .get(usize::from(id.0))
+            .filter(|entry| !entry.is_free())
     }
 
     pub fn get_mut(&mut self, id: EntryId) -> Option<&mut Entry<E>> {
-        self.slots.get_mut(id.0 as usize)?.as_mut()
+        self.slots
+            .get_mut(usize::from(id.0))
+            .filter(|entry| !entry.is_free())
     }
 
-    pub fn remove(&mut self, id: EntryId) -> Option<Entry<E>> {
-        let entry = self.slots.get_mut(id.0 as usize)?.take()?;
-        self.free.push(id.0);
-        if !entry.conflicts {
-            let (word, bit) = place(entry.sqe.cid.get());
+    /// Frees an entry, if it is in use.
+    pub fn remove(&mut self, id: EntryId) -> Option<Removed> {
+        let entry = self.get_mut(id)?;
+        let removed = Removed {
+            held: std::mem::take(&mut entry.held),
+            counts_as_fused: std::mem::take(&mut entry.counts_as_fused),
+        };
+        entry.stage = Stage::Free;
+        entry.operation = None;
+        entry.buffer = None;
+        entry.partner = None;
+        entry.aborted = false;
+        entry.verdict = None;
+        let (cid, conflicts) = (entry.sqe.cid.get(), entry.conflicts);
+        if !conflicts {
+            let (word, bit) = place(cid);
             self.outstanding[word] &= !bit;
         }
-        Some(entry)
-    }
-
-    pub fn is_outstanding(&self, cid: u16) -> bool {
-        let (word, bit) = place(cid);
-        self.outstanding[word] & bit != 0
+        self.free.push(id.0);
+        Some(removed)
     }
 
     pub fn find(&self, cid: u16) -> Option<(EntryId, &Entry<E>)> {
-        self.slots.iter().enumerate().find_map(|(index, slot)| {
-            let entry = slot.as_ref().filter(|entry| entry.sqe.cid.get() == cid)?;
-            Some((EntryId(u16::try_from(index).ok()?), entry))
-        })
+        (0u16..)
+            .zip(&self.slots)
+            .find(|(_, entry)| !entry.is_free() && entry.sqe.cid.get() == cid)
+            .map(|(index, entry)| (EntryId(index), entry))
     }
 
     pub fn not_running(&self) -> Vec<EntryId> {
@@ -149,7 +181,7 @@ impl<E: Environment> Entries<E> {
         };
         (0u16..)
             .zip(&self.slots)
-            .filter(|(_, slot)| slot.as_ref().is_some_and(|entry| !running(entry)))
+            .filter(|(_, entry)| !entry.is_free() && !running(entry))
             .map(|(index, _)| EntryId(index))
             .collect()
     }

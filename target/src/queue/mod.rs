@@ -20,6 +20,8 @@
 
 mod control;
 mod entry;
+mod pair;
+mod task;
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
@@ -51,9 +53,6 @@ use crate::{
     fabrics, io,
     memory::HostShare,
 };
-
-/// Fused commands of a core that wait for their other half; beyond it they are told to retry.
-const FUSED_WAITING_MAX: usize = 64;
 
 /// A queue's name within its core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -344,6 +343,11 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         self.binding.get()
     }
 
+    /// The same for commands that only a connected queue lets pass.
+    fn connected(&self) -> &Binding<E> {
+        self.binding().expect("the queue is connected")
+    }
+
     /// Connects the queue. Panics where it is connected.
     pub fn bind(&self, binding: Binding<E>) {
         let depth = binding.depth;
@@ -383,31 +387,30 @@ impl<E: Environment, W: Wire> Queue<E, W> {
     /// Where the host sends more than the queue is deep; the connection cannot go on.
     pub fn accept(
         self: &Rc<Self>,
-        sqe: SubmissionEntry,
+        sqe: &SubmissionEntry,
         announced: Result<Announced, Status>,
     ) -> Result<(), Overrun> {
         self.note_arrival();
-        let cid = sqe.cid.get();
         let mut entries = self.entries.borrow_mut();
-        let known = entries.is_outstanding(cid);
-        let id = entries.insert(sqe).ok_or(Overrun)?;
+        let (id, entry) = entries.insert(sqe).ok_or(Overrun)?;
+        let conflicts = entry.conflicts;
         if entries.in_use() == 1 {
             self.busy_since.set(self.core.reactor.now());
         }
         drop(entries);
-        if known {
+        if conflicts {
             self.finish(id, Done::status(Status::COMMAND_ID_CONFLICT.with_dnr()));
             return Ok(());
         }
         let prepared = announced.and_then(|data| {
-            let prepared = self.prepare(&sqe)?;
+            let prepared = self.prepare(sqe)?;
             check_length(prepared.transfer, &data)?;
             Ok((prepared, data))
         });
         match prepared {
             Ok((prepared, data)) => self.admit(id, prepared, data),
             Err(status) => {
-                self.pair_failed(&sqe);
+                self.pair_failed(sqe);
                 self.finish(id, Done::status(status));
             }
         }
@@ -499,23 +502,39 @@ impl<E: Environment, W: Wire> Queue<E, W> {
 
     /// A checked command enters its stages.
     fn admit(self: &Rc<Self>, id: EntryId, prepared: Prepared<E>, data: Announced) {
-        let fused = match &prepared.operation {
+        let Prepared {
+            operation,
+            transfer,
+        } = prepared;
+        let mut data = match transfer {
+            Transfer::FromHost(len) => data.in_capsule.map(|data| data.truncated(len)),
+            _ => None,
+        };
+        let fuse = match &operation {
             Operation::Io(operation) => operation.fuse(),
             _ => Fuse::Normal,
         };
-        let has_data = data.in_capsule.is_some();
+        let alone = fuse == Fuse::Normal && self.fused_first.get().is_none();
+        if alone && !self.in_turn.get() && !self.core.has_waiting() && self.core.has_free_slot() {
+            // Nobody waits: it goes through its stages at once.
+            if let Transfer::ToHost(len) = transfer {
+                data = self.take_memory(id, len, false).ok();
+            }
+            if data.is_some() || transfer == Transfer::None {
+                self.start(id, operation, data, None);
+                return;
+            }
+        }
+        let has_data = data.is_some();
         self.with_entry(id, |entry| {
-            entry.operation = Some(prepared.operation);
-            entry.transfer = prepared.transfer;
-            entry.buffer = match prepared.transfer {
-                Transfer::FromHost(len) => data.in_capsule.map(|buffer| buffer.slice(0..len)),
-                _ => None,
-            };
+            entry.operation = Some(operation);
+            entry.transfer = transfer;
+            entry.buffer = data;
         });
-        if !self.pair(id, fused) {
+        if !self.pair(id, fuse) {
             return;
         }
-        match prepared.transfer {
+        match transfer {
             Transfer::FromHost(_) if has_data => self.data_ready(id),
             Transfer::None => self.data_ready(id),
             Transfer::FromHost(_) | Transfer::ToHost(_) => {
@@ -523,95 +542,6 @@ impl<E: Environment, W: Wire> Queue<E, W> {
                 self.waiting_for_memory.borrow_mut().push_back(id);
                 self.take_turn();
             }
-        }
-    }
-
-    /// Brings the halves of a fused command together. False where the command has been answered.
-    fn pair(self: &Rc<Self>, id: EntryId, fuse: Fuse) -> bool {
-        let first = self.fused_first.take();
-        match (fuse, first) {
-            (Fuse::Normal, None) => true,
-            (Fuse::Normal, Some(first)) => {
-                self.fused_alone(first, Status::ABORTED_MISSING_FUSED);
-                true
-            }
-            (Fuse::First, first) => {
-                if let Some(first) = first {
-                    self.fused_alone(first, Status::ABORTED_MISSING_FUSED);
-                }
-                if self.core.fused_waiting.get() >= FUSED_WAITING_MAX {
-                    self.finish(id, Done::status(Status::COMMAND_INTERRUPTED));
-                    return false;
-                }
-                self.core
-                    .fused_waiting
-                    .set(self.core.fused_waiting.get() + 1);
-                self.with_entry(id, |entry| entry.counts_as_fused = true);
-                self.fused_first.set(Some(id));
-                true
-            }
-            (Fuse::Second | Fuse::Reserved, None) | (Fuse::Reserved, Some(_)) => {
-                self.finish(id, Done::status(Status::ABORTED_MISSING_FUSED));
-                false
-            }
-            (Fuse::Second, Some(first)) => {
-                let same = {
-                    let entries = self.entries.borrow();
-                    let range = |id| match entries.get(id).and_then(|e| e.operation.as_ref()) {
-                        Some(Operation::Io(operation)) => operation.range(),
-                        _ => None,
-                    };
-                    range(first).is_some() && range(first) == range(id)
-                };
-                if !same {
-                    self.fused_alone(first, Status::INVALID_FIELD.with_dnr());
-                    self.finish(id, Done::status(Status::INVALID_FIELD.with_dnr()));
-                    return false;
-                }
-                self.with_entry(first, |entry| entry.partner = Some(id));
-                self.with_entry(id, |entry| entry.partner = Some(first));
-                true
-            }
-        }
-    }
-
-    /// A command that failed its checks was one half of a fused pair, or came between two.
-    fn pair_failed(self: &Rc<Self>, sqe: &SubmissionEntry) {
-        if let Some(first) = self.fused_first.take() {
-            let status = match sqe.fuse() {
-                Fuse::Second => Status::ABORTED_FAILED_FUSED,
-                _ => Status::ABORTED_MISSING_FUSED,
-            };
-            self.fused_alone(first, status);
-        }
-    }
-
-    /// The first half of a fused command is not followed by its second.
-    fn fused_alone(self: &Rc<Self>, first: EntryId, status: Status) {
-        let stage = self.entries.borrow().get(first).map(|entry| entry.stage);
-        match stage {
-            // Its data are on their way: it is answered when they are here.
-            Some(Stage::Data) => self.with_entry(first, |entry| entry.verdict = Some(status)),
-            Some(Stage::Memory | Stage::Partner) => {
-                self.forget_waiting(first);
-                self.finish(first, Done::status(status));
-            }
-            _ => {}
-        }
-    }
-
-    /// One half of a pair has failed: so does the other.
-    fn partner_failed(self: &Rc<Self>, id: EntryId) {
-        let partner = self
-            .entries
-            .borrow()
-            .get(id)
-            .and_then(|entry| entry.partner);
-        if let Some(partner) = partner {
-            self.with_entry(partner, |entry| entry.partner = None);
-            self.fused_alone(partner, Status::ABORTED_FAILED_FUSED);
-        } else if self.fused_first.get() == Some(id) {
-            self.fused_first.set(None);
         }
     }
 
@@ -702,21 +632,13 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         let (Transfer::FromHost(len) | Transfer::ToHost(len)) = transfer else {
             unreachable!("only transfers wait for memory")
         };
-        let (share, block) = (self.share(), block_bytes(len));
-        let own = self.held_bytes.get();
-        // The other half may hold its block until this one has its own.
-        if !fused && !share.admits(self.key, own, block, &self.core.memory) {
-            return Pumped::OverItsShare;
-        }
-        let Some(buffer) = self.core.memory.payload.try_allocate(len) else {
-            return Pumped::NoMemory;
+        let buffer = match self.take_memory(id, len, fused) {
+            Ok(buffer) => buffer,
+            Err(why) => return why,
         };
         self.waiting_for_memory.borrow_mut().pop_front();
-        share.take(block);
-        self.held_bytes.set(own + block);
         let for_host = matches!(transfer, Transfer::ToHost(_));
         self.with_entry(id, |entry| {
-            entry.held = block;
             entry.buffer = Some(buffer.clone());
             entry.stage = if for_host { Stage::Slot } else { Stage::Data };
         });
@@ -726,6 +648,22 @@ impl<E: Environment, W: Wire> Queue<E, W> {
             self.wire.fetch(id, cid, buffer);
         }
         Pumped::TookMemory
+    }
+
+    /// A block for a command's payload, if there is one and the host may have it.
+    fn take_memory(&self, id: EntryId, len: usize, fused: bool) -> Result<Buffer, Pumped> {
+        let (share, block) = (self.share(), block_bytes(len));
+        let own = self.held_bytes.get();
+        // The other half may hold its block until this one has its own.
+        if !fused && !share.admits(self.key, own, block, &self.core.memory) {
+            return Err(Pumped::OverItsShare);
+        }
+        let buffer = self.core.memory.payload.try_allocate(len);
+        let buffer = buffer.ok_or(Pumped::NoMemory)?;
+        share.take(block);
+        self.held_bytes.set(own + block);
+        self.with_entry(id, |entry| entry.held = block);
+        Ok(buffer)
     }
 
     fn pump_slot(self: &Rc<Self>) -> Pumped {
@@ -738,27 +676,12 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         let Some(id) = self.waiting_for_slot.borrow_mut().pop_front() else {
             return Pumped::Nothing;
         };
-        self.with_entry(id, |entry| entry.stage = Stage::Running);
-        self.running.set(self.running.get() + 1);
-        if self.core.reactor.spawn(run(self.clone(), id)).is_err() {
-            unreachable!("a slot was free");
-        }
-        Pumped::Started
-    }
-
-    /// Takes what a command executes with.
-    fn take_job(&self, id: EntryId) -> Job<E> {
         let mut entries = self.entries.borrow_mut();
         let entry = entries
             .get_mut(id)
-            .expect("a running command has its entry");
+            .expect("a waiting command has its entry");
         let operation = entry.operation.take().expect("a command runs once");
-        let job = Job {
-            sqe: entry.sqe,
-            operation,
-            buffer: entry.buffer.take(),
-            first: None,
-        };
+        let buffer = entry.buffer.take();
         let partner = entry.partner;
         let first = partner.and_then(|partner| {
             let first = entries.get_mut(partner)?;
@@ -767,7 +690,9 @@ impl<E: Environment, W: Wire> Queue<E, W> {
                 _ => None,
             }
         });
-        Job { first, ..job }
+        drop(entries);
+        self.start(id, operation, buffer, first);
+        Pumped::Started
     }
 
     /// A command is completed: sends its completion.
@@ -838,18 +763,17 @@ impl<E: Environment, W: Wire> Queue<E, W> {
 
     fn release(&self, id: EntryId) {
         let mut entries = self.entries.borrow_mut();
-        let Some(entry) = entries.remove(id) else {
+        let Some(removed) = entries.remove(id) else {
             return;
         };
         let idle = entries.in_use() == 0;
         drop(entries);
-        self.give_back(entry.held);
-        if entry.counts_as_fused {
+        self.give_back(removed.held);
+        if removed.counts_as_fused {
             self.core
                 .fused_waiting
                 .set(self.core.fused_waiting.get() - 1);
         }
-        drop(entry);
         if idle && let Some(binding) = self.binding() {
             let busy = self.core.reactor.now().since(self.busy_since.get());
             let nanos = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
@@ -891,60 +815,6 @@ impl<E: Environment, W: Wire> Queue<E, W> {
             change(entry);
         }
     }
-}
-
-/// What a command executes with.
-struct Job<E: Environment> {
-    sqe: SubmissionEntry,
-    operation: Operation<E>,
-    buffer: Option<Buffer>,
-    /// The first half, where this is the second of a fused command.
-    first: Option<(EntryId, io::Operation<E>, Option<Buffer>)>,
-}
-
-/// A command's task.
-async fn run<E: Environment, W: Wire>(queue: Rc<Queue<E, W>>, id: EntryId) {
-    let job = queue.take_job(id);
-    let binding = queue.binding();
-    #[cfg(corebay_fault)]
-    if let (Operation::Io(write @ io::Operation::Write(..)), Some(binding), None) =
-        (&job.operation, binding, &job.first)
-        && crate::fault::is(crate::fault::Fault::AckBeforeWrite)
-    {
-        let _ = write;
-        queue.finish(id, Done::SUCCESS);
-        if let Operation::Io(write) = job.operation {
-            io::execute(&queue.core, binding, write, job.buffer).await;
-        }
-        queue.job_ended();
-        return;
-    }
-    let outcome = match (job.operation, binding) {
-        (Operation::Io(write), Some(binding)) => match job.first {
-            Some((first_id, compare, first_data)) => {
-                let data = (first_data, job.buffer);
-                let (first, second) =
-                    io::fused::compare_and_write(&queue.core, binding, compare, write, data).await;
-                queue.finish(first_id, first);
-                Outcome::Done(second)
-            }
-            None => Outcome::Done(io::execute(&queue.core, binding, write, job.buffer).await),
-        },
-        (Operation::Admin, Some(_)) if queue.is_reset() => {
-            Done::status(Status::ABORT_REQUESTED).into()
-        }
-        (Operation::Admin, Some(binding)) => {
-            admin::execute(&queue, binding, &job.sqe, job.buffer).await
-        }
-        (Operation::Fabrics, _) => fabrics::execute(&queue, &job.sqe, job.buffer).await,
-        (_, None) => Outcome::Done(Done::status(Status::COMMAND_SEQUENCE_ERROR)),
-    };
-    match outcome {
-        Outcome::Done(done) => queue.finish(id, done),
-        Outcome::Parked => queue.park(id),
-        Outcome::Moved => queue.release(id),
-    }
-    queue.job_ended();
 }
 
 /// Checks what the capsule announces against what the command transfers.

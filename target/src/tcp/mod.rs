@@ -333,7 +333,7 @@ impl<E: Environment> Tcp<E> {
                 len: data.len(),
                 in_capsule: Some(buffer),
             };
-            if queue.accept(connect, Ok(announced)).is_err() {
+            if queue.accept(&connect, Ok(announced)).is_err() {
                 queue.close("it sent more commands than its queue is deep");
             }
         });

@@ -482,15 +482,15 @@ impl<E: Environment> Receiver<E> {
     ) -> Result<bool, Fatal> {
         let negotiated = self.link.negotiated();
         let (padding, len) = data_place(common, head, negotiated.data_digest)?;
+        if len == 0 {
+            self.start += head;
+            self.accept(sqe, announced(sqe, None, 0));
+            return Ok(true);
+        }
         if len > self.in_capsule_max() {
             return Err(Fatal::field(at::PLEN));
         }
         self.start += head;
-        if len == 0 {
-            let announced = announced(sqe, None, 0);
-            self.accept(*sqe, announced)?;
-            return Ok(true);
-        }
         let target = Target::Capsule {
             sqe: *sqe,
             buffer: None,
@@ -645,7 +645,8 @@ impl<E: Environment> Receiver<E> {
                 } else {
                     Err(Status::TRANSIENT_TRANSPORT_ERROR)
                 };
-                self.accept(sqe, announced)
+                self.accept(&sqe, announced);
+                Ok(())
             }
             Target::Fetch {
                 tag,
@@ -680,21 +681,14 @@ impl<E: Environment> Receiver<E> {
         }
     }
 
-    fn accept(
-        &mut self,
-        sqe: SubmissionEntry,
-        announced: Result<Announced, Status>,
-    ) -> Result<(), Fatal> {
-        let Some(queue) = self.queue.clone() else {
-            return Ok(());
-        };
-        if queue.is_closed() {
-            return Ok(());
-        }
-        if queue.accept(sqe, announced).is_err() {
+    fn accept(&self, sqe: &SubmissionEntry, announced: Result<Announced, Status>) {
+        if let Some(queue) = &self.queue
+            && !queue.is_closed()
+            && queue.accept(sqe, announced).is_err()
+        {
+            let queue = queue.clone();
             queue.close("it sent more commands than its queue is deep");
         }
-        Ok(())
     }
 }
 
