@@ -6,7 +6,8 @@ use std::{
     path::Path,
     process::{Command, Stdio},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -406,6 +407,62 @@ fn a_damaged_list_of_bad_blocks_is_noticed() {
     assert_eq!(bench.read(24), Err(DiskError::UnrecoveredRead));
     assert_eq!(bench.read(79), Err(DiskError::UnrecoveredRead));
     assert_eq!(bench.read(80), Ok(0));
+}
+
+/// Whoever holds it keeps the threads of [`gated`] from their work.
+static GATE: Mutex<()> = Mutex::new(());
+
+fn gated(name: String, body: Box<dyn FnOnce() + Send>) -> std::io::Result<JoinHandle<()>> {
+    let waits = move || {
+        drop(GATE.lock().unwrap());
+        body();
+    };
+    std::thread::Builder::new().name(name).spawn(waits)
+}
+
+#[test]
+fn a_core_goes_on_while_the_list_of_bad_blocks_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    let medium = FileMedium::open(&path, sized(MIB)).unwrap();
+    let core = TestCore::single();
+    let options = FileEngineOptions {
+        kind: EngineKind::IoUring,
+        spawn: gated,
+        ..FileEngineOptions::default()
+    };
+    let engine = or_skip!(FileEngine::start(&core.reactor, &core.pool, options));
+    let disk = Rc::new(FileDisk::open(&engine, &medium));
+    let bench = Bench { core, disk };
+    let closed = GATE.lock().unwrap();
+    let spoil = |lba| {
+        let disk = bench.disk.clone();
+        let task = async move { disk.write_uncorrectable(Lba(lba), 1).await };
+        bench.core.spawn(task)
+    };
+    let (first, second) = (spoil(3), spoil(5));
+    for _ in 0..100 {
+        assert_eq!(bench.read(7), Ok(0), "other commands go on");
+    }
+    assert!(!first.is_there() && !second.is_there());
+    assert_eq!(bench.read(3), Ok(0), "nobody has been told yet");
+    drop(closed);
+    let both = || first.is_there() && second.is_there();
+    bench.core.turn_until("the list is made", both);
+    assert_eq!((first.take(), second.take()), (Ok(()), Ok(())));
+    for (lba, outcome) in [
+        (3, Err(DiskError::UnrecoveredRead)),
+        (4, Ok(0)),
+        (5, Err(DiskError::UnrecoveredRead)),
+    ] {
+        assert_eq!(bench.read(lba), outcome);
+    }
+    drop((bench, medium, engine));
+    let again = Bench::new(
+        &FileMedium::open(&path, sized(MIB)).unwrap(),
+        EngineKind::Auto,
+    );
+    assert_eq!(again.read(5), Err(DiskError::UnrecoveredRead), "it is kept");
 }
 
 #[test]

@@ -26,7 +26,7 @@
 //! crash in between leaves them bad, never showing what was there before.
 //!
 //! # Invariants
-//! - One change at a time, on all cores.
+//! - One change at a time, on all cores. None of them blocks its core.
 //! - Where no block is bad, reads and writes look at one counter and take no lock.
 
 use std::{
@@ -52,6 +52,7 @@ use super::{
     engine::{FileEngine, Target},
     error::{FileError, FileErrorReason},
     error_of,
+    medium::FileMedium,
     operation::Extra,
 };
 use crate::{
@@ -180,11 +181,11 @@ impl BadBlocks {
 }
 
 /// The right to change the list, given back when it is dropped.
-struct Turn(Rc<Target>);
+struct Turn(Arc<FileMedium>);
 
 impl Turn {
     fn bad(&self) -> &BadBlocks {
-        self.0.medium.bad.as_ref().expect("a file has a list")
+        self.0.bad.as_ref().expect("a file has a list")
     }
 }
 
@@ -209,7 +210,7 @@ pub(super) async fn change(
     while !of.begin_change() {
         engine.next_turn().await;
     }
-    let turn = Rc::new(Turn(target.clone()));
+    let turn = Arc::new(Turn(target.medium.clone()));
     let (ranges, generation, file) = {
         let list = of.list.lock().expect("nobody has panicked with it");
         let ranges = changed(&list.ranges, &blocks, bad);
@@ -220,7 +221,7 @@ pub(super) async fn change(
     }
     let file = match file {
         Some(file) => file,
-        None => create(engine, target, &turn).await?,
+        None => create(engine, &turn).await?,
     };
     let bytes = encode(&ranges, generation, of.block_size);
     let at_end = move |result| {
@@ -244,47 +245,50 @@ pub(super) async fn change(
     error_of(result, false)
 }
 
-/// Makes the list's file, empty: under another name first, so that it is never there half made.
-async fn create(
-    engine: &FileEngine,
-    target: &Rc<Target>,
-    turn: &Rc<Turn>,
-) -> Result<Arc<OwnedFd>, DiskError> {
-    let of = turn.bad();
+/// Makes the list's file. A thread of its own does it, once in a file's life: making and naming files
+/// blocks, and a core does not.
+async fn create(engine: &FileEngine, turn: &Arc<Turn>) -> Result<Arc<OwnedFd>, DiskError> {
     let failed = |error: std::io::Error| match error.raw_os_error() {
         Some(code) => error_of(-code, false)
             .err()
             .unwrap_or(DiskError::Internal(0)),
         None => DiskError::Internal(0),
     };
-    let new = of.path.with_extension("bad.new");
-    let mut file = File::create(&new).map_err(failed)?;
-    file.write_all(&encode(&[], 0, of.block_size))
+    let made = Arc::new(Mutex::new(None));
+    let (result, held) = (made.clone(), turn.clone());
+    let body = move || {
+        let file = make_file(held.bad());
+        if let Ok(file) = &file {
+            // Here, so that it is known also where nobody waits for it any more.
+            let mut list = held.bad().list.lock().expect("nobody has panicked with it");
+            list.file = Some(file.clone());
+        }
+        drop(held);
+        *result.lock().expect("nobody has panicked with it") = Some(file);
+    };
+    engine
+        .spawn_thread("corebay-list".into(), Box::new(body))
         .map_err(failed)?;
-    let folder = of.path.parent().filter(|path| !path.as_os_str().is_empty());
-    let folder = File::open(folder.unwrap_or(Path::new("."))).map_err(failed)?;
-    let file: Arc<OwnedFd> = Arc::new(file.into());
-    // 1. The file is durable. 2. It gets its name. 3. The name is durable.
-    sync(engine, target, turn, file.clone()).await?;
-    std::fs::rename(&new, &of.path).map_err(failed)?;
-    sync(engine, target, turn, Arc::new(folder.into())).await?;
-    of.list.lock().expect("nobody has panicked with it").file = Some(file.clone());
-    Ok(file)
+    loop {
+        let made = made.lock().expect("nobody has panicked with it").take();
+        match made {
+            Some(file) => return file.map_err(failed),
+            None => engine.next_turn().await,
+        }
+    }
 }
 
-async fn sync(
-    engine: &FileEngine,
-    target: &Rc<Target>,
-    turn: &Rc<Turn>,
-    file: Arc<OwnedFd>,
-) -> Result<(), DiskError> {
-    let turn = turn.clone();
-    let extra = Extra {
-        file,
-        bytes: Box::default(),
-        at_end: Box::new(move |_| drop(turn)),
-    };
-    error_of(engine.extra(target, Action::Sync, 0, extra).await, false)
+/// Makes the list's file, empty: under another name first, so that it is never there half made.
+fn make_file(of: &BadBlocks) -> std::io::Result<Arc<OwnedFd>> {
+    let new = of.path.with_extension("bad.new");
+    let mut file = File::create(&new)?;
+    file.write_all(&encode(&[], 0, of.block_size))?;
+    // 1. The file is durable. 2. It gets its name. 3. The name is durable.
+    file.sync_all()?;
+    std::fs::rename(&new, &of.path)?;
+    let folder = of.path.parent().filter(|path| !path.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
+    Ok(Arc::new(file.into()))
 }
 
 /// `ranges` with `blocks` added or taken out.

@@ -27,7 +27,7 @@ use super::{
     medium::FileMedium,
     operation::{Extra, Operation},
     options::{EngineKind, FileEngineCounters, FileEngineError, FileEngineOptions},
-    threads::Helper,
+    threads::{Helper, SpawnThread},
     uring::Uring,
 };
 use crate::{
@@ -95,6 +95,7 @@ pub struct FileEngine {
     /// Tasks that try something again at each turn. Control path.
     next_turn: RefCell<Vec<Waker>>,
     counters: Cell<FileEngineCounters>,
+    spawn: SpawnThread,
     /// Keeps the registered memory mapped.
     pool: BufferPool,
 }
@@ -153,6 +154,7 @@ impl FileEngine {
             backend: RefCell::new(backend),
             next_turn: RefCell::default(),
             counters: Cell::default(),
+            spawn: options.spawn,
             pool: pool.clone(),
         });
         reactor.add_source(engine.clone());
@@ -254,6 +256,16 @@ impl FileEngine {
             operation.extra = Some(extra);
         })
         .await
+    }
+
+    /// Starts a thread for what blocks, as the environment starts threads. Control path.
+    pub(super) fn spawn_thread(
+        &self,
+        name: String,
+        body: Box<dyn FnOnce() + Send>,
+    ) -> std::io::Result<()> {
+        // Whoever waits for it learns of its end otherwise.
+        (self.spawn)(name, body).map(drop)
     }
 
     /// Ends at the next turn.
