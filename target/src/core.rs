@@ -68,6 +68,8 @@ pub struct Core<E: Environment> {
     pub shares: HostShares,
     port: Port<Message<E>>,
     tables: RefCell<HashMap<SubsystemId, Rc<Table<E>>>>,
+    /// Namespaces that are open here and attached nowhere yet.
+    staged: RefCell<HashMap<usize, Namespace<E::Disk, E::Medium>>>,
     queues: RefCell<BTreeMap<QueueKey, Rc<dyn QueueControl>>>,
     waiting: RefCell<VecDeque<Rc<dyn QueueControl>>>,
     /// The queue that found no memory, and since when it waits. It is not among `waiting`.
@@ -103,6 +105,7 @@ impl<E: Environment> Core<E> {
             shares: HostShares::default(),
             port,
             tables: RefCell::default(),
+            staged: RefCell::default(),
             queues: RefCell::default(),
             waiting: RefCell::new(VecDeque::with_capacity(limits.connections_max)),
             first_for_memory: RefCell::default(),
@@ -259,16 +262,50 @@ impl<E: Environment> Core<E> {
         subsystem: SubsystemId,
         spec: Arc<NamespaceSpec<E::Medium>>,
     ) -> Result<(), corebay_core::disk::DiskError> {
-        let disk = self.environment.open(&spec.medium)?;
-        let gate = WriteGate::new(TASKS_PER_CORE);
-        let fused = Permits::new(1, TASKS_PER_CORE);
-        self.table(subsystem).attach(Namespace {
-            spec,
-            disk,
-            gate,
-            fused,
-        });
+        let namespace = self.open(spec)?;
+        self.table(subsystem).attach(namespace);
         Ok(())
+    }
+
+    /// Opens a namespace on this core without showing it to anybody, so that a change of several
+    /// can be given up as a whole. `key` names it for [`attach_staged`](Self::attach_staged).
+    ///
+    /// # Errors
+    /// Where its disk cannot be opened here.
+    pub fn stage(
+        &self,
+        key: usize,
+        spec: Arc<NamespaceSpec<E::Medium>>,
+    ) -> Result<(), corebay_core::disk::DiskError> {
+        let namespace = self.open(spec)?;
+        self.staged.borrow_mut().insert(key, namespace);
+        Ok(())
+    }
+
+    /// Attaches the namespace that was staged as `key`.
+    pub fn attach_staged(&self, key: usize, subsystem: SubsystemId) {
+        let staged = self.staged.borrow_mut().remove(&key);
+        debug_assert!(staged.is_some(), "namespace {key} was not staged");
+        if let Some(namespace) = staged {
+            self.table(subsystem).attach(namespace);
+        }
+    }
+
+    /// Closes what is staged.
+    pub fn drop_staged(&self) {
+        drop(self.staged.take());
+    }
+
+    fn open(
+        &self,
+        spec: Arc<NamespaceSpec<E::Medium>>,
+    ) -> Result<Namespace<E::Disk, E::Medium>, corebay_core::disk::DiskError> {
+        Ok(Namespace {
+            disk: self.environment.open(&spec.medium)?,
+            spec,
+            gate: WriteGate::new(TASKS_PER_CORE),
+            fused: Permits::new(1, TASKS_PER_CORE),
+        })
     }
 
     /// A number that no other lock of any core has.
@@ -369,6 +406,7 @@ impl<E: Environment> Core<E> {
         drop(self.locked.take());
         drop(self.fused_turns.take());
         drop(self.tables.take());
+        self.drop_staged();
     }
 
     fn housekeeping(&self) {

@@ -32,14 +32,13 @@ struct Serving {
 
 impl Serving {
     fn start(arguments: &[&str]) -> Self {
+        let ports = ["--listen", "127.0.0.1:0", "--discovery", "127.0.0.1:0"];
+        Self::start_as(&[&ports, arguments].concat())
+    }
+
+    fn start_as(arguments: &[&str]) -> Self {
         let mut child = Command::new(PROGRAM)
-            .args([
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--discovery",
-                "127.0.0.1:0",
-            ])
+            .arg("serve")
             .args(arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -107,6 +106,30 @@ impl Serving {
         self.signal(Signal::TERM);
         let status = wait(&mut self.child);
         assert_eq!(status, Some(0), "a clean end");
+    }
+
+    /// Lets it read its configuration again; gives what it logs of that.
+    fn reload(&mut self) -> String {
+        self.signal(Signal::HUP);
+        let mut said = String::new();
+        let log = self.child.stderr.as_mut().unwrap();
+        let mut byte = [0];
+        // Byte by byte, so that what follows is there for the next time.
+        while !(said.contains("SIGHUP") && said.ends_with('\n')) {
+            assert_eq!(log.read(&mut byte).unwrap(), 1, "{said}");
+            said.push(char::from(byte[0]));
+        }
+        said
+    }
+
+    /// The active namespaces.
+    fn namespaces(&self) -> Vec<u32> {
+        let list = admin::identify(2, 0, 0);
+        let page = self.admin().command(list, Payload::ToHost(4096)).ok();
+        let ids = page.chunks_exact(4).map(|id| id.try_into().unwrap());
+        ids.map(u32::from_le_bytes)
+            .take_while(|id| *id != 0)
+            .collect()
     }
 
     fn bench(&self, arguments: &[&str]) -> serde_json::Value {
@@ -306,6 +329,66 @@ fn a_wrong_file_is_refused_with_a_caret() {
         "{said}"
     );
     assert!(said.contains('^'), "{said}");
+}
+
+/// A port that nobody listens on.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+#[test]
+fn a_reload_changes_all_or_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("corebay.toml");
+    let (data, port) = (folder.path().join("data"), free_port());
+    let data = text(&data);
+    let configure = |disks: &[(u32, &str)]| {
+        let mut toml = format!(
+            "data_dir = \"{data}\"\n[[listener]]\naddress = \"127.0.0.1:{port}\"\n\
+             [[subsystem]]\nnqn = \"nqn.2026-01.io.corebay:a\"\nallow_any_host = true\n"
+        );
+        for (nsid, name) in disks {
+            toml += &format!(
+                "[[subsystem.namespace]]\nnsid = {nsid}\ndisk = \"{name}\"\n[[disk]]\n\
+                 name = \"{name}\"\n\
+                 file = {{ path = \"{name}.img\", size = \"16MiB\", create = true }}\n"
+            );
+        }
+        fs::write(&file, toml).unwrap();
+    };
+    configure(&[(1, "a"), (2, "b")]);
+    let mut serving = Serving::start_as(&["--config", text(&file)]);
+    assert_eq!(serving.namespaces(), [1, 2]);
+    // One of the new disks is somebody else's: the other is not served, and none goes.
+    let path = Path::new(data).join("d.img");
+    let held = fs::File::create(&path).unwrap();
+    held.set_len(16 << 20).unwrap();
+    held.lock().unwrap();
+    configure(&[(1, "a"), (3, "c"), (4, "d")]);
+    let said = serving.reload();
+    assert!(
+        said.contains("nothing was changed") && said.contains("d.img"),
+        "{said}"
+    );
+    assert_eq!(serving.namespaces(), [1, 2]);
+    let write = [
+        "--rw",
+        "write",
+        "--overwrite",
+        "--io-count",
+        "50",
+        "--nsid",
+        "2",
+    ];
+    let written = serving.bench(&write);
+    assert_eq!(written["errors"], serde_json::json!([]), "{written}");
+    // What was opened in vain was closed again.
+    drop(held);
+    let said = serving.reload();
+    assert!(said.contains("in force"), "{said}");
+    assert_eq!(serving.namespaces(), [1, 3, 4]);
+    serving.end();
 }
 
 #[test]

@@ -6,13 +6,14 @@
 //! restart; a file with other listeners is refused.
 //!
 //! Invariants:
-//! - A file with a mistake changes nothing.
-//! - New disks are all opened before the first change, so a disk that cannot be opened changes
-//!   nothing either.
+//! - It is all or nothing. A file with a mistake changes nothing; and before the first change all
+//!   that can fail is done: new disks are opened, by each core too, and new names are kept. Where one
+//!   of it fails, what was opened is closed, and the old configuration goes on.
 //! - A disk that stays is not opened a second time: its namespace keeps its medium.
 
 use std::{
     collections::BTreeSet,
+    rc::Rc,
     sync::{Arc, mpsc},
     time::Duration,
 };
@@ -21,7 +22,7 @@ use corebay_conf::{Appliance, appliance::Subsystem as Configured};
 use corebay_core::{mesh::Port, units::CoreId};
 use corebay_target::{
     controller::Event,
-    core::Message,
+    core::{Core, Message},
     fabrics::{end_association, report},
     namespace::NamespaceSpec,
     subsystem::{Registry, Subsystem},
@@ -63,37 +64,30 @@ pub fn apply(
     if old.listeners() != new.listeners() {
         // Subsystems name their listeners, so nothing can be told apart from it.
         return Err(Failure::new(
-            "[[listener]] has changed, which takes a restart; nothing was changed",
+            "[[listener]] has changed, which takes a restart",
             "restart corebay, or put the listeners back as they were",
         ));
     }
+    let targets = running.prepare(new, state).inspect_err(|_| {
+        running.on_each_core(|core, answer| {
+            core.drop_staged();
+            let _ = answer.send(Ok(()));
+        });
+        running.media.keep_only(old);
+    })?;
     say_what_needs_a_restart(old, new);
-    running.media.open(new, state)?;
-    let wanted: BTreeSet<_> = new.subsystems().iter().map(|s| s.nqn.clone()).collect();
-    for subsystem in running.registry.subsystems() {
-        if !wanted.contains(&subsystem.names.nqn) {
-            info!(subsystem = %subsystem.names.nqn, "removed");
-            running.registry.remove_subsystem(subsystem.id);
-            running.end_controllers(&subsystem, |_| true);
-            for namespace in subsystem.namespaces() {
-                running.detach(&subsystem, namespace.nsid)?;
-            }
-        }
-    }
-    for configured in new.subsystems() {
-        match running.registry.find(&configured.nqn) {
-            Some(subsystem) => running.change(&subsystem, configured, new, state)?,
-            None => {
-                info!(subsystem = %configured.nqn, "added");
-                let subsystem = media::add_subsystem(running.registry, configured, state);
-                running.change(&subsystem, configured, new, state)?;
-            }
-        }
+    running.remove_subsystems(new);
+    for (configured, target) in new.subsystems().iter().zip(targets) {
+        let subsystem = running.registry.find(&configured.nqn).unwrap_or_else(|| {
+            info!(subsystem = %configured.nqn, "added");
+            media::add_subsystem(running.registry, configured, state)
+        });
+        running.change(&subsystem, configured, target);
     }
     running.media.keep_only(new);
     running.registry.set_referrals(referrals(new));
     running.tell_discovery();
-    state.save()
+    Ok(())
 }
 
 fn say_what_needs_a_restart(old: &Appliance, new: &Appliance) {
@@ -109,15 +103,67 @@ fn say_what_needs_a_restart(old: &Appliance, new: &Appliance) {
     }
 }
 
+/// What a subsystem is to export: each namespace, and the key that it is staged by where it is new.
+type Target = Vec<(Spec, Option<usize>)>;
+
 impl Running<'_> {
+    /// Does all of a change that can fail, and nothing that anybody sees.
+    fn prepare(&mut self, new: &Appliance, state: &mut State) -> Result<Vec<Target>, Failure> {
+        self.media.open(new, state)?;
+        let mut targets = Vec::new();
+        let mut keys = 0..;
+        for configured in new.subsystems() {
+            let present = self.registry.find(&configured.nqn);
+            let mut target = Target::new();
+            for namespace in &configured.namespaces {
+                let spec = self.media.spec(new, configured, namespace, state);
+                let present = present.as_ref().and_then(|s| s.namespace(spec.nsid));
+                if present.is_some_and(|present| is_same(&spec, &present)) {
+                    target.push((spec, None));
+                    continue;
+                }
+                let key = keys.next();
+                self.stage(key.unwrap_or(0), &spec)?;
+                target.push((spec, key));
+            }
+            targets.push(target);
+        }
+        state.save()?;
+        Ok(targets)
+    }
+
+    fn stage(&self, key: usize, spec: &Spec) -> Result<(), Failure> {
+        let spec = spec.clone();
+        let nsid = spec.nsid;
+        self.ask_each_core(move |core, answer| {
+            let _ = answer.send(core.stage(key, spec.clone()).map_err(|error| {
+                Failure::new(
+                    format!(
+                        "{} cannot open the disk of namespace {nsid}: {error}",
+                        core.id()
+                    ),
+                    "",
+                )
+            }));
+        })
+    }
+
+    fn remove_subsystems(&self, new: &Appliance) {
+        let wanted: BTreeSet<_> = new.subsystems().iter().map(|s| s.nqn.clone()).collect();
+        for subsystem in self.registry.subsystems() {
+            if !wanted.contains(&subsystem.names.nqn) {
+                info!(subsystem = %subsystem.names.nqn, "removed");
+                self.registry.remove_subsystem(subsystem.id);
+                self.end_controllers(&subsystem, |_| true);
+                for namespace in subsystem.namespaces() {
+                    self.detach(&subsystem, namespace.nsid);
+                }
+            }
+        }
+    }
+
     /// Brings one subsystem to what is configured.
-    fn change(
-        &mut self,
-        subsystem: &Arc<Subsystem<Medium>>,
-        configured: &Configured,
-        new: &Appliance,
-        state: &mut State,
-    ) -> Result<(), Failure> {
+    fn change(&self, subsystem: &Arc<Subsystem<Medium>>, configured: &Configured, target: Target) {
         let names = (configured.serial.as_str(), configured.model.as_str());
         if names != (&subsystem.names.serial, &subsystem.names.model)
             || !subsystem.is_served_only_at(&media::ports(configured))
@@ -130,63 +176,50 @@ impl Running<'_> {
         let access = media::access(configured);
         subsystem.set_access(access.clone());
         self.end_controllers(subsystem, move |host| !access.admits(host));
-        let specs: Vec<Spec> = configured
-            .namespaces
-            .iter()
-            .map(|namespace| self.media.spec(new, configured, namespace, state))
-            .collect();
         for present in subsystem.namespaces() {
-            if !specs.iter().any(|spec| is_same(spec, &present)) {
+            if !target.iter().any(|(spec, _)| is_same(spec, &present)) {
                 info!(subsystem = %configured.nqn, nsid = present.nsid, "namespace removed");
-                self.detach(subsystem, present.nsid)?;
+                self.detach(subsystem, present.nsid);
                 self.tell(subsystem, present.nsid);
             }
         }
-        for spec in specs {
-            if subsystem.namespace(spec.nsid).is_none() {
+        for (spec, key) in target {
+            if let Some(key) = key {
                 info!(subsystem = %configured.nqn, nsid = spec.nsid, "namespace added");
-                self.attach(subsystem, &spec)?;
+                self.attach(subsystem, &spec, key);
                 self.tell(subsystem, spec.nsid);
             }
         }
-        Ok(())
     }
 
-    fn attach(&self, subsystem: &Arc<Subsystem<Medium>>, spec: &Spec) -> Result<(), Failure> {
-        let (id, nsid) = (subsystem.id, spec.nsid);
-        let on_core = spec.clone();
+    fn attach(&self, subsystem: &Arc<Subsystem<Medium>>, spec: &Spec, key: usize) {
+        let id = subsystem.id;
         self.on_each_core(move |core, answer| {
-            let _ = answer.send(core.attach(id, on_core.clone()).map_err(|error| {
-                Failure::new(
-                    format!("cannot open the disk of namespace {nsid}: {error}"),
-                    "",
-                )
-            }));
-        })?;
+            core.attach_staged(key, id);
+            let _ = answer.send(Ok(()));
+        });
         // Only now is it shown: every core can serve it.
         subsystem.add_namespace(spec.clone());
-        Ok(())
     }
 
-    fn detach(&self, subsystem: &Arc<Subsystem<Medium>>, nsid: u32) -> Result<(), Failure> {
+    fn detach(&self, subsystem: &Arc<Subsystem<Medium>>, nsid: u32) {
         subsystem.remove_namespace(nsid);
         let id = subsystem.id;
         self.on_each_core(move |core, answer| {
             core.table(id).detach(nsid);
             let _ = answer.send(Ok(()));
-        })
+        });
+    }
+
+    /// Runs on each core what cannot fail. A core that does not answer in time does it later.
+    fn on_each_core(&self, action: impl CoreAction) {
+        if let Err(failure) = self.ask_each_core(action) {
+            warn!("{failure}");
+        }
     }
 
     /// Runs `action` on each core and waits for their answers.
-    fn on_each_core(
-        &self,
-        action: impl Fn(
-            &std::rc::Rc<corebay_target::core::Core<MachineEnvironment>>,
-            &mpsc::Sender<Result<(), Failure>>,
-        ) + Clone
-        + Send
-        + 'static,
-    ) -> Result<(), Failure> {
+    fn ask_each_core(&self, action: impl CoreAction) -> Result<(), Failure> {
         let (answer, answers) = mpsc::channel();
         for core in 0..self.cores {
             let (action, answer) = (action.clone(), answer.clone());
@@ -246,6 +279,20 @@ impl Running<'_> {
             }),
         );
     }
+}
+
+/// What a core does, and how it answers.
+trait CoreAction:
+    Fn(&Rc<Core<MachineEnvironment>>, &mpsc::Sender<Result<(), Failure>>) + Clone + Send + 'static
+{
+}
+
+impl<T> CoreAction for T where
+    T: Fn(&Rc<Core<MachineEnvironment>>, &mpsc::Sender<Result<(), Failure>>)
+        + Clone
+        + Send
+        + 'static
+{
 }
 
 fn is_same(a: &Spec, b: &Spec) -> bool {

@@ -259,7 +259,7 @@ impl Main {
                 Some(new)
             }
             Err(failure) => {
-                warn!("SIGHUP: {failure}");
+                warn!("SIGHUP: nothing was changed: {failure}");
                 None
             }
         }

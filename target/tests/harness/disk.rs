@@ -32,6 +32,8 @@ pub type Calls = Rc<RefCell<Option<Vec<Call>>>>;
 pub enum Kind {
     Ram(Arc<RamMedium>),
     Null(BlockSize, u64),
+    /// What no core can open.
+    Broken(BlockSize, u64),
     /// Memory, with the faults of the core that opens it.
     Fault(Arc<RamMedium>),
 }
@@ -69,7 +71,7 @@ impl TestDisk {
     pub fn open(medium: &Medium, faults: &Faults, calls: &Calls, reactor: &Reactor) -> Self {
         let inner = match &medium.kind {
             Kind::Ram(medium) => Inner::Ram(RamDisk::new(medium.clone(), reactor)),
-            Kind::Null(size, blocks) => {
+            Kind::Null(size, blocks) | Kind::Broken(size, blocks) => {
                 Inner::Null(NullDisk::new(*size, *blocks, NullReads::Zeroes))
             }
             Kind::Fault(medium) => Inner::Fault(FaultDisk::new(
@@ -101,7 +103,9 @@ impl Medium {
     pub fn info(&self) -> DiskInfo {
         let info = match &self.kind {
             Kind::Ram(medium) | Kind::Fault(medium) => medium.info(),
-            Kind::Null(size, blocks) => NullDisk::new(*size, *blocks, NullReads::Zeroes).info(),
+            Kind::Null(size, blocks) | Kind::Broken(size, blocks) => {
+                NullDisk::new(*size, *blocks, NullReads::Zeroes).info()
+            }
         };
         DiskInfo {
             volatile_cache: self.volatile_cache,

@@ -67,6 +67,9 @@ impl<N: Network> Environment for TestEnvironment<N> {
     }
 
     fn open(&self, medium: &Medium) -> Result<TestDisk, DiskError> {
+        if matches!(medium.kind, Kind::Broken(..)) {
+            return Err(DiskError::Gone);
+        }
         Ok(TestDisk::open(
             medium,
             &self.faults,

@@ -21,3 +21,4 @@ mod machine;
 mod malformed;
 mod robust;
 mod segments;
+mod staging;
