@@ -43,6 +43,9 @@ use crate::{
 /// What one core asks of another: a function that runs there.
 pub type Message<E> = Box<dyn FnOnce(&Rc<Core<E>>) + Send>;
 
+/// A namespace that one core has opened.
+type Opened<E> = Namespace<<E as Environment>::Disk, <E as Environment>::Medium>;
+
 /// The namespace table of one subsystem on one core.
 pub type Table<E> = NamespaceTable<<E as Environment>::Disk, <E as Environment>::Medium>;
 
@@ -69,7 +72,7 @@ pub struct Core<E: Environment> {
     port: Port<Message<E>>,
     tables: RefCell<HashMap<SubsystemId, Rc<Table<E>>>>,
     /// Namespaces that are open here and attached nowhere yet.
-    staged: RefCell<HashMap<usize, Namespace<E::Disk, E::Medium>>>,
+    staged: RefCell<HashMap<usize, Opened<E>>>,
     queues: RefCell<BTreeMap<QueueKey, Rc<dyn QueueControl>>>,
     waiting: RefCell<VecDeque<Rc<dyn QueueControl>>>,
     /// The queue that found no memory, and since when it waits. It is not among `waiting`.
@@ -299,7 +302,7 @@ impl<E: Environment> Core<E> {
     fn open(
         &self,
         spec: Arc<NamespaceSpec<E::Medium>>,
-    ) -> Result<Namespace<E::Disk, E::Medium>, corebay_core::disk::DiskError> {
+    ) -> Result<Opened<E>, corebay_core::disk::DiskError> {
         Ok(Namespace {
             disk: self.environment.open(&spec.medium)?,
             spec,
