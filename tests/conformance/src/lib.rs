@@ -11,6 +11,7 @@
 pub mod beds;
 pub mod checks;
 pub mod history;
+pub mod nvme;
 pub mod pattern;
 pub mod scratch;
 mod test_core;

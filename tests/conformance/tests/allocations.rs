@@ -10,6 +10,7 @@ use std::{
 use corebay_conformance::{
     Bed, TestCore,
     beds::{FaultBed, FileBed, NullBed, RamBed},
+    nvme::{NvmeBed, NvmeManner},
 };
 use corebay_core::{
     disk::{
@@ -100,6 +101,13 @@ fn none_on_ram() {
 #[test]
 fn none_on_null() {
     none(&NullBed::new(BlockSize::B4096));
+}
+
+#[test]
+fn none_on_nvme() {
+    for manner in [NvmeManner::WriteBack, NvmeManner::Sgl] {
+        none(&NvmeBed::new(BlockSize::B4096, manner).turned_by_keeper());
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use corebay_conformance::{
     beds::{FaultBed, FileBed, NullBed, RamBed},
     conformance_tests,
+    nvme::{NvmeBed, NvmeManner},
 };
 use corebay_core::disk::file::{Caching, EngineKind};
 
@@ -38,4 +39,24 @@ mod file_threads {
 mod file_buffered {
     use super::*;
     conformance_tests!(|size| FileBed::new(size, EngineKind::IoUring, Caching::Buffered));
+}
+
+mod nvme_write_back {
+    use super::*;
+    conformance_tests!(|size| NvmeBed::new(size, NvmeManner::WriteBack));
+}
+
+mod nvme_write_through {
+    use super::*;
+    conformance_tests!(|size| NvmeBed::new(size, NvmeManner::WriteThrough));
+}
+
+mod nvme_sgl {
+    use super::*;
+    conformance_tests!(|size| NvmeBed::new(size, NvmeManner::Sgl));
+}
+
+mod nvme_sparing {
+    use super::*;
+    conformance_tests!(|size| NvmeBed::new(size, NvmeManner::Sparing));
 }
