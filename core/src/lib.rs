@@ -5,8 +5,8 @@
 //! - Nothing here reads a clock, draws a random number or starts a thread of its own accord: the
 //!   environment (the binary, a test, a simulator) hands these in. Several reactors can therefore
 //!   share one thread.
-//! - `unsafe` lives only in [`executor`], [`buffer`], [`arena`], [`dma`] and the modules that make system
-//!   calls below [`disk`] and [`net`].
+//! - `unsafe` lives only in [`executor`], [`buffer`], [`arena`], [`dma`] and the modules that make
+//!   system calls below [`disk`] and [`net`].
 //! - After start, the data path allocates nothing on the heap and takes no lock.
 
 pub mod arena;
