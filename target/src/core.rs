@@ -33,7 +33,7 @@ use tracing::{debug, error};
 
 use crate::{
     environment::Environment,
-    limits::{HOUSEKEEPING_INTERVAL, Limits, SQUEEZE_AFTER, TASKS_PER_CORE},
+    limits::{HOUSEKEEPING_INTERVAL, IN_CAPSULE_BYTES_MAX, Limits, SQUEEZE_AFTER, TASKS_PER_CORE},
     memory::{HostShares, Memory},
     namespace::{Namespace, NamespaceSpec, NamespaceTable, WriteGate},
     queue::{Pumped, QueueControl, QueueKey},
@@ -83,8 +83,6 @@ pub struct Core<E: Environment> {
     fused_turns: RefCell<HashMap<u64, Permit>>,
     locked: RefCell<HashMap<u64, crate::io::Ns<E>>>,
     next_lock: Cell<u64>,
-    /// First halves of fused commands that wait for their second.
-    pub fused_waiting: Cell<usize>,
     next_key: Cell<u64>,
     draining: Cell<bool>,
 }
@@ -99,13 +97,15 @@ impl<E: Environment> Core<E> {
         memory: Memory,
         port: Port<Message<E>>,
     ) -> Rc<Self> {
+        assert!(limits.in_capsule_bytes <= IN_CAPSULE_BYTES_MAX);
+        let shares = HostShares::new(memory.fused_max(limits.in_capsule_bytes));
         let core = Rc::new(Self {
             reactor,
             environment,
             registry,
             limits,
             memory,
-            shares: HostShares::default(),
+            shares,
             port,
             tables: RefCell::default(),
             staged: RefCell::default(),
@@ -118,7 +118,6 @@ impl<E: Environment> Core<E> {
             fused_turns: RefCell::default(),
             locked: RefCell::default(),
             next_lock: Cell::new(1),
-            fused_waiting: Cell::new(0),
             next_key: Cell::new(1),
             draining: Cell::new(false),
         });

@@ -62,6 +62,13 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a drain waits for commands in flight before it closes their connections.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// In-capsule data of one command in bytes, whatever is configured.
+pub const IN_CAPSULE_BYTES_MAX: usize = 16 << 10;
+
+/// Fused commands of a core, from their first half's arrival on; beyond it they are told to retry.
+/// A host has no more of them than it leaves to the others.
+pub const FUSED_MAX: usize = 128;
+
 /// A host that takes nothing of what is sent to it, or sends nothing of what it was asked for, is
 /// slow after so long: it gets none of the memory's reserve.
 pub const SLOW_AFTER: Duration = Duration::from_millis(100);
@@ -81,7 +88,8 @@ pub const RATE_MIN_BYTES_PER_SECOND: u64 = 1024;
 pub struct Limits {
     /// The largest transfer of one command in bytes: a power of two times 4 KiB.
     pub transfer_bytes_max: usize,
-    /// In-capsule data of an I/O command in bytes, a multiple of 16.
+    /// In-capsule data of an I/O command in bytes, a multiple of 16; at most
+    /// [`IN_CAPSULE_BYTES_MAX`].
     pub in_capsule_bytes: usize,
     /// Entries of an I/O queue (MQES + 1).
     pub queue_depth_max: u16,

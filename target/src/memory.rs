@@ -26,21 +26,28 @@
 //! itself. Whoever finds no block free waits for what all hold: by 4 that only shrinks, as disks
 //! complete and as hosts take and send their data or are cut off.
 
+//! Invariants of in-capsule data: at least half of the pool is for complete commands, which wait for
+//! disks alone. Capsules whose data are still arriving hold at most a quarter
+//! ([`Memory::begin_capsule`]; beyond it they arrive in their connection's staging buffer, and take a
+//! block once they are complete, [`Memory::complete_capsule`]); fused commands, whose first half may
+//! wait for its second, at most another ([`Memory::fused_max`]). Complete capsules that find no block
+//! free get theirs in the order in which they came.
+
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     rc::Rc,
     time::Duration,
 };
 
 use corebay_core::{
     arena::Region,
-    buffer::{BLOCK_BYTES_MAX, Buffer, BufferPool},
+    buffer::{BLOCK_BYTES_MAX, Buffer, BufferPool, block_bytes},
 };
 use corebay_nvme::spec::nqn::Nqn;
 
 use crate::{
-    limits::{SCRATCH_BYTES, SCRATCH_COUNT, SLOW_AFTER, SQUEEZE_AFTER, TASKS_PER_CORE},
+    limits::{FUSED_MAX, SCRATCH_BYTES, SCRATCH_COUNT, SLOW_AFTER, SQUEEZE_AFTER, TASKS_PER_CORE},
     queue::QueueKey,
 };
 
@@ -53,7 +60,7 @@ pub const PAYLOAD_RESERVE_PART: usize = 4;
 const _: () = assert!(PAYLOAD_BYTES_MIN / PAYLOAD_RESERVE_PART >= BLOCK_BYTES_MAX);
 
 /// One core's memory. Its pools are apart so that none can starve another: payload may wait for
-/// hosts; in-capsule data may while they arrive, and scratch only ever waits for disks.
+/// hosts; so may some in-capsule data, but most, and all scratch, only ever wait for disks.
 #[derive(Clone)]
 pub struct Memory {
     /// Payloads of reads, and of writes that are fetched from the host.
@@ -63,6 +70,27 @@ pub struct Memory {
     /// Working space of Compare, Copy and Verify.
     pub scratch: BufferPool,
     payload_reserve: usize,
+    /// In-capsule bytes whose capsules are still arriving.
+    arriving: Rc<Cell<usize>>,
+    /// Queues whose complete capsule found no block.
+    capsule_line: Rc<RefCell<VecDeque<QueueKey>>>,
+}
+
+/// One part in so many of the in-capsule pool is for capsules that are still arriving, and as much
+/// for fused commands.
+const IN_CAPSULE_PART: usize = 4;
+
+/// Holds its block's place among the capsules that are still arriving.
+#[derive(Debug)]
+pub struct Arriving {
+    among: Rc<Cell<usize>>,
+    block: usize,
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        self.among.set(self.among.get() - self.block);
+    }
 }
 
 impl Memory {
@@ -81,7 +109,52 @@ impl Memory {
             in_capsule: BufferPool::new(take(in_capsule)?, 1),
             scratch: BufferPool::new(take(scratch)?, TASKS_PER_CORE),
             payload_reserve: payload / PAYLOAD_RESERVE_PART,
+            arriving: Rc::default(),
+            capsule_line: Rc::default(),
         })
+    }
+
+    /// A buffer for in-capsule data that have not all arrived yet, where there is room for such.
+    #[must_use]
+    pub fn begin_capsule(&self, len: usize) -> Option<(Buffer, Arriving)> {
+        let (block, arriving) = (block_bytes(len), self.arriving.get());
+        let most = self.in_capsule.total_bytes() / IN_CAPSULE_PART;
+        if arriving + block > most || !self.capsule_line.borrow().is_empty() {
+            return None;
+        }
+        let buffer = self.in_capsule.try_allocate(len)?;
+        self.arriving.set(arriving + block);
+        let among = self.arriving.clone();
+        Some((buffer, Arriving { among, block }))
+    }
+
+    /// A buffer for the in-capsule data of queue `key`, all of which have arrived. Where there is
+    /// none it is in line from then on, and says so when it asks again.
+    #[must_use]
+    pub fn complete_capsule(&self, key: QueueKey, in_line: bool, len: usize) -> Option<Buffer> {
+        let mut line = self.capsule_line.borrow_mut();
+        if line.front().is_none_or(|first| *first == key)
+            && let Some(buffer) = self.in_capsule.try_allocate(len)
+        {
+            line.pop_front();
+            return Some(buffer);
+        }
+        if !in_line {
+            line.push_back(key);
+        }
+        None
+    }
+
+    /// The queue `key` has ended.
+    pub fn leave_capsule_line(&self, key: QueueKey) {
+        self.capsule_line.borrow_mut().retain(|each| *each != key);
+    }
+
+    /// How many fused commands may hold in-capsule data of so many bytes each.
+    #[must_use]
+    pub fn fused_max(&self, in_capsule_bytes: usize) -> usize {
+        let most = self.in_capsule.total_bytes() / IN_CAPSULE_PART;
+        FUSED_MAX.min(most / block_bytes(in_capsule_bytes.max(1)))
     }
 
     /// A piece of working space. Who holds one waits for nothing but disks.
@@ -94,6 +167,8 @@ impl Memory {
 #[derive(Debug, Default)]
 pub struct HostShare {
     held: Cell<usize>,
+    /// Fused commands.
+    fused: Cell<usize>,
     /// The host moves at least as much as it holds between two looks.
     moves: Cell<bool>,
     /// One of its connections stalls.
@@ -176,14 +251,50 @@ impl HostShare {
 }
 
 /// The shares of one core's hosts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct HostShares {
     /// Of all connections whose host is not known yet.
     pub strangers: Rc<HostShare>,
     hosts: RefCell<BTreeMap<Nqn, Rc<HostShare>>>,
+    fused: Cell<usize>,
+    fused_max: usize,
 }
 
 impl HostShares {
+    /// Shares of a core that has at most so many fused commands.
+    #[must_use]
+    pub fn new(fused_max: usize) -> Self {
+        Self {
+            strangers: Rc::default(),
+            hosts: RefCell::default(),
+            fused: Cell::new(0),
+            fused_max,
+        }
+    }
+
+    /// The fused commands that are counted.
+    #[must_use]
+    pub fn fused(&self) -> usize {
+        self.fused.get()
+    }
+
+    /// Counts a fused command of this host; false where it has to come again later.
+    #[must_use]
+    pub fn begin_fused(&self, share: &HostShare) -> bool {
+        let fits = share.fused.get() + self.fused.get() < self.fused_max;
+        if fits {
+            share.fused.set(share.fused.get() + 1);
+            self.fused.set(self.fused.get() + 1);
+        }
+        fits
+    }
+
+    /// A fused command of this host has ended.
+    pub fn end_fused(&self, share: &HostShare) {
+        share.fused.set(share.fused.get() - 1);
+        self.fused.set(self.fused.get() - 1);
+    }
+
     /// The share of a host. For the time of Connect.
     #[must_use]
     pub fn of(&self, host: &Nqn) -> Rc<HostShare> {
@@ -223,5 +334,65 @@ impl HostShares {
     /// Lets go of all.
     pub fn clear(&self) {
         self.hosts.borrow_mut().clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use corebay_core::arena::{Arena, Hugepages};
+
+    use super::*;
+
+    fn memory() -> Memory {
+        let mut arena = Arena::new(8 << 20, Hugepages::Off).unwrap();
+        Memory::divide(&mut |bytes| arena.take(bytes), 8 << 20).unwrap()
+    }
+
+    #[test]
+    fn complete_capsules_get_memory_in_the_order_in_which_they_came() {
+        let memory = memory();
+        let mut held = Vec::new();
+        while let Some(buffer) = memory.complete_capsule(QueueKey(1), false, 4096) {
+            held.push(buffer);
+        }
+        memory.leave_capsule_line(QueueKey(1));
+        let ask = |key, in_line, len| memory.complete_capsule(QueueKey(key), in_line, len);
+        assert!(ask(2, false, 8192).is_none());
+        assert!(ask(3, false, 4096).is_none());
+        held.truncate(held.len() - 1);
+        for (key, len) in [(3, 4096), (2, 8192), (3, 4096)] {
+            assert!(ask(key, true, len).is_none(), "the first needs more");
+        }
+        assert!(memory.begin_capsule(100).is_none());
+        held.clear();
+        assert!(ask(3, true, 4096).is_none());
+        assert!(ask(2, true, 8192).is_some());
+        assert!(ask(3, true, 4096).is_some());
+        assert!(ask(9, false, 4096).is_some(), "nobody is in line");
+    }
+
+    #[test]
+    fn arriving_capsules_leave_most_of_the_memory() {
+        let memory = memory();
+        let mut held = Vec::new();
+        while let Some(arriving) = memory.begin_capsule(5000) {
+            held.push(arriving);
+        }
+        let pool = &memory.in_capsule;
+        assert_eq!(pool.free_bytes() * 4, pool.total_bytes() * 3);
+        held.pop();
+        assert!(memory.begin_capsule(1).is_some(), "one has arrived");
+    }
+
+    #[test]
+    fn a_host_leaves_as_many_fused_commands_as_it_has() {
+        let shares = HostShares::new(16);
+        let (one, two) = (HostShare::default(), HostShare::default());
+        let begin = |share| (0..100).filter(|_| shares.begin_fused(share)).count();
+        assert_eq!([begin(&one), begin(&two)], [8, 4]);
+        shares.end_fused(&one);
+        assert!(shares.begin_fused(&two));
+        assert!(!shares.begin_fused(&one));
+        assert_eq!(shares.fused(), 12);
     }
 }

@@ -53,6 +53,7 @@ impl<E: Environment, W: Wire> QueueControl for Queue<E, W> {
             return;
         }
         self.stalled_for.set(pace.stalled_for);
+        self.forsake_first(now);
         let holds = self.held_bytes.get() != 0;
         self.share().note(pace.moved, pace.stalled_for, holds);
         match self.binding() {

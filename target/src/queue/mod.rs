@@ -299,6 +299,7 @@ pub struct Queue<E: Environment, W> {
     stalled_for: Cell<Duration>,
     running: Cell<usize>,
     fused_first: Cell<Option<EntryId>>,
+    fused_since: Cell<Time>,
     sqhd: Cell<u16>,
     last_arrival: Cell<Time>,
     busy_since: Cell<Time>,
@@ -326,6 +327,7 @@ impl<E: Environment, W: Wire> Queue<E, W> {
             stalled_for: Cell::default(),
             running: Cell::new(0),
             fused_first: Cell::new(None),
+            fused_since: Cell::new(opened),
             sqhd: Cell::new(0),
             last_arrival: Cell::new(opened),
             busy_since: Cell::new(opened),
@@ -770,9 +772,7 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         drop(entries);
         self.give_back(removed.held);
         if removed.counts_as_fused {
-            self.core
-                .fused_waiting
-                .set(self.core.fused_waiting.get() - 1);
+            self.core.shares.end_fused(self.share());
         }
         if idle && let Some(binding) = self.binding() {
             let busy = self.core.reactor.now().since(self.busy_since.get());

@@ -1,17 +1,24 @@
-//! The halves of fused commands: how they find each other, and what becomes of one without the other.
+//! The halves of fused commands: brought together, and ended together.
+//!
+//! Invariants:
+//! - A first half is followed by its second, or answered without it: at the next command of its queue,
+//!   when its second half fails, or once the host has left it alone for the stall time-out.
+//! - Fused commands are counted from their first half's arrival to its end, over the core and over
+//!   the host, so that nobody keeps the others from theirs.
 
 use std::rc::Rc;
 
+use corebay_core::units::Time;
 use corebay_nvme::spec::{
     command::{Fuse, SubmissionEntry},
     status::Status,
 };
 
-use super::{Done, EntryId, Operation, Queue, Stage, Wire};
+use super::{
+    Done, Operation, Queue, Wire,
+    entry::{EntryId, Stage},
+};
 use crate::environment::Environment;
-
-/// Fused commands of a core that wait for their other half; beyond it they are told to retry.
-const FUSED_WAITING_MAX: usize = 64;
 
 impl<E: Environment, W: Wire> Queue<E, W> {
     /// Brings the halves of a fused command together. False where the command has been answered.
@@ -27,15 +34,13 @@ impl<E: Environment, W: Wire> Queue<E, W> {
                 if let Some(first) = first {
                     self.fused_alone(first, Status::ABORTED_MISSING_FUSED);
                 }
-                if self.core.fused_waiting.get() >= FUSED_WAITING_MAX {
+                if !self.core.shares.begin_fused(self.share()) {
                     self.finish(id, Done::status(Status::COMMAND_INTERRUPTED));
                     return false;
                 }
-                self.core
-                    .fused_waiting
-                    .set(self.core.fused_waiting.get() + 1);
                 self.with_entry(id, |entry| entry.counts_as_fused = true);
                 self.fused_first.set(Some(id));
+                self.fused_since.set(self.core.reactor.now());
                 true
             }
             (Fuse::Second | Fuse::Reserved, None) | (Fuse::Reserved, Some(_)) => {
@@ -75,7 +80,7 @@ impl<E: Environment, W: Wire> Queue<E, W> {
     }
 
     /// The first half of a fused command is not followed by its second.
-    fn fused_alone(self: &Rc<Self>, first: EntryId, status: Status) {
+    pub(super) fn fused_alone(self: &Rc<Self>, first: EntryId, status: Status) {
         let stage = self.entries.borrow().get(first).map(|entry| entry.stage);
         match stage {
             // Its data are on their way: it is answered when they are here.
@@ -100,6 +105,22 @@ impl<E: Environment, W: Wire> Queue<E, W> {
             self.fused_alone(partner, Status::ABORTED_FAILED_FUSED);
         } else if self.fused_first.get() == Some(id) {
             self.fused_first.set(None);
+        }
+    }
+
+    /// A first half whose second does not come is answered without it.
+    pub(super) fn forsake_first(self: &Rc<Self>, now: Time) {
+        let Some(first) = self.fused_first.get() else {
+            return;
+        };
+        let waits = self
+            .entries
+            .borrow()
+            .get(first)
+            .is_some_and(|entry| entry.stage == Stage::Partner);
+        if waits && now.since(self.fused_since.get()) > self.core.limits.stall_timeout {
+            self.fused_first.set(None);
+            self.fused_alone(first, Status::ABORTED_MISSING_FUSED);
         }
     }
 }

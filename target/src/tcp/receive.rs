@@ -38,6 +38,8 @@ use super::{
 };
 use crate::{
     environment::Environment,
+    limits::IN_CAPSULE_BYTES_MAX,
+    memory::Arriving,
     queue::{Announced, EntryId, QueueControl},
 };
 
@@ -94,10 +96,11 @@ mod at {
 
 /// What the data of a PDU belong to.
 enum Target {
-    /// A command capsule; the buffer is `None` until there is memory for it.
+    /// A command capsule. While there is no buffer its data stay where they are staged.
     Capsule {
         sqe: SubmissionEntry,
         buffer: Option<Buffer>,
+        arriving: Option<Arriving>,
     },
     /// A fetch, by its tag, and where in it.
     Fetch {
@@ -115,6 +118,18 @@ struct Body {
     len: usize,
     arrived: usize,
     digest: bool,
+}
+
+impl Body {
+    /// The bytes of the digest behind the data.
+    fn digest_bytes(&self) -> usize {
+        if self.digest { DIGEST_BYTES } else { 0 }
+    }
+
+    /// Its data have no buffer yet.
+    fn is_staged(&self) -> bool {
+        matches!(self.target, Target::Capsule { buffer: None, .. })
+    }
 }
 
 /// The receiving side of a connection.
@@ -178,7 +193,11 @@ impl<E: Environment> Receiver<E> {
 
     /// The connection is gone: lets go of what refers to it.
     pub fn end(&mut self) {
-        self.queue = None;
+        if let Some(queue) = self.queue.take()
+            && self.waiting_for_memory
+        {
+            queue.core.memory.leave_capsule_line(queue.key);
+        }
         self.body = None;
     }
 
@@ -293,8 +312,8 @@ impl<E: Environment> Receiver<E> {
         // Data that were asked for may come next: not a byte of them may land here.
         let wanted = match &self.body {
             Some(body) if body.padding > 0 => body.padding,
-            Some(body) if body.digest => DIGEST_BYTES + SHORTEST_HEADER,
-            Some(_) => SHORTEST_HEADER,
+            Some(body) if body.is_staged() => body.len + body.digest_bytes() + SHORTEST_HEADER,
+            Some(body) => body.digest_bytes() + SHORTEST_HEADER,
             None => self.header_len().unwrap_or(SHORTEST_HEADER),
         };
         wanted.saturating_sub(staged)
@@ -314,7 +333,7 @@ impl<E: Environment> Receiver<E> {
             self.start = 0;
             self.end = 0;
         } else if self.start > 0 {
-            // What is left is less than a header, or a capsule that waits for memory.
+            // What is left is less than a header, or a capsule's data that have no buffer yet.
             self.staging.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
@@ -332,7 +351,8 @@ impl<E: Environment> Receiver<E> {
         let count = |counter: &Cell<u64>, bytes| counter.set(counter.get() + bytes as u64);
         count(&self.link.received_bytes, bytes);
         let mut bytes = bytes;
-        if let Some(body) = self.body.as_mut().filter(|body| body.padding == 0) {
+        let landing = |body: &&mut Body| body.padding == 0 && !body.is_staged();
+        if let Some(body) = self.body.as_mut().filter(landing) {
             let landed = bytes.min(body.len - body.arrived);
             body.arrived += landed;
             bytes -= landed;
@@ -494,6 +514,7 @@ impl<E: Environment> Receiver<E> {
         let target = Target::Capsule {
             sqe: *sqe,
             buffer: None,
+            arriving: None,
         };
         let digest = negotiated.data_digest;
         self.body = Some(Body {
@@ -567,7 +588,7 @@ impl<E: Environment> Receiver<E> {
         let Some(body) = self.body.as_ref() else {
             return Ok(false);
         };
-        let digest = if body.digest { DIGEST_BYTES } else { 0 };
+        let digest = body.digest_bytes();
         if body.arrived < body.len || self.end - self.start < digest {
             return Ok(false);
         }
@@ -584,22 +605,35 @@ impl<E: Environment> Receiver<E> {
         Ok(true)
     }
 
-    /// Sees that the body has a buffer to land in.
+    /// Sees that the body has a buffer to land in. Data of a capsule that find no room among those that
+    /// arrive are staged until all are there.
     fn ensure_buffer(&mut self) -> bool {
         let Some(queue) = &self.queue else {
             return false;
         };
+        let staged = self.end - self.start;
         let Some(Body {
-            target: Target::Capsule { buffer, .. },
+            target: Target::Capsule {
+                buffer, arriving, ..
+            },
             len,
+            digest,
             ..
         }) = self.body.as_mut()
         else {
             return true;
         };
-        if buffer.is_none() {
-            *buffer = queue.core.memory.in_capsule.try_allocate(*len);
+        if buffer.is_some() {
+            return true;
+        }
+        let memory = &queue.core.memory;
+        let complete = staged >= *len + if *digest { DIGEST_BYTES } else { 0 };
+        if complete {
+            *buffer = memory.complete_capsule(queue.key, self.waiting_for_memory, *len);
             self.waiting_for_memory = buffer.is_none();
+        } else if let Some((room, place)) = memory.begin_capsule(*len) {
+            *buffer = Some(room);
+            *arriving = Some(place);
         }
         buffer.is_some()
     }
@@ -638,7 +672,12 @@ impl<E: Environment> Receiver<E> {
         let matches =
             |buffer: &Buffer| !body.digest || crc32c(&buffer.bytes()).to_le_bytes() == received;
         match body.target {
-            Target::Capsule { sqe, buffer } => {
+            Target::Capsule {
+                sqe,
+                buffer,
+                arriving,
+            } => {
+                drop(arriving);
                 let intact = buffer.as_ref().is_none_or(matches);
                 let announced = if intact {
                     announced(&sqe, buffer, body.len)
@@ -774,3 +813,9 @@ fn data_place(common: &CommonHeader, head: usize, digest: bool) -> Result<(usize
 }
 
 const _: () = assert!(SHORTEST_HEADER >= HLEN_COMMON as usize);
+
+// Staged data of a capsule leave room for what follows them.
+const _: () = assert!(
+    IN_CAPSULE_BYTES_MAX + DIGEST_BYTES + SHORTEST_HEADER <= STAGING_BYTES
+        && ADMIN_IN_CAPSULE_BYTES <= IN_CAPSULE_BYTES_MAX
+);

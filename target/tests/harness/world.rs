@@ -386,7 +386,7 @@ impl World {
             }
             let free = node.reactor.executor().free();
             assert_eq!(free, node.free_tasks.get(), "a task slot leaks");
-            assert_eq!(node.core.fused_waiting.get(), 0, "a fused command waits");
+            assert_eq!(node.core.shares.fused(), 0, "a fused command waits");
         }
     }
 

@@ -5,7 +5,8 @@ use std::{rc::Rc, time::Duration};
 use corebay_core::{buffer::BufferPool, units::BlockSize};
 use corebay_nvme::spec::{
     command::{Fuse, nvm},
-    tcp::H2cData,
+    status::Status,
+    tcp::{DGST_DATA, DGST_HEADER, H2cData, IcReq},
 };
 use corebay_target::limits::{Limits, RATE_MIN_BYTES_PER_SECOND, SQUEEZE_AFTER};
 use zerocopy::IntoBytes;
@@ -354,4 +355,123 @@ fn a_host_that_sends_slowly_is_served_and_one_that_hardly_sends_is_cut_off() {
         drop((association, queue));
         world.assert_deserted();
     }
+}
+
+/// Sends a write of 8 KiB in its capsule but for the last bytes; gives those.
+fn half_send(queue: &mut Queue, lba: u64, data: &[u8], left: usize) -> (u16, Vec<u8>) {
+    let write = nvm::write(1, lba, 2, false);
+    let (cid, bytes) = queue.capsule(write, Payload::Capsule(data));
+    let (now, later) = bytes.split_at(bytes.len() - left);
+    queue.pipe.send_all(now);
+    (cid, later.to_vec())
+}
+
+#[test]
+fn capsules_that_are_never_finished_leave_memory_for_the_others() {
+    for dgst in [0, DGST_HEADER | DGST_DATA] {
+        let world = World::with(vec![ram(BlockSize::B4096, 4096)]);
+        let mut witness = Witness::new(&world);
+        let mut host = Host::new(&world, 1);
+        host.request = IcReq::new(0, dgst, 3);
+        let association = host.associate();
+        let mut halves = Vec::new();
+        for n in 0..120u16 {
+            let mut queue = association.io(n + 1, 8);
+            let data = pattern(n.into(), 8192);
+            let left = [1, 100, 4000, 8000][usize::from(n) % 4];
+            let sent = half_send(&mut queue, u64::from(n) * 2, &data, left);
+            halves.push((queue, sent, data));
+        }
+        world.settle();
+        let pool = &world.nodes[0].core.memory.in_capsule;
+        assert!(pool.free_bytes() * 4 >= pool.total_bytes() * 3);
+        for _ in 0..3 {
+            witness.is_served();
+        }
+        // They are whole when they are finished in the end, each one.
+        for (queue, (cid, rest), _) in &mut halves {
+            for piece in rest.chunks(3000) {
+                queue.pipe.send_all(piece);
+                world.settle();
+            }
+            queue.complete(*cid).ok();
+        }
+        for (n, (queue, _, data)) in halves.iter_mut().enumerate() {
+            assert!(queue.read(1, n as u64 * 2, 4096, 2).ok() == *data, "{n}");
+        }
+        drop((halves, association, witness));
+        world.assert_deserted();
+    }
+}
+
+/// A capsule that is staged while data that were asked for arrive on the same connection: those do
+/// not land where they would be copied.
+#[test]
+fn a_staged_capsule_among_fetched_data() {
+    let world = World::with(vec![ram(BlockSize::B4096, 4096)]);
+    let association = Host::new(&world, 1).associate();
+    let data = pattern(7, 8192);
+    let mut fillers: Vec<_> = (1..=60).map(|qid| association.io(qid, 8)).collect();
+    for queue in &mut fillers {
+        half_send(queue, 0, &data, 1);
+    }
+    let large = pattern(8, 64 << 10);
+    for cut in [usize::MAX, 1000, 33] {
+        let mut host = Host::new(&world, 1);
+        host.cut = cut;
+        let mut queue = host.queue(100, 8, association.cntlid).0;
+        queue.answers_r2t = false;
+        let asked = queue.submit(nvm::write(1, 100, 16, false), Payload::Asked(&large));
+        while queue.r2ts.is_empty() {
+            assert!(queue.step());
+        }
+        let (cid, rest) = half_send(&mut queue, 50, &data, 5000);
+        world.settle();
+        queue.pipe.send_all(&rest);
+        let r2t = queue.r2ts.pop().unwrap();
+        queue.answer(&r2t);
+        queue.complete(cid).ok();
+        queue.complete(asked).ok();
+        assert!(queue.read(1, 50, 4096, 2).ok() == data);
+        assert!(queue.read(1, 100, 4096, 16).ok() == large);
+        queue.vanish();
+        world.settle();
+    }
+    assert_eq!(world.nodes[0].tcp.counters.fetched_bytes_copied.get(), 0);
+    drop((fillers, association));
+    world.assert_deserted();
+}
+
+/// First halves of fused commands whose second halves never come.
+#[test]
+fn lone_first_halves_do_not_keep_others_from_their_fused_commands() {
+    let world = impatient();
+    let association = Host::new(&world, 1).associate();
+    let mut queues: Vec<_> = (1..=100).map(|qid| association.io(qid, 8)).collect();
+    let zeroes = [0; 4096];
+    let mut cids = Vec::new();
+    for queue in &mut queues {
+        let compare = nvm::compare(1, 9, 1).with_fuse(Fuse::First);
+        cids.push(queue.submit(compare, Payload::Capsule(&zeroes)));
+    }
+    world.settle();
+    let (other, mut queue) = Host::new(&world, 2).with_queue(8);
+    let (first, second) = queue.compare_and_write(1, 7, &zeroes, &zeroes);
+    first.ok();
+    second.ok();
+    // They are not kept for ever.
+    world.advance(STALL * 2);
+    let answers = queues.iter_mut().zip(cids);
+    let (mut alone, mut refused) = (0, 0);
+    for (queue, cid) in answers {
+        match queue.complete(cid).status {
+            Status::ABORTED_MISSING_FUSED => alone += 1,
+            Status::COMMAND_INTERRUPTED => refused += 1,
+            other => panic!("{other}"),
+        }
+        queue.compare_and_write(1, 8, &zeroes, &zeroes).1.ok();
+    }
+    assert!(alone > 0 && refused > 0, "{alone} {refused}");
+    drop((association, queues, other, queue));
+    world.assert_deserted();
 }

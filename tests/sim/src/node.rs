@@ -194,7 +194,7 @@ impl Node {
                     each.tcp.connection_count()
                 ));
             }
-            if each.core.fused_waiting.get() != 0 {
+            if each.core.shares.fused() != 0 {
                 return Some(format!("core {index}: a fused command still counts"));
             }
         }
