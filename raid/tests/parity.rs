@@ -258,7 +258,7 @@ proptest! {
 /// Small enough for an interpreter (Miri), which has instructions that the processor may lack.
 #[test]
 fn every_kernel_runs_whole_loops_single_vectors_and_a_rest() {
-    let data = Strips::random(3, 4 * 64 + 64 + 32 + 5, 1);
+    let data = Strips::random(3, 8 * 64 + 64 + 32 + 5, 1);
     let mut codecs: Vec<Codec> = (1..=PARITY_MAX)
         .map(|m| Codec::new(3, m).unwrap())
         .collect();
@@ -267,6 +267,33 @@ fn every_kernel_runs_whole_loops_single_vectors_and_a_rest() {
         let lost: Vec<usize> = (0..codec.parity()).collect();
         check(&codec, &data, &parity_of(&codec, &data), &lost, 1);
     }
+}
+
+/// Long stripes are written past the caches where the parity is aligned.
+#[test]
+fn the_parity_of_long_stripes_is_that_of_short_ones() {
+    let bytes = 128 << 10;
+    let data = Strips::random(4, bytes, 3);
+    let expected = Strips::filled(1, bytes, |_, at| {
+        data.slices().iter().fold(0, |sum, strip| sum ^ strip[at])
+    });
+    let mut memory = vec![0xee; bytes + 64];
+    let start = memory.as_ptr().align_offset(64);
+    let parity = &mut memory[start..][..bytes];
+    for level in Level::available() {
+        let codec = Codec::xor(4).unwrap().with_level(level);
+        parity.fill(0xee);
+        codec.encode(&data.slices(), &mut [parity]);
+        assert!(parity == expected.strip(0), "{level}");
+        for index in 0..4 {
+            codec.update(index, data.strip(index), &mut [parity]);
+        }
+        assert!(parity.iter().all(|byte| *byte == 0), "{level}, update");
+    }
+    kernels::xor(&data.slices(), parity);
+    assert!(parity == expected.strip(0));
+    kernels::xor_into(&data.slices(), parity);
+    assert!(parity.iter().all(|byte| *byte == 0));
 }
 
 #[test]

@@ -10,8 +10,8 @@ use super::{
     matrix::{DATA_MAX, PARITY_MAX},
 };
 
-/// What is worked on at a time: fits the vector registers of most processors.
-const BLOCK_BYTES: usize = 64;
+/// What is worked on at a time: long enough that the loops over bits and sources cost little.
+const BLOCK_BYTES: usize = 256;
 
 type Block = [u8; BLOCK_BYTES];
 

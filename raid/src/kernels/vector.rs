@@ -35,6 +35,12 @@ pub unsafe trait Vector: Copy {
     /// # Safety
     /// The address is valid for writes of `BYTES`, the processor has the vector's instructions.
     unsafe fn store(self, to: *mut u8);
+    /// Stores past the caches.
+    ///
+    /// # Safety
+    /// The address is valid for writes of `BYTES` and a multiple of it, the processor has the vector's
+    /// instructions. A store fence follows before anybody else may look.
+    unsafe fn stream(self, to: *mut u8);
     /// # Safety
     /// The processor has the vector's instructions.
     unsafe fn zero() -> Self;
@@ -58,6 +64,11 @@ pub unsafe trait Vector: Copy {
     /// The processor has the vector's instructions.
     unsafe fn add_product(self, ready: Self::Ready, factor: Self::Factor) -> Self;
 }
+
+/// The longest vector's.
+const ALIGNMENT: usize = 64;
+/// Stripes from this length on do not fit a core's own cache.
+const STREAM_BYTES_MIN: usize = 512 << 10;
 
 /// What a kernel works on: as many bytes of each source and output.
 pub struct Strips<'a> {
@@ -87,6 +98,13 @@ impl<'a> Strips<'a> {
             rows,
             bytes,
         }
+    }
+
+    /// Whether the one output is better stored past the cache, so that no line of it is fetched only to
+    /// be overwritten. With several outputs this is slower, as processors gather few lines at a time.
+    fn streams(&self) -> bool {
+        self.bytes * (self.sources.len() + 1) >= STREAM_BYTES_MIN
+            && self.outputs[0].align_offset(ALIGNMENT) == 0
     }
 
     /// How many outputs there are.
@@ -168,18 +186,19 @@ unsafe fn products_at<V: Vector, const ROWS: usize, const UNROLL: usize>(
 /// The XOR of all sources, to one output. Returns how many bytes of each strip it did.
 ///
 /// # Safety
-/// The processor has the vector's instructions.
+/// The processor has the vector's instructions. A store fence follows.
 #[inline(always)]
 pub unsafe fn xor<V: Vector, const UNROLL: usize>(strips: &Strips<'_>, accumulate: bool) -> usize {
+    let streams = strips.streams() && !accumulate;
     let mut at = 0;
     // SAFETY: the caller says that the instructions are there; each call ends within the strips.
     unsafe {
         while strips.bytes - at >= UNROLL * V::BYTES {
-            xor_at::<V, UNROLL>(strips, accumulate, at);
+            xor_at::<V, UNROLL>(strips, accumulate, streams, at);
             at += UNROLL * V::BYTES;
         }
         while strips.bytes - at >= V::BYTES {
-            xor_at::<V, 1>(strips, accumulate, at);
+            xor_at::<V, 1>(strips, accumulate, streams, at);
             at += V::BYTES;
         }
     }
@@ -187,10 +206,15 @@ pub unsafe fn xor<V: Vector, const UNROLL: usize>(strips: &Strips<'_>, accumulat
 }
 
 /// # Safety
-/// As for [`xor`]; `UNROLL * V::BYTES` bytes at `at` lie within the strips.
+/// As for [`xor`]; `UNROLL * V::BYTES` bytes at `at`, a multiple of `V::BYTES`, lie within the strips.
 #[inline(always)]
-unsafe fn xor_at<V: Vector, const UNROLL: usize>(strips: &Strips<'_>, accumulate: bool, at: usize) {
-    // SAFETY: as in `products_at`.
+unsafe fn xor_at<V: Vector, const UNROLL: usize>(
+    strips: &Strips<'_>,
+    accumulate: bool,
+    streams: bool,
+    at: usize,
+) {
+    // SAFETY: as in `products_at`; where it streams, the output is aligned to any vector's length.
     unsafe {
         let output = strips.outputs[0].add(at);
         let (first, others) = match accumulate {
@@ -208,7 +232,11 @@ unsafe fn xor_at<V: Vector, const UNROLL: usize>(strips: &Strips<'_>, accumulate
             }
         }
         for (index, sum) in sums.iter().enumerate() {
-            sum.store(output.add(index * V::BYTES));
+            let to = output.add(index * V::BYTES);
+            match streams {
+                true => sum.stream(to),
+                false => sum.store(to),
+            }
         }
     }
 }

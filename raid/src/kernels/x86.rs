@@ -143,7 +143,11 @@ macro_rules! kernels {
             #[allow(dead_code, reason = "XOR does not depend on how products are made")]
             pub fn xor(strips: &Strips<'_>, accumulate: bool) -> usize {
                 // SAFETY: the instructions are enabled here, so they are there.
-                unsafe { vector::xor::<$vector, 4>(strips, accumulate) }
+                unsafe {
+                    let done = vector::xor::<$vector, 8>(strips, accumulate);
+                    _mm_sfence();
+                    done
+                }
             }
 
             #[target_feature(enable = $features)]
@@ -183,6 +187,12 @@ unsafe impl Vector for Avx2 {
     unsafe fn store(self, to: *mut u8) {
         // SAFETY: the caller's promise.
         unsafe { _mm256_storeu_si256(to.cast(), self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn stream(self, to: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_stream_si256(to.cast(), self.0) }
     }
 
     #[inline(always)]
@@ -271,6 +281,12 @@ unsafe impl Vector for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn stream(self, to: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_stream_si512(to.cast(), self.0) }
+    }
+
+    #[inline(always)]
     unsafe fn zero() -> Self {
         // SAFETY: the caller's promise.
         unsafe { Self(_mm512_setzero_si512()) }
@@ -352,6 +368,12 @@ unsafe impl Vector for Avx2Gfni {
     }
 
     #[inline(always)]
+    unsafe fn stream(self, to: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_stream_si256(to.cast(), self.0) }
+    }
+
+    #[inline(always)]
     unsafe fn zero() -> Self {
         // SAFETY: the caller's promise.
         unsafe { Self(_mm256_setzero_si256()) }
@@ -413,6 +435,12 @@ unsafe impl Vector for Avx512Gfni {
     unsafe fn store(self, to: *mut u8) {
         // SAFETY: the caller's promise.
         unsafe { _mm512_storeu_si512(to.cast(), self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn stream(self, to: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_stream_si512(to.cast(), self.0) }
     }
 
     #[inline(always)]
