@@ -26,6 +26,9 @@ pub struct OsNetwork {
 #[derive(Debug)]
 pub struct OsStream {
     socket: TcpStream,
+    /// The last send took less than all: there is no room, and its next edge will tell when there is
+    /// (epoll(7), question 9).
+    full: bool,
     peer: SocketAddr,
     local: SocketAddr,
 }
@@ -99,6 +102,7 @@ impl Network for OsNetwork {
         let local = socket.local_addr()?;
         Ok(OsStream {
             socket,
+            full: false,
             peer,
             local,
         })
@@ -115,6 +119,7 @@ impl Network for OsNetwork {
         let local = socket.local_addr()?;
         Ok(OsStream {
             socket,
+            full: false,
             peer: address,
             local,
         })
@@ -177,10 +182,15 @@ impl Stream for OsStream {
     }
 
     fn send(&mut self, from: &[IoSlice<'_>]) -> io::Result<usize> {
-        retry(|| match from {
+        if std::mem::take(&mut self.full) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let taken = retry(|| match from {
             [one] => self.socket.write(one),
             many => self.socket.write_vectored(many),
-        })
+        })?;
+        self.full = taken < from.iter().map(|slice| slice.len()).sum();
+        Ok(taken)
     }
 
     fn peer(&self) -> SocketAddr {

@@ -215,25 +215,31 @@ impl<E: Environment> Receiver<E> {
                 break;
             }
             self.counters.receives.set(self.counters.receives.get() + 1);
-            match self.call() {
-                Some(Ok(0)) => {
+            let Some((room, received)) = self.call() else {
+                break;
+            };
+            match received {
+                Ok(0) => {
                     self.ended(None);
                     break;
                 }
-                Some(Ok(bytes)) => {
+                Ok(bytes) => {
                     calls += 1;
                     self.may_have_more = true;
                     self.arrived(bytes);
+                    if bytes < room {
+                        // Very likely that was all; the next turn asks anyhow.
+                        break;
+                    }
                 }
-                Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.may_have_more = false;
                     break;
                 }
-                Some(Err(error)) => {
+                Err(error) => {
                     self.ended(Some(&error));
                     break;
                 }
-                None => break,
             }
         }
         self.take_apart(now);
@@ -264,7 +270,8 @@ impl<E: Environment> Receiver<E> {
     }
 
     /// One call: the rest of a body's data into its buffer, then headers into the staging buffer.
-    fn call(&mut self) -> Option<io::Result<usize>> {
+    /// How many bytes there was room for, and how many came.
+    fn call(&mut self) -> Option<(usize, io::Result<usize>)> {
         self.make_room();
         let ahead = self.ahead();
         let Self {
@@ -286,7 +293,8 @@ impl<E: Environment> Receiver<E> {
                 };
                 (arrived < len).then(|| buffer.slice(arrived..len))
             });
-        match rest {
+        let room = staged.len() + rest.as_ref().map_or(0, Buffer::len);
+        let received = match rest {
             Some(mut rest) => {
                 let mut bytes = rest.bytes_mut();
                 link.with_stream(|stream| {
@@ -294,7 +302,8 @@ impl<E: Environment> Receiver<E> {
                 })
             }
             None => link.with_stream(|stream| stream.receive(&mut [IoSliceMut::new(staged)])),
-        }
+        };
+        received.map(|received| (room, received))
     }
 
     /// How many bytes may go into the staging buffer.

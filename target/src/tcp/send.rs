@@ -13,7 +13,7 @@ use std::{
 
 use arrayvec::ArrayVec;
 use corebay_core::{
-    buffer::{Buffer, Bytes},
+    buffer::{Buffer, Frozen},
     net::Stream,
     units::Time,
 };
@@ -41,42 +41,52 @@ const SLICES_PER_CALL: usize = ITEMS_PER_CALL * 4;
 /// Calls for one connection in one turn, so that a long queue does not keep the others waiting.
 const CALLS_PER_TURN: usize = 4;
 
-const PADDING: [u8; 128] = [0; 128];
-
-/// A header with its digest, ready to be sent.
-pub(super) type Head = HeadBytes;
+const PADDING: [u8; 255] = [0; 255];
 
 /// The bytes of a common PDU's header and digest.
-#[derive(Debug, Default)]
-pub(super) struct HeadBytes {
-    bytes: ArrayVec<u8, 32>,
+const HEAD_BYTES_MAX: usize = 24 + DIGEST_BYTES;
+
+/// A header with its digest, ready to be sent.
+#[derive(Debug)]
+pub(super) enum Head {
+    /// Of a common PDU.
+    Common(ArrayVec<u8, HEAD_BYTES_MAX>),
+    /// Longer than common ones (connection set-up and termination).
+    Long(Box<[u8]>),
 }
 
-impl HeadBytes {
+impl Head {
     /// A PDU without data whose fields are `header`, with flags, lengths and digest filled in.
     pub fn pdu(header: &[u8], negotiated: &Negotiated) -> Self {
-        let mut head = Self::default();
-        head.set(header);
-        if negotiated.header_digest {
-            let plen = header.len() + DIGEST_BYTES;
-            head.bytes[1] |= corebay_nvme::spec::tcp::FLAG_HDGST;
-            head.bytes[4..8].copy_from_slice(&(plen as u32).to_le_bytes());
-            head.add_digest();
+        if !negotiated.header_digest {
+            return Self::common(header, false);
         }
-        head
+        let mut fields = [0; HEAD_BYTES_MAX - DIGEST_BYTES];
+        let fields = &mut fields[..header.len()];
+        fields.copy_from_slice(header);
+        let plen = header.len() + DIGEST_BYTES;
+        fields[1] |= corebay_nvme::spec::tcp::FLAG_HDGST;
+        fields[4..8].copy_from_slice(&(plen as u32).to_le_bytes());
+        Self::common(fields, true)
     }
 
-    fn set(&mut self, header: &[u8]) {
-        self.bytes
-            .try_extend_from_slice(header)
-            .expect("a common header has 24 bytes");
+    /// A header with all its fields, to be followed by its digest or not.
+    fn common(header: &[u8], digest: bool) -> Self {
+        let fits = "a common header has 24 bytes";
+        let mut bytes = ArrayVec::new();
+        bytes.try_extend_from_slice(header).expect(fits);
+        if digest {
+            let digest = crc32c(header).to_le_bytes();
+            bytes.try_extend_from_slice(&digest).expect(fits);
+        }
+        Self::Common(bytes)
     }
 
-    fn add_digest(&mut self) {
-        let digest = crc32c(&self.bytes).to_le_bytes();
-        self.bytes
-            .try_extend_from_slice(&digest)
-            .expect("24 bytes and 4 more");
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Common(bytes) => bytes,
+            Self::Long(bytes) => bytes,
+        }
     }
 }
 
@@ -84,10 +94,8 @@ impl HeadBytes {
 #[derive(Debug)]
 pub(super) struct Item {
     head: Head,
-    /// A header longer than common ones (connection set-up and termination).
-    long_head: Option<Box<[u8]>>,
-    padding: usize,
-    payload: Option<Buffer>,
+    padding: u8,
+    payload: Option<Frozen>,
     digest: Option<[u8; DIGEST_BYTES]>,
     /// The command that is done with once this was sent.
     entry: Option<EntryId>,
@@ -98,7 +106,6 @@ impl Item {
     pub fn header(head: Head, entry: Option<EntryId>) -> Self {
         Self {
             head,
-            long_head: None,
             padding: 0,
             payload: None,
             digest: None,
@@ -132,19 +139,15 @@ impl Item {
             negotiated.data_digest,
             negotiated.alignment,
         );
-        let mut head = Head::default();
-        head.set(pdu.as_bytes());
-        if negotiated.header_digest {
-            head.add_digest();
-        }
-        let padding = usize::from(pdu.common.pdo) - head.bytes.len();
+        let head = Head::common(pdu.as_bytes(), negotiated.header_digest);
+        let padding = usize::from(pdu.common.pdo) - head.bytes().len();
+        let payload = payload.freeze();
         let digest = negotiated
             .data_digest
-            .then(|| crc32c(&payload.bytes()).to_le_bytes());
+            .then(|| crc32c(&payload).to_le_bytes());
         Self {
             head,
-            long_head: None,
-            padding,
+            padding: u8::try_from(padding).expect("PDO has 8 bits"),
             payload: Some(payload),
             digest,
             entry,
@@ -153,11 +156,7 @@ impl Item {
 
     /// ICResp.
     pub fn connection_response(response: &IcResp) -> Self {
-        let long_head = Some(response.as_bytes().into());
-        Self {
-            long_head,
-            ..Self::header(Head::default(), None)
-        }
+        Self::header(Head::Long(response.as_bytes().into()), None)
     }
 
     /// C2HTermReq, with the header that was wrong.
@@ -165,22 +164,21 @@ impl Item {
         let header = &header[..header.len().min(TERM_DATA_BYTES_MAX)];
         let request = TermReq::from_controller(fes, fei, header.len());
         let bytes = [request.as_bytes(), header].concat();
-        Self {
-            long_head: Some(bytes.into()),
-            ..Self::header(Head::default(), None)
-        }
+        Self::header(Head::Long(bytes.into()), None)
     }
 
     fn len(&self) -> usize {
-        self.parts().iter().map(|part| part.len()).sum::<usize>()
-            + self.payload.as_ref().map_or(0, Buffer::len)
+        self.parts().iter().map(|part| part.len()).sum()
     }
 
-    /// The parts other than the payload: before it (header, padding) and behind it (digest).
-    fn parts(&self) -> [&[u8]; 3] {
-        let head = self.long_head.as_deref().unwrap_or(&self.head.bytes);
-        let digest = self.digest.as_ref().map_or(&[][..], |digest| &digest[..]);
-        [head, &PADDING[..self.padding], digest]
+    /// Header, padding, payload, digest.
+    fn parts(&self) -> [&[u8]; 4] {
+        [
+            self.head.bytes(),
+            &PADDING[..usize::from(self.padding)],
+            self.payload.as_deref().unwrap_or(&[]),
+            self.digest.as_ref().map_or(&[], |digest| &digest[..]),
+        ]
     }
 }
 
@@ -256,22 +254,15 @@ impl Sender {
     }
 
     fn call<S: Stream>(&self, stream: &mut S) -> io::Result<usize> {
-        let guards: ArrayVec<Option<Bytes<'_>>, ITEMS_PER_CALL> = self
-            .items
-            .iter()
-            .take(ITEMS_PER_CALL)
-            .map(|item| item.payload.as_ref().map(Buffer::bytes))
-            .collect();
         let mut slices: ArrayVec<IoSlice<'_>, SLICES_PER_CALL> = ArrayVec::new();
         let mut skip = self.taken;
-        for (item, payload) in self.items.iter().zip(&guards) {
-            let [head, padding, digest] = item.parts();
-            let payload = payload.as_deref().unwrap_or(&[]);
-            for part in [head, padding, payload, digest] {
-                let skipped = skip.min(part.len());
-                skip -= skipped;
-                if skipped < part.len() {
-                    slices.push(IoSlice::new(&part[skipped..]));
+        for item in self.items.iter().take(ITEMS_PER_CALL) {
+            for part in item.parts() {
+                if part.len() > skip {
+                    slices.push(IoSlice::new(&part[skip..]));
+                    skip = 0;
+                } else {
+                    skip -= part.len();
                 }
             }
         }
@@ -281,18 +272,18 @@ impl Sender {
     fn took(&mut self, bytes: usize, sent: &mut impl FnMut(EntryId)) {
         self.taken += bytes;
         self.sent_bytes += bytes as u64;
-        while let Some(first) = self.items.front() {
-            let len = first.len();
+        let mut done = 0;
+        for item in &self.items {
+            let len = item.len();
             if self.taken < len {
                 break;
             }
             self.taken -= len;
-            if let Some(Item {
-                entry: Some(entry), ..
-            }) = self.items.pop_front()
-            {
+            done += 1;
+            if let Some(entry) = item.entry {
                 sent(entry);
             }
         }
+        self.items.drain(..done);
     }
 }
