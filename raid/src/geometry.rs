@@ -492,8 +492,9 @@ impl Geometry {
         }
     }
 
-    /// The pieces of single strips that a range of the array's bytes comes to, in their order.
-    pub fn pieces(&self, bytes: Range<u64>) -> impl Iterator<Item = Band> + use<> {
+    /// The pieces of single strips that a range of the array's bytes comes to, in their order, of at
+    /// most so many rows.
+    pub fn pieces(&self, bytes: Range<u64>, most: u32) -> impl Iterator<Item = Band> + use<> {
         let (geometry, mut at) = (*self, bytes.start);
         let strip_bytes = u64::from(self.wish.strip_bytes);
         std::iter::from_fn(move || {
@@ -502,7 +503,7 @@ impl Geometry {
             }
             let (stripe, within) = (at / geometry.stripe_bytes(), at % geometry.stripe_bytes());
             let (strip, row) = (within / strip_bytes, within % strip_bytes);
-            let end = strip_bytes.min(row + bytes.end - at);
+            let end = strip_bytes.min(row + u64::from(most).min(bytes.end - at));
             at += end - row;
             Some(Band {
                 stripe,

@@ -105,7 +105,7 @@ proptest! {
             expected.insert((stripe, strip, at % strip_bytes));
         }
         let bands = geometry.bands(range.clone()).collect::<Vec<_>>();
-        let pieces = geometry.pieces(range.clone()).collect::<Vec<_>>();
+        let pieces = geometry.pieces(range.clone(), 32 << 10).collect::<Vec<_>>();
         for (kind, list) in [("bands", bands), ("pieces", pieces)] {
             let mut found = BTreeSet::new();
             for band in list {

@@ -1,8 +1,28 @@
 //! Arrays: many disks as one that outlives the loss of some of them.
 //!
+//! An array is [assembled](assemble::assemble) of its members on one core, and then
+//! [opened](array::Array::open) on every core that uses it. `FORMAT.md` maps what lies on the members.
+//!
 //! Invariants:
 //! - `unsafe` lives only below [`kernels`].
 #![deny(unsafe_code)]
 
+pub mod array;
+pub mod assemble;
+mod control;
+pub mod create;
+mod dirty;
+mod engine;
 pub mod geometry;
+mod journal;
 pub mod kernels;
+mod lock;
+mod read;
+mod recovery;
+mod shared;
+pub mod state;
+pub mod superblock;
+pub mod sweep;
+mod write;
+
+pub use shared::Counters;

@@ -1,0 +1,410 @@
+//! Owns one core's way to an assembled array: a disk like any other.
+//!
+//! Invariants:
+//! - A read that one member answers costs nothing but that member's read.
+//! - What changes a stripe is an operation of its own (`engine.rs`); dropping the future of a write
+//!   abandons only the parts that were not begun.
+
+use std::{ops::Range, rc::Rc, sync::Arc};
+
+use arrayvec::ArrayVec;
+use corebay_core::{
+    buffer::{Buffer, BufferPool},
+    disk::{Disk, DiskError, DiskInfo, Durability, Space},
+    reactor::Reactor,
+    units::Lba,
+};
+
+use crate::{
+    engine::{Core, Flight, Job, Outcome, Transfer, one, window},
+    geometry::{Band, Geometry, ROLES_MAX, UNIT_BYTES_MAX},
+    read::{Recover, reader},
+    shared::{Counters, Shared},
+    state::{ArrayState, Uuid},
+    superblock::SUPERBLOCK_BYTES,
+    write::{Payload, Write},
+};
+
+/// Parts of one request that are on their way at a time.
+const WINDOW: usize = 8;
+
+/// An assembled array, shared by all cores.
+#[derive(Clone, Debug)]
+pub struct Assembled {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) deallocates: bool,
+}
+
+impl Assembled {
+    /// Its identifier.
+    #[must_use]
+    pub fn uuid(&self) -> Uuid {
+        self.shared.array
+    }
+
+    /// Where its blocks lie.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.shared.geometry
+    }
+
+    /// Who has which role, and how good it is.
+    #[must_use]
+    pub fn state(&self) -> ArrayState {
+        self.shared.state().clone()
+    }
+
+    /// More was lost than there is redundancy for: nothing is written any more.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.shared.is_stopped()
+    }
+
+    /// How many hold it: this value, its clones, and two for each core that has it open.
+    #[must_use]
+    pub fn holders(&self) -> usize {
+        Arc::strong_count(&self.shared)
+    }
+
+    /// What has been counted since it was assembled.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.shared.counters()
+    }
+
+    /// What its disks are.
+    #[must_use]
+    pub fn info(&self) -> DiskInfo {
+        let geometry = &self.shared.geometry;
+        let stripe = geometry.block_size().blocks_in(geometry.stripe_bytes());
+        DiskInfo {
+            block_size: geometry.block_size(),
+            blocks: geometry.blocks(),
+            // What the journal holds is durable.
+            volatile_cache: self.shared.volatile && !geometry.is_journaled(),
+            deallocate_granularity: self
+                .deallocates
+                .then(|| u32::try_from(stripe).unwrap_or(u32::MAX)),
+            write_uncorrectable: false,
+        }
+    }
+
+    /// The scratch memory that each core needs for an array of this geometry.
+    #[must_use]
+    pub fn scratch_bytes(geometry: &Geometry) -> usize {
+        let strips = geometry.data() + geometry.parity() + 2;
+        let unit = geometry.unit_bytes() as usize;
+        let headers = ROLES_MAX * geometry.block_size().bytes();
+        // One operation always fits; several, so that they need not take turns.
+        let fixed =
+            (UNIT_BYTES_MAX as usize + ROLES_MAX * SUPERBLOCK_BYTES + headers).next_power_of_two();
+        (fixed + 4 * strips * unit.next_power_of_two()).next_multiple_of(2 << 20)
+    }
+}
+
+/// One core's disk over an array.
+pub struct Array<D: Disk> {
+    pub(crate) core: Rc<Core<D>>,
+    assembled: Assembled,
+}
+
+impl<D: Disk> Array<D> {
+    /// Opens the array on the core of `reactor`. `members` are this core's disks, by role; `scratch`
+    /// has at least [`Assembled::scratch_bytes`] and is used by this array alone.
+    ///
+    /// # Errors
+    /// Where the scratch memory is too small.
+    pub fn open(
+        assembled: &Assembled,
+        members: Vec<Option<D>>,
+        reactor: &Reactor,
+        scratch: &BufferPool,
+    ) -> Result<Self, DiskError> {
+        let members: ArrayVec<_, ROLES_MAX> = members.into_iter().map(|m| m.map(Rc::new)).collect();
+        let core = Core::new(assembled.shared.clone(), members, reactor, scratch);
+        Ok(Self {
+            core: core.ok_or(DiskError::NoSpace)?,
+            assembled: assembled.clone(),
+        })
+    }
+
+    /// The array, to be opened on other cores.
+    #[must_use]
+    pub fn assembled(&self) -> &Assembled {
+        &self.assembled
+    }
+
+    fn bytes_of(&self, at: Lba, blocks: u64) -> Result<Range<u64>, DiskError> {
+        self.core.count_activity();
+        let info = self.info();
+        if !info.contains(at, blocks) {
+            return Err(DiskError::OutOfRange);
+        }
+        Ok(info.block_size.bytes_of(at.0)..info.block_size.bytes_of(at.0 + blocks))
+    }
+
+    fn bytes_of_buffers(&self, at: Lba, buffers: &[Buffer]) -> Result<Range<u64>, DiskError> {
+        let bytes: usize = buffers.iter().map(Buffer::len).sum();
+        self.bytes_of(at, self.info().block_size.blocks_in(bytes as u64))
+    }
+
+    /// Reads a piece from its member, else in whatever way is left.
+    async fn read_piece(&self, piece: Band, into: &[Buffer]) -> Outcome {
+        let core = &self.core;
+        let mut failed = None;
+        if let Some(role) = reader(core, &piece)
+            && let Some(disk) = core.member(role)
+        {
+            let at = core.shared.geometry.row_lba(piece.stripe, piece.rows.start);
+            match disk.read(at, into).await {
+                Ok(()) => return Ok(()),
+                Err(DiskError::UnrecoveredRead) => {}
+                Err(error) if !core.shared.has_redundancy() => return Err(error),
+                Err(_) => failed = Some(role),
+            }
+        }
+        let all = |piece: &Band| 0..piece.row_bytes();
+        self.recover(piece, into, all, failed).await
+    }
+
+    async fn recover(
+        &self,
+        piece: Band,
+        into: &[Buffer],
+        place: impl Fn(&Band) -> Range<usize>,
+        failed: Option<usize>,
+    ) -> Outcome {
+        let job = || {
+            Job::Recover(Recover {
+                into: window(into, place(&piece)),
+                piece,
+                failed,
+            })
+        };
+        let flight = self.core.operate(job).await;
+        self.core.run();
+        flight.outcome().await
+    }
+
+    /// Reads several pieces at a time.
+    async fn read_pieces(&self, bytes: Range<u64>, into: &[Buffer]) -> Outcome {
+        let (core, geometry) = (&self.core, self.core.shared.geometry);
+        let place = |piece: &Band| {
+            let at = geometry.array_offset(piece.stripe, piece.strips.start, piece.rows.start);
+            let at = (at - bytes.start) as usize;
+            at..at + piece.row_bytes()
+        };
+        let mut flights: ArrayVec<(Band, usize, Flight<'_>), WINDOW> = ArrayVec::new();
+        let mut pieces = geometry.pieces(bytes.clone(), u32::MAX);
+        loop {
+            let next = pieces.next();
+            let ended = next.is_none();
+            if let Some(piece) = next {
+                let Some(role) = reader(core, &piece) else {
+                    self.recover(piece, into, place, None).await?;
+                    continue;
+                };
+                let at = geometry.row_lba(piece.stripe, piece.rows.start);
+                let read = || Transfer::Read(window(into, place(&piece)));
+                let flight = core.transfer(role, at, read).await;
+                flights.push((piece, role, flight));
+            }
+            while flights.is_full() || (ended && !flights.is_empty()) {
+                core.run();
+                let (piece, role, flight) = flights.remove(0);
+                let failed = match flight.outcome().await {
+                    Ok(()) => continue,
+                    Err(DiskError::UnrecoveredRead) => None,
+                    Err(error) if !core.shared.has_redundancy() => return Err(error),
+                    Err(_) => Some(role),
+                };
+                self.recover(piece, into, place, failed).await?;
+            }
+            if ended {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Writes bytes of the array, some parts at a time.
+    async fn write_bytes(
+        &self,
+        bytes: Range<u64>,
+        from: Option<&[Buffer]>,
+        durability: Durability,
+    ) -> Outcome {
+        let geometry = self.core.shared.geometry;
+        let most = match from {
+            Some(_) => u32::MAX,
+            None => geometry.unit_bytes(),
+        };
+        let mut landing = Landing::new(&self.core);
+        if geometry.parity() > 0 {
+            for band in geometry.bands(bytes.clone()) {
+                let job = || Job::Write(part(band, bytes.start, from, durability));
+                landing.add(self.core.operate(job).await).await;
+            }
+        } else if geometry.copies() > 1 {
+            for band in geometry.pieces(bytes.clone(), most) {
+                let job = || Job::Mirror(part(band, bytes.start, from, durability));
+                landing.add(self.core.operate(job).await).await;
+            }
+        } else {
+            for piece in geometry.pieces(bytes.clone(), most) {
+                let (stripe, strip) = (piece.stripe, piece.strips.start);
+                let role = geometry.role_of(stripe, strip);
+                let at = geometry.row_lba(stripe, piece.rows.start);
+                let begin = geometry.array_offset(stripe, strip, piece.rows.start) - bytes.start;
+                let write = || {
+                    let data = match from {
+                        Some(from) => {
+                            let begin = usize::try_from(begin).expect("within a transfer");
+                            window(from, begin..begin + piece.row_bytes())
+                        }
+                        None => one(self.core.zeroes(piece.row_bytes())),
+                    };
+                    Transfer::Write(data, durability)
+                };
+                landing.add(self.core.transfer(role, at, write).await).await;
+            }
+        }
+        landing.end().await
+    }
+}
+
+fn part(band: Band, start: u64, from: Option<&[Buffer]>, durability: Durability) -> Write {
+    let payload = match from {
+        Some(from) => Payload::Host {
+            from: from.iter().cloned().collect(),
+            start,
+        },
+        None => Payload::Zeroes,
+    };
+    Write {
+        band,
+        payload,
+        durability,
+    }
+}
+
+/// Parts of a request that are on their way; the first error counts, once all have ended.
+struct Landing<'a, D> {
+    core: &'a Core<D>,
+    flights: ArrayVec<Flight<'a>, WINDOW>,
+    outcome: Outcome,
+}
+
+impl<'a, D: Disk> Landing<'a, D> {
+    fn new(core: &'a Core<D>) -> Self {
+        Self {
+            core,
+            flights: ArrayVec::new(),
+            outcome: Ok(()),
+        }
+    }
+
+    async fn add(&mut self, flight: Flight<'a>) {
+        if self.flights.is_full() {
+            self.one().await;
+        }
+        self.flights.push(flight);
+    }
+
+    async fn one(&mut self) {
+        self.core.run();
+        let outcome = self.flights.remove(0).outcome().await;
+        self.outcome = self.outcome.and(outcome);
+    }
+
+    async fn end(mut self) -> Outcome {
+        while !self.flights.is_empty() {
+            self.one().await;
+        }
+        self.outcome
+    }
+}
+
+impl<D: Disk> Disk for Array<D> {
+    fn info(&self) -> DiskInfo {
+        self.assembled.info()
+    }
+
+    async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
+        let bytes = self.bytes_of_buffers(at, into)?;
+        let mut pieces = self.core.shared.geometry.pieces(bytes.clone(), u32::MAX);
+        match (pieces.next(), pieces.next()) {
+            (Some(piece), None) => self.read_piece(piece, into).await,
+            _ => self.read_pieces(bytes, into).await,
+        }
+    }
+
+    async fn write(
+        &self,
+        at: Lba,
+        from: &[Buffer],
+        durability: Durability,
+    ) -> Result<(), DiskError> {
+        let bytes = self.bytes_of_buffers(at, from)?;
+        self.write_bytes(bytes, Some(from), durability).await
+    }
+
+    async fn flush(&self) -> Result<(), DiskError> {
+        let shared = &self.core.shared;
+        // What was acknowledged is in the journal, if not in place.
+        if geometry_needs_no_flush(shared) {
+            return Ok(());
+        }
+        self.core.flush_members().await
+    }
+
+    async fn deallocate(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
+        self.write_zeroes(at, blocks, Space::Deallocate, Durability::Cached)
+            .await
+    }
+
+    async fn write_zeroes(
+        &self,
+        at: Lba,
+        blocks: u64,
+        space: Space,
+        durability: Durability,
+    ) -> Result<(), DiskError> {
+        let bytes = self.bytes_of(at, blocks)?;
+        let stripe = self.core.shared.geometry.stripe_bytes();
+        let whole = bytes.start.div_ceil(stripe)..bytes.end / stripe;
+        if whole.is_empty() {
+            return self.write_bytes(bytes, None, durability).await;
+        }
+        let head = bytes.start..whole.start * stripe;
+        let tail = whole.end * stripe..bytes.end;
+        for part in [head, tail] {
+            if !part.is_empty() {
+                self.write_bytes(part, None, durability).await?;
+            }
+        }
+        let mut landing = Landing::new(&self.core);
+        for stripe in whole {
+            let job = || Job::Zero {
+                stripe,
+                space,
+                durability,
+            };
+            landing.add(self.core.operate(job).await).await;
+        }
+        landing.end().await
+    }
+
+    async fn write_uncorrectable(&self, _at: Lba, _blocks: u64) -> Result<(), DiskError> {
+        Err(DiskError::Unsupported)
+    }
+}
+
+fn geometry_needs_no_flush(shared: &Shared) -> bool {
+    !shared.volatile || shared.geometry.is_journaled()
+}
+
+impl<D: Disk> Drop for Array<D> {
+    fn drop(&mut self) {
+        self.core.end();
+    }
+}

@@ -1,0 +1,451 @@
+//! Owns assembly: finding out which of the disks at hand make up an array, and making it whole again.
+//!
+//! # Order
+//! 1. Both superblock copies of every disk are read. The newest state of the array among them counts;
+//!    by it each disk is a member, a spare or refused.
+//! 2. The state is written anew with the roles that have no member as failed. From here on a member
+//!    that was not there is stale, whatever its own superblock says; before, nothing was changed, and
+//!    it may come back. This also repairs copies that were damaged.
+//! 3. The journal is replayed (`recovery.rs`). A crash here replays it again, to the same result.
+//! 4. The state is written with the next epoch: the journal's records are void, new ones may begin.
+
+use std::{fmt, rc::Rc};
+
+use corebay_core::{
+    buffer::BufferPool,
+    disk::{Disk, DiskError},
+    reactor::Reactor,
+    units::{BlockSize, Lba},
+};
+
+use crate::{
+    array::{Array, Assembled},
+    dirty::{DirtyMap, MAP_BYTES, Marks, region_stripes, regions},
+    geometry::{Geometry, MAP_OFFSETS, SUPERBLOCK_OFFSETS},
+    journal::Ring,
+    recovery,
+    shared::Shared,
+    state::{RoleState, Uuid},
+    superblock::{BadSuperblock, SUPERBLOCK_BYTES, Superblock},
+};
+
+/// Why a disk takes no part in an array.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It could not be read.
+    Unreadable(DiskError),
+    /// It holds no superblock that is good.
+    Superblock(BadSuperblock),
+    /// It belongs to another array.
+    Foreign {
+        /// Which one.
+        array: Uuid,
+    },
+    /// The array has done without it since, and changed.
+    Stale {
+        /// The role that it had.
+        role: usize,
+        /// The newest state that it knows.
+        generation: u64,
+        /// The array's.
+        newest: u64,
+    },
+    /// It went on without the others while they went on without it.
+    Diverged {
+        /// The role that it had.
+        role: usize,
+    },
+    /// The array knows it no more: it was removed or replaced.
+    Removed,
+    /// Another disk has the same identity.
+    Duplicate {
+        /// The place of the other one.
+        of: usize,
+    },
+    /// It has become smaller than the array needs.
+    TooSmall {
+        /// Its bytes.
+        bytes: u64,
+        /// What is needed.
+        needs: u64,
+    },
+    /// Its blocks have another size.
+    BlockSize {
+        /// Their size.
+        size: BlockSize,
+    },
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable(error) => write!(f, "it could not be read: {error}"),
+            Self::Superblock(bad) => write!(f, "{bad}"),
+            Self::Foreign { array } => write!(f, "it belongs to array {array}"),
+            Self::Stale {
+                role,
+                generation,
+                newest,
+            } => write!(
+                f,
+                "it is stale: role {role} as of state {generation}, the array is at {newest}"
+            ),
+            Self::Diverged { role } => write!(
+                f,
+                "it went on as role {role} without the others: both sides have changed"
+            ),
+            Self::Removed => write!(f, "it was removed from the array"),
+            Self::Duplicate { of } => write!(f, "it has the same identity as disk {of}"),
+            Self::TooSmall { bytes, needs } => {
+                write!(f, "it has {bytes} bytes, the array needs {needs}")
+            }
+            Self::BlockSize { size } => write!(f, "it has blocks of {size} bytes"),
+        }
+    }
+}
+
+/// Why an array was not assembled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AssembleError {
+    /// No disk is a member of the array.
+    NoMember,
+    /// The disks belong to several arrays, and none was named.
+    SeveralArrays {
+        /// Two of them.
+        arrays: [Uuid; 2],
+    },
+    /// Too few members are there.
+    TooFew {
+        /// The roles that have none.
+        missing: Vec<usize>,
+        /// How many may be missing at most, for levels with parity.
+        may_miss: usize,
+    },
+    /// Members could not be read or written.
+    Member(DiskError),
+    /// The scratch memory is too small.
+    NoMemory,
+}
+
+impl fmt::Display for AssembleError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoMember => write!(f, "no disk is a member of the array"),
+            Self::SeveralArrays { arrays: [a, b] } => {
+                write!(f, "the disks belong to several arrays: {a}, {b}")
+            }
+            Self::TooFew { missing, .. } => {
+                let roles: Vec<String> = missing.iter().map(ToString::to_string).collect();
+                write!(f, "too few members: nobody for role {}", roles.join(", "))
+            }
+            Self::Member(error) => write!(f, "{error}"),
+            Self::NoMemory => write!(f, "the scratch memory is too small"),
+        }
+    }
+}
+
+impl std::error::Error for AssembleError {}
+
+/// What became of each disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// By role: the place of its disk.
+    pub roles: Vec<Option<usize>>,
+    /// The places of spares.
+    pub spares: Vec<usize>,
+    /// The places of disks that take no part, and why.
+    pub refused: Vec<(usize, Refusal)>,
+    /// Superblock copies that were made anew of the other one.
+    pub repaired_copies: usize,
+    /// Writes that a crash had interrupted and that were finished.
+    pub replayed: usize,
+}
+
+struct Candidate {
+    superblock: Superblock,
+    damaged_copies: usize,
+}
+
+/// Assembles the array `wanted`, or the only one there is, of disks in any order.
+///
+/// # Errors
+/// Where that cannot be. Disks that were refused are no error as long as the others suffice.
+pub async fn assemble<D: Disk>(
+    disks: Vec<D>,
+    wanted: Option<Uuid>,
+    reactor: &Reactor,
+    scratch: &BufferPool,
+) -> Result<(Array<D>, Report), AssembleError> {
+    let mut found = Vec::new();
+    for disk in &disks {
+        found.push(look(disk, scratch).await);
+    }
+    let newest = newest(&found, wanted)?;
+    let mut report = sort(&disks, &found, &newest);
+    let mut superblock = newest.clone();
+    for (role, place) in report.roles.iter().enumerate() {
+        if place.is_none() {
+            superblock.state.roles[role].state = RoleState::Failed;
+        }
+    }
+    let geometry = superblock.geometry;
+    if !superblock.state.is_viable(&geometry) {
+        let roles = superblock.state.roles.iter().enumerate();
+        let missing = roles.filter(|(_, record)| record.state != RoleState::Active);
+        return Err(AssembleError::TooFew {
+            missing: missing.map(|(role, _)| role).collect(),
+            may_miss: geometry.parity(),
+        });
+    }
+    let mut disks: Vec<Option<D>> = disks.into_iter().map(Some).collect();
+    let roles = report.roles.iter();
+    let members: Vec<Option<D>> = roles
+        .map(|place| place.and_then(|place| disks[place].take()))
+        .collect();
+    let (dirty, members) = read_marks(&superblock, members, scratch).await;
+    let volatile = |disk: &Option<Rc<D>>| disk.as_ref().is_some_and(|d| d.info().volatile_cache);
+    let deallocates = |disk: &Option<Rc<D>>| {
+        disk.as_ref()
+            .is_some_and(|d| d.info().deallocate_granularity.is_some())
+    };
+    let volatile = members.iter().any(volatile);
+    let deallocates = members.iter().all(deallocates);
+    let members: Vec<Option<D>> = members
+        .into_iter()
+        .map(|disk| disk.and_then(Rc::into_inner))
+        .collect();
+    // The ring begins where the journal ends, which is known only once it has been read.
+    let ring = Ring::new(geometry.wish().journal_slots, 0);
+    let assembled = Assembled {
+        shared: Shared::new(superblock, dirty, ring, volatile).into(),
+        deallocates,
+    };
+    let array =
+        Array::open(&assembled, members, reactor, scratch).map_err(|_| AssembleError::NoMemory)?;
+    start(&array, &mut report)
+        .await
+        .map_err(AssembleError::Member)?;
+    Ok((array, report))
+}
+
+/// Steps 2 to 4.
+async fn start<D: Disk>(array: &Array<D>, report: &mut Report) -> Result<(), DiskError> {
+    let core = &array.core;
+    core.change(|_| Ok(true)).await?;
+    let mut next = 0;
+    if core.shared.geometry.is_journaled() {
+        let replay = recovery::replay(core).await?;
+        (next, report.replayed) = (replay.next, replay.writes);
+    }
+    core.shared.begin_epoch(next);
+    let epoch = core.shared.epoch();
+    core.change(|state| {
+        state.epoch = epoch;
+        Ok(true)
+    })
+    .await
+}
+
+/// Reads both copies of a disk's superblock.
+async fn look<D: Disk>(disk: &D, pool: &BufferPool) -> Result<Candidate, Refusal> {
+    let size = disk.info().block_size;
+    let mut good: Option<Superblock> = None;
+    let (mut bad, mut damaged) = (Refusal::Superblock(BadSuperblock::Absent), 0);
+    for offset in SUPERBLOCK_OFFSETS {
+        let buffer = pool.allocate(SUPERBLOCK_BYTES).await;
+        let at = Lba(size.blocks_in(offset));
+        if !disk
+            .info()
+            .contains(at, size.blocks_in(SUPERBLOCK_BYTES as u64))
+        {
+            continue;
+        }
+        if let Err(error) = disk.read(at, std::slice::from_ref(&buffer)).await {
+            damaged += 1;
+            if bad == Refusal::Superblock(BadSuperblock::Absent) {
+                bad = Refusal::Unreadable(error);
+            }
+            continue;
+        }
+        match Superblock::decode(&buffer.bytes()) {
+            Ok(superblock) => {
+                let newer =
+                    |known: &Superblock| superblock.state.generation > known.state.generation;
+                if good.as_ref().is_none_or(newer) {
+                    good = Some(superblock);
+                }
+            }
+            // What a newer program wrote last counts, also where the other copy is older.
+            Err(newer @ BadSuperblock::Newer { .. }) => return Err(Refusal::Superblock(newer)),
+            Err(other) => {
+                damaged += 1;
+                if other != BadSuperblock::Absent {
+                    bad = Refusal::Superblock(other);
+                }
+            }
+        }
+    }
+    match good {
+        Some(superblock) => Ok(Candidate {
+            superblock,
+            damaged_copies: damaged,
+        }),
+        None => Err(bad),
+    }
+}
+
+/// The newest superblock of the array.
+fn newest(
+    found: &[Result<Candidate, Refusal>],
+    wanted: Option<Uuid>,
+) -> Result<Superblock, AssembleError> {
+    let superblocks = || {
+        found
+            .iter()
+            .flatten()
+            .map(|candidate| &candidate.superblock)
+    };
+    let array = match wanted {
+        Some(array) => array,
+        None => {
+            let first = superblocks().next().ok_or(AssembleError::NoMember)?.array;
+            if let Some(other) = superblocks().find(|superblock| superblock.array != first) {
+                return Err(AssembleError::SeveralArrays {
+                    arrays: [first, other.array],
+                });
+            }
+            first
+        }
+    };
+    let members = superblocks().filter(|superblock| superblock.array == array);
+    members
+        .max_by_key(|superblock| superblock.state.generation)
+        .cloned()
+        .ok_or(AssembleError::NoMember)
+}
+
+/// What each disk is.
+fn sort<D: Disk>(disks: &[D], found: &[Result<Candidate, Refusal>], newest: &Superblock) -> Report {
+    let mut report = Report {
+        roles: vec![None; newest.geometry.roles()],
+        spares: Vec::new(),
+        refused: Vec::new(),
+        repaired_copies: 0,
+        replayed: 0,
+    };
+    let mut known: Vec<(Uuid, usize)> = Vec::new();
+    for (place, (disk, found)) in disks.iter().zip(found).enumerate() {
+        let candidate = match found {
+            Ok(candidate) => candidate,
+            Err(refusal) => {
+                report.refused.push((place, *refusal));
+                continue;
+            }
+        };
+        let member = candidate.superblock.member;
+        let twin = known.iter().find(|(uuid, _)| *uuid == member);
+        let verdict = match twin {
+            Some(&(_, of)) if candidate.superblock.array == newest.array => {
+                Err(Refusal::Duplicate { of })
+            }
+            _ => judge(disk, &candidate.superblock, newest),
+        };
+        known.push((member, place));
+        match verdict {
+            Ok(Some(role)) => {
+                report.roles[role] = Some(place);
+                report.repaired_copies += candidate.damaged_copies;
+            }
+            Ok(None) => report.spares.push(place),
+            Err(refusal) => report.refused.push((place, refusal)),
+        }
+    }
+    report
+}
+
+/// A disk's role, or none for a spare.
+fn judge<D: Disk>(
+    disk: &D,
+    own: &Superblock,
+    newest: &Superblock,
+) -> Result<Option<usize>, Refusal> {
+    if own.array != newest.array {
+        return Err(Refusal::Foreign { array: own.array });
+    }
+    let info = disk.info();
+    if info.block_size != newest.geometry.block_size() {
+        return Err(Refusal::BlockSize {
+            size: info.block_size,
+        });
+    }
+    let needs = newest.geometry.member_bytes();
+    if info.bytes() < needs {
+        return Err(Refusal::TooSmall {
+            bytes: info.bytes(),
+            needs,
+        });
+    }
+    let Some(role) = newest.state.role_of(own.member) else {
+        return match newest.state.spares.contains(&own.member) {
+            true => Ok(None),
+            false => Err(Refusal::Removed),
+        };
+    };
+    let (generation, current) = (own.state.generation, newest.state.generation);
+    let failed = newest.state.roles[role].state == RoleState::Failed;
+    let sees_others_failed = || {
+        let pairs = own.state.roles.iter().zip(&newest.state.roles);
+        pairs
+            .filter(|(_, now)| now.state == RoleState::Active)
+            .any(|(then, _)| then.state == RoleState::Failed)
+    };
+    if failed && own.state.roles[role].state != RoleState::Failed && sees_others_failed() {
+        return Err(Refusal::Diverged { role });
+    }
+    // Crashes amid changes leave members states behind. That is no harm: a state that counts is on
+    // all members that it does not call failed.
+    if failed {
+        return Err(Refusal::Stale {
+            role,
+            generation,
+            newest: current,
+        });
+    }
+    Ok(Some(role))
+}
+
+/// The marks of all members together. Where none has a good map, everything is marked.
+async fn read_marks<D: Disk>(
+    superblock: &Superblock,
+    members: Vec<Option<D>>,
+    pool: &BufferPool,
+) -> (DirtyMap, Vec<Option<Rc<D>>>) {
+    let geometry: &Geometry = &superblock.geometry;
+    let members: Vec<Option<Rc<D>>> = members.into_iter().map(|m| m.map(Rc::new)).collect();
+    let stripes = region_stripes(geometry.stripes());
+    let (mut marks, mut sequence, mut any) = (Marks::none(), 0, false);
+    for disk in members.iter().flatten() {
+        let mut own: Option<(u64, Marks)> = None;
+        for offset in MAP_OFFSETS {
+            let buffer = pool.allocate(MAP_BYTES).await;
+            let at = geometry.member_lba(offset);
+            if disk.read(at, std::slice::from_ref(&buffer)).await.is_err() {
+                continue;
+            }
+            let read = Marks::decode(&buffer.bytes(), superblock.array, stripes);
+            let newer = |read: &(u64, Marks)| own.as_ref().is_none_or(|own| read.0 > own.0);
+            if let Some(read) = read.filter(newer) {
+                own = Some(read);
+            }
+        }
+        if let Some((own_sequence, own_marks)) = own {
+            any = true;
+            marks.add(&own_marks);
+            sequence = sequence.max(own_sequence);
+        }
+    }
+    if !any {
+        marks = Marks::all(regions(geometry.stripes()));
+    }
+    (DirtyMap::new(geometry.stripes(), &marks, sequence), members)
+}

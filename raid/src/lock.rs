@@ -1,0 +1,142 @@
+//! Owns the locks that all cores of an array share: fixed tables of tickets, first come, first served.
+//!
+//! Invariants:
+//! - A lock is held by one operation of one core at a time, and handed on in the order in which it was
+//!   asked for, whatever the core.
+//! - Whoever waits holds up nobody but those behind it at the same lock. No operation holds two locks
+//!   of one table, except a neighbourhood that it takes in ascending order.
+//! - A lock whose holder was dropped amid its work stays locked: what it left may be half done. That
+//!   happens only as the core ends; assembling the array anew mends it.
+
+use std::{
+    cell::RefCell,
+    sync::atomic::{AtomicU32, Ordering},
+    task::{Poll, Waker},
+};
+
+/// A table of locks.
+#[derive(Debug)]
+pub(crate) struct TicketLocks {
+    slots: Box<[Slot]>,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Slot {
+    next: AtomicU32,
+    serving: AtomicU32,
+}
+
+/// A lock that is held; to be released by name.
+#[derive(Debug)]
+#[must_use = "a lock that is not released stays locked"]
+pub(crate) struct Locked {
+    slot: usize,
+    ticket: u32,
+}
+
+impl TicketLocks {
+    /// A table of `count` locks.
+    pub(crate) fn new(count: usize) -> Self {
+        Self {
+            slots: (0..count).map(|_| Slot::default()).collect(),
+        }
+    }
+
+    /// Waits for the lock of `key`; keys that are as far apart as the table is long share one.
+    pub(crate) async fn acquire(&self, parking: &Parking, key: u64) -> Locked {
+        let slot = (key % self.slots.len() as u64) as usize;
+        let ticket = self.slots[slot].next.fetch_add(1, Ordering::SeqCst);
+        parking
+            .until(|| (self.slots[slot].serving.load(Ordering::SeqCst) == ticket).then_some(()))
+            .await;
+        Locked { slot, ticket }
+    }
+
+    /// Hands the lock on.
+    pub(crate) fn release(&self, locked: Locked) {
+        let next = locked.ticket.wrapping_add(1);
+        self.slots[locked.slot]
+            .serving
+            .store(next, Ordering::SeqCst);
+    }
+}
+
+/// The tasks of one core that wait for something that other cores may give: looked at in each turn.
+#[derive(Debug, Default)]
+pub(crate) struct Parking {
+    waiting: RefCell<Vec<Waker>>,
+    waking: RefCell<Vec<Waker>>,
+}
+
+impl Parking {
+    /// Room for so many tasks.
+    pub(crate) fn new(tasks: usize) -> Self {
+        Self {
+            waiting: RefCell::new(Vec::with_capacity(tasks)),
+            waking: RefCell::new(Vec::with_capacity(tasks)),
+        }
+    }
+
+    /// Waits until `attempt` gives a value.
+    pub(crate) async fn until<T>(&self, mut attempt: impl FnMut() -> Option<T>) -> T {
+        std::future::poll_fn(|context| match attempt() {
+            Some(value) => Poll::Ready(value),
+            None => {
+                self.waiting.borrow_mut().push(context.waker().clone());
+                Poll::Pending
+            }
+        })
+        .await
+    }
+
+    /// Lets everybody look again.
+    pub(crate) fn wake(&self) {
+        if self.waiting.borrow().is_empty() {
+            return;
+        }
+        self.waiting.swap(&self.waking);
+        self.waking.borrow_mut().drain(..).for_each(Waker::wake);
+    }
+
+    /// True where nobody waits, so that the core may sleep.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.borrow().is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, rc::Rc};
+
+    use corebay_core::executor::Executor;
+
+    use super::*;
+
+    #[test]
+    fn locks_are_first_come_first_served_and_independent() {
+        let (executor, locks) = (Executor::new(8), Rc::new(TicketLocks::new(4)));
+        let (parking, order) = (Rc::new(Parking::new(8)), Rc::new(RefCell::new(Vec::new())));
+        let go = Rc::new(Cell::new(false));
+        for (name, key) in [("a", 1), ("b", 5), ("c", 2), ("d", 1)] {
+            let (locks, parking) = (locks.clone(), parking.clone());
+            let (order, go) = (order.clone(), go.clone());
+            let task = async move {
+                let locked = locks.acquire(&parking, key).await;
+                order.borrow_mut().push(name);
+                parking.until(|| go.get().then_some(())).await;
+                locks.release(locked);
+            };
+            executor.spawn(task).ok().unwrap();
+        }
+        executor.run_ready();
+        assert_eq!(*order.borrow(), ["a", "c"]);
+        go.set(true);
+        while executor.live() > 0 {
+            parking.wake();
+            executor.run_ready();
+        }
+        assert_eq!(*order.borrow(), ["a", "c", "b", "d"]);
+        assert!(parking.is_empty());
+    }
+}

@@ -1,0 +1,259 @@
+//! Owns reads that a member alone cannot answer: of strips that are missing, and of blocks that cannot
+//! be read, which are made of the others and written back.
+//!
+//! Invariants:
+//! - With the stripe locked, data and parity belong together, so what is made of them is right.
+//! - A block is given as unreadable only where more than the redundancy is lost in its own row.
+
+use std::ops::Range;
+
+use arrayvec::ArrayVec;
+use corebay_core::{
+    buffer::{Buffer, Bytes},
+    disk::{Disk, DiskError, Durability},
+};
+
+use crate::{
+    engine::{Core, Fan, Outcome, Scratch, Segments, Transfer, one, window},
+    geometry::Band,
+    kernels::DATA_MAX,
+    shared::{Set, Tally},
+};
+
+/// A piece of one strip that could not be read as usual.
+pub(crate) struct Recover {
+    pub(crate) piece: Band,
+    pub(crate) into: Segments,
+    /// The member that failed on it, where it was more than its medium.
+    pub(crate) failed: Option<usize>,
+}
+
+/// The role to read a piece from, if one has it.
+pub(crate) fn reader<D: Disk>(core: &Core<D>, piece: &Band) -> Option<usize> {
+    let (shared, strip) = (&core.shared, piece.strips.start);
+    let geometry = &shared.geometry;
+    if geometry.copies() == 1 {
+        let role = geometry.role_of(piece.stripe, strip);
+        return (shared.is_whole() || shared.is_good(role, piece.stripe)).then_some(role);
+    }
+    let legs = geometry.legs_of(strip);
+    let first = legs.start;
+    // Legs that may differ must not answer by turns.
+    let equal = !shared
+        .dirty
+        .unequal
+        .get(shared.dirty.region_of(piece.stripe));
+    let turn = if equal { core.turn() } else { 0 };
+    let mut by_turns = (0..legs.len()).map(|leg| first + (leg + turn) % legs.len());
+    by_turns.find(|&role| shared.is_good(role, piece.stripe))
+}
+
+/// Reads a piece in whatever way is left.
+pub(crate) async fn recover<D: Disk>(core: &Core<D>, job: &Recover) -> Outcome {
+    if let Some(role) = job.failed {
+        // Where the array cannot do without it, what can be read still is.
+        let _ = core.fail(role).await;
+    }
+    let piece = &job.piece;
+    let locked = core
+        .shared
+        .stripes
+        .acquire(&core.parking, piece.stripe)
+        .await;
+    let most = core.shared.geometry.unit_bytes();
+    let mut outcome = Ok(());
+    let mut row = piece.rows.start;
+    while row < piece.rows.end && outcome.is_ok() {
+        let rows = row..piece.rows.end.min(row + most);
+        outcome = recover_rows(core, job, rows.clone()).await;
+        row = rows.end;
+    }
+    core.shared.stripes.release(locked);
+    outcome
+}
+
+/// Rows that one operation works on at a time, with the stripe locked.
+pub(crate) async fn recover_locked<D: Disk>(
+    core: &Core<D>,
+    job: &Recover,
+    rows: &Range<u32>,
+) -> Outcome {
+    recover_rows(core, job, rows.clone()).await
+}
+
+async fn recover_rows<D: Disk>(core: &Core<D>, job: &Recover, rows: Range<u32>) -> Outcome {
+    let outcome = recover_at_once(core, job, &rows).await;
+    let block = core.shared.geometry.block_size().bytes() as u32;
+    if outcome != Err(DiskError::UnrecoveredRead) || rows.end - rows.start <= block {
+        return outcome;
+    }
+    for row in rows.step_by(block as usize) {
+        recover_at_once(core, job, &(row..row + block)).await?;
+    }
+    Ok(())
+}
+
+async fn recover_at_once<D: Disk>(core: &Core<D>, job: &Recover, rows: &Range<u32>) -> Outcome {
+    let geometry = &core.shared.geometry;
+    let begin = (rows.start - job.piece.rows.start) as usize;
+    let into = window(&job.into, begin..begin + (rows.end - rows.start) as usize);
+    match (geometry.parity(), geometry.copies()) {
+        (0, 1) => Err(DiskError::UnrecoveredRead),
+        (0, _) => recover_mirrored(core, &job.piece, rows, into).await,
+        _ => recover_by_parity(core, &job.piece, rows, into).await,
+    }
+}
+
+/// Reads the other legs in turn; what could not be read on one is written there.
+async fn recover_mirrored<D: Disk>(
+    core: &Core<D>,
+    piece: &Band,
+    rows: &Range<u32>,
+    into: Segments,
+) -> Outcome {
+    let shared = &core.shared;
+    let at = shared.geometry.row_lba(piece.stripe, rows.start);
+    let mut unreadable = Set::default();
+    for role in shared.geometry.legs_of(piece.strips.start) {
+        if !shared.is_good(role, piece.stripe) {
+            continue;
+        }
+        let mut fan = Fan::new();
+        let read = Transfer::Read(into.clone());
+        fan.add(role, core.transfer(role, at, || read).await);
+        let ends = fan.land(core).await;
+        if ends.unreadable.is_empty() && ends.failed.is_empty() {
+            if !unreadable.is_empty() {
+                Tally::count(&shared.tally.reconstructed);
+                rewrite(core, piece, rows, unreadable, &into).await;
+            }
+            return Ok(());
+        }
+        if ends.failed.is_empty() {
+            unreadable = unreadable.with(role);
+        } else {
+            let _ = core.fail(role).await;
+        }
+    }
+    Err(DiskError::UnrecoveredRead)
+}
+
+async fn rewrite<D: Disk>(
+    core: &Core<D>,
+    piece: &Band,
+    rows: &Range<u32>,
+    roles: Set,
+    content: &Segments,
+) {
+    let at = core.shared.geometry.row_lba(piece.stripe, rows.start);
+    let mut fan = Fan::new();
+    for role in roles.iter() {
+        // Durable: nobody waits for it, and the next flush would not be asked for it.
+        let write = Transfer::Write(content.clone(), Durability::Durable);
+        fan.add(role, core.transfer(role, at, || write).await);
+    }
+    let ends = fan.land(core).await;
+    let failed = ends.failed.union(ends.unreadable);
+    if failed.is_empty() {
+        Tally::count(&core.shared.tally.repaired);
+    }
+    // A member that cannot take back what it lost has failed. The read itself is answered.
+    let _ = core.fail_all(failed).await;
+}
+
+async fn recover_by_parity<D: Disk>(
+    core: &Core<D>,
+    piece: &Band,
+    rows: &Range<u32>,
+    mut into: Segments,
+) -> Outcome {
+    let (shared, strip) = (&core.shared, piece.strips.start);
+    let geometry = shared.geometry;
+    let role = geometry.role_of(piece.stripe, strip);
+    let mut unreadable = Set::default().with(strip);
+    let is_block = (rows.end - rows.start) as usize == geometry.block_size().bytes();
+    if is_block && !shared.absent(piece.stripe).has(strip) {
+        // Of a longer piece that failed, this block may be good.
+        let at = geometry.row_lba(piece.stripe, rows.start);
+        let mut fan = Fan::new();
+        let read = Transfer::Read(into.clone());
+        fan.add(role, core.transfer(role, at, || read).await);
+        let ends = fan.land(core).await;
+        if ends.unreadable.is_empty() && ends.failed.is_empty() {
+            return Ok(());
+        }
+    }
+    let mut scratch = Scratch::new();
+    loop {
+        let absent = shared.absent(piece.stripe);
+        let lost = absent.union(unreadable);
+        let Some(plan) = core.plan(lost) else {
+            return Err(DiskError::UnrecoveredRead);
+        };
+        scratch.clear();
+        let bytes = (rows.end - rows.start) as usize;
+        let lengths = std::iter::repeat_n(bytes, plan.sources().len() + 1);
+        core.scratch(lengths, &mut scratch).await;
+        let more = gather(core, piece.stripe, rows, plan.sources(), &scratch).await;
+        unreadable = unreadable.union(more);
+        if !more.is_empty() {
+            continue;
+        }
+        let number = plan.lost().iter().position(|&index| index == strip);
+        let number = number.expect("it is among the lost ones");
+        let mut made = scratch.pop().expect("one more than sources");
+        make(&plan, number, &scratch, &mut made);
+        copy(&made, &mut into);
+        Tally::count(&shared.tally.reconstructed);
+        if !absent.has(strip) {
+            let roles = Set::default().with(role);
+            rewrite(core, piece, rows, roles, &one(made)).await;
+        }
+        return Ok(());
+    }
+}
+
+/// Reads strips by index, each into its buffer; those that could not be read.
+pub(crate) async fn gather<D: Disk>(
+    core: &Core<D>,
+    stripe: u64,
+    rows: &Range<u32>,
+    indices: &[usize],
+    into: &[Buffer],
+) -> Set {
+    let geometry = core.shared.geometry;
+    let at = geometry.row_lba(stripe, rows.start);
+    let mut fan = Fan::new();
+    for (&index, buffer) in indices.iter().zip(into) {
+        let role = geometry.role_of(stripe, index);
+        let read = Transfer::Read(one(buffer.clone()));
+        fan.add(role, core.transfer(role, at, || read).await);
+    }
+    let ends = fan.land(core).await;
+    let _ = core.fail_all(ends.failed).await;
+    let failed = ends.failed.union(ends.unreadable).iter();
+    failed.map(|role| geometry.index_of(stripe, role)).collect()
+}
+
+/// Makes the lost strip that comes at `number` in the plan.
+pub(crate) fn make(
+    plan: &crate::kernels::Plan,
+    number: usize,
+    sources: &[Buffer],
+    into: &mut Buffer,
+) {
+    let sources = sources.iter().take(plan.sources().len());
+    let guards: ArrayVec<Bytes<'_>, DATA_MAX> = sources.map(Buffer::bytes).collect();
+    let slices: ArrayVec<&[u8], DATA_MAX> = guards.iter().map(|guard| &guard[..]).collect();
+    plan.reconstruct_one(number, &slices, &mut into.bytes_mut());
+}
+
+fn copy(from: &Buffer, into: &mut Segments) {
+    let from = from.bytes();
+    let mut at = 0;
+    for buffer in into {
+        let end = at + buffer.len();
+        buffer.bytes_mut().copy_from_slice(&from[at..end]);
+        at = end;
+    }
+}

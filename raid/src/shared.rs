@@ -1,0 +1,284 @@
+//! Owns what all cores of an assembled array share.
+//!
+//! Invariants:
+//! - A role may be read and written at a stripe only where [`Shared::is_good`] says so. That changes
+//!   only after the superblocks say so, and, as a rebuild advances, only with the stripe locked.
+//! - Nothing here is locked on the data path: the mutex guards what superblocks are written from.
+
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+};
+
+use crate::{
+    dirty::{Bits, DirtyMap, Marks},
+    geometry::{Geometry, ROLES_MAX},
+    journal::Ring,
+    kernels::Codec,
+    lock::TicketLocks,
+    state::{ArrayState, RoleState, Uuid},
+    superblock::Superblock,
+};
+
+/// Stripes that can be locked at a time; others share a lock with one of them.
+const STRIPE_LOCKS: usize = 1024;
+
+/// A set of roles, or of strips of a stripe by index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Set(pub(crate) u32);
+
+impl Set {
+    pub(crate) fn first(count: usize) -> Self {
+        (0..count).collect()
+    }
+
+    pub(crate) fn has(self, member: usize) -> bool {
+        self.0 >> member & 1 == 1
+    }
+
+    pub(crate) fn with(self, member: usize) -> Self {
+        Self(self.0 | 1 << member)
+    }
+
+    pub(crate) fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    pub(crate) fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    pub(crate) fn meets(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    pub(crate) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub(crate) fn len(self) -> usize {
+        self.0.count_ones() as usize
+    }
+
+    pub(crate) fn iter(self) -> impl Iterator<Item = usize> {
+        (0..32).filter(move |&member| self.has(member))
+    }
+}
+
+impl FromIterator<usize> for Set {
+    fn from_iter<I: IntoIterator<Item = usize>>(members: I) -> Self {
+        members.into_iter().fold(Self(0), Self::with)
+    }
+}
+
+/// What has been counted since the array was assembled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Strips' rows that were made of others because they could not be read.
+    pub reconstructed: u64,
+    /// Of these, the ones written back to their member.
+    pub repaired: u64,
+    /// Members that failed.
+    pub failed_members: u64,
+    /// Rows found by a scrub that did not agree.
+    pub mismatches: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) reconstructed: AtomicU64,
+    pub(crate) repaired: AtomicU64,
+    pub(crate) failed_members: AtomicU64,
+    pub(crate) mismatches: AtomicU64,
+}
+
+impl Tally {
+    pub(crate) fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) array: Uuid,
+    pub(crate) geometry: Geometry,
+    pub(crate) codec: Option<Codec>,
+    template: Superblock,
+    epoch: AtomicU64,
+    state: Mutex<ArrayState>,
+    /// By role: the stripes that are good.
+    good: [AtomicU64; ROLES_MAX],
+    /// Roles that are good in all regions that are not in `missed`, too.
+    delta: AtomicU32,
+    /// Regions that members being rebuilt missed.
+    missed: Bits,
+    whole: AtomicBool,
+    /// More is lost than there is redundancy for: nothing is written any more.
+    stopped: AtomicBool,
+    /// Some member has a volatile cache.
+    pub(crate) volatile: bool,
+    pub(crate) stripes: TicketLocks,
+    /// Held while superblocks are written.
+    pub(crate) update: TicketLocks,
+    /// Held while the dirty map is written.
+    pub(crate) marking: TicketLocks,
+    /// Held while caches are flushed to make room in the journal.
+    pub(crate) flushing: TicketLocks,
+    pub(crate) ring: Ring,
+    pub(crate) dirty: DirtyMap,
+    pub(crate) tally: Tally,
+    /// The stripes that the sweep under way has done.
+    pub(crate) swept: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new(superblock: Superblock, dirty: DirtyMap, ring: Ring, volatile: bool) -> Self {
+        let shared = Self {
+            array: superblock.array,
+            geometry: superblock.geometry,
+            codec: superblock.codec.clone(),
+            epoch: AtomicU64::new(superblock.state.epoch),
+            state: Mutex::new(superblock.state.clone()),
+            template: superblock,
+            good: std::array::from_fn(|_| AtomicU64::new(0)),
+            delta: AtomicU32::new(0),
+            missed: dirty.empty_bits(),
+            whole: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+            volatile,
+            stripes: TicketLocks::new(STRIPE_LOCKS),
+            update: TicketLocks::new(1),
+            marking: TicketLocks::new(1),
+            flushing: TicketLocks::new(1),
+            ring,
+            dirty,
+            tally: Tally::default(),
+            swept: AtomicU64::new(0),
+        };
+        let state = shared.state().clone();
+        shared.missed.store(&shared.dirty.marks());
+        shared.publish(&state);
+        shared
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, ArrayState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A state is on the members: from now on it counts.
+    pub(crate) fn publish(&self, state: &ArrayState) {
+        *self.state() = state.clone();
+        let mut delta = Set::default();
+        for (role, record) in state.roles.iter().enumerate() {
+            let stripes = match record.state {
+                RoleState::Active => u64::MAX,
+                RoleState::Failed => 0,
+                RoleState::Rebuilding {
+                    stripes,
+                    delta: yes,
+                } => {
+                    if yes {
+                        delta = delta.with(role);
+                    }
+                    // What is on the members lags behind.
+                    stripes.max(match self.good(role) {
+                        u64::MAX => 0,
+                        good => good,
+                    })
+                }
+            };
+            self.good[role].store(stripes, Ordering::SeqCst);
+        }
+        self.delta.store(delta.0, Ordering::SeqCst);
+        self.whole.store(state.is_whole(), Ordering::SeqCst);
+    }
+
+    /// Until [`begin_delta`](Self::begin_delta) a member that returns has missed everything.
+    pub(crate) fn prepare_delta(&self) {
+        self.missed.store(&Marks::all(self.dirty.regions()));
+    }
+
+    /// A member that has returned missed what is marked now. A write marks its region first and looks
+    /// at who is good after. If it looked before the first line, the second sees its mark.
+    pub(crate) fn begin_delta(&self) {
+        self.missed.store(&self.dirty.marks());
+        self.missed.add(&self.dirty.marks());
+    }
+
+    /// How many stripes of a role are good.
+    pub(crate) fn good(&self, role: usize) -> u64 {
+        self.good[role].load(Ordering::SeqCst)
+    }
+
+    /// A rebuild has done so many stripes of a role. With the last of them locked.
+    pub(crate) fn advance(&self, role: usize, stripes: u64) {
+        self.good[role].store(stripes, Ordering::SeqCst);
+    }
+
+    /// True where a role's member holds what it should at a stripe.
+    pub(crate) fn is_good(&self, role: usize, stripe: u64) -> bool {
+        stripe < self.good(role)
+            || (Set(self.delta.load(Ordering::SeqCst)).has(role)
+                && !self.missed.get(self.dirty.region_of(stripe)))
+    }
+
+    /// The strips of a stripe, by index, that are not to be had.
+    pub(crate) fn absent(&self, stripe: u64) -> Set {
+        let geometry = &self.geometry;
+        if self.is_whole() {
+            return Set::default();
+        }
+        let absent = |index: &usize| !self.is_good(geometry.role_of(stripe, *index), stripe);
+        (0..geometry.data() + geometry.parity())
+            .filter(absent)
+            .collect()
+    }
+
+    /// The epoch of the journal.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// The journal begins anew at a sequence: what it held is in place. What a crash may have left
+    /// unequal is to be made equal.
+    pub(crate) fn begin_epoch(&self, next: u64) {
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+        self.ring.begin(next);
+        if !self.geometry.is_journaled() && self.has_redundancy() {
+            self.dirty.unequal.store(&self.dirty.marks());
+        }
+    }
+
+    /// True where some member can be lost.
+    pub(crate) fn has_redundancy(&self) -> bool {
+        self.geometry.parity() > 0 || self.geometry.copies() > 1
+    }
+
+    pub(crate) fn is_whole(&self) -> bool {
+        self.whole.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+    }
+
+    /// The superblock of a member in a state.
+    pub(crate) fn superblock(&self, member: Uuid, state: &ArrayState) -> Superblock {
+        self.template.for_member(member, state)
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counters {
+            reconstructed: load(&self.tally.reconstructed),
+            repaired: load(&self.tally.repaired),
+            failed_members: load(&self.tally.failed_members),
+            mismatches: load(&self.tally.mismatches),
+        }
+    }
+}

@@ -1,0 +1,653 @@
+//! Owns writes: to stripes with parity, to mirrors, to plain stripes.
+//!
+//! # A write to a stripe with parity
+//! With the stripe locked, so that nothing else changes it:
+//! 1. Where members are missing, the region is marked: a member that returns takes it anew.
+//! 2. What is needed of the old rows is read ([`choose`]), and the new parity is made. Nothing has
+//!    changed; a crash leaves the old.
+//! 3. Each member that changes gets its part into its journal, durably. A crash here leaves the old:
+//!    recovery finds a part missing and drops the others. A member that fails is recorded as failed
+//!    before the next step, or recovery would miss its part.
+//! 4. Each member changes in place. A crash here leaves the new: recovery finds all parts. A member
+//!    that fails is recorded as failed before the write is acknowledged, or it would be read.
+//! 5. The write is acknowledged; it retires once it is durable in place.
+//!
+//! Without the journal, step 1 is always done and step 3 never: a crash in step 4 leaves the parity
+//! wrong until the region has been made equal again.
+//!
+//! # A write to a mirror
+//! The region is marked, then all legs change. A crash leaves legs that differ within a marked region;
+//! until they are equal again the region is read from one leg only.
+
+use std::ops::Range;
+
+use arrayvec::ArrayVec;
+use corebay_core::{
+    buffer::{Buffer, Bytes, BytesMut},
+    disk::{Disk, DiskError, Durability, SEGMENTS_MAX, Space},
+};
+use crc_fast::{CrcAlgorithm, Digest};
+
+use crate::{
+    engine::{Core, Ends, Fan, Outcome, Scratch, Segments, Transfer, one, window},
+    geometry::{Band, RECORD_HEADER_BYTES},
+    journal::{RecordHeader, RecordKind},
+    kernels::{Codec, DATA_MAX, PARITY_MAX, xor_into},
+    shared::Set,
+};
+
+/// What is to be written.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it stays where it is made, and the large variant is the usual one"
+)]
+pub(crate) enum Payload {
+    /// A host's buffers, whose first byte goes to `start` of the array.
+    Host { from: Segments, start: u64 },
+    /// Zeroes.
+    Zeroes,
+}
+
+/// A write to one band.
+pub(crate) struct Write {
+    pub(crate) band: Band,
+    pub(crate) payload: Payload,
+    pub(crate) durability: Durability,
+}
+
+impl Write {
+    /// The new bytes of some rows of a strip.
+    fn data<D: Disk>(&self, core: &Core<D>, strip: usize, rows: &Range<u32>) -> Segments {
+        let bytes = (rows.end - rows.start) as usize;
+        match &self.payload {
+            Payload::Host { from, start } => {
+                let geometry = &core.shared.geometry;
+                let at = geometry.array_offset(self.band.stripe, strip, rows.start) - start;
+                let at = usize::try_from(at).expect("within the transfer");
+                window(from, at..at + bytes)
+            }
+            Payload::Zeroes => one(core.zeroes(bytes)),
+        }
+    }
+}
+
+/// What is read to make the new parity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Method {
+    /// Nothing: all data are new.
+    Full,
+    /// Nothing: no parity is there to be written.
+    DataOnly,
+    /// The old rows of what changes, and of the parity.
+    Modify,
+    /// The rows of the data that do not change.
+    Reconstruct,
+    /// Whatever is there, to make the rest of it.
+    Restore,
+}
+
+/// Chooses by the fewest reads, if the write is possible at all. All sets are of strips by index:
+/// `touched` changes, `absent` is not there, `lost` cannot be read (also what is absent).
+pub(crate) fn choose(
+    data: usize,
+    parity: usize,
+    touched: Set,
+    absent: Set,
+    lost: Set,
+) -> Option<Method> {
+    let all = Set::first(data);
+    let parities = Set::first(data + parity).without(all);
+    let written = parities.without(absent);
+    if absent.len() > parity {
+        return None;
+    }
+    if touched == all {
+        return Some(Method::Full);
+    }
+    if written.is_empty() {
+        return Some(Method::DataOnly);
+    }
+    let modify = !touched.union(written).meets(lost);
+    let reconstruct = !all.without(touched).meets(lost);
+    let cheaper = touched.len() + written.len() < data - touched.len();
+    match (modify, reconstruct) {
+        (true, true) if cheaper => Some(Method::Modify),
+        (_, true) => Some(Method::Reconstruct),
+        (true, false) => Some(Method::Modify),
+        (false, false) => (lost.len() <= parity).then_some(Method::Restore),
+    }
+}
+
+/// Writes a band of a stripe with parity.
+pub(crate) async fn write_with_parity<D: Disk>(core: &Core<D>, write: &Write) -> Outcome {
+    let locked = {
+        let stripes = &core.shared.stripes;
+        stripes.acquire(&core.parking, write.band.stripe).await
+    };
+    let rows = write.band.rows.clone();
+    let mut outcome = write_rows(core, write, rows.clone()).await;
+    let block = core.shared.geometry.block_size().bytes() as u32;
+    if outcome == Err(DiskError::UnrecoveredRead) && rows.end - rows.start > block {
+        // Blocks of several members are lost, but maybe none in the same row.
+        for row in rows.step_by(block as usize) {
+            outcome = write_rows(core, write, row..row + block).await;
+            if outcome.is_err() {
+                break;
+            }
+        }
+    }
+    core.shared.stripes.release(locked);
+    outcome
+}
+
+/// With the stripe locked.
+async fn write_rows<D: Disk>(core: &Core<D>, write: &Write, rows: Range<u32>) -> Outcome {
+    let (shared, stripe) = (&core.shared, write.band.stripe);
+    if shared.is_stopped() {
+        return Err(DiskError::WriteFault);
+    }
+    let marked = !shared.geometry.is_journaled() || !shared.is_whole();
+    if marked {
+        core.mark(stripe).await?;
+    }
+    let mut scratch = Scratch::new();
+    let mut outcome = Ok(());
+    let absent = make_parity(core, write, &rows, &mut scratch, &mut outcome).await;
+    if outcome.is_ok() {
+        outcome = put(core, write, &rows, &scratch, absent, marked).await;
+    }
+    // Where it failed, the region stays marked.
+    if marked && outcome.is_ok() {
+        shared.dirty.leave(shared.dirty.region_of(stripe));
+    }
+    outcome
+}
+
+fn touched(write: &Write) -> Set {
+    write.band.strips.clone().collect()
+}
+
+/// Makes the new parity in the first buffers of `scratch`; the strips that are absent.
+async fn make_parity<D: Disk>(
+    core: &Core<D>,
+    write: &Write,
+    rows: &Range<u32>,
+    scratch: &mut Scratch,
+    outcome: &mut Outcome,
+) -> Set {
+    let (shared, stripe) = (&core.shared, write.band.stripe);
+    let (data, parity) = (shared.geometry.data(), shared.geometry.parity());
+    let mut absent = shared.absent(stripe);
+    let mut unreadable = Set::default();
+    loop {
+        absent = absent.union(shared.absent(stripe));
+        let lost = absent.union(unreadable);
+        let Some(method) = choose(data, parity, touched(write), absent, lost) else {
+            *outcome = Err(match absent.len() > parity {
+                true => DiskError::WriteFault,
+                false => DiskError::UnrecoveredRead,
+            });
+            return absent;
+        };
+        scratch.clear();
+        let ends = gather(core, write, rows, method, lost, absent, scratch).await;
+        for role in ends.unreadable.iter() {
+            unreadable = unreadable.with(shared.geometry.index_of(stripe, role));
+        }
+        if let Err(error) = core.fail_all(ends.failed).await {
+            *outcome = Err(error);
+            return absent;
+        }
+        if ends.unreadable.is_empty() && ends.failed.is_empty() {
+            compute(core, write, rows, method, lost, scratch);
+            return absent;
+        }
+    }
+}
+
+/// The data strips whose rows are held in scratch.
+fn held(method: Method, data: usize, touched: Set) -> Set {
+    match method {
+        Method::Full | Method::DataOnly => Set::default(),
+        Method::Modify => touched,
+        Method::Reconstruct => Set::first(data).without(touched),
+        Method::Restore => Set::first(data),
+    }
+}
+
+/// Where scratch holds a strip: parity, then the headers' buffer, then data.
+fn place(held: Set, data: usize, parity: usize, index: usize) -> usize {
+    match index.checked_sub(data) {
+        Some(parity_index) => parity_index,
+        None => parity + 1 + Set(held.0 & ((1 << index) - 1)).len(),
+    }
+}
+
+/// Reads what the method needs.
+async fn gather<D: Disk>(
+    core: &Core<D>,
+    write: &Write,
+    rows: &Range<u32>,
+    method: Method,
+    lost: Set,
+    absent: Set,
+    scratch: &mut Scratch,
+) -> Ends {
+    let geometry = core.shared.geometry;
+    let (data, parity) = (geometry.data(), geometry.parity());
+    let (bytes, held) = (
+        (rows.end - rows.start) as usize,
+        held(method, data, touched(write)),
+    );
+    let headers = geometry.roles() * geometry.block_size().bytes();
+    let lengths = std::iter::repeat_n(bytes, parity)
+        .chain([headers])
+        .chain(std::iter::repeat_n(bytes, held.len()));
+    core.scratch(lengths, scratch).await;
+    let written = Set::first(data + parity)
+        .without(Set::first(data))
+        .without(absent);
+    let reads = match method {
+        Method::Full | Method::DataOnly => return Ends::default(),
+        Method::Modify => held.union(written),
+        Method::Reconstruct => held,
+        Method::Restore => match core.plan(lost) {
+            Some(plan) => plan.sources().iter().copied().collect(),
+            None => Set::default(),
+        },
+    };
+    let at = geometry.row_lba(write.band.stripe, rows.start);
+    let mut fan = Fan::new();
+    for index in reads.iter() {
+        let role = geometry.role_of(write.band.stripe, index);
+        let into = one(scratch[place(held, data, parity, index)].clone());
+        fan.add(role, core.transfer(role, at, || Transfer::Read(into)).await);
+    }
+    fan.land(core).await
+}
+
+/// Makes the new parity of what was gathered.
+fn compute<D: Disk>(
+    core: &Core<D>,
+    write: &Write,
+    rows: &Range<u32>,
+    method: Method,
+    lost: Set,
+    scratch: &mut Scratch,
+) {
+    let geometry = core.shared.geometry;
+    let (data, parity) = (geometry.data(), geometry.parity());
+    let (touched, held) = (touched(write), held(method, data, touched(write)));
+    let codec = core.shared.codec.as_ref().expect("a level with parity");
+    match method {
+        Method::DataOnly => return,
+        Method::Modify => {
+            let (parities, olds) = scratch.split_at_mut(parity + 1);
+            for (old, strip) in olds.iter_mut().zip(touched.iter()) {
+                let new = write.data(core, strip, rows);
+                update(codec, strip, old, &new, &mut parities[..parity]);
+            }
+            return;
+        }
+        Method::Restore => restore(core, data, parity, lost.without(touched), lost, scratch),
+        Method::Full | Method::Reconstruct => {}
+    }
+    let sources: ArrayVec<Segments, DATA_MAX> = (0..data)
+        .map(|strip| match touched.has(strip) {
+            true => write.data(core, strip, rows),
+            false => one(scratch[place(held, data, parity, strip)].clone()),
+        })
+        .collect();
+    encode(codec, &sources, &mut scratch[..parity]);
+}
+
+/// Makes the data strips of `wanted` from what scratch holds of all others.
+fn restore<D: Disk>(
+    core: &Core<D>,
+    data: usize,
+    parity: usize,
+    wanted: Set,
+    lost: Set,
+    scratch: &mut Scratch,
+) {
+    let plan = core.plan(lost).expect("chosen where there is one");
+    let held = Set::first(data);
+    for (number, &index) in plan.lost().iter().enumerate() {
+        if index >= data || !wanted.has(index) {
+            continue;
+        }
+        let mut into = scratch[place(held, data, parity, index)].clone();
+        let sources = plan.sources().iter();
+        let guards: ArrayVec<Bytes<'_>, DATA_MAX> = sources
+            .map(|&source| scratch[place(held, data, parity, source)].bytes())
+            .collect();
+        let slices: ArrayVec<&[u8], DATA_MAX> = guards.iter().map(|guard| &guard[..]).collect();
+        plan.reconstruct_one(number, &slices, &mut into.bytes_mut());
+    }
+}
+
+/// Applies what changes of one strip to the parity; `old` becomes the difference.
+fn update(codec: &Codec, strip: usize, old: &mut Buffer, new: &Segments, parities: &mut [Buffer]) {
+    let mut old = old.bytes_mut();
+    let mut at = 0;
+    for piece in new {
+        let piece = piece.bytes();
+        xor_into(&[&piece[..]], &mut old[at..at + piece.len()]);
+        at += piece.len();
+    }
+    let mut guards: ArrayVec<BytesMut<'_>, PARITY_MAX> =
+        parities.iter_mut().map(Buffer::bytes_mut).collect();
+    let mut slices: ArrayVec<&mut [u8], PARITY_MAX> =
+        guards.iter_mut().map(|guard| &mut guard[..]).collect();
+    codec.update(strip, &old, &mut slices);
+}
+
+/// Makes all parity of all data, in pieces that are in one buffer of each strip.
+pub(crate) fn encode(codec: &Codec, sources: &[Segments], parities: &mut [Buffer]) {
+    let guards: ArrayVec<ArrayVec<Bytes<'_>, SEGMENTS_MAX>, DATA_MAX> = sources
+        .iter()
+        .map(|strip| strip.iter().map(Buffer::bytes).collect())
+        .collect();
+    let mut outputs: ArrayVec<BytesMut<'_>, PARITY_MAX> =
+        parities.iter_mut().map(Buffer::bytes_mut).collect();
+    let bytes = outputs.first().map_or(0, |output| output.len());
+    let mut at = 0;
+    while at < bytes {
+        let mut pieces: ArrayVec<&[u8], DATA_MAX> =
+            guards.iter().map(|strip| piece_at(strip, at)).collect();
+        let step = pieces.iter().map(|piece| piece.len()).min().unwrap_or(0);
+        assert!(step > 0, "strips of one length");
+        pieces.iter_mut().for_each(|piece| *piece = &piece[..step]);
+        let mut slices: ArrayVec<&mut [u8], PARITY_MAX> = outputs
+            .iter_mut()
+            .map(|output| &mut output[at..at + step])
+            .collect();
+        codec.encode(&pieces, &mut slices);
+        at += step;
+    }
+}
+
+/// What follows byte `at` of a strip in the same buffer.
+fn piece_at<'a>(strip: &'a [Bytes<'_>], at: usize) -> &'a [u8] {
+    let mut begin = 0;
+    for piece in strip {
+        if at < begin + piece.len() {
+            return &piece[at - begin..];
+        }
+        begin += piece.len();
+    }
+    &[]
+}
+
+/// What is written to one role: its data, or a parity of scratch.
+fn content<D: Disk>(
+    core: &Core<D>,
+    write: &Write,
+    rows: &Range<u32>,
+    scratch: &Scratch,
+    index: usize,
+) -> Segments {
+    match index.checked_sub(core.shared.geometry.data()) {
+        Some(parity) => one(scratch[parity].clone()),
+        None => write.data(core, index, rows),
+    }
+}
+
+/// Steps 3 to 5.
+async fn put<D: Disk>(
+    core: &Core<D>,
+    write: &Write,
+    rows: &Range<u32>,
+    scratch: &Scratch,
+    absent: Set,
+    marked: bool,
+) -> Outcome {
+    let (shared, stripe) = (&core.shared, write.band.stripe);
+    let geometry = shared.geometry;
+    let (data, parity) = (geometry.data(), geometry.parity());
+    let parities = Set::first(data + parity).without(Set::first(data));
+    let changes = touched(write).union(parities).without(absent);
+    if changes.is_empty() {
+        return Err(DiskError::WriteFault);
+    }
+    let mut sequence = None;
+    let mut durability = write.durability;
+    if geometry.is_journaled() {
+        let (reserved, tail) = core.reserve(stripe).await?;
+        sequence = Some(reserved);
+        // The journal keeps it until it is durable in place.
+        durability = Durability::Cached;
+        if !marked && !shared.is_whole() {
+            core.mark(stripe).await?;
+            shared.dirty.leave(shared.dirty.region_of(stripe));
+        }
+        let participants = changes
+            .iter()
+            .map(|index| geometry.role_of(stripe, index))
+            .collect::<Set>();
+        let header = RecordHeader {
+            array: shared.array,
+            epoch: shared.epoch(),
+            sequence: reserved,
+            tail,
+            stripe,
+            rows: rows.clone(),
+            kind: RecordKind::Write,
+            participants: participants.0,
+            role: 0,
+            data_crc: 0,
+        };
+        journal(core, write, &header, scratch, changes).await?;
+    }
+    let at = geometry.row_lba(stripe, rows.start);
+    let mut fan = Fan::new();
+    for index in changes.iter() {
+        let role = geometry.role_of(stripe, index);
+        let from = content(core, write, rows, scratch, index);
+        let transfer = Transfer::Write(from, durability);
+        fan.add(role, core.transfer(role, at, || transfer).await);
+    }
+    finish(core, fan.land(core).await, sequence).await
+}
+
+/// Deals with members that could not be written in place, then lets the write retire.
+pub(crate) async fn finish<D: Disk>(core: &Core<D>, ends: Ends, sequence: Option<u64>) -> Outcome {
+    core.fail_all(ends.failed.union(ends.unreadable)).await?;
+    if let Some(sequence) = sequence {
+        core.settle(sequence);
+    }
+    Ok(())
+}
+
+/// Writes the parts of a write into the journals.
+async fn journal<D: Disk>(
+    core: &Core<D>,
+    write: &Write,
+    header: &RecordHeader,
+    scratch: &Scratch,
+    changes: Set,
+) -> Outcome {
+    let geometry = core.shared.geometry;
+    let (parity, block) = (geometry.parity(), geometry.block_size().bytes());
+    let slot = core.shared.ring.slot(header.sequence) * geometry.slot_bytes();
+    let data_at = geometry.journal_offset() + slot + RECORD_HEADER_BYTES;
+    let (header_at, data_at) = (
+        geometry.member_lba(data_at - block as u64),
+        geometry.member_lba(data_at),
+    );
+    let header_of = |role: usize| scratch[parity].slice(role * block..(role + 1) * block);
+    // Parts with as many pieces as a transfer takes leave no room for the header beside them.
+    let mut split = Set::default();
+    let mut fan = Fan::new();
+    for index in changes.iter() {
+        let role = geometry.role_of(header.stripe, index);
+        let mut from = content(core, write, &header.rows, scratch, index);
+        let own = RecordHeader {
+            role: role as u8,
+            data_crc: crc_of(&from),
+            ..header.clone()
+        };
+        own.encode(&mut header_of(role).bytes_mut());
+        let at = match from.is_full() {
+            true => {
+                split = split.with(role);
+                data_at
+            }
+            false => {
+                from.insert(0, header_of(role));
+                header_at
+            }
+        };
+        let transfer = Transfer::Write(from, Durability::Durable);
+        fan.add(role, core.transfer(role, at, || transfer).await);
+    }
+    let mut ends = fan.land(core).await;
+    if !split.is_empty() {
+        let mut fan = Fan::new();
+        for role in split.iter() {
+            let transfer = Transfer::Write(one(header_of(role)), Durability::Durable);
+            fan.add(role, core.transfer(role, header_at, || transfer).await);
+        }
+        let more = fan.land(core).await;
+        ends.failed = ends.failed.union(more.failed).union(more.unreadable);
+    }
+    core.fail_all(ends.failed.union(ends.unreadable)).await
+}
+
+pub(crate) fn crc_of(segments: &[Buffer]) -> u32 {
+    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    for buffer in segments {
+        digest.update(&buffer.bytes());
+    }
+    digest.finalize() as u32
+}
+
+/// Zeroes whole stripes: the parity of zeroes is zeroes, so there is nothing to be made.
+pub(crate) async fn zero_stripe<D: Disk>(
+    core: &Core<D>,
+    stripe: u64,
+    space: Space,
+    durability: Durability,
+) -> Outcome {
+    let locked = core.shared.stripes.acquire(&core.parking, stripe).await;
+    let outcome = zero_locked(core, stripe, space, durability).await;
+    core.shared.stripes.release(locked);
+    outcome
+}
+
+async fn zero_locked<D: Disk>(
+    core: &Core<D>,
+    stripe: u64,
+    space: Space,
+    durability: Durability,
+) -> Outcome {
+    let shared = &core.shared;
+    let geometry = shared.geometry;
+    if shared.is_stopped() {
+        return Err(DiskError::WriteFault);
+    }
+    // However it was before: zeroing is rare enough to be marked always where it may be needed.
+    let marked = shared.has_redundancy() && !(geometry.is_journaled() && shared.is_whole());
+    if marked {
+        core.mark(stripe).await?;
+    }
+    let good = |role: &usize| shared.is_good(*role, stripe);
+    let roles: Set = (0..geometry.roles()).filter(good).collect();
+    let mut sequence = None;
+    if geometry.is_journaled() {
+        let (reserved, tail) = core.reserve(stripe).await?;
+        sequence = Some(reserved);
+        if !marked && !shared.is_whole() {
+            core.mark(stripe).await?;
+            shared.dirty.leave(shared.dirty.region_of(stripe));
+        }
+        journal_zero(core, stripe, roles, reserved, tail).await?;
+    }
+    let (at, bytes) = (geometry.row_lba(stripe, 0), geometry.strip_bytes());
+    let blocks = geometry.block_size().blocks_in(bytes.into());
+    let mut fan = Fan::new();
+    for role in roles.iter() {
+        let transfer = Transfer::Zero(blocks, space, durability);
+        fan.add(role, core.transfer(role, at, || transfer).await);
+    }
+    let ends = fan.land(core).await;
+    if !shared.has_redundancy() && !ends.failed.union(ends.unreadable).is_empty() {
+        return Err(DiskError::WriteFault);
+    }
+    finish(core, ends, sequence).await?;
+    if marked {
+        shared.dirty.leave(shared.dirty.region_of(stripe));
+    }
+    Ok(())
+}
+
+async fn journal_zero<D: Disk>(
+    core: &Core<D>,
+    stripe: u64,
+    roles: Set,
+    sequence: u64,
+    tail: u64,
+) -> Outcome {
+    let geometry = core.shared.geometry;
+    let block = geometry.block_size().bytes();
+    let mut scratch = Scratch::new();
+    let headers = geometry.roles() * block;
+    core.scratch(std::iter::once(headers), &mut scratch).await;
+    let slot = core.shared.ring.slot(sequence) * geometry.slot_bytes();
+    let at = geometry.journal_offset() + slot + RECORD_HEADER_BYTES - block as u64;
+    let at = geometry.member_lba(at);
+    let mut fan = Fan::new();
+    for role in roles.iter() {
+        let header = RecordHeader {
+            array: core.shared.array,
+            epoch: core.shared.epoch(),
+            sequence,
+            tail,
+            stripe,
+            rows: 0..geometry.strip_bytes(),
+            kind: RecordKind::Zero,
+            participants: roles.0,
+            role: role as u8,
+            data_crc: 0,
+        };
+        let mut buffer = scratch[0].slice(role * block..(role + 1) * block);
+        header.encode(&mut buffer.bytes_mut());
+        let transfer = Transfer::Write(one(buffer), Durability::Durable);
+        fan.add(role, core.transfer(role, at, || transfer).await);
+    }
+    let ends = fan.land(core).await;
+    core.fail_all(ends.failed.union(ends.unreadable)).await
+}
+
+/// Writes a piece of one strip to all legs of a mirror.
+pub(crate) async fn write_mirrored<D: Disk>(core: &Core<D>, write: &Write) -> Outcome {
+    let stripe = write.band.stripe;
+    let locked = core.shared.stripes.acquire(&core.parking, stripe).await;
+    let outcome = write_legs(core, write).await;
+    core.shared.stripes.release(locked);
+    outcome
+}
+
+async fn write_legs<D: Disk>(core: &Core<D>, write: &Write) -> Outcome {
+    let (shared, band) = (&core.shared, &write.band);
+    if shared.is_stopped() {
+        return Err(DiskError::WriteFault);
+    }
+    core.mark(band.stripe).await?;
+    let at = shared.geometry.row_lba(band.stripe, band.rows.start);
+    let mut fan = Fan::new();
+    for role in shared.geometry.legs_of(band.strips.start) {
+        if shared.is_good(role, band.stripe) {
+            let from = write.data(core, band.strips.start, &band.rows);
+            let transfer = Transfer::Write(from, write.durability);
+            fan.add(role, core.transfer(role, at, || transfer).await);
+        }
+    }
+    finish(core, fan.land(core).await, None).await?;
+    shared.dirty.leave(shared.dirty.region_of(band.stripe));
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "write_tests.rs"]
+mod tests;

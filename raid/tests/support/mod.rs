@@ -1,0 +1,108 @@
+//! Arrays over ram disks for tests: beds of every level.
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::sync::{Arc, Mutex};
+
+use corebay_conformance::{Bed, TestCore};
+use corebay_core::{
+    arena::{Arena, Hugepages},
+    buffer::BufferPool,
+    disk::ram::{RamDisk, RamMedium},
+    rng::Rng,
+    units::BlockSize,
+};
+use corebay_raid::{
+    array::{Array, Assembled},
+    assemble::assemble,
+    create::create,
+    geometry::{Consistency, Geometry, Level, Wish},
+};
+
+/// Reed-Solomon with so many data and parity strips.
+pub const fn ec(data: u8, parity: u8) -> Level {
+    Level::ErasureCode { data, parity }
+}
+
+/// The bytes of an array that every check has room in.
+const ARRAY_BYTES: u64 = 160 << 20;
+
+/// Scratch memory for one core.
+pub fn scratch(geometry: &Geometry) -> BufferPool {
+    let bytes = Assembled::scratch_bytes(geometry);
+    let mut arena = Arena::new(bytes, Hugepages::Off).expect("memory");
+    BufferPool::new(arena.take(bytes).expect("as large as that"), 512)
+}
+
+/// An array over ram disks that is created with the bed and assembled by the first core that opens it.
+pub struct ArrayBed {
+    media: Vec<Arc<RamMedium>>,
+    geometry: Geometry,
+    assembled: Mutex<Option<Assembled>>,
+}
+
+impl ArrayBed {
+    pub fn new(level: Level, roles: usize, block_size: BlockSize) -> Self {
+        Self::with(Wish {
+            journal_slots: 64,
+            ..Wish::new(level, roles, block_size)
+        })
+    }
+
+    pub fn dirty(level: Level, roles: usize, block_size: BlockSize) -> Self {
+        Self::with(Wish {
+            consistency: Consistency::DirtyRegions,
+            ..Wish::new(level, roles, block_size)
+        })
+    }
+
+    pub fn with(wish: Wish) -> Self {
+        let data = Geometry::new(wish, 1 << 40).expect("a geometry").data() as u64;
+        let bytes = ARRAY_BYTES / data + (32 << 20);
+        let media: Vec<_> = (0..wish.roles)
+            .map(|_| RamMedium::new(wish.block_size, wish.block_size.blocks_in(bytes)).unwrap())
+            .collect();
+        let geometry = Geometry::new(wish, bytes).expect("a geometry");
+        let core = TestCore::single();
+        let disks: Vec<RamDisk> = media
+            .iter()
+            .map(|medium| RamDisk::new(medium.clone(), &core.reactor))
+            .collect();
+        let pool = scratch(&geometry);
+        core.run(async move {
+            let mut rng = Rng::from_seed(1);
+            create(&disks, wish, "bed", &[], &mut rng, &pool).await
+        })
+        .expect("an array");
+        Self {
+            media,
+            geometry,
+            assembled: Mutex::new(None),
+        }
+    }
+}
+
+impl Bed for ArrayBed {
+    type Disk = Array<RamDisk>;
+
+    fn open(&self, core: &TestCore) -> Self::Disk {
+        let mut known = self.assembled.lock().unwrap();
+        let disks = self.media.iter();
+        let disks = disks.map(|medium| RamDisk::new(medium.clone(), &core.reactor));
+        let pool = scratch(&self.geometry);
+        if let Some(assembled) = known.as_ref().filter(|assembled| assembled.holders() > 1) {
+            let members = disks.map(Some).collect();
+            return Array::open(assembled, members, &core.reactor, &pool).expect("memory");
+        }
+        let (disks, reactor) = (disks.collect::<Vec<_>>(), core.reactor.clone());
+        let assembly = async move { assemble(disks, None, &reactor, &pool).await };
+        let (array, report) = core.run(assembly).expect("an assembled array");
+        assert!(report.refused.is_empty(), "{report:?}");
+        *known = Some(array.assembled().clone());
+        array
+    }
+
+    fn reopen(&mut self) -> bool {
+        *self.assembled.lock().unwrap() = None;
+        true
+    }
+}
