@@ -33,6 +33,7 @@ const WINDOW: usize = 8;
 pub struct Assembled {
     pub(crate) shared: Arc<Shared>,
     pub(crate) deallocates: bool,
+    pub(crate) atomic_write_bytes: u32,
 }
 
 impl Assembled {
@@ -86,6 +87,11 @@ impl Assembled {
                 .deallocates
                 .then(|| u32::try_from(stripe).unwrap_or(u32::MAX)),
             write_uncorrectable: false,
+            // The journal writes a torn block again.
+            atomic_write_bytes: match geometry.is_journaled() {
+                true => geometry.block_size().bytes() as u32,
+                false => self.atomic_write_bytes,
+            },
         }
     }
 

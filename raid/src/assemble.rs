@@ -208,6 +208,11 @@ pub async fn assemble<D: Disk>(
         disk.as_ref()
             .is_some_and(|d| d.info().deallocate_granularity.is_some())
     };
+    let atomic_write_bytes = members
+        .iter()
+        .flatten()
+        .map(|disk| disk.info().atomic_write_bytes)
+        .min();
     let volatile = members.iter().any(volatile);
     let deallocates = members.iter().all(deallocates);
     let members: Vec<Option<D>> = members
@@ -219,6 +224,7 @@ pub async fn assemble<D: Disk>(
     let assembled = Assembled {
         shared: Shared::new(superblock, dirty, ring, volatile).into(),
         deallocates,
+        atomic_write_bytes: atomic_write_bytes.unwrap_or(512),
     };
     let array =
         Array::open(&assembled, members, reactor, scratch).map_err(|_| AssembleError::NoMemory)?;
