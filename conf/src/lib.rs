@@ -81,7 +81,12 @@ pub fn load(path: &Path, machine: &dyn Machine) -> Outcome {
     let bound = limits::FILE_BYTES_MAX as u64 + 1;
     let read = std::fs::File::open(path).and_then(|file| file.take(bound).read_to_end(&mut bytes));
     if let Err(error) = read {
-        return unreadable(error.to_string());
+        return unreadable(match error.kind() {
+            std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+            std::io::ErrorKind::IsADirectory => "it is a folder".to_owned(),
+            std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+            _ => error.to_string(),
+        });
     }
     if bytes.len() > limits::FILE_BYTES_MAX {
         return Err(vec![too_long(&origin)]);

@@ -278,7 +278,15 @@ fn created_with(size: Size, span: Option<Span>, raw: &mut RawAppliance, machine:
             .value()
             .map(|path| check::disk_path(&raw.disk_dir, path));
         let state = full.map(|full| machine.path(&full));
-        if own.is_absent() && matches!(state, Some(PathState::Missing | PathState::MissingFolder)) {
+        let is_new = matches!(
+            state,
+            Some(
+                PathState::Missing
+                    | PathState::MissingFolder
+                    | PathState::File { size_bytes: 0, .. }
+            )
+        );
+        if own.is_absent() && is_new {
             *own = Field::Given(At { value: size, span });
         }
     }

@@ -61,6 +61,17 @@ fn without_any_option() {
 }
 
 #[test]
+fn a_first_start_that_was_cut_off_is_made_good() {
+    let mut machine = FakeMachine::new();
+    machine.file("corebay-data/disk-1.img", 0);
+    let appliance = right(&Options::default(), &machine);
+    let DiskKind::File { size, create, .. } = appliance.disks()[0].kind else {
+        panic!()
+    };
+    assert_eq!((size, create), (Some(Size::GIB.times(8)), true));
+}
+
+#[test]
 fn a_second_start_takes_the_file_as_it_is() {
     let mut machine = FakeMachine::new();
     machine
@@ -221,7 +232,7 @@ fn files_that_cannot_be_read() {
     let shown = |path: &Path| render_all(&load(path, &machine).unwrap_err(), false);
     assert!(
         shown(Path::new("/nowhere.toml"))
-            .contains("the configuration cannot be read: No such file")
+            .contains("the configuration cannot be read: there is no such file")
     );
     assert!(shown(Path::new("/")).contains("the configuration cannot be read"));
     assert!(shown(Path::new("/dev/zero")).contains("the configuration is longer than 4MiB"));

@@ -171,6 +171,8 @@ fn file(
     };
     paths.once(&full, path.span, &state, sink);
     let draft = match &state {
+        // A start was cut off between making the file and giving it its size: the next one does.
+        PathState::File { size_bytes: 0, .. } if create.value && size.given().is_some() => None,
         PathState::File { size_bytes, .. } => length(disk, size, *size_bytes),
         PathState::Missing if !create.value => Some(
             Draft::error(format!("the file `{}` does not exist", full.display()))
@@ -234,8 +236,9 @@ fn length(disk: &RawDisk, size: &Field<Size>, size_bytes: u64) -> Option<Draft> 
                 .at(size.span, format!("expected at most {there}"))
                 .help("grow the file first (`truncate --size`), or leave `size` out to take the file as it is"),
         ),
-        Field::Given(_) | Field::Wrong => None,
-        Field::Absent => {
+        Field::Wrong => None,
+        // Whatever its size is said to be, a file is used whole.
+        Field::Given(_) | Field::Absent => {
             let block_size = disk.block_size.value().copied().unwrap_or(BlockSize::B4096);
             let block = block_size.bytes() as u64;
             if size_bytes > 0 && size_bytes.is_multiple_of(block) {
@@ -246,7 +249,8 @@ fn length(disk: &RawDisk, size: &Field<Size>, size_bytes: u64) -> Option<Draft> 
                 _ => format!("the file has {size_bytes} bytes: no whole number of blocks of {block} bytes"),
             };
             let draft = Draft::error(message).at(path_span, format!("expected a multiple of {block} bytes"));
-            Some(draft.help("give the disk a `size` within the file, or grow the file (`truncate --size`)"))
+            let whole = size_bytes.next_multiple_of(block).max(block);
+            Some(draft.help(format!("grow the file, as by `truncate --size {whole}`")))
         }
     }
 }
@@ -256,12 +260,14 @@ fn larger(size: &Field<Size>, size_bytes: u64, sink: &mut Sink) {
         return;
     };
     let there = Size::from_bytes(size_bytes);
-    let draft = Draft::warning(format!("the file is larger than the disk: it has {there}"));
-    let label = format!("only the first {} are used", size.value);
+    let draft = Draft::warning(format!(
+        "the file is larger than its `size`: it has {there}"
+    ));
+    let label = "a file that exists is served whole, so that no disk shrinks";
     sink.push(
         draft
             .at(size.span, label)
-            .help(format!("say size = \"{there}\" to use all of it")),
+            .help(format!("say size = \"{there}\", or make another file")),
     );
 }
 

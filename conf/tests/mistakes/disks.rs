@@ -139,6 +139,13 @@ fn files() {
         &["the file has 1000 bytes: no whole number of blocks of 4096 bytes"],
     );
     file(
+        "path = \"ragged.img\", size = \"4KiB\"",
+        &[
+            "the file has 5000 bytes: no whole number of blocks of 4096 bytes",
+            "--size 8192",
+        ],
+    );
+    file(
         "path = \"secret.img\"",
         &["`/data/secret.img` cannot be used: permission denied"],
     );
@@ -163,8 +170,8 @@ fn files() {
         0,
         1,
         &[
-            "the file is larger than the disk: it has 8GiB",
-            "only the first 1GiB are used",
+            "the file is larger than its `size`: it has 8GiB",
+            "served whole",
         ],
     );
     let file_disk = "file = { path = \"8GiB.img\" }";

@@ -39,6 +39,7 @@ impl FakeMachine {
         machine.file("/data/8GiB.img", 8 << 30);
         machine.file("/data/empty.img", 0);
         machine.file("/data/odd.img", 1000);
+        machine.file("/data/ragged.img", 5000);
         machine.paths.insert(
             "/data/secret.img".into(),
             PathState::Unreadable("permission denied".to_owned()),

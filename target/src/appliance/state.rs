@@ -64,6 +64,12 @@ struct Kept {
     subsystems: BTreeMap<String, KeptSubsystem>,
 }
 
+/// What every version of the file says.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct KeptSubsystem {
@@ -336,13 +342,15 @@ fn read(path: &Path) -> Result<Kept, Failure> {
         }
         Err(error) => return Err(wrong(error.to_string())),
     };
-    let kept: Kept = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
-    if kept.version != VERSION {
-        let version = kept.version;
+    // First, because what another version keeps may have another form.
+    let Versioned { version } =
+        serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+    if version != VERSION {
         return Err(wrong(format!(
             "its version is {version}, this corebay knows {VERSION}"
         )));
     }
+    let kept: Kept = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
     for (nqn, subsystem) in &kept.subsystems {
         if changes(&subsystem.features).count() != subsystem.features.len() {
             return Err(wrong(format!(
@@ -526,5 +534,12 @@ mod tests {
         fs::write(folder.path().join(STATE_FILE), b"{").unwrap();
         let refused = State::open(folder.path()).unwrap_err().to_string();
         assert!(refused.contains(STATE_FILE), "{refused}");
+        fs::write(
+            folder.path().join(STATE_FILE),
+            br#"{"version": 9, "new": 1}"#,
+        )
+        .unwrap();
+        let refused = State::open(folder.path()).unwrap_err().to_string();
+        assert!(refused.contains("its version is 9"), "{refused}");
     }
 }

@@ -41,7 +41,8 @@ pub struct Args {
         long,
         value_name = "ADDRESS:PORT",
         default_value = "127.0.0.1:4420",
-        value_delimiter = ','
+        value_delimiter = ',',
+        value_parser = listen_address
     )]
     listen: Vec<SocketAddr>,
     /// Where discovery is served besides; repeatable
@@ -49,7 +50,8 @@ pub struct Args {
         long,
         value_name = "ADDRESS:PORT",
         default_value = "127.0.0.1:8009",
-        value_delimiter = ','
+        value_delimiter = ',',
+        value_parser = listen_address
     )]
     discovery: Vec<SocketAddr>,
     /// The CPUs to poll on, one reactor each
@@ -62,6 +64,14 @@ pub struct Args {
     /// The subsystem's NQN; without it the data folder keeps one
     #[arg(long, value_name = "NQN")]
     nqn: Option<Nqn>,
+}
+
+/// An address to listen on. Names are not looked up: which of their addresses is meant is not told.
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "an IP address and a port are expected, as in 127.0.0.1:4420, 0.0.0.0:4420 or [::]:4420"
+            .to_owned()
+    })
 }
 
 /// Serves until a signal comes.
@@ -145,5 +155,21 @@ fn log_as(appliance: &Appliance) {
     match log.format {
         LogFormat::Text => lines.init(),
         LogFormat::Json => lines.json().init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_to_listen_on_have_an_address_and_a_port() {
+        for good in ["127.0.0.1:4420", "[::]:4420", "[fe80::1%2]:4420"] {
+            assert!(listen_address(good).is_ok(), "{good}");
+        }
+        for bad in ["localhost:4420", "127.0.0.1", "::1:4420x", ""] {
+            let said = listen_address(bad).unwrap_err();
+            assert!(said.contains("127.0.0.1:4420"), "{bad}: {said}");
+        }
     }
 }

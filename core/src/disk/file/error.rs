@@ -139,7 +139,8 @@ impl fmt::Display for FileError {
             ),
             FileErrorReason::NoDirectIo { filesystem } => write!(
                 f,
-                "its filesystem{} has no direct I/O; put it on another one, or allow buffered I/O",
+                "its filesystem{} has no direct I/O (O_DIRECT), without which corebay cannot promise what a flush \
+                 promises; put it on another one, as ext4, XFS or Btrfs",
                 filesystem
                     .as_ref()
                     .map(|name| format!(" ({name})"))
@@ -148,7 +149,7 @@ impl fmt::Display for FileError {
             FileErrorReason::UnitTooLarge { unit, block } => write!(
                 f,
                 "it is read and written in units of {unit} bytes, too large for blocks of {block}; \
-                 use blocks of {unit} bytes, or allow buffered I/O"
+                 use blocks of {unit} bytes"
             ),
             FileErrorReason::BadBlockList { list, problem } => write!(
                 f,
