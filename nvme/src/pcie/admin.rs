@@ -237,17 +237,16 @@ impl<R: Registers> Admin<R> {
 
 impl<R: Registers> PollSource for Admin<R> {
     fn poll(&self, now: Time) -> usize {
-        if self.broken.get() {
-            return 0;
-        }
         let inner = &mut *self.inner.borrow_mut();
         let mut taken = 0;
-        while taken < usize::from(ENTRIES)
+        while !self.broken.get()
+            && taken < usize::from(ENTRIES)
             && let Some(entry) = inner.ring.next()
         {
             taken += 1;
             self.take(inner, entry);
         }
+        // Also of a broken queue: whoever else waits, the keeper perhaps, must not wait for ever.
         self.look_for_late_ones(inner, now);
         taken
     }

@@ -79,6 +79,26 @@ fn what_cannot_be_aborted_costs_a_reset_that_others_do_not_notice() {
     bench.settle();
 }
 
+/// Found by the hostile test: the keeper waited without end for its Abort, as another admin command
+/// that hung before it had broken the queue.
+#[test]
+fn an_abort_that_hangs_after_another_admin_command_ends_too() {
+    let bench = Bench::new(slow());
+    bench.emulated().set_faults(EmulatedFaults {
+        hang: true,
+        ..EmulatedFaults::default()
+    });
+    let write = start_many(&bench, 1);
+    bench.world.turn_for(Duration::from_millis(50));
+    let controller = bench.controller.clone();
+    let smart = bench
+        .world
+        .spawn(async move { controller.smart().await.is_err() });
+    bench.world.turn_for(Duration::from_secs(2));
+    assert!(smart.take());
+    assert!(write[0].is_there(), "the keeper waits");
+}
+
 #[test]
 fn a_fatal_status_is_reset_and_work_goes_on() {
     let bench = Bench::new(slow());
