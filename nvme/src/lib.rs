@@ -2,7 +2,8 @@
 //! protocol, on whichever side of it: the driver of controllers on PCIe in [`pcie`], the host over
 //! fabrics in [`fabrics`], and (feature `emulated`, for tests) a controller in this process's memory.
 //!
-//! `unsafe` lives in the emulated controller's access to memory alone.
+//! Real devices are reached by `vfio` (feature `vfio`). `unsafe` lives there, and in the emulated
+//! controller's access to memory.
 
 #![deny(unsafe_code)]
 
@@ -12,3 +13,5 @@ pub mod emulated;
 pub mod fabrics;
 pub mod pcie;
 pub mod spec;
+#[cfg(feature = "vfio")]
+pub mod vfio;

@@ -54,6 +54,10 @@ impl Emulated {
     /// The controller as a driver's device.
     #[must_use]
     pub fn device(&self) -> EmulatedDevice {
+        let mut state = self.lock();
+        state.wanted_back = false;
+        state.lent = true;
+        drop(state);
         EmulatedDevice(self.clone())
     }
 
@@ -99,6 +103,17 @@ impl Emulated {
         let mut state = self.lock();
         state.present = false;
         state.lose_power();
+    }
+
+    /// Wants the device back, as a kernel does before it is unplugged.
+    pub fn want_back(&self) {
+        self.lock().wanted_back = true;
+    }
+
+    /// True while a driver has the device.
+    #[must_use]
+    pub fn is_lent(&self) -> bool {
+        self.lock().lent
     }
 
     /// Puts it back.
@@ -165,6 +180,12 @@ impl PollSource for Emulated {
 #[derive(Debug)]
 pub struct EmulatedDevice(Emulated);
 
+impl Drop for EmulatedDevice {
+    fn drop(&mut self) {
+        self.0.lock().lent = false;
+    }
+}
+
 /// An emulated controller's registers.
 #[derive(Clone, Debug)]
 pub struct EmulatedRegisters(Emulated);
@@ -207,6 +228,10 @@ impl PciDevice for EmulatedDevice {
 
     fn is_present(&self) -> bool {
         self.0.lock().present
+    }
+
+    fn is_wanted_back(&self) -> bool {
+        self.0.lock().wanted_back
     }
 
     fn map(&mut self, memory: &ArenaMemory) -> Result<DmaWindow, DeviceError> {

@@ -70,7 +70,8 @@ impl<D: PciDevice> Clone for Controller<D> {
 }
 
 struct Inner<D: PciDevice> {
-    device: RefCell<D>,
+    /// Given back once the drive was given up.
+    device: RefCell<Option<D>>,
     bringer: Bringer<D::Registers>,
     drive: Arc<Drive<D::Registers>>,
     /// The rings of the I/O queues: entries, and where they lie.
@@ -97,7 +98,7 @@ impl<D: PciDevice> Controller<D> {
         match Self::try_bring_up(&mut device, reactor, memory, window, options).await {
             Ok((bringer, drive, rings)) => {
                 let inner = Rc::new(Inner {
-                    device: RefCell::new(device),
+                    device: RefCell::new(Some(device)),
                     bringer,
                     drive,
                     rings,
@@ -211,17 +212,7 @@ impl<D: PciDevice> Controller<D> {
     /// Ends the use of the controller: it writes its cache and loses its way to memory. What is in
     /// flight on any core ends as gone; whoever wants it to succeed waits for it before.
     pub async fn shut_down(&self) {
-        let inner = &*self.inner;
-        inner.closing.set(true);
-        if inner.drive.has_failed() {
-            return;
-        }
-        inner.quiesce().await;
-        if let Err(error) = inner.bringer.shut_down().await {
-            tracing::warn!(drive = inner.drive.address(), %error, "the shutdown of the drive failed");
-        }
-        let _ = inner.bringer.disable().await;
-        inner.give_up();
+        self.inner.close().await;
     }
 }
 
@@ -285,6 +276,11 @@ impl<D: PciDevice> Inner<D> {
                 .sleep(self.drive.options.health_interval)
                 .await;
             if self.closing.get() || self.drive.has_failed() {
+                return;
+            }
+            if self.is_wanted_back() {
+                tracing::warn!(drive = self.drive.address(), "the drive is wanted back");
+                self.close().await;
                 return;
             }
             if let Some(why) = self.ailment() {
@@ -355,7 +351,7 @@ impl<D: PciDevice> Inner<D> {
     }
 
     async fn reset(&self) -> Result<(), BringUpError> {
-        if !self.device.borrow().is_present() {
+        if !self.device.borrow().as_ref().is_some_and(D::is_present) {
             return Err(BringUpError::NotThere);
         }
         self.remember_reset()?;
@@ -390,6 +386,7 @@ impl<D: PciDevice> Inner<D> {
 
     fn reset_function(&self) -> Result<(), BringUpError> {
         let mut device = self.device.borrow_mut();
+        let device = device.as_mut().ok_or(BringUpError::NotThere)?;
         device.reset()?;
         device.set_bus_master(true)?;
         Ok(())
@@ -413,11 +410,32 @@ impl<D: PciDevice> Inner<D> {
         Ok(())
     }
 
+    fn is_wanted_back(&self) -> bool {
+        let device = self.device.borrow();
+        device.as_ref().is_some_and(D::is_wanted_back)
+    }
+
+    /// Ends the use of the controller in good order.
+    async fn close(&self) {
+        self.closing.set(true);
+        if self.drive.has_failed() {
+            return;
+        }
+        self.quiesce().await;
+        if let Err(error) = self.bringer.shut_down().await {
+            tracing::warn!(drive = self.drive.address(), %error, "the shutdown of the drive failed");
+        }
+        let _ = self.bringer.disable().await;
+        self.give_up();
+    }
+
     /// The drive ends here. Every core ends what it has in flight at its next turn.
     fn give_up(&self) {
         self.bringer.admin.close();
         self.bringer.registers.write32(property::CC, 0);
-        let mut device = self.device.borrow_mut();
+        let Some(mut device) = self.device.borrow_mut().take() else {
+            return;
+        };
         let harmless = device.set_bus_master(false).is_ok() || !device.is_present();
         let phase = match harmless {
             true => Phase::Failed,

@@ -49,6 +49,11 @@ pub trait PciDevice: 'static {
     /// False once the device does not answer any more: it was unplugged.
     fn is_present(&self) -> bool;
 
+    /// True once whoever lent the device (the kernel) wants it back: to unplug it, say.
+    fn is_wanted_back(&self) -> bool {
+        false
+    }
+
     /// Lets the device reach this memory, until the device is dropped.
     ///
     /// # Errors

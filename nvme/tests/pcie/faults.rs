@@ -220,6 +220,25 @@ fn surprise_removal_ends_everything_and_a_return_is_a_new_drive() {
 }
 
 #[test]
+fn a_drive_that_is_wanted_back_is_closed_in_good_order() {
+    let bench = Bench::new(slow());
+    assert_eq!(bench.write(0, 9, 64), Ok(()));
+    let writes = start_many(&bench, 10);
+    bench.world.turn();
+    bench.emulated().want_back();
+    let outcomes = ends(&bench, writes);
+    let ended = |end: &Result<(), DiskError>| matches!(end, Ok(()) | Err(DiskError::Gone));
+    assert!(outcomes.iter().all(ended), "{outcomes:?}");
+    bench
+        .world
+        .turn_until("the giving back", || !bench.emulated().is_lent());
+    bench.emulated().lose_power();
+    // Cached writes that had completed were flushed by the shutdown.
+    assert!((10..64).all(|lba| bench.emulated().block(1, lba).unwrap()[0] == 9));
+    bench.settle();
+}
+
+#[test]
 fn a_drive_that_hangs_does_not_hang_another() {
     let bench = Bench::new(slow());
     let healthy = Emulated::new(EmulatedOptions::default());
