@@ -331,6 +331,52 @@ fn a_wrong_file_is_refused_with_a_caret() {
     assert!(said.contains('^'), "{said}");
 }
 
+/// A block device with sectors of 512 bytes, over a file; unmade when dropped.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn over(file: &Path) -> Option<Self> {
+        let made = Command::new("losetup")
+            .args(["--find", "--show", "--sector-size", "512", text(file)])
+            .output()
+            .ok()
+            .filter(|output| output.status.success())?;
+        Some(Self(String::from_utf8(made.stdout).ok()?.trim().to_owned()))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["-d", &self.0]).status();
+    }
+}
+
+#[test]
+fn blocks_that_the_loss_of_power_may_tear_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let backing = folder.path().join("backing");
+    fs::File::create(&backing)
+        .unwrap()
+        .set_len(16 << 20)
+        .unwrap();
+    let Some(device) = LoopDevice::over(&backing) else {
+        eprintln!("skipped: no loop device can be made here");
+        return;
+    };
+    let data = folder.path().join("data");
+    for (block, tears) in [(",block=4096", true), (",block=512", false), ("", false)] {
+        let disk = format!("{}{block}", device.0);
+        let mut serving = Serving::start(&["--data-dir", text(&data), "--disk", &disk]);
+        serving.signal(Signal::TERM);
+        assert_eq!(wait(&mut serving.child), Some(0));
+        let mut logged = String::new();
+        let log = serving.child.stderr.as_mut().unwrap();
+        log.read_to_string(&mut logged).unwrap();
+        let told = logged.contains("disk \"disk-1\"") && logged.contains("block=512");
+        assert_eq!(told, tears, "{disk}: {logged}");
+    }
+}
+
 /// A port that nobody listens on.
 fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
