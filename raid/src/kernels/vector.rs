@@ -102,8 +102,9 @@ impl<'a> Strips<'a> {
 
     /// Whether the one output is better stored past the cache, so that no line of it is fetched only to
     /// be overwritten. With several outputs this is slower, as processors gather few lines at a time.
-    fn streams(&self) -> bool {
-        self.bytes * (self.sources.len() + 1) >= STREAM_BYTES_MIN
+    pub fn streams(&self, accumulate: bool) -> bool {
+        !accumulate
+            && self.bytes * (self.sources.len() + 1) >= STREAM_BYTES_MIN
             && self.outputs[0].align_offset(ALIGNMENT) == 0
     }
 
@@ -186,10 +187,10 @@ unsafe fn products_at<V: Vector, const ROWS: usize, const UNROLL: usize>(
 /// The XOR of all sources, to one output. Returns how many bytes of each strip it did.
 ///
 /// # Safety
-/// The processor has the vector's instructions. A store fence follows.
+/// The processor has the vector's instructions. A store fence follows where it streams.
 #[inline(always)]
 pub unsafe fn xor<V: Vector, const UNROLL: usize>(strips: &Strips<'_>, accumulate: bool) -> usize {
-    let streams = strips.streams() && !accumulate;
+    let streams = strips.streams(accumulate);
     let mut at = 0;
     // SAFETY: the caller says that the instructions are there; each call ends within the strips.
     unsafe {

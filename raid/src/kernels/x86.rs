@@ -145,7 +145,9 @@ macro_rules! kernels {
                 // SAFETY: the instructions are enabled here, so they are there.
                 unsafe {
                     let done = vector::xor::<$vector, 8>(strips, accumulate);
-                    _mm_sfence();
+                    if strips.streams(accumulate) {
+                        _mm_sfence();
+                    }
                     done
                 }
             }
