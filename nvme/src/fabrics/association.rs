@@ -35,7 +35,7 @@ const ADMIN_IN_CAPSULE_BYTES: u32 = 8192;
 const READY_POLL: Duration = Duration::from_millis(10);
 
 /// The first I/O queue.
-const FIRST_IO_QUEUE: u16 = 1;
+pub(super) const FIRST_IO_QUEUE: u16 = 1;
 
 /// See the module.
 pub(super) struct Association<N: Network> {

@@ -250,6 +250,11 @@ impl<S: Stream> Connection<S> {
         self.inner.borrow().table.in_use()
     }
 
+    /// The identifier of the `nth` command in flight, counted around.
+    pub(super) fn nth_in_flight(&self, nth: usize) -> Option<u16> {
+        self.inner.borrow().table.nth_in_flight(nth)
+    }
+
     /// The digests agreed on.
     #[must_use]
     pub fn digests(&self) -> Digests {

@@ -14,14 +14,16 @@ use std::{
     cell::{Cell, RefCell},
     future::Future,
     io,
+    pin::pin,
     rc::{Rc, Weak},
+    task::Poll,
     time::Duration,
 };
 
 use corebay_core::{net::Network, sync::FifoWait};
 
 use super::{
-    association::{Admin, Association, Facts},
+    association::{Admin, Association, FIRST_IO_QUEUE, Facts},
     connection::Connection,
     error::Error,
     host::Host,
@@ -92,8 +94,7 @@ impl<N: Network> Controller<N> {
     /// Connects to a controller: admin queue, readiness, identification, I/O queues.
     ///
     /// # Errors
-    /// Why that failed, or [`Error::Invalid`] where the reactor has no free task slots (two are
-    /// needed).
+    /// Why that failed, or [`Error::Invalid`] where the reactor has no free task slot.
     pub async fn connect(host: &Rc<Host<N>>, options: ControllerOptions) -> Result<Self, Error> {
         let association = Association::establish(host, &options).await?;
         let loss = association.loss.clone();
@@ -105,7 +106,7 @@ impl<N: Network> Controller<N> {
             closed: Cell::new(false),
             associations: Cell::new(0),
         });
-        inner.adopt(association)?;
+        inner.adopt(association);
         let supervisor = supervise(Rc::downgrade(&inner), loss);
         spawn(host, supervisor)?;
         Ok(Self { inner })
@@ -191,6 +192,22 @@ impl<N: Network> Controller<N> {
             .command(QueueIndex::Admin, &sqe, Data::None, None)
             .await?;
         Ok(completion.ok()?.dw0())
+    }
+
+    /// Asks the controller to abort a command: of those in flight on the I/O queue `index`, the `nth`,
+    /// counted around. True where it says that it did so at once; false where not, or where none is
+    /// in flight. The command ends by its own completion in any case.
+    ///
+    /// # Errors
+    /// As for [`admin_command`](Self::admin_command), and [`Error::Status`].
+    pub async fn abort(&self, index: u16, nth: usize) -> Result<bool, Error> {
+        let connection = self.inner.live(QueueIndex::Io(index)).await?;
+        let Some(cid) = connection.nth_in_flight(nth) else {
+            return Ok(false);
+        };
+        let sqe = admin::abort(FIRST_IO_QUEUE + index, cid);
+        let completion = self.admin_command(&sqe, Data::None).await?.ok()?;
+        Ok(completion.dw0() & admin::ABORT_NOT_ABORTED == 0)
     }
 
     /// The admin connection, to be used and not to be kept.
@@ -299,18 +316,26 @@ impl<N: Network> Inner<N> {
     }
 
     /// Makes a new association the current one.
-    fn adopt(&self, association: Association<N>) -> Result<(), Error> {
-        let interval = self.options.keep_alive / 2;
-        if !interval.is_zero() {
-            let connection = Rc::downgrade(association.admin.connection());
-            spawn(
-                &self.host,
-                keep_alive(self.host.clone(), connection, interval),
-            )?;
-        }
+    fn adopt(&self, association: Association<N>) {
         self.associations.set(self.associations.get() + 1);
         self.enter(State::Live(association));
-        Ok(())
+    }
+
+    /// Keeps the current association alive, if there is one and the options ask for it.
+    async fn keep_alive(controller: Weak<Self>) {
+        let kept = controller.upgrade().and_then(|inner| {
+            let interval = inner.options.keep_alive / 2;
+            match &*inner.state.borrow() {
+                State::Live(association) if !interval.is_zero() => {
+                    let connection = Rc::downgrade(association.admin.connection());
+                    Some((inner.host.clone(), connection, interval))
+                }
+                _ => None,
+            }
+        });
+        if let Some((host, connection, interval)) = kept {
+            keep_alive(host, connection, interval).await;
+        }
     }
 
     /// Changes the state; what the old one owned ends.
@@ -363,7 +388,7 @@ fn spawn<N: Network>(
 /// Waits for the association's loss, and makes new ones for as long as the options say.
 async fn supervise<N: Network>(controller: Weak<Inner<N>>, mut loss: Rc<Loss>) {
     loop {
-        let error = loss.wait().await;
+        let error = lost(&loss, Inner::keep_alive(controller.clone())).await;
         let Some(inner) = controller.upgrade() else {
             return;
         };
@@ -378,6 +403,26 @@ async fn supervise<N: Network>(controller: Weak<Inner<N>>, mut loss: Rc<Loss>) {
             None => return,
         }
     }
+}
+
+/// Waits for the association's loss, and keeps it alive meanwhile: that ends with it, so that a host
+/// whose connections come and go does not gather tasks.
+async fn lost(loss: &Loss, keeping: impl Future<Output = ()>) -> Error {
+    let mut wait = pin!(loss.wait());
+    let mut keeping = pin!(keeping);
+    let mut keeps = true;
+    std::future::poll_fn(|context| {
+        if let Poll::Ready(error) = wait.as_mut().poll(context) {
+            return Poll::Ready(error);
+        }
+        if keeps && keeping.as_mut().poll(context).is_ready() {
+            keeps = false;
+            // It may have ended the connection just now.
+            return wait.as_mut().poll(context);
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// Tries to make a new association, with growing pauses. Gives where its loss will be reported;
@@ -403,9 +448,10 @@ async fn reconnect<N: Network>(controller: &Weak<Inner<N>>) -> Option<Rc<Loss>> 
         if inner.closed.get() {
             return None;
         }
-        let outcome = outcome.and_then(|association| {
+        let outcome = outcome.map(|association| {
             let loss = association.loss.clone();
-            inner.adopt(association).map(|()| loss)
+            inner.adopt(association);
+            loss
         });
         let error = match outcome {
             Ok(loss) => {

@@ -224,6 +224,19 @@ impl Table {
         (slot.generation == id.generation && slot.state == State::Active).then_some(id)
     }
 
+    /// The identifier of the `nth` command in flight, counted around.
+    pub(super) fn nth_in_flight(&self, nth: usize) -> Option<u16> {
+        let in_flight = || {
+            (0..)
+                .zip(&self.slots)
+                .filter(|(_, slot)| slot.state == State::Active)
+        };
+        let count = in_flight().count();
+        let (index, slot) = in_flight().nth(nth.checked_rem(count)?)?;
+        let generation = slot.generation;
+        Some(self.cid(Id { index, generation }))
+    }
+
     /// The command, if it is in flight.
     pub(super) fn active(&mut self, id: Id) -> Option<&mut Slot> {
         let slot = &mut self.slots[usize::from(id.index)];

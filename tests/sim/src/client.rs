@@ -1,5 +1,5 @@
-//! A host: one core with the real fabrics host on it, the task that keeps it connected, and the tasks
-//! that send commands.
+//! A host: one core with the real fabrics host on it, and for each appliance that it uses a session:
+//! the task that keeps it connected, and the tasks that send commands.
 //!
 //! Invariants:
 //! - Each command's outcome goes to the model; what no host may ever see goes to the verdict.
@@ -14,16 +14,21 @@ use std::{
 };
 
 use corebay_core::{arena::Arena, buffer::BufferPool, reactor::Reactor, rng::Rng, units::Time};
-use corebay_nvme::fabrics::{
-    Controller, ControllerOptions, Digests, Error, Host, HostIdentity, IoQueue, LostCommands,
-    Recovery,
+use corebay_nvme::{
+    fabrics::{
+        Controller, ControllerOptions, Digests, Error, Host, HostIdentity, IoQueue, LostCommands,
+        Recovery,
+    },
+    spec::status::Status,
 };
 
 use crate::{
+    admin,
+    medium::MediumOptions,
     model::Model,
     net::{Hub, SimNetwork},
-    node::{HOST_CORE, SUBSYSTEM},
-    plan::{AfterLoss, HostPlan, Plan},
+    node::{HOST_CORE, subsystem},
+    plan::{AfterLoss, HostPlan, NodePlan, Plan},
     trace::Trace,
     workload,
 };
@@ -48,41 +53,85 @@ pub struct Common {
     pub trace: Trace,
     /// The network.
     pub hub: Hub,
-    /// One model for each namespace, from NSID 1.
-    pub models: Vec<RefCell<Model>>,
-    /// Where the target listens.
-    pub target: SocketAddr,
+    /// One model for each namespace of each appliance, from NSID 1.
+    pub models: Vec<Vec<RefCell<Model>>>,
+    /// Where the targets listen.
+    pub targets: Vec<SocketAddr>,
     /// The first failure.
     pub verdict: RefCell<Option<String>>,
-    /// No worker begins another command.
-    pub stopping: Cell<bool>,
     /// The hosts end.
     pub finishing: Cell<bool>,
     /// The power has failed, also in a world where nothing else disturbs.
     pub power_failed: Cell<bool>,
     values: Cell<u64>,
     commands: Cell<u64>,
+    ended: Cell<u64>,
+    /// Commands under way, with their hosts.
+    under_way: RefCell<BTreeMap<u64, (usize, String)>>,
 }
 
 impl Common {
     /// What the hosts of a world of this plan share.
     #[must_use]
-    pub fn new(plan: Plan, trace: &Trace, hub: &Hub, target: SocketAddr) -> Rc<Self> {
-        let model = |(medium, nsid): (&crate::medium::MediumOptions, u32)| {
-            RefCell::new(Model::new(nsid, medium.blocks, medium.volatile_cache))
+    pub fn new(plan: Plan, trace: &Trace, hub: &Hub, targets: Vec<SocketAddr>) -> Rc<Self> {
+        let models = |(index, node): (usize, &NodePlan)| {
+            let model = |(medium, nsid): (&MediumOptions, u32)| {
+                let name = format!("appliance {index} namespace {nsid}");
+                RefCell::new(Model::new(name, medium.blocks, medium.volatile_cache))
+            };
+            node.media.iter().zip(1..).map(model).collect()
         };
         Rc::new(Self {
-            models: plan.media.iter().zip(1..).map(model).collect(),
+            models: plan.nodes.iter().enumerate().map(models).collect(),
             plan,
             trace: trace.clone(),
             hub: hub.clone(),
-            target,
+            targets,
             verdict: RefCell::default(),
-            stopping: Cell::new(false),
             finishing: Cell::new(false),
             power_failed: Cell::new(false),
             values: Cell::new(1),
             commands: Cell::new(0),
+            ended: Cell::new(0),
+            under_way: RefCell::default(),
+        })
+    }
+
+    /// A host's process is no more, and with it all that it had under way.
+    pub fn crash(&self, host: usize) {
+        for model in self.models.iter().flatten() {
+            model.borrow_mut().crash(host);
+        }
+        let mut under_way = self.under_way.borrow_mut();
+        let before = under_way.len();
+        under_way.retain(|_, (of, _)| *of != host);
+        let lost = (before - under_way.len()) as u64;
+        self.ended.set(self.ended.get() + lost);
+    }
+
+    /// The commands under way, for the report of a run that hangs.
+    #[must_use]
+    pub fn under_way(&self) -> Vec<String> {
+        let under_way = self.under_way.borrow();
+        under_way
+            .iter()
+            .map(|(number, (host, what))| format!("host {host} command {number} {what}"))
+            .collect()
+    }
+
+    /// Says what has begun and never ended.
+    #[must_use]
+    pub fn commands_left(&self) -> Option<String> {
+        let left = self.commands.get() - self.ended.get();
+        let operations: usize = self
+            .models
+            .iter()
+            .flatten()
+            .map(|model| model.borrow().under_way())
+            .sum();
+        let under_way = self.under_way.borrow();
+        (left != 0 || operations != 0 || !under_way.is_empty()).then(|| {
+            format!("{left} commands, {operations} operations, {under_way:?} have never ended")
         })
     }
 
@@ -104,11 +153,19 @@ impl Common {
         value
     }
 
-    /// Numbers a command.
-    pub fn new_command(&self) -> u64 {
+    /// Numbers a command of a host, which begins.
+    pub fn begin_command(&self, host: usize, what: String) -> u64 {
         let command = self.commands.get();
         self.commands.set(command + 1);
+        self.under_way.borrow_mut().insert(command, (host, what));
         command
+    }
+
+    /// A command ends: each does so once.
+    pub fn end_command(&self, command: u64) {
+        self.ended.set(self.ended.get() + 1);
+        let known = self.under_way.borrow_mut().remove(&command);
+        assert!(known.is_some(), "a command ends twice");
     }
 
     /// The commands so far.
@@ -118,96 +175,143 @@ impl Common {
     }
 }
 
-/// What the tasks of a host share.
-pub struct Shared {
+/// What the tasks of a host share that use one appliance.
+pub struct Session {
     /// What all hosts share.
     pub common: Rc<Common>,
     /// Which host it is.
     pub index: usize,
-    /// Its plan.
+    /// Which appliance it uses.
+    pub node: usize,
+    /// The host's plan.
     pub plan: HostPlan,
-    /// Its initiator.
+    /// The host's initiator.
     pub host: Rc<Host<SimNetwork>>,
-    /// Commands under way, for the report of a run that hangs.
-    pub under_way: RefCell<BTreeMap<u64, String>>,
     /// Commands of it were lost since it was last fenced off.
     pub has_lost: Cell<bool>,
+    /// The association, by its number, for which this host turned the write cache off.
+    pub cache_off: Cell<Option<u64>>,
     ip: IpAddr,
-    controller: RefCell<Option<Controller<SimNetwork>>>,
+    controller: RefCell<Option<Rc<SimController>>>,
     busy: Cell<usize>,
+    checking: Cell<bool>,
+    /// The controllers that there have been.
+    controllers: Cell<u64>,
 }
 
-/// A host.
+/// A controller over the simulated network.
+pub type SimController = Controller<SimNetwork>;
+
+/// A host, in one life of its process.
 pub struct Client {
     /// Its core's reactor, for the world to turn.
     pub reactor: Reactor,
-    /// What its tasks share.
-    pub shared: Rc<Shared>,
+    host: Rc<Host<SimNetwork>>,
+    index: usize,
+    /// One for each appliance that it uses.
+    sessions: Vec<Rc<Session>>,
 }
 
 impl Client {
-    /// The host `index`, which begins to connect and then to work.
+    /// The host `index`, which begins to connect and then to work; `again` where it had a life
+    /// before.
     #[must_use]
-    pub fn start(common: &Rc<Common>, index: usize, ip: IpAddr, seed: u64, now: Time) -> Self {
+    pub fn start(
+        common: &Rc<Common>,
+        (index, ip): (usize, IpAddr),
+        seed: u64,
+        now: Time,
+        again: bool,
+    ) -> Self {
         let reactor = Reactor::new(HOST_CORE, TASK_SLOTS, now);
         let mut arena = Arena::lazy(MEMORY_BYTES).expect("memory for a host");
         let region = arena.take(MEMORY_BYTES).expect("all of the arena");
         let buffers = BufferPool::new(region, TASK_SLOTS);
         let network = SimNetwork::new(&common.hub, ip);
         let plan = common.plan.hosts[index];
-        let shared = Rc::new(Shared {
-            common: common.clone(),
+        let host = Host::new(&reactor, network, buffers);
+        let mut client = Self {
+            reactor,
+            host,
             index,
-            plan,
-            host: Host::new(&reactor, network, buffers),
-            under_way: RefCell::default(),
-            has_lost: Cell::new(false),
-            ip,
-            controller: RefCell::default(),
-            busy: Cell::new(plan.workers),
-        });
-        let client = Self { reactor, shared };
-        client.spawn(keep_connected(client.shared.clone()));
+            sessions: Vec::new(),
+        };
         let mut rng = Rng::from_seed(seed);
-        for worker in 0..plan.workers {
-            let shared = client.shared.clone();
-            let rng = Rng::from_seed(rng.next_u64());
-            client.spawn(async move {
-                workload::work(&shared, worker, rng).await;
-                shared.busy.set(shared.busy.get() - 1);
+        for node in 0..common.targets.len() {
+            if !plan.nodes[node] {
+                continue;
+            }
+            let session = Rc::new(Session {
+                common: common.clone(),
+                index,
+                node,
+                plan,
+                host: client.host.clone(),
+                has_lost: Cell::new(again),
+                cache_off: Cell::new(None),
+                ip,
+                controller: RefCell::default(),
+                busy: Cell::new(plan.workers),
+                checking: Cell::new(false),
+                controllers: Cell::new(0),
             });
+            client.start_session(&session, &mut rng);
+            client.sessions.push(session);
         }
         client
     }
 
-    /// Starts the check of every block of every namespace.
+    fn start_session(&self, session: &Rc<Session>, rng: &mut Rng) {
+        self.spawn(keep_connected(session.clone()));
+        for worker in 0..session.plan.workers {
+            let session = session.clone();
+            let rng = Rng::from_seed(rng.next_u64());
+            self.spawn(async move {
+                workload::work(&session, worker, rng).await;
+                session.busy.set(session.busy.get() - 1);
+            });
+        }
+        let workload = session.common.plan.workload;
+        if workload.admin || workload.aborts || workload.resets {
+            let rng = Rng::from_seed(rng.next_u64());
+            self.spawn(admin::administrate(session.clone(), rng));
+        }
+        if workload.admin {
+            self.spawn(admin::take_events(session.clone()));
+        }
+    }
+
+    /// Starts the check of every block of every namespace that it uses.
     pub fn start_check(&self) {
-        let shared = self.shared.clone();
-        shared.busy.set(shared.busy.get() + 1);
-        self.spawn(async move {
-            workload::check_all(&shared).await;
-            shared.busy.set(shared.busy.get() - 1);
-        });
+        for session in &self.sessions {
+            let session = session.clone();
+            session.busy.set(session.busy.get() + 1);
+            session.checking.set(true);
+            self.spawn(async move {
+                workload::check_all(&session).await;
+                session.busy.set(session.busy.get() - 1);
+            });
+        }
     }
 
     /// True once no worker works.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.shared.busy.get() == 0
+        self.sessions.iter().all(|session| session.busy.get() == 0)
     }
 
     /// True once every task and connection has ended.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        self.reactor.executor().live() == 0 && self.shared.host.connections() == 0
+        self.reactor.executor().live() == 0 && self.host.connections() == 0
     }
 
     /// Says what a host that has ended still holds.
     #[must_use]
     pub fn leaks(&self) -> Option<String> {
-        let buffers = self.shared.host.buffers();
+        let buffers = self.host.buffers();
         let held = buffers.total_bytes() - buffers.free_bytes();
-        (held != 0).then(|| format!("host {} still holds {held} bytes", self.shared.index))
+        (held != 0).then(|| format!("host {} still holds {held} bytes", self.index))
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
@@ -220,11 +324,13 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         self.reactor.tear_down();
-        drop(self.shared.controller.take());
+        for session in &self.sessions {
+            drop(session.controller.take());
+        }
     }
 }
 
-impl Shared {
+impl Session {
     /// An I/O queue of the host's controller, once it has one; `None` where it is to stop.
     pub async fn queue(&self, index: usize) -> Option<IoQueue<SimNetwork>> {
         loop {
@@ -235,11 +341,29 @@ impl Shared {
                     return Some(queue);
                 }
             }
-            if self.common.stopping.get() {
+            if self.common.finishing.get() {
                 return None;
             }
             self.reactor().sleep(Duration::from_millis(2)).await;
         }
+    }
+
+    /// The host's controller, to be used for one command and not to be kept.
+    #[must_use]
+    pub fn controller(&self) -> Option<Rc<SimController>> {
+        self.controller.borrow().clone()
+    }
+
+    /// The model of a namespace.
+    #[must_use]
+    pub fn model(&self, nsid: u32) -> &RefCell<Model> {
+        &self.common.models[self.node][nsid as usize - 1]
+    }
+
+    /// The media of the appliance.
+    #[must_use]
+    pub fn media(&self) -> &[MediumOptions] {
+        &self.common.plan.nodes[self.node].media
     }
 
     /// The host's reactor.
@@ -250,24 +374,40 @@ impl Shared {
 
     /// Tells the models where nothing that this host lost can have an effect any more.
     pub fn fence(&self) {
+        let peer = self.common.targets[self.node].ip();
         let live = self
             .controller
             .borrow()
             .as_ref()
             .is_some_and(|controller| controller.io_queues() != 0);
-        if live && self.has_lost.get() && self.common.hub.is_fenced(self.ip) {
+        if live && self.has_lost.get() && self.common.hub.is_fenced(self.ip, peer) {
             self.has_lost.set(false);
-            for model in &self.common.models {
+            for model in &self.common.models[self.node] {
                 model.borrow_mut().fence(self.index);
             }
         }
     }
 
-    /// Counts the associations that the host has had, as far as it shows.
+    /// The number of the host's association: another one has another number.
     #[must_use]
-    pub fn associations(&self) -> u64 {
+    pub fn association(&self) -> u64 {
         let controller = self.controller.borrow();
-        controller.as_ref().map_or(0, Controller::associations)
+        let made = controller
+            .as_ref()
+            .map_or(0, |controller| controller.associations());
+        self.controllers.get() << 32 | made
+    }
+
+    /// True while the write cache is off for the host's association, as it asked.
+    #[must_use]
+    pub fn is_cache_off(&self) -> bool {
+        self.cache_off.get() == Some(self.association())
+    }
+
+    /// True once the workers have done their work.
+    #[must_use]
+    pub fn is_checking(&self) -> bool {
+        self.checking.get()
     }
 
     fn options(&self) -> ControllerOptions {
@@ -278,7 +418,7 @@ impl Shared {
             nqn: nqn.parse().expect("a valid NQN"),
             id,
         };
-        let subsystem = SUBSYSTEM.parse().expect("a constant");
+        let subsystem = subsystem(self.node);
         let reconnect = |commands| Recovery::Reconnect {
             delay_min: Duration::from_millis(5),
             delay_max: Duration::from_millis(200),
@@ -300,7 +440,7 @@ impl Shared {
                 AfterLoss::Fail => reconnect(LostCommands::Fail),
                 AfterLoss::Replay(after) => reconnect(LostCommands::Replay { after }),
             },
-            ..ControllerOptions::new(self.common.target, subsystem, identity)
+            ..ControllerOptions::new(self.common.targets[self.node], subsystem, identity)
         }
     }
 
@@ -321,45 +461,55 @@ impl Shared {
 }
 
 /// Keeps the host connected until the world ends.
-async fn keep_connected(shared: Rc<Shared>) {
-    while !shared.common.finishing.get() {
-        match Controller::connect(&shared.host, shared.options()).await {
+async fn keep_connected(session: Rc<Session>) {
+    while !session.common.finishing.get() {
+        match Controller::connect(&session.host, session.options()).await {
             Ok(controller) => {
-                drop(shared.controller.replace(Some(controller)));
-                watch(&shared).await;
+                session.controllers.set(session.controllers.get() + 1);
+                drop(session.controller.replace(Some(Rc::new(controller))));
+                watch(&session).await;
             }
             Err(error) => {
-                if may_not_happen(&shared.common, &error) {
-                    shared
+                if may_not_happen(&session.common, &error) {
+                    session
                         .common
-                        .fail(format!("host {} cannot connect: {error}", shared.index));
+                        .fail(format!("host {} cannot connect: {error}", session.index));
                 }
-                shared.reactor().sleep(LOOK).await;
+                session.reactor().sleep(LOOK).await;
             }
         }
     }
-    let controller = shared.controller.take();
-    if let Some(controller) = controller {
-        let shut_down = controller.shutdown().await;
-        if let Err(error) = shut_down
-            && shared.common.is_calm()
-        {
-            shared
-                .common
-                .fail(format!("host {} cannot shut down: {error}", shared.index));
+    let Some(mut controller) = session.controller.take() else {
+        return;
+    };
+    // Who asks it something still has it.
+    let controller = loop {
+        match Rc::try_unwrap(controller) {
+            Ok(controller) => break controller,
+            Err(shared) => controller = shared,
         }
+        session.reactor().sleep(LOOK).await;
+    };
+    let shut_down = controller.shutdown().await;
+    if let Err(error) = shut_down
+        && session.common.is_calm()
+    {
+        let index = session.index;
+        session
+            .common
+            .fail(format!("host {index} cannot shut down: {error}"));
     }
 }
 
 /// Waits until the controller is lost for good or the world ends.
-async fn watch(shared: &Rc<Shared>) {
+async fn watch(session: &Rc<Session>) {
     let mut since = None;
-    while !shared.common.finishing.get() {
-        if shared.is_lost(&mut since) {
-            drop(shared.controller.take());
+    while !session.common.finishing.get() {
+        if session.is_lost(&mut since) {
+            drop(session.controller.take());
             return;
         }
-        shared.reactor().sleep(LOOK).await;
+        session.reactor().sleep(LOOK).await;
     }
 }
 
@@ -369,7 +519,7 @@ pub fn may_not_happen(common: &Common, error: &Error) -> bool {
         Error::Transport(_) | Error::TimedOut | Error::Closed => common.is_calm(),
         // A host that comes back while its former association lives may be told to wait.
         Error::Refused { .. } => common.is_calm(),
-        Error::Status(_) => !common.plan.media_fail(),
+        Error::Status(status) => !may_be_told(common, *status),
         Error::Protocol(_)
         | Error::Terminated { .. }
         | Error::DataDigest
@@ -377,4 +527,28 @@ pub fn may_not_happen(common: &Common, error: &Error) -> bool {
         | Error::Controller(_)
         | Error::Invalid(_) => true,
     }
+}
+
+/// True for a status that a command may end with in this world.
+fn may_be_told(common: &Common, status: Status) -> bool {
+    let any = |of: &[Status]| of.iter().any(|each| status.same_as(*each));
+    let plan = &common.plan;
+    let aborted = [
+        Status::ABORT_REQUESTED,
+        Status::ABORTED_FAILED_FUSED,
+        Status::ABORTED_MISSING_FUSED,
+    ];
+    let media = [
+        Status::UNRECOVERED_READ_ERROR,
+        Status::WRITE_FAULT,
+        Status::CAPACITY_EXCEEDED,
+        Status::INTERNAL_PATH_ERROR,
+        Status::ABORTED_FAILED_FUSED,
+    ];
+    // An identifier that is not active is a wrong field (Base, section 3.2.1.4).
+    let away = [Status::INVALID_FIELD, Status::INVALID_NAMESPACE_OR_FORMAT];
+    plan.media_fail() && any(&media)
+        || plan.reloads() && any(&away)
+        || plan.workload.aborts && any(&aborted)
+        || plan.workload.resets && any(&[Status::COMMAND_SEQUENCE_ERROR])
 }

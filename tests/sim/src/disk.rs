@@ -130,10 +130,33 @@ impl DiskQueue {
         self.table.in_use()
     }
 
-    /// The process ends, or the power: what was being written is written, block by block, or not.
+    /// The power fails: what was being written is written, block by block, or not.
     pub fn abandon(&self) {
         for operation in std::mem::take(&mut *self.flying.borrow_mut()) {
             self.half_done(&operation);
+        }
+    }
+
+    /// The process is killed: what the kernel has begun is carried out in its time, the rest never.
+    pub fn orphan(&self) {
+        for operation in std::mem::take(&mut *self.flying.borrow_mut()) {
+            let mut blocks = Vec::new();
+            // The kernel may have cut it up: each part by itself.
+            let mut take = |at, content| {
+                if self.medium.toss() {
+                    blocks.push((at, content));
+                }
+                Ok(())
+            };
+            let _: Result<(), DiskError> = match operation.work {
+                Work::Write { .. } => self.each_block(&operation, take),
+                Work::Clear { .. } => {
+                    let mut all = operation.at..operation.at + operation.blocks;
+                    all.try_for_each(|at| take(at, Content::Zeroes))
+                }
+                Work::Read | Work::Spoil | Work::Flush { .. } => Ok(()),
+            };
+            self.medium.add_orphan(operation.due, blocks);
         }
     }
 

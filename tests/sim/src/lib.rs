@@ -2,17 +2,19 @@
 //! and power fail.
 //!
 //! A [`world::World`] is made from a [`plan::Plan`], which a seed draws. It turns the cores of the
-//! target ([`node`]) and of the hosts ([`client`]) in any order, under a clock of its own. The hosts
-//! send commands ([`workload`]); a [`model`] says for each block what a read may return. Every run
+//! targets ([`machine`], [`node`]) and of the hosts ([`client`]) in any order, under a clock of its
+//! own. The hosts send commands ([`workload`], [`admin`]); a [`model`] says for each block what a read may return. Every run
 //! has a hash ([`trace`]): the same seed gives the same one.
 //!
 //! Invariants:
 //! - Nothing here or below reads a clock, a socket, a file or ambient randomness.
 //! - Several worlds, and several lives of a target, fit into one process and leave nothing behind.
 
+pub mod admin;
 pub mod client;
 pub mod content;
 pub mod disk;
+pub mod machine;
 pub mod medium;
 pub mod model;
 pub mod net;

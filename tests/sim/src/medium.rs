@@ -16,7 +16,7 @@ use std::{
 use corebay_core::{
     disk::{DiskError, DiskInfo},
     rng::Rng,
-    units::BlockSize,
+    units::{BlockSize, Time},
 };
 
 use crate::trace::lock;
@@ -98,6 +98,8 @@ struct State {
     full: bool,
     gone: bool,
     changes: u64,
+    /// What a killed process had submitted, with the times at which it is carried out.
+    orphans: Vec<(Time, Vec<(u64, Content)>)>,
     /// It takes no change after so many: the power is about to fail.
     stop_after: Option<u64>,
 }
@@ -122,6 +124,7 @@ impl SimMedium {
             full: false,
             gone: false,
             changes: 0,
+            orphans: Vec::new(),
             stop_after: None,
         };
         Self {
@@ -161,7 +164,9 @@ impl SimMedium {
 
     /// The medium is unplugged, or plugged in again.
     pub fn set_gone(&self, gone: bool) {
-        self.state().gone = gone;
+        let state = &mut *self.state();
+        state.gone = gone;
+        state.orphans.clear();
     }
 
     /// True while it is unplugged.
@@ -251,6 +256,34 @@ impl SimMedium {
         self.state().rng.once_in(2)
     }
 
+    /// A killed process had submitted this, which the kernel carries out at `due`.
+    pub fn add_orphan(&self, due: Time, blocks: Vec<(u64, Content)>) {
+        self.state().orphans.push((due, blocks));
+    }
+
+    /// Carries out what killed processes had submitted and is due.
+    pub fn advance(&self, now: Time) {
+        let mut due = Vec::new();
+        {
+            let state = &mut *self.state();
+            while let Some(at) = state.orphans.iter().position(|(at, _)| *at <= now) {
+                due.push(state.orphans.remove(at));
+            }
+        }
+        // The earliest first: nobody waits for what they say.
+        due.sort_by_key(|(at, _)| *at);
+        for (at, content) in due.into_iter().flat_map(|(_, blocks)| blocks) {
+            let _: Result<(), DiskError> = self.write(at, content, false);
+        }
+    }
+
+    /// When the last of them will have been carried out. Until then the kernel keeps the file of the
+    /// killed process open, and with it its lock: no other process can open it.
+    #[must_use]
+    pub fn locked_until(&self) -> Option<Time> {
+        self.state().orphans.iter().map(|(at, _)| *at).max()
+    }
+
     /// Makes durable what was completed when the order stood at `order`.
     pub fn flush(&self, order: u64) {
         let state = &mut *self.state();
@@ -276,6 +309,13 @@ impl SimMedium {
     pub fn cut_power(&self) {
         let state = &mut *self.state();
         state.stop_after = None;
+        for (_, blocks) in std::mem::take(&mut state.orphans) {
+            for (at, content) in blocks {
+                if state.rng.once_in(2) {
+                    state.put(at, content, false);
+                }
+            }
+        }
         for (at, mut versions) in std::mem::take(&mut state.cached) {
             if state.options.tears && state.rng.once_in(8) {
                 state.durable.insert(at, Content::Lost);
@@ -398,6 +438,19 @@ mod tests {
         let seen = outcomes(true, |medium| medium.write(0, content(1), false).unwrap());
         assert_eq!(seen.len(), 3);
         assert!(seen.contains(&Err(DiskError::UnrecoveredRead)));
+    }
+
+    #[test]
+    fn what_a_killed_process_had_submitted_lands_before_its_file_is_unlocked() {
+        let medium = medium(1, false, false);
+        medium.add_orphan(Time(5), vec![(0, content(1))]);
+        medium.add_orphan(Time(9), vec![(0, content(2))]);
+        assert_eq!(medium.locked_until(), Some(Time(9)));
+        medium.advance(Time(5));
+        assert_eq!(medium.read(0), Ok(content(1)));
+        medium.advance(Time(9));
+        assert_eq!(medium.read(0), Ok(content(2)));
+        assert_eq!(medium.locked_until(), None);
     }
 
     #[test]

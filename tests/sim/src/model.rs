@@ -10,6 +10,12 @@
 //! makes durable whatever was superseded when it began), or the medium has no volatile cache. After
 //! a power cut every write that was not durably superseded may be the block's value again.
 //!
+//! A Copy writes whatever its source may hold while it executes: one write of each such value, all
+//! with the same beginning, of which reads choose.
+//!
+//! A Compare and Write that succeeds tells more than a write: what began after the value that it
+//! replaced had ended comes after it, whoever ended first.
+//!
 //! Invariants:
 //! - Times are places in the order of calls to this model, so no two are equal.
 //! - What is unknown only ever permits more: a command that was lost with its connection may have
@@ -18,7 +24,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::content::ZEROES;
+use crate::content::{LOST, ZEROES, mark};
 
 const NEVER: u64 = u64::MAX;
 
@@ -39,10 +45,7 @@ pub enum WriteEnd {
     /// It is known to have changed nothing.
     Refused,
     /// It was lost: it may still have its effect later.
-    Lost {
-        /// The host whose command it was.
-        host: usize,
-    },
+    Lost,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -50,51 +53,75 @@ struct Write {
     value: u64,
     start: u64,
     end: u64,
+    /// It is known to have had its effect.
+    done: bool,
     /// Since when it is superseded.
     superseded: u64,
     durably: bool,
 }
 
+/// An operation that has not ended, or a write that was lost.
+#[derive(Clone, Copy, Debug)]
+struct Operation {
+    host: usize,
+    /// The blocks that it writes.
+    writes: Option<(u64, u64)>,
+    lost: bool,
+}
+
+/// A Copy that may still read.
+#[derive(Clone, Copy, Debug)]
+struct Copying {
+    start: u64,
+    from: u64,
+    to: u64,
+    blocks: u64,
+}
+
 /// See the module.
 pub struct Model {
-    /// Its namespace, for messages.
-    nsid: u32,
+    /// Its name, for messages.
+    name: String,
     volatile_cache: bool,
     blocks: Vec<Vec<Write>>,
     clock: u64,
     cuts: u64,
     last_cut: u64,
-    active: BTreeSet<u64>,
-    /// The blocks of writes that were lost, by their start, with their host.
-    lost: BTreeMap<u64, (usize, u64, u64)>,
+    /// By their beginnings.
+    operations: BTreeMap<u64, Operation>,
+    copies: Vec<Copying>,
     /// Values that a successful compare-and-write has replaced, with the cuts before it.
     replaced: BTreeMap<(u64, u64), u64>,
     /// Values whose write may have been executed more than once.
     repeated: BTreeSet<u64>,
+    /// For a write under way, by its beginning: the blocks' writes that it is known to come after.
+    after: BTreeMap<u64, Vec<(u64, u64)>>,
 }
 
 impl Model {
     /// A namespace of zeroes.
     #[must_use]
-    pub fn new(nsid: u32, blocks: u64, volatile_cache: bool) -> Self {
+    pub fn new(name: String, blocks: u64, volatile_cache: bool) -> Self {
         let first = Write {
             value: ZEROES,
             start: 0,
             end: 0,
+            done: true,
             superseded: NEVER,
             durably: false,
         };
         Self {
-            nsid,
+            name,
             volatile_cache,
             blocks: (0..blocks).map(|_| vec![first]).collect(),
             clock: 0,
             cuts: 0,
             last_cut: 0,
-            active: BTreeSet::new(),
-            lost: BTreeMap::new(),
+            operations: BTreeMap::new(),
+            copies: Vec::new(),
             replaced: BTreeMap::new(),
             repeated: BTreeSet::new(),
+            after: BTreeMap::new(),
         }
     }
 
@@ -104,49 +131,106 @@ impl Model {
         self.blocks.len() as u64
     }
 
-    /// A read, flush or compare begins.
-    pub fn begin(&mut self) -> Ticket {
+    /// Operations that have begun and not ended.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.operations.values().filter(|op| !op.lost).count()
+    }
+
+    /// A read, flush or compare of `host` begins.
+    pub fn begin(&mut self, host: usize) -> Ticket {
+        self.begin_operation(host, None)
+    }
+
+    /// A write of `value` to `blocks` blocks from `at` begins.
+    pub fn begin_write(&mut self, host: usize, at: u64, blocks: u64, value: u64) -> Ticket {
+        let ticket = self.begin_operation(host, Some((at, blocks)));
+        for lba in at..at + blocks {
+            self.add(lba, mark(value, lba), ticket.start);
+        }
+        ticket
+    }
+
+    /// A copy of `blocks` blocks from `from` to `to` begins. The two do not overlap.
+    pub fn begin_copy(&mut self, host: usize, from: u64, to: u64, blocks: u64) -> Ticket {
+        let ticket = self.begin_operation(host, Some((to, blocks)));
+        let start = ticket.start;
+        self.copies.push(Copying {
+            start,
+            from,
+            to,
+            blocks,
+        });
+        for offset in 0..blocks {
+            let now = self.list(from + offset).clone();
+            for write in now.iter().filter(|write| write.superseded > start) {
+                self.add_copied(to + offset, write.value, start);
+            }
+        }
+        ticket
+    }
+
+    fn begin_operation(&mut self, host: usize, writes: Option<(u64, u64)>) -> Ticket {
         self.clock += 1;
-        self.active.insert(self.clock);
+        let operation = Operation {
+            host,
+            writes,
+            lost: false,
+        };
+        self.operations.insert(self.clock, operation);
         Ticket {
             start: self.clock,
             cuts: self.cuts,
         }
     }
 
-    /// A write of `value` to `blocks` blocks from `at` begins.
-    pub fn begin_write(&mut self, at: u64, blocks: u64, value: u64) -> Ticket {
-        let ticket = self.begin();
-        for list in self.range(at, blocks) {
-            list.push(Write {
-                value,
-                start: ticket.start,
-                end: NEVER,
-                superseded: NEVER,
-                durably: false,
-            });
-        }
-        ticket
-    }
-
-    /// A write ends; `durable` where it was to survive a loss of power by itself.
-    pub fn end_write(
-        &mut self,
-        ticket: Ticket,
-        at: u64,
-        blocks: u64,
-        durable: bool,
-        end: WriteEnd,
-    ) {
-        let durable = durable || !self.volatile_cache;
-        let now = self.finish(ticket);
-        let spans_cut = ticket.cuts != self.cuts;
-        let start = ticket.start;
-        if let WriteEnd::Lost { host } = end {
-            self.lost.insert(start, (host, at, blocks));
+    /// A block may get a value, and with it whatever is being copied from the block.
+    fn add(&mut self, lba: u64, value: u64, start: u64) {
+        let list = self.list(lba);
+        let known = |write: &Write| write.start == start && write.value == value;
+        if list.iter().any(known) {
             return;
         }
-        let supersedes = end == WriteEnd::Done && (durable || !spans_cut);
+        list.push(Write {
+            value,
+            start,
+            end: NEVER,
+            done: false,
+            superseded: NEVER,
+            durably: false,
+        });
+        for copy in self.copies.clone() {
+            if copy.start != start && (copy.from..copy.from + copy.blocks).contains(&lba) {
+                self.add_copied(copy.to + (lba - copy.from), value, copy.start);
+            }
+        }
+    }
+
+    fn add_copied(&mut self, lba: u64, value: u64, start: u64) {
+        // Copying a block that cannot be read fails.
+        if value != LOST {
+            self.repeated.insert(value);
+            self.add(lba, value, start);
+        }
+    }
+
+    /// A write or copy ends; `durable` where it was to survive a loss of power by itself.
+    pub fn end_write(&mut self, ticket: Ticket, durable: bool, end: WriteEnd) {
+        let durable = durable || !self.volatile_cache;
+        let start = ticket.start;
+        let Some(operation) = self.operations.get_mut(&start) else {
+            unreachable!("a write ends once");
+        };
+        let (at, blocks) = operation.writes.expect("a write");
+        self.clock += 1;
+        let now = self.clock;
+        if end == WriteEnd::Lost {
+            operation.lost = true;
+            return;
+        }
+        self.operations.remove(&start);
+        self.copies.retain(|copy| copy.start != start);
+        let supersedes = end == WriteEnd::Done && (durable || ticket.cuts == self.cuts);
         let oldest = self.oldest();
         for list in self.range(at, blocks) {
             if end == WriteEnd::Refused {
@@ -156,6 +240,7 @@ impl Model {
             for write in list.iter_mut() {
                 if write.start == start {
                     write.end = now;
+                    write.done = end == WriteEnd::Done;
                 } else if supersedes && write.end <= start {
                     write.superseded = write.superseded.min(now);
                     write.durably |= durable;
@@ -163,11 +248,19 @@ impl Model {
             }
             forget(list, oldest);
         }
+        for (lba, before) in self.after.remove(&start).unwrap_or_default() {
+            for write in self.list(lba).iter_mut() {
+                if supersedes && write.start == before {
+                    write.superseded = write.superseded.min(now);
+                }
+            }
+        }
     }
 
-    /// The write of `value` may have been executed more than once.
-    pub fn repeated(&mut self, value: u64) {
-        self.repeated.insert(value);
+    /// The write of `value` to `blocks` blocks from `at` may have been executed more than once.
+    pub fn repeated(&mut self, at: u64, blocks: u64, value: u64) {
+        self.repeated
+            .extend((at..at + blocks).map(|lba| mark(value, lba)));
     }
 
     /// A read of one block ends with `value`. The ticket stays good for other blocks of the read.
@@ -179,7 +272,7 @@ impl Model {
         let now = self.clock;
         let (start, spans_cut) = (ticket.start, ticket.cuts != self.cuts);
         let (cut, volatile_cache) = (self.last_cut, self.volatile_cache);
-        let nsid = self.nsid;
+        let name = self.name.clone();
         let list = self.list(at);
         let known = list.iter().find(|write| write.value == value);
         if spans_cut {
@@ -193,8 +286,8 @@ impl Model {
                 None => "that is not among what was written there and can come back".into(),
             };
             return Err(format!(
-                "namespace {nsid} block {at} reads as value {value}: {why}; \
-                 the read began at {start}; the block's writes: {list:?}"
+                "{name} block {at} reads as value {value:#x}: {why}; \
+                 the read began at {start}; the block's writes: {list:x?}"
             ));
         };
         // What had ended before the last cut and is read after it lies on the medium for good.
@@ -214,12 +307,13 @@ impl Model {
 
     /// A read, compare or flush ends.
     pub fn end(&mut self, ticket: Ticket) {
-        self.finish(ticket);
+        self.operations.remove(&ticket.start);
+        self.clock += 1;
     }
 
     /// A flush has succeeded.
     pub fn end_flush(&mut self, ticket: Ticket) {
-        self.finish(ticket);
+        self.end(ticket);
         if ticket.cuts != self.cuts {
             return;
         }
@@ -232,8 +326,8 @@ impl Model {
         }
     }
 
-    /// A compare-and-write of one block has succeeded: what it compared with was there, and no other
-    /// has replaced it.
+    /// A compare-and-write of one block has succeeded: what it compared with was there, nothing came
+    /// between, and no other has replaced it.
     ///
     /// # Errors
     /// Where that cannot be.
@@ -242,15 +336,46 @@ impl Model {
             return Ok(());
         }
         self.check_read(ticket, at, old)?;
-        let unique = old != ZEROES && !self.repeated.contains(&old);
+        if old == ZEROES || self.repeated.contains(&old) {
+            return Ok(());
+        }
         let before = self.replaced.insert((at, old), self.cuts);
-        if unique && before == Some(self.cuts) {
+        if before == Some(self.cuts) {
             return Err(format!(
-                "namespace {} block {at}: two compare-and-writes have both replaced value {old}",
-                self.nsid
+                "{} block {at}: two compare-and-writes have both replaced value {old:#x}",
+                self.name
             ));
         }
+        self.order_after(ticket, at, old);
         Ok(())
+    }
+
+    /// Writes that began once `old` had been written come after the write that has replaced it.
+    fn order_after(&mut self, ticket: Ticket, at: u64, old: u64) {
+        let (start, now, cut) = (ticket.start, self.clock, self.last_cut);
+        let list = self.list(at);
+        let Some(written) = list.iter().find(|write| write.value == old) else {
+            return;
+        };
+        let since = written.end;
+        let mut later = Vec::new();
+        let mut superseded = false;
+        for write in list.iter() {
+            if write.start > since && write.start > cut && write.start != start {
+                superseded |= write.done;
+                if write.end == NEVER {
+                    later.push(write.start);
+                }
+            }
+        }
+        if superseded {
+            for write in list.iter_mut().filter(|write| write.start == start) {
+                write.superseded = write.superseded.min(now);
+            }
+        }
+        for write in later {
+            self.after.entry(write).or_default().push((at, start));
+        }
     }
 
     /// A compare with `value` said that the block differs.
@@ -260,7 +385,7 @@ impl Model {
     pub fn check_differs(&mut self, ticket: Ticket, at: u64, value: u64) -> Result<(), String> {
         let start = ticket.start;
         let spans_cut = ticket.cuts != self.cuts;
-        let nsid = self.nsid;
+        let name = self.name.clone();
         let list = self.list(at);
         let mut possible = list
             .iter()
@@ -269,22 +394,35 @@ impl Model {
             return Ok(());
         }
         Err(format!(
-            "namespace {nsid} block {at} was said to differ from value {value}, which it must have"
+            "{name} block {at} was said to differ from value {value:#x}, which it must have"
         ))
+    }
+
+    /// The host's process is no more: whatever it had under way was lost.
+    pub fn crash(&mut self, host: usize) {
+        let reads = |op: &Operation| op.host == host && op.writes.is_none();
+        self.operations.retain(|_, operation| !reads(operation));
+        for operation in self.operations.values_mut() {
+            operation.lost |= operation.host == host;
+        }
     }
 
     /// Nothing that this host lost can have an effect any more.
     pub fn fence(&mut self, host: usize) {
         self.clock += 1;
         let now = self.clock;
-        let mine: Vec<_> = self
-            .lost
+        let mine = |operation: &Operation| operation.lost && operation.host == host;
+        let lost: Vec<_> = self
+            .operations
             .iter()
-            .filter(|(_, (of, ..))| *of == host)
-            .map(|(start, (_, at, blocks))| (*start, *at, *blocks))
+            .filter(|(_, operation)| mine(operation))
+            .map(|(start, operation)| (*start, operation.writes))
             .collect();
-        for (start, at, blocks) in mine {
-            self.lost.remove(&start);
+        for (start, writes) in lost {
+            self.operations.remove(&start);
+            self.copies.retain(|copy| copy.start != start);
+            self.after.remove(&start);
+            let (at, blocks) = writes.expect("only writes are lost");
             for list in self.range(at, blocks) {
                 for write in list.iter_mut().filter(|write| write.start == start) {
                     write.end = now;
@@ -303,16 +441,21 @@ impl Model {
                 write.superseded = NEVER;
             }
         }
-    }
-
-    fn finish(&mut self, ticket: Ticket) -> u64 {
-        self.active.remove(&ticket.start);
-        self.clock += 1;
-        self.clock
+        // What may be back may be copied by what is under way or was lost.
+        for copy in self.copies.clone() {
+            for offset in 0..copy.blocks {
+                for write in self.list(copy.from + offset).clone() {
+                    if write.superseded == NEVER {
+                        self.add_copied(copy.to + offset, write.value, copy.start);
+                    }
+                }
+            }
+        }
     }
 
     fn oldest(&self) -> u64 {
-        self.active.first().copied().unwrap_or(self.clock)
+        let mut under_way = self.operations.iter().filter(|(_, op)| !op.lost);
+        under_way.next().map_or(self.clock, |(start, _)| *start)
     }
 
     fn list(&mut self, at: u64) -> &mut Vec<Write> {
@@ -334,26 +477,34 @@ fn forget(list: &mut Vec<Write>, oldest: u64) {
 mod tests {
     use super::*;
 
+    fn model(volatile_cache: bool) -> Model {
+        Model::new("namespace 1".into(), 8, volatile_cache)
+    }
+
     fn write(model: &mut Model, value: u64, durable: bool) {
-        let ticket = model.begin_write(0, 1, value);
-        model.end_write(ticket, 0, 1, durable, WriteEnd::Done);
+        let ticket = model.begin_write(0, 0, 1, value);
+        model.end_write(ticket, durable, WriteEnd::Done);
     }
 
     fn flush(model: &mut Model) {
-        let ticket = model.begin();
+        let ticket = model.begin(0);
         model.end_flush(ticket);
     }
 
-    fn reads(model: &mut Model, value: u64) -> bool {
-        let ticket = model.begin();
-        let good = model.check_read(ticket, 0, value).is_ok();
+    fn reads_at(model: &mut Model, at: u64, value: u64) -> bool {
+        let ticket = model.begin(0);
+        let good = model.check_read(ticket, at, value).is_ok();
         model.end(ticket);
         good
     }
 
-    fn may_read(model: &mut Model, value: u64) -> bool {
-        let ticket = model.begin();
-        let list = model.list(0);
+    fn reads(model: &mut Model, value: u64) -> bool {
+        reads_at(model, 0, mark(value, 0))
+    }
+
+    fn may_read_at(model: &mut Model, at: u64, value: u64) -> bool {
+        let ticket = model.begin(0);
+        let list = model.list(at);
         let found = list
             .iter()
             .any(|write| write.value == value && write.superseded > ticket.start);
@@ -361,9 +512,13 @@ mod tests {
         found
     }
 
+    fn may_read(model: &mut Model, value: u64) -> bool {
+        may_read_at(model, 0, mark(value, 0))
+    }
+
     #[test]
     fn only_the_last_of_two_writes_is_read() {
-        let mut model = Model::new(1, 1, true);
+        let mut model = model(true);
         write(&mut model, 1, false);
         write(&mut model, 2, false);
         assert!(!reads(&mut model, 1) && !reads(&mut model, 0) && reads(&mut model, 2));
@@ -371,11 +526,11 @@ mod tests {
 
     #[test]
     fn of_two_concurrent_writes_a_read_decides() {
-        let mut model = Model::new(1, 1, true);
-        let a = model.begin_write(0, 1, 1);
-        let b = model.begin_write(0, 1, 2);
-        model.end_write(a, 0, 1, false, WriteEnd::Done);
-        model.end_write(b, 0, 1, false, WriteEnd::Done);
+        let mut model = model(true);
+        let a = model.begin_write(0, 0, 1, 1);
+        let b = model.begin_write(0, 0, 1, 2);
+        model.end_write(a, false, WriteEnd::Done);
+        model.end_write(b, false, WriteEnd::Done);
         assert!(may_read(&mut model, 1) && may_read(&mut model, 2));
         assert!(reads(&mut model, 1));
         assert!(!reads(&mut model, 2));
@@ -383,7 +538,7 @@ mod tests {
 
     #[test]
     fn a_cut_brings_back_what_was_not_durably_superseded() {
-        let mut model = Model::new(1, 1, true);
+        let mut model = model(true);
         write(&mut model, 1, true);
         write(&mut model, 2, false);
         write(&mut model, 3, false);
@@ -397,14 +552,14 @@ mod tests {
 
     #[test]
     fn a_flush_makes_durable_what_ended_before_it_began() {
-        let mut model = Model::new(1, 1, true);
-        write(&mut model, 1, false);
-        let flushing = model.begin();
-        write(&mut model, 2, false);
-        model.end_flush(flushing);
-        model.cut_power();
-        assert!(may_read(&mut model, 1) && may_read(&mut model, 2) && !may_read(&mut model, 0));
-        let mut model = Model::new(1, 1, true);
+        let mut early = model(true);
+        write(&mut early, 1, false);
+        let flushing = early.begin(0);
+        write(&mut early, 2, false);
+        early.end_flush(flushing);
+        early.cut_power();
+        assert!(may_read(&mut early, 1) && may_read(&mut early, 2) && !may_read(&mut early, 0));
+        let mut model = model(true);
         write(&mut model, 1, false);
         write(&mut model, 2, false);
         flush(&mut model);
@@ -414,7 +569,7 @@ mod tests {
 
     #[test]
     fn without_a_volatile_cache_a_cut_changes_nothing() {
-        let mut model = Model::new(1, 1, false);
+        let mut model = model(false);
         write(&mut model, 1, false);
         model.cut_power();
         assert!(!reads(&mut model, 0) && reads(&mut model, 1));
@@ -422,9 +577,9 @@ mod tests {
 
     #[test]
     fn a_lost_write_may_come_until_its_host_is_fenced_off() {
-        let mut model = Model::new(1, 1, true);
-        let lost = model.begin_write(0, 1, 1);
-        model.end_write(lost, 0, 1, false, WriteEnd::Lost { host: 3 });
+        let mut model = model(true);
+        let lost = model.begin_write(3, 0, 1, 1);
+        model.end_write(lost, false, WriteEnd::Lost);
         write(&mut model, 2, false);
         assert!(reads(&mut model, 2) && may_read(&mut model, 1));
         model.fence(3);
@@ -433,21 +588,86 @@ mod tests {
     }
 
     #[test]
+    fn what_a_host_that_crashed_had_under_way_is_lost() {
+        let mut model = model(true);
+        model.begin_write(3, 0, 1, 1);
+        model.begin(3);
+        let other = model.begin(2);
+        model.crash(3);
+        assert_eq!(model.under_way(), 1);
+        model.end(other);
+        write(&mut model, 2, false);
+        assert!(may_read(&mut model, 1));
+        model.fence(3);
+        write(&mut model, 4, false);
+        assert!(!may_read(&mut model, 1));
+    }
+
+    #[test]
     fn a_value_is_replaced_once() {
-        let mut model = Model::new(1, 1, true);
+        let mut model = model(true);
         write(&mut model, 1, false);
-        let a = model.begin_write(0, 1, 2);
-        let b = model.begin_write(0, 1, 3);
-        assert!(model.check_replaced(a, 0, 1).is_ok());
-        assert!(model.check_replaced(b, 0, 1).is_err());
+        let a = model.begin_write(0, 0, 1, 2);
+        let b = model.begin_write(0, 0, 1, 3);
+        assert!(model.check_replaced(a, 0, mark(1, 0)).is_ok());
+        assert!(model.check_replaced(b, 0, mark(1, 0)).is_err());
+    }
+
+    #[test]
+    fn a_write_does_not_come_between_the_two_halves_of_a_compare_and_write() {
+        let replace = |order: bool| {
+            let mut model = model(true);
+            write(&mut model, 1, false);
+            let fused = model.begin_write(0, 0, 1, 2);
+            let other = model.begin_write(1, 0, 1, 3);
+            if order {
+                model.end_write(other, false, WriteEnd::Done);
+            }
+            assert!(model.check_replaced(fused, 0, mark(1, 0)).is_ok());
+            model.end_write(fused, false, WriteEnd::Done);
+            if !order {
+                model.end_write(other, false, WriteEnd::Done);
+            }
+            model
+        };
+        for order in [false, true] {
+            assert!(!reads(&mut replace(order), 2));
+            assert!(reads(&mut replace(order), 3));
+        }
     }
 
     #[test]
     fn a_block_with_one_possible_value_does_not_differ_from_it() {
-        let mut model = Model::new(1, 1, true);
+        let mut model = model(true);
         write(&mut model, 1, false);
-        let ticket = model.begin_write(0, 1, 2);
-        assert!(model.check_differs(ticket, 0, 1).is_err());
-        assert!(model.check_differs(ticket, 0, 9).is_ok());
+        let ticket = model.begin_write(0, 0, 1, 2);
+        assert!(model.check_differs(ticket, 0, mark(1, 0)).is_err());
+        assert!(model.check_differs(ticket, 0, mark(9, 0)).is_ok());
+    }
+
+    #[test]
+    fn a_copy_writes_what_its_source_may_hold() {
+        let mut model = model(true);
+        write(&mut model, 1, false);
+        let copy = model.begin_copy(0, 0, 4, 1);
+        write(&mut model, 2, false);
+        model.end_write(copy, false, WriteEnd::Done);
+        write(&mut model, 3, false);
+        let (old, new, late) = (mark(1, 0), mark(2, 0), mark(3, 0));
+        assert!(may_read_at(&mut model, 4, old) && may_read_at(&mut model, 4, new));
+        assert!(!may_read_at(&mut model, 4, late) && !may_read_at(&mut model, 4, ZEROES));
+        assert!(reads_at(&mut model, 4, old));
+        assert!(!reads_at(&mut model, 4, new));
+    }
+
+    #[test]
+    fn a_copy_of_a_copy_may_write_what_the_first_reads() {
+        let mut model = model(true);
+        let second = model.begin_copy(0, 4, 6, 1);
+        let first = model.begin_copy(0, 0, 4, 1);
+        write(&mut model, 1, false);
+        model.end_write(first, false, WriteEnd::Done);
+        model.end_write(second, false, WriteEnd::Done);
+        assert!(may_read_at(&mut model, 6, mark(1, 0)) && may_read_at(&mut model, 6, ZEROES));
     }
 }

@@ -3,6 +3,7 @@
 //! Invariant: a life leaves nothing behind in memory; its media outlive it.
 
 use std::{
+    cell::Cell,
     net::{IpAddr, SocketAddr},
     rc::{Rc, Weak},
     sync::Arc,
@@ -15,9 +16,12 @@ use corebay_core::{
     reactor::Reactor,
     units::{CoreId, Time},
 };
+use corebay_nvme::spec::nqn::Nqn;
 use corebay_target::{
-    core::{Core, Message},
+    controller::Event,
+    core::{Core, Message, Reply},
     environment::{Environment, NotKept},
+    fabrics::report,
     feature::FeatureChange,
     limits::MESH_CAPACITY,
     memory::Memory,
@@ -30,12 +34,16 @@ use crate::{
     disk::{Queues, SimDisk},
     medium::SimMedium,
     net::{Hub, SimNetwork},
-    plan::Plan,
+    plan::NodePlan,
     trace::Trace,
 };
 
-/// The subsystem that all namespaces are in.
-pub const SUBSYSTEM: &str = "nqn.2026-01.io.corebay:sim";
+/// The subsystem of an appliance.
+#[must_use]
+pub fn subsystem(node: usize) -> Nqn {
+    let nqn = format!("nqn.2026-01.io.corebay:sim{node}");
+    nqn.parse().expect("a valid NQN")
+}
 
 /// The wall clock at a world's start: 2026-01-01 00:00 UTC.
 const WALL_CLOCK_MS: u64 = 1_767_225_600_000;
@@ -88,6 +96,8 @@ pub struct NodeCore {
 pub struct Node {
     /// Its cores.
     pub cores: Vec<NodeCore>,
+    /// A reload is under way.
+    reloading: Rc<Cell<bool>>,
     subsystem: Arc<Subsystem<SimMedium>>,
     queues: Queues,
     free_tasks: usize,
@@ -96,8 +106,10 @@ pub struct Node {
 
 /// What surrounds a node for all its lives.
 pub struct Surroundings<'a> {
+    /// Which appliance it is.
+    pub node: usize,
     /// What the world is made of.
-    pub plan: &'a Plan,
+    pub plan: &'a NodePlan,
     /// The network.
     pub hub: &'a Hub,
     /// The media of its namespaces, from NSID 1.
@@ -119,11 +131,11 @@ impl Node {
         let plan = around.plan;
         let registry = Registry::default();
         let names = SubsystemNames {
-            nqn: SUBSYSTEM.parse().expect("a constant"),
-            serial: "SIM0001".into(),
+            nqn: subsystem(around.node),
+            serial: format!("SIM{:04}", around.node),
             model: "corebay simulated".into(),
         };
-        let subsystem = registry.add_subsystem(names, Access::Any, None);
+        let exported = registry.add_subsystem(names, Access::Any, None);
         registry.set_listens(vec![Listen {
             port_id: 1,
             transport: TransportType::Tcp,
@@ -144,11 +156,12 @@ impl Node {
         let node = Self {
             free_tasks: plan.target.task_slots - 1,
             cores,
-            subsystem,
+            reloading: Rc::default(),
+            subsystem: exported,
             queues,
             _port: port,
         };
-        node.attach(around.media)?;
+        node.attach_all(around.media)?;
         node.cores[0]
             .tcp
             .listen(around.address)
@@ -211,14 +224,80 @@ impl Node {
         (in_flight != 0).then(|| format!("{in_flight} disk operations are left"))
     }
 
-    /// Ends the process where it stands.
+    /// True while a reload is under way.
+    #[must_use]
+    pub fn is_reloading(&self) -> bool {
+        self.reloading.get()
+    }
+
+    /// The namespaces that are attached.
+    #[must_use]
+    pub fn is_attached(&self, nsid: u32) -> bool {
+        self.subsystem.namespace(nsid).is_some()
+    }
+
+    /// Detaches a namespace, in the steps of a reload: it leaves the registry, then each core.
+    pub fn detach(&self, nsid: u32) {
+        let (core, subsystem) = (self.cores[0].core.clone(), self.subsystem.clone());
+        let reloading = self.reloading.clone();
+        reloading.set(true);
+        self.cores[0].core.spawn_control(async move {
+            subsystem.remove_namespace(nsid);
+            let id = subsystem.id;
+            core.call_all(move |each, reply: Reply<()>| {
+                each.table(id).detach(nsid);
+                reply.send(each, ());
+            })
+            .await;
+            tell(&core, &subsystem, nsid);
+            reloading.set(false);
+        });
+    }
+
+    /// Attaches a namespace, in the steps of a reload: every core opens it, then it is shown.
+    pub fn attach(&self, nsid: u32, medium: &SimMedium) {
+        let (core, subsystem) = (self.cores[0].core.clone(), self.subsystem.clone());
+        let (reloading, spec) = (self.reloading.clone(), specification(nsid, medium));
+        reloading.set(true);
+        self.cores[0].core.spawn_control(async move {
+            let (id, on_core) = (subsystem.id, spec.clone());
+            let opened = core
+                .call_all(move |each, reply: Reply<bool>| {
+                    reply.send(each, each.attach(id, on_core.clone()).is_ok());
+                })
+                .await;
+            if opened.into_iter().all(|good| good) {
+                subsystem.add_namespace(spec);
+                tell(&core, &subsystem, nsid);
+            }
+            reloading.set(false);
+        });
+    }
+
+    /// The process is killed: the kernel carries out, or gives up, what was submitted to its disks
+    /// before it closes them.
     ///
     /// # Errors
     /// Says what its end does not free.
-    pub fn end(self) -> Result<(), String> {
+    pub fn kill(self) -> Result<(), String> {
+        for queue in self.queues.borrow().iter() {
+            queue.orphan();
+        }
+        self.end()
+    }
+
+    /// The machine loses its power: what was being written is written, block by block, or not.
+    ///
+    /// # Errors
+    /// Says what the end of the process does not free.
+    pub fn cut_power(self) -> Result<(), String> {
         for queue in self.queues.borrow().iter() {
             queue.abandon();
         }
+        self.end()
+    }
+
+    fn end(self) -> Result<(), String> {
         let memories: Vec<_> = self
             .cores
             .iter()
@@ -242,6 +321,27 @@ impl Node {
             None => Ok(()),
         }
     }
+}
+
+/// Tells the subsystem's hosts that a namespace has changed.
+fn tell(core: &Rc<Core<SimEnvironment>>, subsystem: &Subsystem<SimMedium>, nsid: u32) {
+    for controller in subsystem.controllers() {
+        controller.namespace_changed(nsid);
+        report(core, &controller, Event::NamespaceAttributeChanged);
+    }
+}
+
+fn specification(nsid: u32, medium: &SimMedium) -> Arc<NamespaceSpec<SimMedium>> {
+    Arc::new(NamespaceSpec {
+        nsid,
+        identity: Identity {
+            uuid: [u8::try_from(nsid).unwrap_or(0); 16],
+            ..Identity::default()
+        },
+        info: medium.info(),
+        medium: medium.clone(),
+        read_only: false,
+    })
 }
 
 /// Says what somebody holds of a core's memory.
@@ -268,18 +368,9 @@ impl Drop for Node {
 }
 
 impl Node {
-    fn attach(&self, media: &[SimMedium]) -> Result<(), DiskError> {
+    fn attach_all(&self, media: &[SimMedium]) -> Result<(), DiskError> {
         for (medium, nsid) in media.iter().zip(1u32..) {
-            let spec = Arc::new(NamespaceSpec {
-                nsid,
-                identity: Identity {
-                    uuid: [u8::try_from(nsid).unwrap_or(0); 16],
-                    ..Identity::default()
-                },
-                info: medium.info(),
-                medium: medium.clone(),
-                read_only: false,
-            });
+            let spec = specification(nsid, medium);
             self.subsystem.add_namespace(spec.clone());
             for each in &self.cores {
                 each.core.attach(self.subsystem.id, spec.clone())?;

@@ -14,7 +14,11 @@ use corebay_target::{
 use crate::{
     medium::{Latency, MediumFaults, MediumOptions},
     net::NetProfile,
+    workload::COMMANDS,
 };
+
+/// The most appliances of a world.
+pub const NODES_MAX: usize = 2;
 
 /// Something that the world does to a machine now and then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,10 +43,16 @@ pub enum Mischief {
     DiskFull,
     /// A disk is unplugged; it is back before the target is started again.
     DiskGone,
+    /// A host's process ends, and starts again with the same names.
+    HostCrash,
+    /// A host loses its power, and comes back with the same names.
+    HostVanish,
+    /// A namespace is detached, or one that was detached attached again, as a reload does it.
+    Reload,
 }
 
 impl Mischief {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 13] = [
         Self::Reset,
         Self::HalfReset,
         Self::HalfClose,
@@ -53,6 +63,9 @@ impl Mischief {
         Self::SlowCore,
         Self::DiskFull,
         Self::DiskGone,
+        Self::HostCrash,
+        Self::HostVanish,
+        Self::Reload,
     ];
 }
 
@@ -71,6 +84,32 @@ pub struct TargetPlan {
     pub tcp: TcpOptions,
 }
 
+/// An appliance: a machine of its own, with one subsystem.
+#[derive(Clone, Debug)]
+pub struct NodePlan {
+    /// The target on it.
+    pub target: TargetPlan,
+    /// Its namespaces' media.
+    pub media: Vec<MediumOptions>,
+}
+
+/// What the hosts do.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkloadPlan {
+    /// How often each command is sent: see [`COMMANDS`](crate::workload::COMMANDS).
+    pub weights: [u64; COMMANDS],
+    /// Half of the commands meet on so many blocks.
+    pub hot_blocks: u64,
+    /// All commands meet there.
+    pub only_hot: bool,
+    /// Commands in flight are aborted now and then.
+    pub aborts: bool,
+    /// Hosts ask their controllers all kinds of things meanwhile.
+    pub admin: bool,
+    /// Hosts reset their controllers under I/O.
+    pub resets: bool,
+}
+
 /// What becomes of a host's commands when its connection is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterLoss {
@@ -85,7 +124,9 @@ pub enum AfterLoss {
 /// A host.
 #[derive(Clone, Copy, Debug)]
 pub struct HostPlan {
-    /// Tasks that send one command after the other.
+    /// The appliances that it connects to.
+    pub nodes: [bool; NODES_MAX],
+    /// Tasks that send one command after the other, for each appliance.
     pub workers: usize,
     /// Commands of each.
     pub commands: usize,
@@ -106,12 +147,12 @@ pub struct HostPlan {
 /// All of it.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The target.
-    pub target: TargetPlan,
-    /// Its namespaces' media.
-    pub media: Vec<MediumOptions>,
-    /// What goes wrong on them.
+    /// The appliances.
+    pub nodes: Vec<NodePlan>,
+    /// What goes wrong on their media.
     pub medium_faults: MediumFaults,
+    /// What the hosts do.
+    pub workload: WorkloadPlan,
     /// The hosts.
     pub hosts: Vec<HostPlan>,
     /// The network.
@@ -142,9 +183,10 @@ impl Plan {
             mischief.clear();
         }
         let calm = mischief.is_empty();
-        let media = draw_media(rng);
+        let nodes = if rng.once_in(4) { NODES_MAX } else { 1 };
         let mut plan = Self {
-            target: draw_target(rng),
+            nodes: (0..nodes).map(|_| draw_node(rng)).collect(),
+            workload: draw_workload(rng, calm),
             medium_faults: MediumFaults::default(),
             hosts: Vec::new(),
             network: draw_network(rng, calm),
@@ -153,13 +195,14 @@ impl Plan {
             turn_nanos_max: pick(rng, &[500, 3_000, 20_000]),
             cut_at_end: rng.once_in(2),
             cut_by_hand: false,
-            media,
         };
         if !calm {
             plan.medium_faults = draw_medium_faults(rng);
         }
         let hosts = 1 + rng.below(3);
         plan.hosts = (0..hosts).map(|_| draw_host(rng, &plan)).collect();
+        // Somebody uses each of them.
+        plan.hosts[0].nodes = [true, plan.nodes.len() > 1];
         plan
     }
 
@@ -172,11 +215,15 @@ impl Plan {
         plan.mischief.clear();
         plan.medium_faults = MediumFaults::default();
         plan.network.stall_one_in = 0;
-        plan.media.truncate(1);
-        plan.media[0].volatile_cache = true;
-        plan.media[0].tears = false;
-        plan.media[0].blocks = 16;
+        plan.workload = draw_workload(rng, true);
+        plan.nodes.truncate(1);
+        let media = &mut plan.nodes[0].media;
+        media.truncate(1);
+        media[0].volatile_cache = true;
+        media[0].tears = false;
+        media[0].blocks = 16;
         plan.hosts = vec![draw_host(rng, &plan)];
+        plan.hosts[0].nodes = [true, false];
         plan.hosts[0].workers = 3;
         plan.hosts[0].commands = 8;
         plan.hosts[0].after_loss = AfterLoss::Fail;
@@ -188,10 +235,25 @@ impl Plan {
     /// True where no connection may be lost, as nothing disturbs any.
     #[must_use]
     pub fn is_calm(&self) -> bool {
-        let disturbs =
-            |mischief: &Mischief| !matches!(mischief, Mischief::SlowCore | Mischief::DiskFull);
+        let disturbs = |mischief: &Mischief| {
+            !matches!(
+                mischief,
+                Mischief::SlowCore | Mischief::DiskFull | Mischief::Reload
+            )
+        };
         let disturbed = self.mischief.iter().any(disturbs) || self.cut_by_hand;
-        !disturbed && self.medium_faults.stuck == 0
+        !disturbed && self.medium_faults.stuck == 0 && !self.workload.resets
+    }
+
+    /// The media of all appliances.
+    pub fn media(&self) -> impl Iterator<Item = &MediumOptions> {
+        self.nodes.iter().flat_map(|node| &node.media)
+    }
+
+    /// True where namespaces come and go.
+    #[must_use]
+    pub fn reloads(&self) -> bool {
+        self.mischief.contains(&Mischief::Reload)
     }
 
     /// True where commands may fail on a medium.
@@ -199,7 +261,8 @@ impl Plan {
     pub fn media_fail(&self) -> bool {
         let faults = &self.medium_faults;
         faults.transient_read + faults.latent_read + faults.write != 0
-            || self.media.iter().any(|medium| medium.tears)
+            || self.media().any(|medium| medium.tears)
+            || self.workload.weights[SPOIL] != 0
             || self.mischief.contains(&Mischief::DiskFull)
             || self.mischief.contains(&Mischief::DiskGone)
     }
@@ -212,6 +275,35 @@ fn pick<T: Copy>(rng: &mut Rng, of: &[T]) -> T {
 
 fn millis(count: u64) -> Duration {
     Duration::from_millis(count)
+}
+
+fn draw_node(rng: &mut Rng) -> NodePlan {
+    NodePlan {
+        target: draw_target(rng),
+        media: draw_media(rng),
+    }
+}
+
+/// The place of Write Uncorrectable among the weights.
+const SPOIL: usize = 10;
+
+fn draw_workload(rng: &mut Rng, calm: bool) -> WorkloadPlan {
+    // In the order of the commands: the usual mix, what hosts do to the same few blocks, and all.
+    let usual = [35, 29, 10, 6, 10, 5, 5, 0, 0, 0, 0];
+    let duel = [8, 25, 5, 2, 55, 3, 2, 0, 0, 0, 0];
+    let all = [20, 15, 8, 6, 10, 8, 8, 10, 8, 7, 0];
+    let mut weights = pick(rng, &[usual, duel, all, all]);
+    if rng.once_in(8) {
+        weights[SPOIL] = 3;
+    }
+    WorkloadPlan {
+        weights,
+        hot_blocks: pick(rng, &[1, 2, 6, 6]),
+        only_hot: rng.once_in(5),
+        aborts: rng.once_in(3),
+        admin: rng.once_in(2),
+        resets: !calm && rng.once_in(4),
+    }
 }
 
 fn draw_target(rng: &mut Rng) -> TargetPlan {
@@ -291,7 +383,14 @@ fn draw_host(rng: &mut Rng, plan: &Plan) -> HostPlan {
         1 if !stuck => replay,
         _ => AfterLoss::GiveUp,
     };
+    // With two appliances a host uses the one, the other or both.
+    let nodes = match (plan.nodes.len(), rng.below(3)) {
+        (1, _) | (_, 0) => [true, false],
+        (_, 1) => [false, true],
+        _ => [true, true],
+    };
     HostPlan {
+        nodes,
         workers: pick(rng, &[1, 3, 6]),
         commands: pick(rng, &[8, 15, 30]),
         io_queues: pick(rng, &[1, 2, 4]),

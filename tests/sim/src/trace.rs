@@ -116,4 +116,6 @@ pub mod event {
     pub const COMPLETION: u64 = 6;
     /// The world did something to a machine.
     pub const FAULT: u64 = 7;
+    /// A host asked its controller something.
+    pub const ADMIN: u64 = 8;
 }

@@ -5,12 +5,15 @@ use std::time::Duration;
 use corebay_core::{buffer::Buffer, rng::Rng};
 use corebay_nvme::{
     fabrics::{Error, IoQueue},
-    spec::{command::nvm::DsmRange, status::Status},
+    spec::{
+        command::nvm::{CopyRangeFormat0, DsmRange},
+        status::Status,
+    },
 };
 
 use crate::{
-    client::{Shared, may_not_happen},
-    content::{self, ZEROES},
+    client::{Session, may_not_happen},
+    content::{self, LOST, ZEROES},
     model::WriteEnd,
     net::SimNetwork,
     plan::AfterLoss,
@@ -34,58 +37,63 @@ struct Blocks {
     bytes: usize,
 }
 
+/// How many kinds of commands there are, each with its weight: reads, writes, writes with Force Unit
+/// Access, flushes, compare-and-writes, zeroes, deallocations, compares, copies, verifications,
+/// and blocks that are made unreadable.
+pub const COMMANDS: usize = 11;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Read,
     Write { fua: bool },
-    Zeroes { fua: bool, deallocate: bool },
-    Deallocate,
     Flush,
     CompareAndWrite,
+    Zeroes { fua: bool, deallocate: bool },
+    Deallocate,
+    Compare,
+    Copy { from: u64 },
+    Verify,
+    Spoil,
 }
 
 /// One worker: one command after the other.
-pub async fn work(shared: &Shared, worker: usize, mut rng: Rng) {
-    for turn in 0..shared.plan.commands {
-        if shared.common.stopping.get() {
-            return;
-        }
-        let Some(queue) = shared.queue(worker + turn).await else {
+pub async fn work(session: &Session, worker: usize, mut rng: Rng) {
+    for turn in 0..session.plan.commands {
+        let Some(queue) = session.queue(worker + turn).await else {
             return;
         };
-        shared.fence();
-        if !command(shared, &queue, &mut rng).await {
-            shared.reactor().sleep(AFTER_FAILURE).await;
+        session.fence();
+        if !command(session, &queue, &mut rng).await {
+            session.reactor().sleep(AFTER_FAILURE).await;
         }
         if rng.once_in(4) {
             let pause = Duration::from_micros(rng.below(2_000));
-            shared.reactor().sleep(pause).await;
+            session.reactor().sleep(pause).await;
         }
     }
 }
 
 /// Reads every block, and tries again where a connection is lost.
-pub async fn check_all(shared: &Shared) {
-    for (index, model) in shared.common.models.iter().enumerate() {
-        let options = shared.common.plan.media[index];
-        let blocks = model.borrow().blocks();
+pub async fn check_all(session: &Session) {
+    for (index, options) in session.media().iter().enumerate() {
+        let blocks = options.blocks;
         let step = (BYTES_MAX / options.block_size.bytes()) as u64;
         let mut at = 0;
         while at < blocks {
-            let Some(queue) = shared.queue(0).await else {
-                shared.reactor().sleep(Duration::from_millis(10)).await;
+            let Some(queue) = session.queue(0).await else {
+                session.reactor().sleep(Duration::from_millis(10)).await;
                 continue;
             };
-            shared.fence();
+            session.fence();
             let part = Blocks {
                 nsid: index as u32 + 1,
                 at,
                 count: step.min(blocks - at),
                 bytes: options.block_size.bytes(),
             };
-            match read(shared, &queue, part).await {
+            match read(session, &queue, part).await {
                 Err(Error::Transport(_) | Error::TimedOut | Error::Closed) => {
-                    shared.reactor().sleep(AFTER_FAILURE).await;
+                    session.reactor().sleep(AFTER_FAILURE).await;
                 }
                 // A block of them is lost: the others are looked at one by one.
                 Err(_) => {
@@ -95,7 +103,7 @@ pub async fn check_all(shared: &Shared) {
                             count: 1,
                             ..part
                         };
-                        let _ = read(shared, &queue, one).await;
+                        let _ = read(session, &queue, one).await;
                     }
                     at += part.count;
                 }
@@ -106,78 +114,111 @@ pub async fn check_all(shared: &Shared) {
 }
 
 /// Sends one command; false where it failed.
-async fn command(shared: &Shared, queue: &Queue, rng: &mut Rng) -> bool {
-    let kind = match rng.below(100) {
-        0..35 => Kind::Read,
-        35..64 => Kind::Write { fua: false },
-        64..74 => Kind::Write { fua: true },
-        74..80 => Kind::Flush,
-        80..90 => Kind::CompareAndWrite,
-        90..95 => Kind::Zeroes {
-            fua: rng.once_in(3),
-            deallocate: rng.once_in(2),
-        },
-        _ => Kind::Deallocate,
-    };
-    let blocks = choose(shared, rng, kind);
-    let number = shared.common.new_command();
+async fn command(session: &Session, queue: &Queue, rng: &mut Rng) -> bool {
+    let (kind, blocks) = choose(session, rng);
     let what = format!("{kind:?} {blocks:?}");
-    let host = shared.index;
+    let (host, node) = (session.index, session.node);
+    let number = session.common.begin_command(host, what.clone());
     let words = [event::COMMAND, number, blocks.at];
-    let trace = &shared.common.trace;
-    trace.note(words, || format!("host {host} command {number}: {what}"));
-    shared.under_way.borrow_mut().insert(number, what);
+    let trace = &session.common.trace;
+    trace.note(words, || {
+        format!("host {host} to appliance {node}, command {number}: {what}")
+    });
     let result = match kind {
-        Kind::Read => read(shared, queue, blocks).await,
-        Kind::Flush => flush(shared, queue, blocks.nsid).await,
-        Kind::CompareAndWrite => compare_and_write(shared, queue, blocks).await,
-        Kind::Write { .. } | Kind::Zeroes { .. } | Kind::Deallocate => {
-            write(shared, queue, kind, blocks).await
+        Kind::Read => read(session, queue, blocks).await,
+        Kind::Flush => flush(session, queue, blocks.nsid).await,
+        Kind::CompareAndWrite => compare_and_write(session, queue, blocks).await,
+        Kind::Compare => compare(session, queue, blocks).await,
+        Kind::Verify => {
+            let count = blocks.count as u32;
+            queue.verify(blocks.nsid, blocks.at, count).await
         }
+        _ => write(session, queue, kind, blocks).await,
     };
-    shared.under_way.borrow_mut().remove(&number);
+    session.common.end_command(number);
     let words = [event::COMPLETION, number, u64::from(result.is_ok())];
     trace.note(words, || {
         format!("host {host} command {number} ends: {result:?}")
     });
     let good = result.is_ok();
     if let Err(error) = result {
-        let differs = kind == Kind::CompareAndWrite && is_compare_failure(&error);
-        if !differs && may_not_happen(&shared.common, &error) {
-            shared.common.fail(format!(
-                "host {host} command {number}, {kind:?} {blocks:?}: {error}"
+        let compares = matches!(kind, Kind::CompareAndWrite | Kind::Compare);
+        let differs = compares && is_compare_failure(&error);
+        if !differs && may_not_happen(&session.common, &error) {
+            session.common.fail(format!(
+                "host {host} to appliance {node}, command {number}, {kind:?} {blocks:?}: {error}"
             ));
         }
     }
     good
 }
 
-fn choose(shared: &Shared, rng: &mut Rng, kind: Kind) -> Blocks {
-    let media = &shared.common.plan.media;
-    let index = usize::try_from(rng.below(media.len() as u64)).unwrap_or(0);
-    let bytes = media[index].block_size.bytes();
-    // Half of the commands meet on a few blocks.
-    let blocks = match rng.once_in(2) {
-        true => media[index].blocks.min(6),
-        false => media[index].blocks,
-    };
-    let most = ((BYTES_MAX / bytes) as u64).min(blocks);
-    let count = match (kind, rng.below(4)) {
-        (Kind::CompareAndWrite, _) => 1,
-        (_, 0) => 1 + rng.below(most),
-        _ => 1 + rng.below(most.min(4)),
-    };
-    Blocks {
-        nsid: index as u32 + 1,
-        at: rng.below(blocks - count + 1),
-        count,
-        bytes,
+fn choose_kind(rng: &mut Rng, weights: &[u64; COMMANDS]) -> Kind {
+    let mut drawn = rng.below(weights.iter().sum());
+    let chosen = weights.iter().position(|weight| match drawn < *weight {
+        true => true,
+        false => {
+            drawn -= weight;
+            false
+        }
+    });
+    match chosen {
+        Some(1) => Kind::Write { fua: false },
+        Some(2) => Kind::Write { fua: true },
+        Some(3) => Kind::Flush,
+        Some(4) => Kind::CompareAndWrite,
+        Some(5) => Kind::Zeroes {
+            fua: rng.once_in(3),
+            deallocate: rng.once_in(2),
+        },
+        Some(6) => Kind::Deallocate,
+        Some(7) => Kind::Compare,
+        Some(8) => Kind::Copy { from: 0 },
+        Some(9) => Kind::Verify,
+        Some(10) => Kind::Spoil,
+        _ => Kind::Read,
     }
 }
 
-async fn buffer(shared: &Shared, blocks: Blocks) -> Buffer {
+fn choose(session: &Session, rng: &mut Rng) -> (Kind, Blocks) {
+    let workload = &session.common.plan.workload;
+    let mut kind = choose_kind(rng, &workload.weights);
+    let media = session.media();
+    let index = usize::try_from(rng.below(media.len() as u64)).unwrap_or(0);
+    let (bytes, all) = (media[index].block_size.bytes(), media[index].blocks);
+    // Half of the commands meet on a few blocks.
+    let blocks = match rng.once_in(2) || workload.only_hot {
+        true => all.min(workload.hot_blocks),
+        false => all,
+    };
+    let most = ((BYTES_MAX / bytes) as u64).min(blocks);
+    let mut count = match (kind, rng.below(4)) {
+        (Kind::CompareAndWrite | Kind::Compare, _) => 1,
+        (_, 0) => 1 + rng.below(most),
+        _ => 1 + rng.below(most.min(4)),
+    };
+    let mut at = rng.below(blocks - count + 1);
+    if let Kind::Copy { from } = &mut kind {
+        // Source and destination lie beside each other, in either order.
+        count = count.min(all / 2);
+        *from = rng.below(all - 2 * count + 1);
+        at = *from + count + rng.below(all - *from - 2 * count + 1);
+        if rng.once_in(2) {
+            std::mem::swap(from, &mut at);
+        }
+    }
+    let blocks = Blocks {
+        nsid: index as u32 + 1,
+        at,
+        count,
+        bytes,
+    };
+    (kind, blocks)
+}
+
+async fn buffer(session: &Session, blocks: Blocks) -> Buffer {
     let bytes = usize::try_from(blocks.count).unwrap_or(0) * blocks.bytes;
-    shared.host.buffers().allocate(bytes).await
+    session.host.buffers().allocate(bytes).await
 }
 
 /// A buffer, cut into several windows now and then.
@@ -191,25 +232,25 @@ fn windows(buffer: &Buffer, blocks: Blocks) -> Vec<Buffer> {
     }
 }
 
-async fn read(shared: &Shared, queue: &Queue, blocks: Blocks) -> Result<(), Error> {
-    read_blocks(shared, queue, blocks).await.map(drop)
+async fn read(session: &Session, queue: &Queue, blocks: Blocks) -> Result<(), Error> {
+    read_blocks(session, queue, blocks).await.map(drop)
 }
 
-async fn read_blocks(shared: &Shared, queue: &Queue, blocks: Blocks) -> Result<Buffer, Error> {
-    let into = buffer(shared, blocks).await;
-    let model = &shared.common.models[blocks.nsid as usize - 1];
-    let ticket = model.borrow_mut().begin();
+async fn read_blocks(session: &Session, queue: &Queue, blocks: Blocks) -> Result<Buffer, Error> {
+    let into = buffer(session, blocks).await;
+    let model = session.model(blocks.nsid);
+    let ticket = model.borrow_mut().begin(session.index);
     let parts = windows(&into, blocks);
     let count = blocks.count as u32;
     let result = queue.read(blocks.nsid, blocks.at, count, &parts).await;
     if result.is_ok() {
         let bytes = into.bytes();
         for (block, at) in bytes.chunks(blocks.bytes).zip(blocks.at..) {
-            let checked = content::value(block, blocks.nsid, at)
+            let checked = content::read(block, blocks.nsid)
                 .map_err(|what| format!("namespace {} block {at} is corrupt: {what}", blocks.nsid))
                 .and_then(|value| model.borrow_mut().check_read(ticket, at, value));
             if let Err(what) = checked {
-                shared.common.fail(what);
+                session.common.fail(what);
             }
         }
     }
@@ -218,9 +259,9 @@ async fn read_blocks(shared: &Shared, queue: &Queue, blocks: Blocks) -> Result<B
     result.map(|()| into)
 }
 
-async fn flush(shared: &Shared, queue: &Queue, nsid: u32) -> Result<(), Error> {
-    let model = &shared.common.models[nsid as usize - 1];
-    let ticket = model.borrow_mut().begin();
+async fn flush(session: &Session, queue: &Queue, nsid: u32) -> Result<(), Error> {
+    let model = session.model(nsid);
+    let ticket = model.borrow_mut().begin(session.index);
     let result = queue.flush(nsid).await;
     let mut model = model.borrow_mut();
     match result {
@@ -230,21 +271,28 @@ async fn flush(shared: &Shared, queue: &Queue, nsid: u32) -> Result<(), Error> {
     result
 }
 
-async fn write(shared: &Shared, queue: &Queue, kind: Kind, blocks: Blocks) -> Result<(), Error> {
+async fn write(session: &Session, queue: &Queue, kind: Kind, blocks: Blocks) -> Result<(), Error> {
     let value = match kind {
-        Kind::Write { .. } => shared.common.new_value(),
+        Kind::Write { .. } => session.common.new_value(),
+        Kind::Spoil => LOST,
         _ => ZEROES,
     };
     let data = match kind {
-        Kind::Write { .. } => Some(filled(shared, blocks, value).await),
+        Kind::Write { .. } => Some(filled(session, blocks, value).await),
         _ => None,
     };
-    let model = &shared.common.models[blocks.nsid as usize - 1];
-    let associations = shared.associations();
-    let ticket = model
-        .borrow_mut()
-        .begin_write(blocks.at, blocks.count, value);
+    let model = session.model(blocks.nsid);
     let (nsid, at, count) = (blocks.nsid, blocks.at, blocks.count as u32);
+    let association = session.association();
+    let ticket = match kind {
+        Kind::Copy { from } => model
+            .borrow_mut()
+            .begin_copy(session.index, from, at, blocks.count),
+        _ => model
+            .borrow_mut()
+            .begin_write(session.index, at, blocks.count, value),
+    };
+    let cache_off = session.is_cache_off();
     let result = match (kind, data) {
         (Kind::Write { fua }, Some(data)) => {
             let parts = windows(&data, blocks);
@@ -253,43 +301,86 @@ async fn write(shared: &Shared, queue: &Queue, kind: Kind, blocks: Blocks) -> Re
         (Kind::Zeroes { fua, deallocate }, _) => {
             queue.write_zeroes(nsid, at, count, deallocate, fua).await
         }
-        _ => queue.deallocate(nsid, &[DsmRange::new(at, count)]).await,
+        (Kind::Copy { from }, _) => {
+            let range = CopyRangeFormat0::new(from, count);
+            queue.copy(nsid, at, &[range]).await
+        }
+        (Kind::Spoil, _) => queue.write_uncorrectable(nsid, at, count).await,
+        _ => {
+            // In two ranges, where there are two blocks.
+            let half = count / 2;
+            let ranges = [
+                DsmRange::new(at, count - half),
+                DsmRange::new(at + u64::from(count - half), half),
+            ];
+            let ranges = &ranges[..if half == 0 { 1 } else { 2 }];
+            queue.deallocate(nsid, ranges).await
+        }
     };
-    let durable = matches!(
+    let asked = matches!(
         kind,
         Kind::Write { fua: true } | Kind::Zeroes { fua: true, .. }
     );
-    if associations != shared.associations() || result.is_err() {
-        model.borrow_mut().repeated(value);
+    // Whoever turned the cache off, and still has the association for which he did, needs no flush.
+    let cached = matches!(kind, Kind::Spoil) || !(cache_off && session.is_cache_off());
+    if association != session.association() || result.is_err() {
+        model.borrow_mut().repeated(at, blocks.count, value);
     }
-    let end = end_of(shared, &result);
+    let end = end_of(session, &result);
     let mut model = model.borrow_mut();
-    model.end_write(ticket, blocks.at, blocks.count, durable, end);
+    model.end_write(ticket, asked || !cached, end);
     result
 }
 
-async fn filled(shared: &Shared, blocks: Blocks, value: u64) -> Buffer {
-    let mut data = buffer(shared, blocks).await;
+/// Reads blocks and compares them with what it read.
+async fn compare(session: &Session, queue: &Queue, block: Blocks) -> Result<(), Error> {
+    let old = read_blocks(session, queue, block).await?;
+    let Ok(expected) = content::read(&old.bytes(), block.nsid) else {
+        // The read has reported it.
+        return Ok(());
+    };
+    let model = session.model(block.nsid);
+    let ticket = model.borrow_mut().begin(session.index);
+    let parts = std::slice::from_ref(&old);
+    let result = queue.compare(block.nsid, block.at, 1, parts).await;
+    let mut model = model.borrow_mut();
+    let checked = match &result {
+        Ok(()) => model.check_read(ticket, block.at, expected),
+        Err(error) if is_compare_failure(error) => model.check_differs(ticket, block.at, expected),
+        Err(_) => Ok(()),
+    };
+    model.end(ticket);
+    if let Err(what) = checked {
+        session.common.fail(what);
+    }
+    result
+}
+
+async fn filled(session: &Session, blocks: Blocks, value: u64) -> Buffer {
+    let mut data = buffer(session, blocks).await;
     let mut bytes = data.bytes_mut();
     for (block, at) in bytes.chunks_mut(blocks.bytes).zip(blocks.at..) {
-        content::fill(block, blocks.nsid, at, value);
+        content::fill(block, blocks.nsid, content::mark(value, at));
     }
     drop(bytes);
     data
 }
 
 /// Reads a block and replaces what it read, if nobody else has.
-async fn compare_and_write(shared: &Shared, queue: &Queue, block: Blocks) -> Result<(), Error> {
-    let old = read_blocks(shared, queue, block).await?;
+async fn compare_and_write(session: &Session, queue: &Queue, block: Blocks) -> Result<(), Error> {
+    let old = read_blocks(session, queue, block).await?;
     let parts = std::slice::from_ref(&old);
-    let Ok(expected) = content::value(&old.bytes(), block.nsid, block.at) else {
+    let Ok(expected) = content::read(&old.bytes(), block.nsid) else {
         // The read has reported it.
         return Ok(());
     };
-    let value = shared.common.new_value();
-    let new = filled(shared, block, value).await;
-    let model = &shared.common.models[block.nsid as usize - 1];
-    let ticket = model.borrow_mut().begin_write(block.at, 1, value);
+    let value = session.common.new_value();
+    let new = filled(session, block, value).await;
+    let model = session.model(block.nsid);
+    let ticket = model
+        .borrow_mut()
+        .begin_write(session.index, block.at, 1, value);
+    let cache_off = session.is_cache_off();
     let result = queue
         .compare_and_write(block.nsid, block.at, 1, parts, std::slice::from_ref(&new))
         .await;
@@ -303,12 +394,12 @@ async fn compare_and_write(shared: &Shared, queue: &Queue, block: Blocks) -> Res
             let checked = model.check_differs(ticket, block.at, expected);
             (checked, WriteEnd::Refused)
         }
-        Err(_) => (Ok(()), end_of(shared, &result)),
+        Err(_) => (Ok(()), end_of(session, &result)),
     };
     if let Err(what) = checked {
-        shared.common.fail(what);
+        session.common.fail(what);
     }
-    model.end_write(ticket, block.at, 1, false, end);
+    model.end_write(ticket, cache_off && session.is_cache_off(), end);
     result
 }
 
@@ -316,16 +407,16 @@ fn is_compare_failure(error: &Error) -> bool {
     matches!(error, Error::Status(status) if status.same_as(Status::COMPARE_FAILURE))
 }
 
-fn end_of(shared: &Shared, result: &Result<(), Error>) -> WriteEnd {
+fn end_of(session: &Session, result: &Result<(), Error>) -> WriteEnd {
     match result {
         Ok(()) => WriteEnd::Done,
         // What was sent again after a loss may have been executed by both associations.
-        Err(Error::Status(_)) if !matches!(shared.plan.after_loss, AfterLoss::Replay(_)) => {
+        Err(Error::Status(_)) if !matches!(session.plan.after_loss, AfterLoss::Replay(_)) => {
             WriteEnd::Failed
         }
         Err(_) => {
-            shared.has_lost.set(true);
-            WriteEnd::Lost { host: shared.index }
+            session.has_lost.set(true);
+            WriteEnd::Lost
         }
     }
 }

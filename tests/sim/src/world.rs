@@ -14,13 +14,12 @@ use std::{
 };
 
 use corebay_core::{reactor::Reactor, rng::Rng, units::Time};
-use corebay_target::memory::Memory;
 
 use crate::{
     client::{Client, Common},
-    medium::{MediumFaults, SimMedium},
+    machine::Machine,
+    medium::SimMedium,
     net::Hub,
-    node::{Node, Surroundings, memory},
     plan::{Mischief, Plan},
     trace::{Trace, event},
 };
@@ -31,33 +30,35 @@ const PATIENCE: Duration = Duration::from_secs(200);
 /// The most faults of one run.
 const MISCHIEF_MAX: u64 = 25;
 
-/// How long a drain of the target may take before it is ended anyhow.
-const DRAIN_MAX: Duration = Duration::from_secs(15);
-
 /// Rounds of turns without work after which time leaps.
 const IDLE_ROUNDS: u32 = 2;
 
 /// A core that makes no turn until then.
 struct Sleeper {
-    core: usize,
+    core: CoreName,
     until: Time,
 }
 
-/// The target's life.
-enum Life {
-    Running(Node),
-    Draining(Node, Time),
-    /// Off, until then.
-    Off(Time),
+/// A core of the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CoreName {
+    Host(usize),
+    Node(usize, usize),
+}
+
+/// A host's machine.
+struct HostMachine {
+    ip: IpAddr,
+    /// None while it is off.
+    client: Option<Client>,
+    back_at: Time,
 }
 
 /// See the module.
 pub struct World {
     common: Rc<Common>,
-    media: Vec<SimMedium>,
-    memories: Vec<Memory>,
-    clients: Vec<Client>,
-    life: Life,
+    machines: Vec<Machine>,
+    hosts: Vec<HostMachine>,
     now: Time,
     rng: Rng,
     mischief_left: u64,
@@ -66,8 +67,7 @@ pub struct World {
     heal_at: Time,
     sleepers: Vec<Sleeper>,
     idle_rounds: u32,
-    order: Vec<usize>,
-    cuts: u64,
+    order: Vec<CoreName>,
 }
 
 /// What a run did.
@@ -83,7 +83,7 @@ pub struct Report {
     pub commands: u64,
     /// Changes of media.
     pub changes: u64,
-    /// Power cuts.
+    /// Power cuts of appliances.
     pub cuts: u64,
 }
 
@@ -93,32 +93,30 @@ impl World {
     pub fn new(plan: Plan, seed: u64, trace: &Trace) -> Self {
         let mut rng = Rng::from_seed(seed);
         let hub = Hub::new(plan.network, rng.next_u64(), trace);
-        let target = SocketAddr::new(TARGET, 4420);
-        let media: Vec<_> = plan
-            .media
-            .iter()
-            .map(|options| SimMedium::new(*options, rng.next_u64()))
+        let addresses: Vec<_> = (1..)
+            .take(plan.nodes.len())
+            .map(|last| SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)), 4420))
             .collect();
-        for medium in &media {
-            medium.set_faults(plan.medium_faults);
-        }
-        let common = Common::new(plan, trace, &hub, target);
-        let clients = (0..common.plan.hosts.len())
-            .map(|index| Client::start(&common, index, host_ip(index), rng.next_u64(), Time(0)))
-            .collect();
-        let mischief_left = match common.plan.mischief.is_empty() {
+        let machine = |(index, address): (usize, &SocketAddr)| {
+            let rng = Rng::from_seed(rng.next_u64());
+            let node = &plan.nodes[index];
+            let faults = plan.medium_faults;
+            Machine::new((index, *address), node, faults, rng, (&hub, trace))
+        };
+        let machines = addresses.iter().enumerate().map(machine).collect();
+        let mischief_left = match plan.mischief.is_empty() {
             true => 0,
             false => 1 + rng.below(MISCHIEF_MAX),
         };
-        let target = common.plan.target;
+        let common = Common::new(plan, trace, &hub, addresses);
+        let hosts = (0..common.plan.hosts.len()).map(|index| HostMachine {
+            ip: host_ip(index),
+            client: None,
+            back_at: Time(0),
+        });
         let mut world = Self {
-            memories: (0..target.cores)
-                .map(|_| memory(target.memory_bytes))
-                .collect(),
-            common,
-            media,
-            clients,
-            life: Life::Off(Time(0)),
+            hosts: hosts.collect(),
+            machines,
             now: Time(0),
             mischief_left,
             next_mischief: Time(0),
@@ -126,16 +124,19 @@ impl World {
             sleepers: Vec::new(),
             idle_rounds: 0,
             order: Vec::new(),
-            cuts: 0,
             rng,
+            common,
         };
+        for index in 0..world.hosts.len() {
+            world.start_host(index, false);
+        }
         world.plan_mischief();
         world
     }
 
     /// Cuts the power right after the first medium has been changed so often.
     pub fn cut_after(&mut self, changes: u64) {
-        self.media[0].stop_after(changes);
+        self.machines[0].media[0].stop_after(changes);
     }
 
     /// Runs the world to its end.
@@ -143,50 +144,77 @@ impl World {
     /// # Errors
     /// Says what went wrong.
     pub fn run(mut self) -> Result<Report, String> {
-        self.start()?;
-        self.work()?;
-        self.calm_down();
-        if self.common.plan.cut_at_end {
-            self.cut_power()?;
+        for machine in &mut self.machines {
+            machine.start(self.now)?;
         }
-        self.until("the target starts", |world| {
-            matches!(world.life, Life::Running(_))
+        self.work()?;
+        self.calm_down()?;
+        if self.common.plan.cut_at_end {
+            for index in 0..self.machines.len() {
+                self.cut_power(index)?;
+            }
+        }
+        self.until("the appliances are whole", |world| {
+            world.machines.iter().all(Machine::is_whole) && world.hosts_are_on()
         })?;
-        self.clients[0].start_check();
-        self.until("every block is checked", |world| world.clients[0].is_done())?;
+        for host in self.clients() {
+            host.start_check();
+        }
+        self.until("every block is checked", |world| {
+            world.clients().all(Client::is_done)
+        })?;
         self.common.finishing.set(true);
         self.until("the hosts end", |world| {
-            world.clients.iter().all(Client::has_ended)
+            world.clients().all(Client::has_ended)
         })?;
         self.until_without_leaks()?;
-        if let Some(leak) = self.clients.iter().find_map(Client::leaks) {
+        if let Some(leak) = self.clients().find_map(Client::leaks) {
             return Err(leak);
         }
-        self.end_process()?;
+        if let Some(left) = self.common.commands_left() {
+            return Err(left);
+        }
+        for machine in &mut self.machines {
+            machine.kill(self.now)?;
+        }
         Ok(self.report())
     }
 
     fn report(&self) -> Report {
         let trace = &self.common.trace;
+        let media = self.machines.iter().flat_map(|machine| &machine.media);
         Report {
             hash: trace.hash(),
             events: trace.events(),
             simulated: self.now.since(Time(0)),
             commands: self.common.commands(),
-            changes: self.media.iter().map(SimMedium::changes).sum(),
-            cuts: self.cuts,
+            changes: media.map(SimMedium::changes).sum(),
+            cuts: self.machines.iter().map(|machine| machine.cuts).sum(),
         }
+    }
+
+    fn clients(&self) -> impl Iterator<Item = &Client> {
+        self.hosts.iter().filter_map(|host| host.client.as_ref())
+    }
+
+    fn hosts_are_on(&self) -> bool {
+        self.hosts.iter().all(|host| host.client.is_some())
     }
 
     /// Lets the hosts work until they are done.
     fn work(&mut self) -> Result<(), String> {
         let mut deadline = self.now.plus(PATIENCE);
-        while !self.clients.iter().all(Client::is_done) {
+        while !(self.hosts_are_on() && self.clients().all(Client::is_done)) {
             self.round()?;
             if self.mischief_left > 0 {
                 deadline = self.now.plus(PATIENCE);
                 if self.now >= self.next_mischief {
                     self.do_mischief()?;
+                }
+            } else if self.heal_at == Time::FAR && self.common.plan.reloads() {
+                // Who works on a namespace that stays away does not get far.
+                for machine in &self.machines {
+                    machine.attach_next();
                 }
             }
             if self.now > deadline {
@@ -199,6 +227,9 @@ impl World {
     fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) -> Result<(), String> {
         let deadline = self.now.plus(PATIENCE);
         while !done(self) {
+            for machine in &self.machines {
+                machine.attach_next();
+            }
             self.round()?;
             if self.now > deadline {
                 return Err(self.hang(what));
@@ -210,27 +241,25 @@ impl World {
     fn until_without_leaks(&mut self) -> Result<(), String> {
         let deadline = self.now.plus(PATIENCE);
         loop {
-            let Life::Running(node) = &self.life else {
-                return Err("the target does not run at the end".into());
-            };
-            let Some(leak) = node.leaks() else {
+            let mut leak = None;
+            for machine in &self.machines {
+                let Some(node) = machine.running() else {
+                    return Err("an appliance does not run at the end".into());
+                };
+                leak = leak.or_else(|| node.leaks());
+            }
+            let Some(leak) = leak else {
                 return Ok(());
             };
             if self.now > deadline {
-                return Err(format!("the target, without any host: {leak}"));
+                return Err(format!("an appliance, without any host: {leak}"));
             }
             self.round()?;
         }
     }
 
     fn hang(&self, what: &str) -> String {
-        let mut under_way = Vec::new();
-        for client in &self.clients {
-            let index = client.shared.index;
-            for (number, what) in client.shared.under_way.borrow().iter() {
-                under_way.push(format!("host {index} command {number} {what}"));
-            }
-        }
+        let under_way = self.common.under_way();
         let patience = PATIENCE.as_secs();
         format!("{patience} s were not enough until {what}; under way: {under_way:?}")
     }
@@ -239,7 +268,14 @@ impl World {
     fn round(&mut self) -> Result<(), String> {
         let mut order = std::mem::take(&mut self.order);
         order.clear();
-        order.extend(0..self.core_count());
+        for (index, host) in self.hosts.iter().enumerate() {
+            if host.client.is_some() {
+                order.push(CoreName::Host(index));
+            }
+        }
+        for (index, machine) in self.machines.iter().enumerate() {
+            order.extend((0..machine.cores()).map(|core| CoreName::Node(index, core)));
+        }
         for index in (1..order.len()).rev() {
             let other = usize::try_from(self.rng.below(index as u64 + 1)).unwrap_or(0);
             order.swap(index, other);
@@ -248,14 +284,22 @@ impl World {
         for &core in &order {
             work += self.turn(core);
         }
+        if order.is_empty() {
+            self.pass_time();
+        }
         self.order = order;
         if let Some(failure) = self.common.verdict.borrow_mut().take() {
             return Err(failure);
         }
         self.sleepers.retain(|sleeper| sleeper.until > self.now);
         self.live_on()?;
-        if self.media.iter().any(SimMedium::has_stopped) {
-            self.cut_power()?;
+        if self.has_stopped() {
+            self.cut_power(0)?;
+        }
+        // Who has just started has not turned yet.
+        if self.core_count() != self.order.len() {
+            self.idle_rounds = 0;
+            return Ok(());
         }
         // What a core that sleeps has to take does not keep time from passing.
         if work > 0 || self.sleepers.is_empty() && !self.common.hub.is_quiet() {
@@ -269,18 +313,29 @@ impl World {
         Ok(())
     }
 
-    fn turn(&mut self, core: usize) -> usize {
+    fn core_count(&self) -> usize {
+        let nodes: usize = self.machines.iter().map(Machine::cores).sum();
+        self.clients().count() + nodes
+    }
+
+    /// A script has come to its point.
+    fn has_stopped(&self) -> bool {
+        self.common.plan.cut_by_hand && self.machines[0].media[0].has_stopped()
+    }
+
+    fn pass_time(&mut self) {
         let step = 1 + self.rng.below(self.common.plan.turn_nanos_max);
         self.now = Time(self.now.0 + step);
         self.common.trace.set_now(self.now);
         self.common.hub.advance(self.now);
-        if let Some(node) = self.life.node() {
-            for queue in node.queues().borrow().iter() {
-                queue.advance(self.now);
-            }
+        for machine in &self.machines {
+            machine.advance(self.now);
         }
-        let sleeps = self.sleepers.iter().any(|sleeper| sleeper.core == core);
-        if sleeps || self.media.iter().any(SimMedium::has_stopped) {
+    }
+
+    fn turn(&mut self, core: CoreName) -> usize {
+        self.pass_time();
+        if self.sleepers.iter().any(|sleeper| sleeper.core == core) || self.has_stopped() {
             return 0;
         }
         let Some(reactor) = self.reactor(core) else {
@@ -288,22 +343,20 @@ impl World {
         };
         let work = reactor.poll_once(self.now);
         if work > 0 {
-            self.common
-                .trace
-                .mark([event::TURN, core as u64, work as u64]);
+            let number = match core {
+                CoreName::Host(index) => index,
+                CoreName::Node(index, core) => 1000 + 100 * index + core,
+            };
+            let words = [event::TURN, number as u64, work as u64];
+            self.common.trace.mark(words);
         }
         work
     }
 
-    /// The hosts' cores come first, then the target's.
-    fn core_count(&self) -> usize {
-        self.clients.len() + self.life.node().map_or(0, |node| node.cores.len())
-    }
-
-    fn reactor(&self, core: usize) -> Option<&Reactor> {
-        match core.checked_sub(self.clients.len()) {
-            None => Some(&self.clients[core].reactor),
-            Some(core) => Some(&self.life.node()?.cores.get(core)?.reactor),
+    fn reactor(&self, core: CoreName) -> Option<&Reactor> {
+        match core {
+            CoreName::Host(index) => Some(&self.hosts[index].client.as_ref()?.reactor),
+            CoreName::Node(index, core) => self.machines[index].reactor(core),
         }
     }
 
@@ -314,7 +367,7 @@ impl World {
             next = next.min(self.next_mischief);
         }
         next = next.min(self.heal_at);
-        for core in 0..self.core_count() {
+        for &core in &self.order {
             let asleep = self.sleepers.iter().find(|sleeper| sleeper.core == core);
             let deadline = match asleep {
                 Some(sleeper) => Some(sleeper.until),
@@ -322,16 +375,11 @@ impl World {
             };
             next = next.min(deadline.unwrap_or(Time::FAR));
         }
-        match &self.life {
-            Life::Running(node) | Life::Draining(node, _) => {
-                let queues = node.queues().borrow();
-                let due = queues.iter().filter_map(|queue| queue.next_event()).min();
-                next = next.min(due.unwrap_or(Time::FAR));
-            }
-            Life::Off(until) => next = next.min(*until),
+        for machine in &self.machines {
+            next = next.min(machine.next_event());
         }
-        if let Life::Draining(_, until) = &self.life {
-            next = next.min(*until);
+        for host in self.hosts.iter().filter(|host| host.client.is_none()) {
+            next = next.min(host.back_at);
         }
         if next != Time::FAR {
             self.now = self.now.max(next);
@@ -339,67 +387,65 @@ impl World {
         self.idle_rounds = 0;
     }
 
-    /// What happens to the target by the passing of time, and the end of faults that last.
+    /// What happens to the machines by the passing of time, and the end of faults that last.
     fn live_on(&mut self) -> Result<(), String> {
         if self.now >= self.heal_at {
             self.heal();
         }
-        match &self.life {
-            Life::Off(until) if self.now >= *until => self.start(),
-            Life::Draining(node, until) if node.connections() == 0 || self.now >= *until => {
-                self.note("the target has drained and ends");
-                self.common.hub.end_process(TARGET);
-                self.end_process()
+        for machine in &mut self.machines {
+            machine.live_on(self.now)?;
+        }
+        let nodes = &self.machines;
+        self.sleepers.retain(|sleeper| match sleeper.core {
+            CoreName::Node(index, core) => nodes[index].reactor(core).is_some(),
+            CoreName::Host(_) => true,
+        });
+        for index in 0..self.hosts.len() {
+            let host = &self.hosts[index];
+            if host.client.is_none() && self.now >= host.back_at {
+                self.start_host(index, true);
             }
-            _ => Ok(()),
         }
-    }
-
-    fn start(&mut self) -> Result<(), String> {
-        for medium in &self.media {
-            medium.set_gone(false);
-        }
-        self.common.hub.restore_power(TARGET);
-        let around = Surroundings {
-            plan: &self.common.plan,
-            hub: &self.common.hub,
-            media: &self.media,
-            memories: &self.memories,
-            trace: &self.common.trace,
-            address: self.common.target,
-        };
-        let node = Node::start(&around, self.now).map_err(|error| error.to_string())?;
-        self.life = Life::Running(node);
-        self.note("the target starts");
         Ok(())
     }
 
-    /// The target's process is no more; it starts again in a while.
-    fn end_process(&mut self) -> Result<(), String> {
-        let off = Duration::from_micros(self.rng.below(100_000));
-        let life = std::mem::replace(&mut self.life, Life::Off(self.now.plus(off)));
-        let clients = self.clients.len();
-        self.sleepers.retain(|sleeper| sleeper.core < clients);
-        match life {
-            Life::Running(node) | Life::Draining(node, _) => node.end(),
-            Life::Off(_) => Ok(()),
+    fn start_host(&mut self, index: usize, again: bool) {
+        let seed = self.rng.next_u64();
+        let ip = self.hosts[index].ip;
+        self.common.hub.restore_power(ip);
+        let client = Client::start(&self.common, (index, ip), seed, self.now, again);
+        self.hosts[index].client = Some(client);
+        if again {
+            self.note(&format!("host {index} is back"));
         }
     }
 
-    fn kill(&mut self) -> Result<(), String> {
-        self.note("the target is killed");
-        self.common.hub.end_process(TARGET);
-        self.end_process()
+    /// A host's process ends, or the host loses its power.
+    fn end_host(&mut self, power: bool) {
+        let index = self.rng.below(self.hosts.len() as u64) as usize;
+        let off = match power {
+            true => Duration::from_millis(self.rng.below(3_000)),
+            false => Duration::from_micros(self.rng.below(10_000)),
+        };
+        let host = &mut self.hosts[index];
+        let Some(client) = host.client.take() else {
+            return;
+        };
+        host.back_at = self.now.plus(off);
+        match power {
+            true => self.common.hub.cut_power(host.ip),
+            false => self.common.hub.end_process(host.ip),
+        }
+        drop(client);
+        self.sleepers
+            .retain(|sleeper| sleeper.core != CoreName::Host(index));
+        self.common.crash(index);
     }
 
-    fn cut_power(&mut self) -> Result<(), String> {
-        self.note("the power fails");
-        self.cuts += 1;
+    fn cut_power(&mut self, index: usize) -> Result<(), String> {
         self.common.power_failed.set(true);
-        self.common.hub.cut_power(TARGET);
-        self.end_process()?;
-        for (medium, model) in self.media.iter().zip(&self.common.models) {
-            medium.cut_power();
+        self.machines[index].cut_power(self.now)?;
+        for model in &self.common.models[index] {
             model.borrow_mut().cut_power();
         }
         Ok(())
@@ -409,25 +455,18 @@ impl World {
         self.note("the network is whole, the disks have space");
         self.heal_at = Time::FAR;
         self.common.hub.heal();
-        for medium in &self.media {
-            medium.set_full(false);
-        }
+        self.machines.iter().for_each(Machine::heal);
     }
 
     /// No more faults.
-    fn calm_down(&mut self) {
+    fn calm_down(&mut self) -> Result<(), String> {
         self.mischief_left = 0;
         self.sleepers.clear();
         self.heal();
-        for medium in &self.media {
-            medium.set_faults(MediumFaults::default());
+        for machine in &mut self.machines {
+            machine.calm_down(self.now)?;
         }
-        if self.media.iter().any(SimMedium::is_gone) {
-            self.common.hub.end_process(TARGET);
-            if let Err(leak) = self.end_process() {
-                self.common.fail(leak);
-            }
-        }
+        Ok(())
     }
 
     fn plan_mischief(&mut self) {
@@ -441,34 +480,40 @@ impl World {
         let kinds = &self.common.plan.mischief;
         let kind = kinds[self.rng.below(kinds.len() as u64) as usize];
         self.note(&format!("{kind:?}"));
+        let index = self.rng.below(self.machines.len() as u64) as usize;
+        let machine = &mut self.machines[index];
         match kind {
             Mischief::Reset | Mischief::HalfReset | Mischief::HalfClose => self.disturb(kind),
             Mischief::Partition => {
-                let host = self.rng.below(self.clients.len() as u64) as usize;
+                let host = self.rng.below(self.hosts.len() as u64) as usize;
                 self.common.hub.part(host_ip(host));
                 self.heal_within(1_500);
             }
-            Mischief::SlowCore => {
-                let core = self.rng.below(self.core_count() as u64) as usize;
-                let most = self
-                    .common
-                    .plan
-                    .mischief_every
-                    .min(Duration::from_millis(10));
-                let until = self.now.plus(most);
-                self.sleepers.push(Sleeper { core, until });
-            }
+            Mischief::SlowCore => self.slow_core(),
             Mischief::DiskFull => {
-                self.any_medium().set_full(true);
+                machine.any_medium().set_full(true);
                 self.heal_within(100);
             }
-            Mischief::DiskGone => self.any_medium().set_gone(true),
-            Mischief::Kill if self.is_running() => self.kill()?,
-            Mischief::PowerCut => self.cut_power()?,
-            Mischief::Restart if self.is_running() => self.drain(),
-            Mischief::Kill | Mischief::Restart => {}
+            Mischief::DiskGone => machine.any_medium().set_gone(true),
+            Mischief::Kill if machine.running().is_some() => machine.kill(self.now)?,
+            Mischief::PowerCut => self.cut_power(index)?,
+            Mischief::Restart => machine.drain(self.now),
+            Mischief::Reload => machine.reload(),
+            Mischief::HostCrash => self.end_host(false),
+            Mischief::HostVanish => self.end_host(true),
+            Mischief::Kill => {}
         }
         Ok(())
+    }
+
+    fn slow_core(&mut self) {
+        if self.order.is_empty() {
+            return;
+        }
+        let core = self.order[self.rng.below(self.order.len() as u64) as usize];
+        let every = self.common.plan.mischief_every;
+        let until = self.now.plus(every.min(Duration::from_millis(10)));
+        self.sleepers.push(Sleeper { core, until });
     }
 
     fn disturb(&mut self, kind: Mischief) {
@@ -486,10 +531,6 @@ impl World {
         }
     }
 
-    fn any_medium(&mut self) -> SimMedium {
-        self.media[self.rng.below(self.media.len() as u64) as usize].clone()
-    }
-
     fn heal_within(&mut self, millis_max: u64) {
         let time = Duration::from_millis(1 + self.rng.below(millis_max));
         let at = self.now.plus(time);
@@ -498,35 +539,11 @@ impl World {
         }
     }
 
-    fn is_running(&self) -> bool {
-        matches!(self.life, Life::Running(_))
-    }
-
-    fn drain(&mut self) {
-        let off = Life::Off(Time::FAR);
-        if let Life::Running(node) = std::mem::replace(&mut self.life, off) {
-            node.drain();
-            self.life = Life::Draining(node, self.now.plus(DRAIN_MAX));
-        }
-    }
-
     fn note(&self, what: &str) {
         let words = [event::FAULT, what.len() as u64, 0];
         self.common.trace.note(words, || what.to_string());
     }
 }
-
-impl Life {
-    fn node(&self) -> Option<&Node> {
-        match self {
-            Self::Running(node) | Self::Draining(node, _) => Some(node),
-            Self::Off(_) => None,
-        }
-    }
-}
-
-/// The target's machine.
-const TARGET: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
 /// A host's machine.
 fn host_ip(index: usize) -> IpAddr {

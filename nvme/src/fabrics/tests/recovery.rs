@@ -224,8 +224,22 @@ fn a_dropped_controller_fails_its_queues_and_frees_everything() {
         Err(Error::Closed)
     );
     world.until(|world| world.host.connections() == 0);
-    // The keep-alive task notices at its next turn.
+    // The supervising task notices at its next turn.
     world.until(|world| world.reactor.executor().live() == 0);
+}
+
+#[test]
+fn a_closed_controller_leaves_no_task_behind() {
+    let mut world = World::new(8, Manner::default());
+    let mut options = world.options();
+    options.keep_alive = Duration::from_secs(100);
+    for _ in 0..3 {
+        drop(world.connect(options.clone()));
+        world.until(|world| world.host.connections() == 0);
+    }
+    let since = world.now;
+    world.until(|world| world.reactor.executor().live() == 0);
+    assert!(world.now.since(since) < Duration::from_secs(1));
 }
 
 #[test]

@@ -172,15 +172,15 @@ impl Hub {
         }
     }
 
-    /// Whether the current connections of a machine were all made after every former one had ended
-    /// at its peer: nothing that was sent before them can still arrive.
+    /// Whether the current connections of a machine with another were all made after every former
+    /// one had ended there: nothing that was sent before them can still arrive.
     #[must_use]
-    pub fn is_fenced(&self, ip: IpAddr) -> bool {
+    pub fn is_fenced(&self, ip: IpAddr, peer: IpAddr) -> bool {
         let state = self.state();
         let mut first = Time::FAR;
         for (id, connection) in &state.connections {
             let [client, server] = &connection.ends;
-            if client.address.ip() != ip {
+            if client.address.ip() != ip || server.address.ip() != peer {
                 continue;
             }
             let lives = matches!(client.standing, Standing::Open | Standing::Connecting)
@@ -191,7 +191,7 @@ impl Hub {
                 return false;
             }
         }
-        let last_end = state.last_end.get(&ip).copied().unwrap_or(Time(0));
+        let last_end = state.last_end.get(&(ip, peer)).copied().unwrap_or(Time(0));
         first != Time::FAR && first > last_end
     }
 

@@ -87,8 +87,8 @@ pub(super) struct State {
     pub parted: BTreeSet<IpAddr>,
     pub waiting: Vec<Event>,
     pub down: BTreeSet<IpAddr>,
-    /// When the last connection of a machine ended at its peer.
-    pub last_end: BTreeMap<IpAddr, Time>,
+    /// When the last connection of a machine with another ended there.
+    pub last_end: BTreeMap<(IpAddr, IpAddr), Time>,
     /// When each connection that is open was asked for.
     pub since: BTreeMap<u64, Time>,
 }
@@ -317,8 +317,9 @@ impl State {
         };
         connection.ends[side].standing = standing;
         if side == 1 {
-            let client = connection.ends[0].address.ip();
-            self.last_end.insert(client, self.now);
+            let [client, server] = &connection.ends;
+            let machines = (client.address.ip(), server.address.ip());
+            self.last_end.insert(machines, self.now);
         }
         self.note(
             id,
