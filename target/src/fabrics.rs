@@ -483,6 +483,12 @@ fn set_configuration<E: Environment, W: Wire>(
 
 /// Controller level reset: the I/O queues end, with all that they execute; then it is not ready.
 async fn reset<E: Environment>(core: &Rc<Core<E>>, controller: &Arc<Controller<E::Medium>>) {
+    #[cfg(corebay_fault)]
+    if crate::fault::is(crate::fault::Fault::QueuesOutliveReset) {
+        controller.reset_state();
+        controller.lifecycle.reset_ended();
+        return;
+    }
     close_queues(core, controller, false, "the host resets its controller");
     let deadline = core.reactor.now().plus(READY_TIMEOUT);
     let io_queues = || controller.queues().iter().any(|queue| queue.qid != 0);

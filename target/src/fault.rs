@@ -20,16 +20,37 @@ pub enum Fault {
     FormerNotAwaited,
     /// A Compare that fails keeps its working space.
     ScratchLeaked,
+    /// Compare and Write does not keep others out.
+    FusedUnlocked,
+    /// Compare and Write keeps out the writes of its own core alone.
+    FusedLocksOneCore,
+    /// A Copy writes into what Compare and Write has locked.
+    CopyUngated,
+    /// A connection that has received what one turn takes is asked again only after an edge.
+    EdgeForgotten,
+    /// A controller reset leaves the I/O queues as they are.
+    QueuesOutliveReset,
+    /// Writes are not durable although the host has turned the write cache off.
+    CacheOffIgnored,
+    /// A flush of one namespace flushes another.
+    WrongFlush,
 }
 
 /// All of them, with their names on the command line.
-pub const ALL: [(&str, Fault); 6] = [
+pub const ALL: [(&str, Fault); 13] = [
     ("ack_before_write", Fault::AckBeforeWrite),
     ("fua_ignored", Fault::FuaIgnored),
     ("flush_skipped", Fault::FlushSkipped),
     ("completion_lost", Fault::CompletionLost),
     ("former_not_awaited", Fault::FormerNotAwaited),
     ("scratch_leaked", Fault::ScratchLeaked),
+    ("fused_unlocked", Fault::FusedUnlocked),
+    ("fused_locks_one_core", Fault::FusedLocksOneCore),
+    ("copy_ungated", Fault::CopyUngated),
+    ("edge_forgotten", Fault::EdgeForgotten),
+    ("queues_outlive_reset", Fault::QueuesOutliveReset),
+    ("cache_off_ignored", Fault::CacheOffIgnored),
+    ("wrong_flush", Fault::WrongFlush),
 ];
 
 static CHOSEN: AtomicUsize = AtomicUsize::new(usize::MAX);

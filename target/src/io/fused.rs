@@ -10,6 +10,9 @@ use std::rc::Rc;
 use corebay_core::{buffer::Buffer, disk::Disk, units::CoreId};
 use corebay_nvme::spec::status::Status;
 
+#[cfg(corebay_fault)]
+use crate::fault;
+
 use super::{Blocks, Operation, failed, range};
 use crate::{
     controller::IoCounters,
@@ -77,6 +80,12 @@ impl<'a, E: Environment> Exclusive<'a, E> {
         let nsid = blocks.namespace.spec.nsid;
         let home = CoreId(nsid as usize % core.count());
         let (at, count) = (blocks.at, blocks.count);
+        #[cfg(corebay_fault)]
+        if fault::is(fault::Fault::FusedUnlocked) {
+            return Self { core, home, id };
+        }
+        #[cfg(corebay_fault)]
+        let own = core.id();
         core.call(home, move |home, reply: Reply<()>| {
             let core = home.clone();
             home.spawn_control(async move {
@@ -87,6 +96,11 @@ impl<'a, E: Environment> Exclusive<'a, E> {
         .await;
         core.call_all(move |each, reply: Reply<()>| {
             let core = each.clone();
+            #[cfg(corebay_fault)]
+            if fault::is(fault::Fault::FusedLocksOneCore) && core.id() != own {
+                reply.send(&core, ());
+                return;
+            }
             each.spawn_control(async move {
                 core.lock_blocks(subsystem, nsid, id, at, count).await;
                 reply.send(&core, ());

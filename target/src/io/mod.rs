@@ -375,6 +375,10 @@ pub async fn execute<E: Environment>(
 
 /// The cache may have been turned off since the command was checked.
 fn now_durable<E: Environment>(binding: &Binding<E>, durability: Durability) -> Durability {
+    #[cfg(corebay_fault)]
+    if fault::is(fault::Fault::CacheOffIgnored) {
+        return durability;
+    }
     if binding.controller.write_cache() {
         durability
     } else {
@@ -405,6 +409,16 @@ pub async fn flush<E: Environment>(
         return Ok(());
     }
     let status = |error| status_of(error, &binding.counters);
+    #[cfg(corebay_fault)]
+    let other = |of: &Ns<E>| {
+        let all = binding.table.all().into_iter();
+        let other = all.into_iter().find(|one| one.spec.nsid != of.spec.nsid);
+        other.filter(|_| fault::is(fault::Fault::WrongFlush))
+    };
+    #[cfg(corebay_fault)]
+    let other = namespace.and_then(other);
+    #[cfg(corebay_fault)]
+    let namespace = other.as_ref().or(namespace);
     let targets = match namespace {
         Some(namespace) => return namespace.disk.flush().await.map_err(status),
         None => binding.table.all(),

@@ -64,7 +64,7 @@ pub async fn compare_by<E: Environment>(
         if *part.bytes() != *data.slice(done..done + len).bytes() {
             #[cfg(corebay_fault)]
             if crate::fault::is(crate::fault::Fault::ScratchLeaked) {
-                std::mem::forget(piece);
+                std::mem::forget(piece.clone());
             }
             return Err(Status::COMPARE_FAILURE.with_dnr());
         }
@@ -222,7 +222,13 @@ async fn copy_one<D: Disk, M>(
             .read(from.plus(done), buffers)
             .await
             .map_err(|error| status_of(error, counters))?;
+        #[cfg(not(corebay_fault))]
         let _pass = namespace.gate.enter(to.plus(done), blocks).await;
+        #[cfg(corebay_fault)]
+        let _pass = match crate::fault::is(crate::fault::Fault::CopyUngated) {
+            true => None,
+            false => Some(namespace.gate.enter(to.plus(done), blocks).await),
+        };
         namespace
             .disk
             .write(to.plus(done), buffers, durability)

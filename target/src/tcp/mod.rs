@@ -38,6 +38,8 @@ use corebay_nvme::spec::command::SubmissionEntry;
 use slab::Slab;
 use tracing::{debug, info, warn};
 
+#[cfg(corebay_fault)]
+use crate::fault;
 use crate::{
     core::Core,
     environment::Environment,
@@ -396,6 +398,10 @@ impl<E: Environment> Tcp<E> {
                 let hot = self.active.borrow().len() <= HOT_MAX
                     && now.since(connection.last_data.get()) < HOT_FOR;
                 let blocked = connection.receiver.borrow().is_waiting_for_memory();
+                #[cfg(corebay_fault)]
+                if fault::is(fault::Fault::EdgeForgotten) {
+                    return !connection.link.is_gone() && blocked;
+                }
                 !connection.link.is_gone() && (got > 0 || hot || blocked)
             });
             if keep {
@@ -405,6 +411,10 @@ impl<E: Environment> Tcp<E> {
             self.active.borrow_mut().swap_remove(index);
             if let Some(connection) = connection {
                 connection.link.active.set(false);
+                #[cfg(corebay_fault)]
+                if fault::is(fault::Fault::EdgeForgotten) {
+                    continue;
+                }
                 // Not drained, only not asked any more: it must not wait for an edge that came.
                 if connection.receiver.borrow().may_have_more() && !connection.link.is_gone() {
                     self.activate(key, &connection);

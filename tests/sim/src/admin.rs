@@ -119,12 +119,27 @@ async fn ask(
             let nth = rng.below(16) as usize;
             controller.abort(queue, nth).await.map(drop)
         }
-        Kind::Reset => {
-            let disabled = u64::from(Cc::default().0);
-            controller
-                .set_property(property::CC, PropertySize::Four, disabled)
-                .await
+        Kind::Reset => reset(session, controller).await,
+    }
+}
+
+/// Resets the controller, and waits until it says that this is done. No I/O queue is left then.
+async fn reset(session: &Session, controller: &SimController) -> Result<(), Error> {
+    let before = session.association();
+    let disabled = u64::from(Cc::default().0);
+    controller
+        .set_property(property::CC, PropertySize::Four, disabled)
+        .await?;
+    loop {
+        let csts = controller.csts().await?;
+        if before != session.association() {
+            return Ok(());
         }
+        if !csts.rdy() {
+            session.disabled.set(Some(before));
+            return Ok(());
+        }
+        session.reactor().sleep(LOOK).await;
     }
 }
 

@@ -191,6 +191,8 @@ pub struct Session {
     pub has_lost: Cell<bool>,
     /// The association, by its number, for which this host turned the write cache off.
     pub cache_off: Cell<Option<u64>>,
+    /// The association, by its number, whose controller this host has reset.
+    pub disabled: Cell<Option<u64>>,
     ip: IpAddr,
     controller: RefCell<Option<Rc<SimController>>>,
     busy: Cell<usize>,
@@ -249,6 +251,7 @@ impl Client {
                 host: client.host.clone(),
                 has_lost: Cell::new(again),
                 cache_off: Cell::new(None),
+                disabled: Cell::new(None),
                 ip,
                 controller: RefCell::default(),
                 busy: Cell::new(plan.workers),
@@ -402,6 +405,12 @@ impl Session {
     #[must_use]
     pub fn is_cache_off(&self) -> bool {
         self.cache_off.get() == Some(self.association())
+    }
+
+    /// True where the host has reset its association's controller: nothing works there any more.
+    #[must_use]
+    pub fn is_disabled(&self) -> bool {
+        self.disabled.get() == Some(self.association())
     }
 
     /// True once the workers have done their work.

@@ -292,7 +292,8 @@ fn draw_workload(rng: &mut Rng, calm: bool) -> WorkloadPlan {
     let usual = [35, 29, 10, 6, 10, 5, 5, 0, 0, 0, 0];
     let duel = [8, 25, 5, 2, 55, 3, 2, 0, 0, 0, 0];
     let all = [20, 15, 8, 6, 10, 8, 8, 10, 8, 7, 0];
-    let mut weights = pick(rng, &[usual, duel, all, all]);
+    let copies = [5, 15, 3, 2, 45, 3, 2, 3, 22, 0, 0];
+    let mut weights = pick(rng, &[usual, duel, copies, all, all]);
     if rng.once_in(8) {
         weights[SPOIL] = 3;
     }

@@ -16,7 +16,14 @@ fn seeds_max(fault: Fault) -> u64 {
         | Fault::CompletionLost
         | Fault::ScratchLeaked
         | Fault::AckBeforeWrite => 40,
-        Fault::FormerNotAwaited => 200,
+        Fault::FormerNotAwaited
+        | Fault::FusedUnlocked
+        | Fault::FusedLocksOneCore
+        | Fault::CopyUngated
+        | Fault::EdgeForgotten
+        | Fault::QueuesOutliveReset
+        | Fault::CacheOffIgnored
+        | Fault::WrongFlush => 1000,
     }
 }
 

@@ -124,6 +124,7 @@ async fn command(session: &Session, queue: &Queue, rng: &mut Rng) -> bool {
     trace.note(words, || {
         format!("host {host} to appliance {node}, command {number}: {what}")
     });
+    let was_disabled = session.is_disabled();
     let result = match kind {
         Kind::Read => read(session, queue, blocks).await,
         Kind::Flush => flush(session, queue, blocks.nsid).await,
@@ -141,6 +142,11 @@ async fn command(session: &Session, queue: &Queue, rng: &mut Rng) -> bool {
         format!("host {host} command {number} ends: {result:?}")
     });
     let good = result.is_ok();
+    if good && was_disabled && session.is_disabled() {
+        session.common.fail(format!(
+            "host {host} command {number} works though its controller has been reset"
+        ));
+    }
     if let Err(error) = result {
         let compares = matches!(kind, Kind::CompareAndWrite | Kind::Compare);
         let differs = compares && is_compare_failure(&error);
@@ -200,6 +206,7 @@ fn choose(session: &Session, rng: &mut Rng) -> (Kind, Blocks) {
     let mut at = rng.below(blocks - count + 1);
     if let Kind::Copy { from } = &mut kind {
         // Source and destination lie beside each other, in either order.
+        let all = blocks.max(2);
         count = count.min(all / 2);
         *from = rng.below(all - 2 * count + 1);
         at = *from + count + rng.below(all - *from - 2 * count + 1);
