@@ -1,0 +1,111 @@
+//! A set of blocks of one extent.
+
+use std::ops::Range;
+
+use crate::format::BLOCKS_PER_EXTENT;
+
+const WORDS: usize = BLOCKS_PER_EXTENT / 64;
+
+/// Which blocks of an extent are valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) struct Bits(pub [u64; WORDS]);
+
+impl Bits {
+    pub const ALL: Self = Self([u64::MAX; WORDS]);
+
+    pub fn of(range: Range<usize>) -> Self {
+        let mut bits = Self::default();
+        bits.set(range);
+        bits
+    }
+
+    pub fn get(&self, at: usize) -> bool {
+        self.0[at / 64] >> (at % 64) & 1 != 0
+    }
+
+    pub fn set(&mut self, range: Range<usize>) {
+        for (word, mask) in masks(range) {
+            self.0[word] |= mask;
+        }
+    }
+
+    pub fn clear(&mut self, range: Range<usize>) {
+        for (word, mask) in masks(range) {
+            self.0[word] &= !mask;
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0 == [0; WORDS]
+    }
+
+    pub fn count(&self) -> u64 {
+        self.0.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
+    /// How many blocks from `range.start` on are alike, within the range.
+    pub fn run(&self, range: Range<usize>) -> usize {
+        let first = self.get(range.start);
+        let mut at = range.start;
+        while at < range.end {
+            let word = self.0[at / 64] >> (at % 64);
+            let alike = if first { !word } else { word }.trailing_zeros() as usize;
+            let left = 64 - at % 64;
+            at += alike.min(left);
+            if alike < left {
+                break;
+            }
+        }
+        at.min(range.end) - range.start
+    }
+}
+
+/// The words that a range touches, each with the range's bits in it.
+fn masks(range: Range<usize>) -> impl Iterator<Item = (usize, u64)> {
+    debug_assert!(range.end <= BLOCKS_PER_EXTENT);
+    let mut at = range.start;
+    std::iter::from_fn(move || {
+        if at >= range.end {
+            return None;
+        }
+        let end = range.end.min((at / 64 + 1) * 64);
+        let mask = (u64::MAX >> (64 - (end - at))) << (at % 64);
+        let word = at / 64;
+        at = end;
+        Some((word, mask))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn they_agree_with_an_array(steps in proptest::collection::vec(
+            (any::<bool>(), 0..BLOCKS_PER_EXTENT, 0..=BLOCKS_PER_EXTENT), 1..20)
+        ) {
+            let mut bits = Bits::default();
+            let mut model = [false; BLOCKS_PER_EXTENT];
+            for (set, a, b) in steps {
+                let range = a.min(b)..a.max(b);
+                model[range.clone()].fill(set);
+                match set {
+                    true => bits.set(range.clone()),
+                    false => bits.clear(range.clone()),
+                }
+            }
+            prop_assert_eq!(bits.count(), model.iter().filter(|bit| **bit).count() as u64);
+            let mut at = 0;
+            while at < BLOCKS_PER_EXTENT {
+                let run = bits.run(at..BLOCKS_PER_EXTENT);
+                prop_assert!(run > 0);
+                let alike = model[at..].iter().take_while(|bit| **bit == model[at]).count();
+                prop_assert_eq!(run, alike);
+                prop_assert_eq!(bits.get(at), model[at]);
+                at += run;
+            }
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Why an operation on a pool failed.
+
+use std::fmt;
+
+use corebay_core::disk::DiskError;
+
+/// Why an operation on a pool or a volume was refused or failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PoolError {
+    /// No superblock of a pool was found.
+    NotAPool,
+    /// The pool's format is newer than this program.
+    NewerFormat(u32),
+    /// The disk is not what the pool was made on.
+    WrongDisk(String),
+    /// The metadata contradict themselves, in both copies.
+    Corrupt(String),
+    /// The disk failed.
+    Disk(DiskError),
+    /// The pool stopped changing after its disk failed; what is mapped can still be read.
+    Failed,
+    /// Not enough space is left.
+    NoSpace,
+    /// The disk is too small for a pool.
+    TooSmall,
+    /// Nothing has this name or number.
+    NotFound,
+    /// Something else has this name.
+    Exists,
+    /// A name that is empty or too long.
+    BadName,
+    /// A size of zero, or beyond what a volume may have.
+    BadSize,
+    /// The volume is open.
+    Busy,
+    /// Blocks in use would be cut off.
+    InUse,
+    /// That cannot be done to a snapshot, or only to one.
+    WrongKind,
+    /// A table is full.
+    TooMany,
+}
+
+impl fmt::Display for PoolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAPool => write!(f, "there is no pool on the disk"),
+            Self::NewerFormat(version) => {
+                write!(f, "the pool has format {version}, newer than this program")
+            }
+            Self::WrongDisk(why) => write!(f, "the disk does not suit the pool: {why}"),
+            Self::Corrupt(what) => write!(f, "the pool's metadata are damaged: {what}"),
+            Self::Disk(error) => write!(f, "the pool's disk: {error}"),
+            Self::Failed => write!(f, "the pool stopped after its disk failed"),
+            Self::NoSpace => write!(f, "not enough space is left in the pool"),
+            Self::TooSmall => write!(f, "the disk is too small for a pool"),
+            Self::NotFound => write!(f, "there is no such volume"),
+            Self::Exists => write!(f, "the name is taken"),
+            Self::BadName => write!(f, "a name has 1 to 255 bytes"),
+            Self::BadSize => write!(f, "the size is zero or too large"),
+            Self::Busy => write!(f, "the volume is in use"),
+            Self::InUse => write!(f, "blocks in use would be cut off"),
+            Self::WrongKind => write!(f, "that cannot be done to this kind of volume"),
+            Self::TooMany => write!(f, "there are too many of them"),
+        }
+    }
+}
+
+impl std::error::Error for PoolError {}
+
+impl From<DiskError> for PoolError {
+    fn from(error: DiskError) -> Self {
+        Self::Disk(error)
+    }
+}
+
+impl From<PoolError> for DiskError {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Disk(error) => error,
+            PoolError::NoSpace => Self::NoSpace,
+            PoolError::Failed => Self::WriteFault,
+            PoolError::Corrupt(_) => Self::UnrecoveredRead,
+            _ => Self::Internal(0),
+        }
+    }
+}

@@ -1,0 +1,483 @@
+//! The journal's batches, and the records in them: every change of a pool's state.
+
+use std::mem::size_of;
+
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+    little_endian::{U16, U32, U64},
+};
+
+use super::{BATCH_BYTES_MAX, BLOCKS_PER_EXTENT, Extent, PAGE_BYTES, crc32c};
+
+/// A change of a pool's state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// Blocks of a volume's extent lie in `extent` now. Their data are durable.
+    Map {
+        /// The volume.
+        volume: u32,
+        /// Which extent of the volume.
+        index: u64,
+        /// The first block in it.
+        start: u8,
+        /// How many blocks.
+        count: u16,
+        /// Where they lie.
+        extent: Extent,
+    },
+    /// Blocks of a volume, all under one leaf, read as zeroes now.
+    Unmap {
+        /// The volume.
+        volume: u32,
+        /// The first block.
+        first: u64,
+        /// How many.
+        blocks: u64,
+        /// The volume keeps its own extent, for later writes.
+        keep: bool,
+    },
+    /// There is a new, empty volume.
+    Create {
+        /// The volume's number.
+        volume: u32,
+        /// Its size.
+        blocks: u64,
+        /// Space is reserved for all of it.
+        thick: bool,
+        /// Its identity.
+        uuid: [u8; 16],
+        /// Its name.
+        name: String,
+    },
+    /// A new volume has the content that another one has at this point.
+    Share {
+        /// The new volume's number.
+        volume: u32,
+        /// Whose content.
+        source: u32,
+        /// It stays as it is; else it is a clone, which hosts write to.
+        snapshot: bool,
+        /// Its identity.
+        uuid: [u8; 16],
+        /// Its name.
+        name: String,
+    },
+    /// The volume is gone; its space follows.
+    Delete {
+        /// The volume.
+        volume: u32,
+    },
+    /// The next part of a deleted volume's space is free.
+    Drop {
+        /// The volume.
+        volume: u32,
+    },
+    /// The volume has another size.
+    Resize {
+        /// The volume.
+        volume: u32,
+        /// Its new size.
+        blocks: u64,
+    },
+    /// The volume has another name.
+    Rename {
+        /// The volume.
+        volume: u32,
+        /// Its new name.
+        name: String,
+    },
+    /// The volume's flags.
+    Flags {
+        /// The volume.
+        volume: u32,
+        /// Nothing may be written to it.
+        read_only: bool,
+        /// Space is reserved for all of it.
+        thick: bool,
+    },
+    /// The volume's content is that of a snapshot again; the content it had is being dropped.
+    Rollback {
+        /// The volume.
+        volume: u32,
+        /// The snapshot.
+        snapshot: u32,
+        /// The number under which the old content is dropped.
+        old: u32,
+    },
+    /// What the exporter keeps with the volume.
+    Attributes {
+        /// The volume.
+        volume: u32,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+}
+
+/// A record as it lies in the journal, before its tail.
+#[derive(Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Raw {
+    kind: u8,
+    detail: u8,
+    /// The bytes of the tail.
+    tail: U16,
+    volume: U32,
+    a: U64,
+    b: U64,
+    c: U64,
+}
+
+const _: () = assert!(size_of::<Raw>() == 32);
+
+impl Record {
+    /// Adds the record's bytes.
+    ///
+    /// # Panics
+    /// Where a name or attributes are longer than may be, which their maker has checked.
+    pub fn encode(&self, into: &mut Vec<u8>) {
+        let head = self.head();
+        into.extend(head.as_bytes());
+        let (uuid, text) = self.tail();
+        into.extend(uuid.into_iter().flatten());
+        into.extend(text);
+    }
+
+    /// The identity and the text or bytes that follow the numbers.
+    fn tail(&self) -> (Option<&[u8; 16]>, &[u8]) {
+        match self {
+            Self::Create { uuid, name, .. } | Self::Share { uuid, name, .. } => {
+                (Some(uuid), name.as_bytes())
+            }
+            Self::Rename { name, .. } => (None, name.as_bytes()),
+            Self::Attributes { bytes, .. } => (None, bytes),
+            _ => (None, &[]),
+        }
+    }
+
+    fn head(&self) -> Raw {
+        let (kind, volume, detail, numbers) = match self {
+            Self::Map {
+                volume,
+                index,
+                start,
+                count,
+                extent,
+            } => (1, volume, *start, [*index, extent.0, u64::from(*count)]),
+            Self::Unmap {
+                volume,
+                first,
+                blocks,
+                keep,
+            } => (2, volume, u8::from(*keep), [*first, *blocks, 0]),
+            Self::Create {
+                volume,
+                blocks,
+                thick,
+                ..
+            } => (3, volume, u8::from(*thick), [*blocks, 0, 0]),
+            Self::Share {
+                volume,
+                source,
+                snapshot,
+                ..
+            } => (4, volume, u8::from(*snapshot), [u64::from(*source), 0, 0]),
+            Self::Delete { volume } => (5, volume, 0, [0; 3]),
+            Self::Drop { volume } => (6, volume, 0, [0; 3]),
+            Self::Resize { volume, blocks } => (7, volume, 0, [*blocks, 0, 0]),
+            Self::Rename { volume, .. } => (8, volume, 0, [0; 3]),
+            Self::Flags {
+                volume,
+                read_only,
+                thick,
+            } => (
+                9,
+                volume,
+                u8::from(*read_only) | (u8::from(*thick) << 1),
+                [0; 3],
+            ),
+            Self::Rollback {
+                volume,
+                snapshot,
+                old,
+            } => (10, volume, 0, [u64::from(*snapshot), u64::from(*old), 0]),
+            Self::Attributes { volume, .. } => (11, volume, 0, [0; 3]),
+        };
+        let tail = self.encoded_len() - size_of::<Raw>();
+        let [a, b, c] = numbers.map(U64::new);
+        Raw {
+            kind,
+            detail,
+            tail: u16::try_from(tail).expect("tails were checked").into(),
+            volume: (*volume).into(),
+            a,
+            b,
+            c,
+        }
+    }
+
+    /// The bytes that [`encode`](Self::encode) adds.
+    #[must_use]
+    pub fn encoded_len(&self) -> usize {
+        let (uuid, text) = self.tail();
+        size_of::<Raw>() + uuid.map_or(0, |uuid| uuid.len()) + text.len()
+    }
+
+    /// The first record in `bytes`, and the bytes after it.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let (raw, rest) = Raw::read_from_prefix(bytes).ok()?;
+        let tail = rest.get(..usize::from(raw.tail.get()))?;
+        let after = &rest[tail.len()..];
+        Some((Self::from_raw(&raw, tail)?, after))
+    }
+
+    fn from_raw(raw: &Raw, tail: &[u8]) -> Option<Self> {
+        let volume = raw.volume.get();
+        let (a, b, c) = (raw.a.get(), raw.b.get(), raw.c.get());
+        let number = |value: u64| u32::try_from(value).ok();
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+        let uuid = || tail.first_chunk::<16>().copied();
+        Some(match raw.kind {
+            1 => {
+                let count = u16::try_from(c).ok()?;
+                let end = usize::from(raw.detail) + usize::from(count);
+                if count == 0 || end > BLOCKS_PER_EXTENT {
+                    return None;
+                }
+                let (index, extent) = (a, Extent(b));
+                Self::Map {
+                    volume,
+                    index,
+                    start: raw.detail,
+                    count,
+                    extent,
+                }
+            }
+            2 => Self::Unmap {
+                volume,
+                first: a,
+                blocks: b,
+                keep: raw.detail != 0,
+            },
+            3 => Self::Create {
+                volume,
+                blocks: a,
+                thick: raw.detail != 0,
+                uuid: uuid()?,
+                name: text(&tail[16..])?,
+            },
+            4 => Self::Share {
+                volume,
+                source: number(a)?,
+                snapshot: raw.detail != 0,
+                uuid: uuid()?,
+                name: text(&tail[16..])?,
+            },
+            5 => Self::Delete { volume },
+            6 => Self::Drop { volume },
+            7 => Self::Resize { volume, blocks: a },
+            8 => Self::Rename {
+                volume,
+                name: text(tail)?,
+            },
+            9 => Self::Flags {
+                volume,
+                read_only: raw.detail & 1 != 0,
+                thick: raw.detail & 2 != 0,
+            },
+            10 => Self::Rollback {
+                volume,
+                snapshot: number(a)?,
+                old: number(b)?,
+            },
+            11 => Self::Attributes {
+                volume,
+                bytes: tail.to_vec(),
+            },
+            _ => return None,
+        })
+    }
+}
+
+/// A batch's first bytes.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Header {
+    magic: [u8; 4],
+    crc: U32,
+    uuid: [u8; 16],
+    sequence: U64,
+    /// All bytes of the batch, without the padding.
+    len: U32,
+    records: U32,
+    reserved: [u8; 24],
+}
+
+const MAGIC: [u8; 4] = *b"CBJB";
+
+/// The bytes of a batch that its records do not get.
+pub const BATCH_HEADER_BYTES: usize = 64;
+
+const _: () = assert!(size_of::<Header>() == BATCH_HEADER_BYTES);
+
+/// A batch of records, made durable by one write of each copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Counts batches of the pool.
+    pub sequence: u64,
+    /// The records, in the order they take effect.
+    pub records: Vec<Record>,
+    /// The pages it takes.
+    pub pages: u64,
+}
+
+impl Batch {
+    /// The bytes of a batch, padded to pages.
+    ///
+    /// # Panics
+    /// Where the records do not fit.
+    #[must_use]
+    pub fn encode(
+        uuid: [u8; 16],
+        sequence: u64,
+        records: &[Record],
+        mut bytes: Vec<u8>,
+    ) -> Vec<u8> {
+        bytes.clear();
+        bytes.resize(BATCH_HEADER_BYTES, 0);
+        for record in records {
+            record.encode(&mut bytes);
+        }
+        assert!(bytes.len() <= BATCH_BYTES_MAX, "the batch is too large");
+        let mut header = Header {
+            magic: MAGIC,
+            crc: 0.into(),
+            uuid,
+            sequence: sequence.into(),
+            len: u32::try_from(bytes.len())
+                .expect("at most BATCH_BYTES_MAX")
+                .into(),
+            records: u32::try_from(records.len()).expect("few").into(),
+            reserved: [0; 24],
+        };
+        bytes[..BATCH_HEADER_BYTES].copy_from_slice(header.as_bytes());
+        header.crc = crc32c(&bytes).into();
+        bytes[..BATCH_HEADER_BYTES].copy_from_slice(header.as_bytes());
+        bytes.resize(bytes.len().next_multiple_of(PAGE_BYTES), 0);
+        bytes
+    }
+
+    /// The batch at the beginning of `bytes`, if one of this pool is there and whole.
+    #[must_use]
+    pub fn parse(bytes: &[u8], uuid: [u8; 16]) -> Option<Self> {
+        let (header, _) = Header::read_from_prefix(bytes).ok()?;
+        let len = header.len.get() as usize;
+        let right = header.magic == MAGIC
+            && header.uuid == uuid
+            && (BATCH_HEADER_BYTES..=BATCH_BYTES_MAX).contains(&len);
+        let whole = right.then(|| bytes.get(..len)).flatten()?;
+        let mut unsigned = header;
+        unsigned.crc = 0.into();
+        let mut copy = whole.to_vec();
+        copy[..BATCH_HEADER_BYTES].copy_from_slice(unsigned.as_bytes());
+        if crc32c(&copy) != header.crc.get() {
+            return None;
+        }
+        let mut rest = &whole[BATCH_HEADER_BYTES..];
+        let mut records = Vec::new();
+        for _ in 0..header.records.get() {
+            let (record, after) = Record::parse(rest)?;
+            rest = after;
+            records.push(record);
+        }
+        Some(Self {
+            sequence: header.sequence.get(),
+            records,
+            pages: len.div_ceil(PAGE_BYTES) as u64,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records() -> Vec<Record> {
+        let (uuid, name) = ([3; 16], "a volume".to_owned());
+        vec![
+            Record::Map {
+                volume: 1,
+                index: 2,
+                start: 3,
+                count: 253,
+                extent: Extent(9),
+            },
+            Record::Unmap {
+                volume: 1,
+                first: 77,
+                blocks: 1000,
+                keep: true,
+            },
+            Record::Create {
+                volume: 4,
+                blocks: 9,
+                thick: true,
+                uuid,
+                name: name.clone(),
+            },
+            Record::Share {
+                volume: 5,
+                source: 4,
+                snapshot: true,
+                uuid,
+                name: name.clone(),
+            },
+            Record::Delete { volume: 5 },
+            Record::Drop { volume: 5 },
+            Record::Resize {
+                volume: 4,
+                blocks: 10,
+            },
+            Record::Rename { volume: 4, name },
+            Record::Flags {
+                volume: 4,
+                read_only: true,
+                thick: false,
+            },
+            Record::Rollback {
+                volume: 4,
+                snapshot: 6,
+                old: 7,
+            },
+            Record::Attributes {
+                volume: 4,
+                bytes: vec![1, 2, 3],
+            },
+        ]
+    }
+
+    #[test]
+    fn a_batch_reads_back() {
+        let bytes = Batch::encode([1; 16], 42, &records(), Vec::new());
+        let batch = Batch::parse(&bytes, [1; 16]).unwrap();
+        assert_eq!((batch.sequence, batch.pages), (42, 1));
+        assert_eq!(batch.records, records());
+        assert_eq!(Batch::parse(&bytes, [2; 16]), None, "another pool's");
+        let len: usize = records().iter().map(Record::encoded_len).sum();
+        assert!(
+            len + BATCH_HEADER_BYTES <= bytes.len()
+                && bytes[len + BATCH_HEADER_BYTES..].iter().all(|b| *b == 0)
+        );
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let bytes = Batch::encode([1; 16], 42, &records(), Vec::new());
+        let len = records().iter().map(Record::encoded_len).sum::<usize>() + BATCH_HEADER_BYTES;
+        for at in 0..len {
+            let mut wrong = bytes.clone();
+            wrong[at] ^= 1 << (at % 8);
+            assert_eq!(Batch::parse(&wrong, [1; 16]), None, "byte {at}");
+        }
+    }
+}

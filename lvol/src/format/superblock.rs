@@ -1,0 +1,149 @@
+//! The superblock: what a pool is, and where its newest checkpoint lies.
+
+use std::mem::{offset_of, size_of};
+
+use corebay_core::units::BlockSize;
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+    little_endian::{U32, U64},
+};
+
+use super::{Layout, PAGE_BYTES, VERSION, crc32c};
+use crate::error::PoolError;
+
+/// What a superblock begins with.
+pub const MAGIC: [u8; 8] = *b"COREBAYP";
+
+/// The superblock as it lies on the disk, in the first 512 bytes of its page.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Raw {
+    magic: [u8; 8],
+    version: U32,
+    crc: U32,
+    uuid: [u8; 16],
+    generation: U64,
+    disk_blocks: U64,
+    root_bytes: U64,
+    journal_bytes: U64,
+    journal_sequence: U64,
+    journal_page: U32,
+    block_bytes: U32,
+    root_len: U32,
+    root_crc: U32,
+    name_len: U32,
+    reserved: [u8; 4],
+    name: [u8; 256],
+    reserved_end: [u8; 160],
+}
+
+const _: () = assert!(size_of::<Raw>() == 512);
+const _: () = assert!(offset_of!(Raw, crc) == 12 && offset_of!(Raw, generation) == 32);
+const _: () = assert!(offset_of!(Raw, journal_page) == 72 && offset_of!(Raw, name) == 96);
+
+/// A superblock, parsed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Superblock {
+    /// The pool's identity.
+    pub uuid: [u8; 16],
+    /// The pool's name.
+    pub name: String,
+    /// Counts checkpoints.
+    pub generation: u64,
+    /// Where the pool's parts lie.
+    pub layout: Layout,
+    /// The first batch of the journal that the checkpoint does not contain.
+    pub journal_sequence: u64,
+    /// The page of the journal where that batch is expected.
+    pub journal_page: u64,
+    /// The bytes of the root.
+    pub root_len: u32,
+    /// The checksum of the root.
+    pub root_crc: u32,
+}
+
+impl Superblock {
+    /// The superblock's page.
+    ///
+    /// # Panics
+    /// Where a field does not fit, which its maker has checked.
+    #[must_use]
+    pub fn encode(&self) -> [u8; PAGE_BYTES] {
+        let mut raw = Raw {
+            magic: MAGIC,
+            version: VERSION.into(),
+            crc: 0.into(),
+            uuid: self.uuid,
+            generation: self.generation.into(),
+            disk_blocks: self.layout.disk_blocks.into(),
+            root_bytes: self.layout.root_bytes.into(),
+            journal_bytes: self.layout.journal_bytes.into(),
+            journal_sequence: self.journal_sequence.into(),
+            journal_page: u32::try_from(self.journal_page).expect("checked").into(),
+            block_bytes: (1u32 << self.layout.block_size.shift()).into(),
+            root_len: self.root_len.into(),
+            root_crc: self.root_crc.into(),
+            name_len: u32::try_from(self.name.len()).expect("checked").into(),
+            reserved: [0; 4],
+            name: [0; 256],
+            reserved_end: [0; 160],
+        };
+        raw.name[..self.name.len()].copy_from_slice(self.name.as_bytes());
+        raw.crc = crc32c(raw.as_bytes()).into();
+        let mut page = [0; PAGE_BYTES];
+        page[..size_of::<Raw>()].copy_from_slice(raw.as_bytes());
+        page
+    }
+
+    /// The superblock in a page.
+    ///
+    /// # Errors
+    /// [`PoolError::NotAPool`] where there is none or it is damaged, [`PoolError::NewerFormat`]
+    /// where it is whole and newer.
+    pub fn parse(page: &[u8]) -> Result<Self, PoolError> {
+        let (raw, _) = Raw::read_from_prefix(page).map_err(|_| PoolError::NotAPool)?;
+        let mut unsigned = raw;
+        unsigned.crc = 0.into();
+        if raw.magic != MAGIC || crc32c(unsigned.as_bytes()) != raw.crc.get() {
+            return Err(PoolError::NotAPool);
+        }
+        if raw.version.get() > VERSION {
+            return Err(PoolError::NewerFormat(raw.version.get()));
+        }
+        Self::check(&raw).ok_or_else(|| PoolError::Corrupt("a superblock's fields".into()))
+    }
+
+    fn check(raw: &Raw) -> Option<Self> {
+        let layout = Layout {
+            block_size: BlockSize::from_bytes(u64::from(raw.block_bytes.get()))?,
+            disk_blocks: raw.disk_blocks.get(),
+            root_bytes: raw.root_bytes.get(),
+            journal_bytes: raw.journal_bytes.get(),
+        };
+        let page = PAGE_BYTES as u64;
+        let sizes = [layout.root_bytes, layout.journal_bytes];
+        let sane = sizes
+            .iter()
+            .all(|bytes| *bytes > 0 && bytes.is_multiple_of(page) && *bytes < 1 << 32);
+        let journal_page = u64::from(raw.journal_page.get());
+        if !sane
+            || layout.disk_blocks > 1 << 50
+            || layout.extents() == 0
+            || journal_page > layout.journal_pages()
+            || u64::from(raw.root_len.get()) > layout.root_bytes
+        {
+            return None;
+        }
+        let name = raw.name.get(..raw.name_len.get() as usize)?;
+        Some(Self {
+            uuid: raw.uuid,
+            name: String::from_utf8(name.to_vec()).ok()?,
+            generation: raw.generation.get(),
+            layout,
+            journal_sequence: raw.journal_sequence.get(),
+            journal_page,
+            root_len: raw.root_len.get(),
+            root_crc: raw.root_crc.get(),
+        })
+    }
+}

@@ -1,0 +1,370 @@
+//! Making a pool, and opening one: the newest checkpoint, and the journal over it.
+//!
+//! # Making one, step by step
+//! 1. Both superblocks are cleared, durably. A crash leaves the pool that was there before, which may
+//!    have only one superblock left, or none.
+//! 2. The journals are cleared, so that no batch of an earlier attempt under the same UUID counts.
+//!    A crash leaves no pool.
+//! 3. An empty state is written as the first checkpoint, as any other. A crash leaves no pool, or
+//!    the new one.
+//!
+//! # Opening one, step by step
+//! 1. The newest superblock names the root; a superblock that is damaged or older is written again.
+//! 2. The root names the tables; of the pages only the volumes' are read. Maps and counts are read when
+//!    they are needed.
+//! 3. The journal is read from the checkpoint's place on, batch by batch, and each record takes effect
+//!    as it did when it was written. It ends where no copy has the next batch.
+//! 4. If there was a batch, a checkpoint is made, before any other record is taken: so the next
+//!    batch never follows one that only one copy holds. A crash before it is complete leaves
+//!    everything as it was, and opening begins again.
+
+use std::{collections::BTreeSet, rc::Rc};
+
+use corebay_core::disk::Disk;
+use tracing::info;
+
+use crate::{
+    device::{Device, TRANSFER_BYTES, copies_at},
+    error::PoolError,
+    format::{
+        COPIES, Layout, PAGE_BYTES, crc32c,
+        page::{Body, POINTERS_PER_PIECE, PageBytes, Piece},
+        record::Batch,
+        root::{Pointer, Root},
+        superblock::Superblock,
+    },
+    journal::Position,
+    manage::Pool,
+    pool::{PoolContext, Shared},
+    state::{State, corrupt, table::Table},
+};
+
+const PAGE: u64 = PAGE_BYTES as u64;
+
+/// What a new pool is to be.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// Its name.
+    pub name: String,
+    /// Its identity, drawn by the caller.
+    pub uuid: [u8; 16],
+    /// The bytes of its journal, or as the disk's size suggests.
+    pub journal_bytes: Option<u64>,
+}
+
+/// The layout for a disk.
+fn layout_for(
+    info: &corebay_core::disk::DiskInfo,
+    options: &CreateOptions,
+) -> Result<Layout, PoolError> {
+    let bytes = info.bytes();
+    let journal = options
+        .journal_bytes
+        .unwrap_or((bytes / 1024).clamp(128 << 10, 4 << 20))
+        .max(128 << 10);
+    let root = (bytes / (1 << 24)).clamp(64 << 10, 16 << 20);
+    let layout = Layout {
+        block_size: info.block_size,
+        disk_blocks: info.blocks,
+        root_bytes: root.next_multiple_of(PAGE),
+        journal_bytes: journal.next_multiple_of(PAGE),
+    };
+    Ok(layout)
+}
+
+impl<D: Disk> Pool<D> {
+    /// Makes a pool on a disk, whatever lay there, and opens it.
+    ///
+    /// # Errors
+    /// Where the disk is too small or fails.
+    pub async fn create(
+        context: &PoolContext,
+        disk: D,
+        options: &CreateOptions,
+    ) -> Result<Self, PoolError> {
+        if options.name.is_empty() || options.name.len() > crate::format::NAME_BYTES_MAX {
+            return Err(PoolError::BadName);
+        }
+        let layout = layout_for(&disk.info(), options)?;
+        let state = State::new(layout, options.uuid, options.name.clone());
+        if state.available(0) == 0 {
+            return Err(PoolError::TooSmall);
+        }
+        let device = Device::new(disk, context.buffers.clone());
+        device.clear(&layout).await?;
+        let shared = Shared::new(device, state, 0);
+        shared.journal.applied.set(Position {
+            sequence: 1,
+            page: 0,
+        });
+        shared.checkpoint().await?;
+        Self::start(context, Rc::new(shared))
+    }
+
+    /// Opens the pool on a disk.
+    ///
+    /// # Errors
+    /// Where there is none, or it cannot be trusted.
+    pub async fn import(context: &PoolContext, disk: D) -> Result<Self, PoolError> {
+        let device = Device::new(disk, context.buffers.clone());
+        let shared = read(device).await?;
+        let batches = shared.replay().await?;
+        if batches > 0 {
+            shared.checkpoint().await?;
+            info!(
+                "pool {}: {batches} batches of its journal replayed",
+                shared.name()
+            );
+        }
+        Self::start(context, Rc::new(shared))
+    }
+}
+
+/// The newest checkpoint of the pool on a disk.
+pub(crate) async fn read<D: Disk>(device: Device<D>) -> Result<Shared<D>, PoolError> {
+    let superblock = device.read_superblock().await?;
+    let layout = superblock.layout;
+    let info = device.disk.info();
+    if info.block_size != layout.block_size {
+        let (now, then) = (info.block_size, layout.block_size);
+        return Err(PoolError::WrongDisk(format!(
+            "its blocks have {now} bytes, not {then}"
+        )));
+    }
+    if info.blocks < layout.disk_blocks {
+        let (now, then) = (info.blocks, layout.disk_blocks);
+        return Err(PoolError::WrongDisk(format!(
+            "it has {now} blocks, not {then}"
+        )));
+    }
+    let root = read_root(&device, &superblock).await?;
+    let state = read_state(&device, &superblock, root).await?;
+    let shared = Shared::new(device, state, superblock.generation);
+    shared.journal.applied.set(Position {
+        sequence: superblock.journal_sequence,
+        page: superblock.journal_page,
+    });
+    Ok(shared)
+}
+
+async fn read_root<D: Disk>(
+    device: &Device<D>,
+    superblock: &Superblock,
+) -> Result<Root, PoolError> {
+    let layout = superblock.layout;
+    let generation = superblock.generation;
+    let len = superblock.root_len as usize;
+    let at = [layout.root_at(0, generation), layout.root_at(1, generation)];
+    let root = device.read_copies(at, len.next_multiple_of(PAGE_BYTES), |bytes| {
+        let bytes = &bytes[..len];
+        (crc32c(bytes) == superblock.root_crc).then(|| bytes.to_vec())
+    });
+    let bytes = root
+        .await?
+        .ok_or_else(|| corrupt("both copies of the root"))?;
+    let root = Root::parse(&bytes, layout.extents()).filter(|root| root.generation == generation);
+    root.ok_or_else(|| corrupt("the root's fields"))
+}
+
+async fn read_state<D: Disk>(
+    device: &Device<D>,
+    superblock: &Superblock,
+    root: Root,
+) -> Result<State, PoolError> {
+    let layout = superblock.layout;
+    let mut state = State::new(layout, superblock.uuid, superblock.name.clone());
+    let mut extents = BTreeSet::new();
+    for pair in &root.chunks {
+        if !pair.iter().all(|extent| extents.insert(*extent)) {
+            return Err(corrupt("an extent of metadata is named twice"));
+        }
+        state.places.add_chunk(*pair, &layout);
+    }
+    let [nodes, counts, volumes] = root.pieces;
+    let [node_len, count_len, volume_len] = root.lens;
+    state.nodes = read_table(device, &state, nodes, node_len).await?;
+    state.counts = read_table(device, &state, counts, count_len).await?;
+    state.volumes = read_table(device, &state, volumes, volume_len).await?;
+    let all = state
+        .nodes
+        .places()
+        .chain(state.counts.places())
+        .chain(state.volumes.places());
+    let all: Vec<u64> = all.collect();
+    if !all.into_iter().all(|place| state.places.mark_used(place)) {
+        return Err(corrupt("two pages have one place"));
+    }
+    let free = |id: &u32| *id != 0 && !state.nodes.exists(*id);
+    state.free_nodes = (0..state.nodes.len()).filter(free).collect();
+    let counted = (0..state.counts.len()).map(|page| u64::from(state.counts.number(page)));
+    state.extents.unreferenced = counted.sum();
+    state.extents.reserved = 0;
+    let ids: Vec<u32> = state.volumes.ids().collect();
+    for id in ids {
+        let (place, crc) = state
+            .volumes
+            .place(id)
+            .ok_or_else(|| corrupt("a volume's place"))?;
+        let at = copies_at(&state.places, place, &layout)?;
+        let record: crate::format::page::VolumeRecord =
+            device.read_page(at, crc, u64::from(id)).await?;
+        state.extents.reserved += record.unused_reservation();
+        state.volumes.install(id, record);
+    }
+    Ok(state)
+}
+
+/// A table; its pieces are read in long reads where they lie side by side.
+async fn read_table<D: Disk, B: Body>(
+    device: &Device<D>,
+    state: &State,
+    pieces: Vec<Pointer>,
+    len: u32,
+) -> Result<Table<B>, PoolError> {
+    if (len as usize).div_ceil(POINTERS_PER_PIECE) != pieces.len() {
+        return Err(corrupt("a table's length"));
+    }
+    let mut pointers = Vec::with_capacity(pieces.len() * POINTERS_PER_PIECE);
+    let mut ahead: Vec<u8> = Vec::new();
+    for (number, piece) in pieces.iter().enumerate() {
+        let at = copies_at(&state.places, piece.location.get(), &state.layout)?;
+        if ahead.is_empty() {
+            ahead = read_ahead(device, state, &pieces[number..], at[0]).await;
+        }
+        let rest = ahead.split_off(ahead.len().min(PAGE_BYTES));
+        let first = std::mem::replace(&mut ahead, rest);
+        let page: Option<&PageBytes> = first.as_slice().try_into().ok();
+        let good = page.filter(|page| crc32c(*page) == piece.crc.get());
+        let piece = match good.and_then(|page| Piece::parse(page, number as u64)) {
+            Some(piece) => piece,
+            None => device.read_page(at, piece.crc.get(), number as u64).await?,
+        };
+        pointers.extend(piece.0.iter().copied());
+    }
+    pointers.truncate(len as usize);
+    Ok(Table::load(pieces, pointers.into_iter()))
+}
+
+/// As many pieces as lie side by side, from the first copy; nothing where that fails.
+async fn read_ahead<D: Disk>(
+    device: &Device<D>,
+    state: &State,
+    pieces: &[Pointer],
+    at: u64,
+) -> Vec<u8> {
+    let follows = |number: &usize| {
+        let place = pieces[*number].location.get();
+        state.places.at(place, 0, &state.layout) == Some(at + (number * PAGE_BYTES) as u64)
+    };
+    let most = pieces.len().min(TRANSFER_BYTES / PAGE_BYTES);
+    let count = (0..most).take_while(follows).count();
+    device
+        .read(at, count * PAGE_BYTES)
+        .await
+        .unwrap_or_default()
+}
+
+impl<D: Disk> Shared<D> {
+    /// Applies the journal over the checkpoint; how many batches there were.
+    pub async fn replay(&self) -> Result<u64, PoolError> {
+        let layout = self.state.borrow().layout;
+        let mut copies = Vec::new();
+        let len = usize::try_from(layout.journal_bytes).expect("checked");
+        for copy in 0..COPIES {
+            // A copy that cannot be read has no batches.
+            copies.push(self.read_journal(layout.journal_at(copy), len).await?);
+        }
+        let mut batches = 0;
+        while let Some((batch, page)) = self.next_batch(&copies) {
+            for record in &batch.records {
+                self.prepare(record).await?;
+                self.state.borrow_mut().apply(record)?;
+            }
+            let released = std::mem::take(&mut self.state.borrow_mut().extents.released);
+            released
+                .iter()
+                .for_each(|extent| self.state.borrow_mut().free(*extent));
+            let mut position = self.journal.applied.get();
+            position.sequence += 1;
+            position.page = page + batch.pages;
+            self.journal.applied.set(position);
+            batches += 1;
+        }
+        self.refuse_gap(&copies)?;
+        if batches > 0 {
+            // A torn batch with the next number may lie anywhere: it must not count later.
+            let mut position = self.journal.applied.get();
+            position.sequence += 1;
+            self.journal.applied.set(position);
+        }
+        Ok(batches)
+    }
+
+    /// Reads a copy of the journal; what cannot be read is left zero.
+    async fn read_journal(&self, at: u64, len: usize) -> Result<Vec<u8>, PoolError> {
+        let mut bytes = vec![0; len];
+        let mut done = 0;
+        while done < len {
+            let part = (len - done).min(TRANSFER_BYTES);
+            match self.device.read(at + done as u64, part).await {
+                Ok(read) => bytes[done..done + part].copy_from_slice(&read),
+                Err(corebay_core::disk::DiskError::UnrecoveredRead) => {
+                    self.read_journal_pages(at, &mut bytes, done..done + part)
+                        .await?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+            done += part;
+        }
+        Ok(bytes)
+    }
+
+    async fn read_journal_pages(
+        &self,
+        at: u64,
+        bytes: &mut [u8],
+        range: std::ops::Range<usize>,
+    ) -> Result<(), PoolError> {
+        for from in range.step_by(PAGE_BYTES) {
+            match self.device.read(at + from as u64, PAGE_BYTES).await {
+                Ok(read) => bytes[from..from + PAGE_BYTES].copy_from_slice(&read),
+                Err(corebay_core::disk::DiskError::UnrecoveredRead) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The batch that comes next, and its page.
+    fn next_batch(&self, copies: &[Vec<u8>]) -> Option<(Batch, u64)> {
+        let uuid = self.state.borrow().uuid;
+        let position = self.journal.applied.get();
+        // It lies where the last one ended, or at the beginning where it did not fit there.
+        [position.page, 0].into_iter().find_map(|page| {
+            let at = usize::try_from(page * PAGE).expect("within the journal");
+            let batches = copies
+                .iter()
+                .filter_map(|copy| Batch::parse(copy.get(at..)?, uuid));
+            let mut batches = batches.filter(|batch| batch.sequence == position.sequence);
+            let found = batches.next();
+            found.map(|batch| (batch, page))
+        })
+    }
+
+    /// A batch is begun only when the one before it is durable: one that comes after the journal's
+    /// end shows that acknowledged records were lost.
+    fn refuse_gap(&self, copies: &[Vec<u8>]) -> Result<(), PoolError> {
+        let uuid = self.state.borrow().uuid;
+        let end = self.journal.applied.get().sequence;
+        for copy in copies {
+            for at in (0..copy.len()).step_by(PAGE_BYTES) {
+                let beyond = Batch::parse(&copy[at..], uuid);
+                if beyond.is_some_and(|batch| batch.sequence > end) {
+                    let what = format!("batch {end} of the journal is lost in both copies");
+                    return Err(PoolError::Corrupt(what));
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,251 @@
+//! The journal: records wait here until a batch of them is durable, and then take effect.
+//!
+//! One batch is under way at a time, so the journal holds every batch up to the last one that was
+//! acknowledged, and at most one beyond. All records that come while a batch is being written share
+//! the next one.
+//!
+//! # A batch, step by step
+//! 1. Whatever its records make readable has been written. A crash leaves the old state.
+//! 2. Where the disk has a volatile cache, it is flushed: those data are durable now, before any
+//!    record says so.
+//! 3. Both copies of the batch are written durably. A crash leaves none, or a torn batch in one or
+//!    both copies. If one copy is whole, the batch counts; its records were not acknowledged, but
+//!    nothing contradicts them. If none is, it never was.
+//! 4. The records take effect in memory, and those who wait for them go on.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+};
+
+use corebay_core::disk::{Disk, Durability};
+use tracing::error;
+
+use crate::{
+    error::PoolError,
+    format::{
+        BATCH_BYTES_MAX, COPIES, PAGE_BYTES,
+        record::{BATCH_HEADER_BYTES, Batch, Record},
+    },
+    pool::Shared,
+    sync::{Signal, both},
+};
+
+/// The most bytes of records that wait for their batch.
+const WAITING_BYTES_MAX: usize = 4 * BATCH_BYTES_MAX;
+
+/// Pages that a record may change, as a guess for how many records may wait.
+const PAGES_PER_RECORD: usize = 2;
+
+/// Where the journal stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Position {
+    /// The next batch's number.
+    pub sequence: u64,
+    /// The page where it goes.
+    pub page: u64,
+}
+
+/// The journal.
+#[derive(Default)]
+pub(crate) struct Journal {
+    /// The first batch that is not applied.
+    pub applied: Cell<Position>,
+    /// Pages between the checkpoint and there.
+    pub used_pages: Cell<u64>,
+    /// Groups of records that take effect together.
+    waiting: RefCell<VecDeque<Box<[Record]>>>,
+    waiting_bytes: Cell<usize>,
+    /// Records that were ever appended, and that have taken effect.
+    appended: Cell<u64>,
+    committed: Cell<u64>,
+    /// Something was appended.
+    work: Signal,
+    /// Something was committed, or room was made.
+    pub progress: Signal,
+    /// Bytes of batches written, of each copy.
+    pub bytes_written: Cell<u64>,
+}
+
+/// Names a record, to wait for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Ticket(u64);
+
+impl<D: Disk> Shared<D> {
+    /// Appends records that take effect together, once there is room for them.
+    pub async fn append(&self, records: &[Record]) -> Result<Ticket, PoolError> {
+        let bytes: usize = records.iter().map(Record::encoded_len).sum();
+        if bytes > BATCH_BYTES_MAX - BATCH_HEADER_BYTES {
+            return Err(PoolError::TooMany);
+        }
+        self.journal
+            .progress
+            .until(|| (self.stopped().is_some() || self.has_room(bytes)).then_some(()))
+            .await;
+        if let Some(error) = self.stopped() {
+            return Err(error);
+        }
+        let journal = &self.journal;
+        journal.waiting.borrow_mut().push_back(records.into());
+        journal
+            .waiting_bytes
+            .set(journal.waiting_bytes.get() + bytes);
+        journal
+            .appended
+            .set(journal.appended.get() + records.len() as u64);
+        journal.work.notify();
+        Ok(Ticket(journal.appended.get()))
+    }
+
+    /// Waits until a record has taken effect.
+    pub async fn committed(&self, ticket: Ticket) -> Result<(), PoolError> {
+        let journal = &self.journal;
+        let done = || journal.committed.get() >= ticket.0;
+        journal
+            .progress
+            .until(|| (done() || self.stopped().is_some()).then_some(()))
+            .await;
+        if done() {
+            Ok(())
+        } else {
+            Err(PoolError::Failed)
+        }
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        let waiting = self.journal.waiting.borrow().len();
+        let dirty = self.state.borrow().dirty_pages() + waiting * PAGES_PER_RECORD;
+        if dirty >= self.state.borrow().dirty_hard() && waiting > 0 {
+            return false;
+        }
+        if dirty >= self.state.borrow().dirty_hard() {
+            self.want_checkpoint();
+            return false;
+        }
+        let all = self.journal.waiting_bytes.get() + bytes;
+        waiting == 0 || all <= WAITING_BYTES_MAX
+    }
+
+    /// Takes the records of the next batch.
+    fn take_batch(&self) -> Vec<Record> {
+        let mut waiting = self.journal.waiting.borrow_mut();
+        let mut bytes = BATCH_HEADER_BYTES;
+        let mut batch = Vec::new();
+        while let Some(group) = waiting.front() {
+            bytes += group.iter().map(Record::encoded_len).sum::<usize>();
+            if bytes > BATCH_BYTES_MAX {
+                break;
+            }
+            batch.extend(waiting.pop_front().into_iter().flatten());
+        }
+        batch
+    }
+
+    /// Writes batches until the pool is closed and nothing is left to write.
+    pub async fn write_batches(&self) {
+        loop {
+            let journal = &self.journal;
+            let batch = journal
+                .work
+                .until(|| {
+                    let batch = self.take_batch();
+                    (!batch.is_empty() || self.stopped().is_some()).then_some(batch)
+                })
+                .await;
+            if batch.is_empty() {
+                return;
+            }
+            if let Err(error) = self.commit(&batch).await {
+                error!("pool {}: {error}; it takes no more changes", self.name());
+                self.fail();
+                return;
+            }
+        }
+    }
+
+    async fn commit(&self, records: &[Record]) -> Result<(), PoolError> {
+        let journal = &self.journal;
+        let (uuid, layout) = {
+            let state = self.state.borrow();
+            (state.uuid, state.layout)
+        };
+        let mut position = journal.applied.get();
+        let bytes = Batch::encode(uuid, position.sequence, records, Vec::new());
+        let pages = (bytes.len() / PAGE_BYTES) as u64;
+        // A batch lies in one piece; where it does not fit before the end, the rest stays unused.
+        let rest = layout.journal_pages() - position.page;
+        let (page, takes) = match rest >= pages {
+            true => (position.page, pages),
+            false => (0, rest + pages),
+        };
+        if journal.used_pages.get() + takes > layout.journal_pages() {
+            self.want_checkpoint();
+        }
+        journal
+            .progress
+            .until(|| {
+                let fits = journal.used_pages.get() + takes <= layout.journal_pages();
+                (fits || self.stopped().is_some()).then_some(())
+            })
+            .await;
+        if self.failed.get() {
+            return Err(PoolError::Failed);
+        }
+        self.device.flush().await?;
+        let at: [u64; COPIES] =
+            std::array::from_fn(|copy| layout.journal_at(copy) + page * PAGE_BYTES as u64);
+        let (first, second) = both(
+            self.device.write(at[0], &bytes, Durability::Durable),
+            self.device.write(at[1], &bytes, Durability::Durable),
+        )
+        .await;
+        first.and(second)?;
+        journal
+            .bytes_written
+            .set(journal.bytes_written.get() + bytes.len() as u64);
+        self.take_effect(records)?;
+        position.sequence += 1;
+        position.page = page + pages;
+        journal.applied.set(position);
+        journal.used_pages.set(journal.used_pages.get() + takes);
+        let taken: usize = records.iter().map(Record::encoded_len).sum();
+        journal
+            .waiting_bytes
+            .set(journal.waiting_bytes.get() - taken);
+        journal
+            .committed
+            .set(journal.committed.get() + records.len() as u64);
+        journal.progress.notify();
+        let dirty = self.state.borrow().dirty_pages() >= self.state.borrow().dirty_soft();
+        if dirty || journal.used_pages.get() > layout.journal_pages() / 2 {
+            self.want_checkpoint();
+        }
+        Ok(())
+    }
+
+    fn take_effect(&self, records: &[Record]) -> Result<(), PoolError> {
+        let mut state = self.state.borrow_mut();
+        for record in records {
+            state.apply(record)?;
+        }
+        drop(state);
+        self.collect_released();
+        Ok(())
+    }
+
+    /// Waits until every record that was appended has taken effect.
+    pub async fn drained(&self) {
+        let journal = &self.journal;
+        let done = || journal.committed.get() == journal.appended.get();
+        journal
+            .progress
+            .until(|| (done() || self.stopped().is_some()).then_some(()))
+            .await;
+    }
+
+    /// Lets the writer see that the pool is being closed or has failed.
+    pub fn wake_writer(&self) {
+        self.journal.work.notify();
+        self.journal.progress.notify();
+    }
+}

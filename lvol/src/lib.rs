@@ -1,0 +1,38 @@
+//! Pools over a disk, and the volumes in them: thin maps, snapshots, clones, and what makes them
+//! survive a loss of power. `FORMAT.md` beside this crate maps what lies on the disk.
+//!
+//! Invariants:
+//! - A pool's state changes by [records](format::record) alone. A record takes effect, in memory and
+//!   for readers, once its batch is durable in the journal, and in the journal's order; replaying the
+//!   journal over a checkpoint therefore makes the same state.
+//! - A block is readable only where a record said so, and a record is written only after the data
+//!   that it makes readable are durable. What a block's place held before is never read.
+//! - An extent that lost its last reference is given out again only once that is durable and every
+//!   operation that might still use the old map has ended.
+//! - A page of metadata is never written over: a checkpoint writes new pages elsewhere, and what the
+//!   last checkpoint refers to is free only when both superblocks refer to the next one.
+//! - What is read from the disk is an allegation until `format` has parsed it: a wrong byte is
+//!   mended from the other copy, or refused, and never makes a panic.
+
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod format;
+
+mod bits;
+mod check;
+mod checkpoint;
+mod device;
+mod import;
+mod journal;
+mod manage;
+mod pool;
+mod state;
+mod sync;
+mod volume;
+
+pub use check::{CheckReport, check};
+pub use import::CreateOptions;
+pub use manage::{Identity, Pool, PoolStatus, VolumeId};
+pub use pool::PoolContext;
+pub use volume::Volume;

@@ -1,0 +1,588 @@
+//! What is done to pools and volumes: making, sharing, resizing, deleting.
+//!
+//! Invariants:
+//! - One operation at a time checks and changes; each is done when its record has taken effect.
+//! - What shares or replaces a volume's content does so while none of its writes is under way, so
+//!   that a snapshot is a point in time. Writes wait meanwhile; they are not refused.
+//! - A deleted volume's name is free at once; its space follows in the background, and goes on after
+//!   a restart.
+
+use std::{cell::Cell, rc::Rc};
+
+use corebay_core::{
+    disk::Disk,
+    sync::{Permit, Permits},
+};
+
+use crate::{
+    error::PoolError,
+    format::{
+        BLOCKS_PER_EXTENT, NAME_BYTES_MAX, VOLUME_BLOCKS_MAX,
+        page::{ATTRIBUTES_MAX, Kind, LEAF_EXTENTS, VolumeRecord},
+        record::Record,
+    },
+    pool::{Frozen, PoolContext, Shared},
+    volume::Volume,
+};
+
+/// Tasks that may wait to change a pool.
+const WAITERS: usize = 64;
+
+/// The most volumes and snapshots of a pool.
+const VOLUMES_MAX: u32 = 1 << 20;
+
+/// Names a volume or a snapshot within its pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VolumeId(pub u32);
+
+/// What a new volume, snapshot or clone is called.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Its name.
+    pub name: String,
+    /// Its UUID, drawn by the caller.
+    pub uuid: [u8; 16],
+}
+
+/// How a pool stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolStatus {
+    /// Bytes of all extents.
+    pub total_bytes: u64,
+    /// Bytes of extents that nothing refers to.
+    pub free_bytes: u64,
+    /// Bytes that volumes may still take.
+    pub available_bytes: u64,
+    /// Bytes that are reserved for thick volumes and not taken yet.
+    pub reserved_bytes: u64,
+    /// Bytes that the journal took since the pool was opened, of each copy.
+    pub journal_bytes: u64,
+    /// Bytes of metadata that checkpoints wrote since then, of each copy.
+    pub metadata_bytes: u64,
+    /// Damaged copies of metadata that were mended.
+    pub repairs: u64,
+    /// The newest checkpoint.
+    pub generation: u64,
+    /// The disk has failed, and nothing more is changed.
+    pub failed: bool,
+}
+
+/// An open pool, on its home core; clones name the same one.
+pub struct Pool<D: Disk> {
+    pub(crate) shared: Rc<Shared<D>>,
+    control: Rc<Permits>,
+    leaving: Rc<Cell<bool>>,
+}
+
+impl<D: Disk> Clone for Pool<D> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            control: self.control.clone(),
+            leaving: self.leaving.clone(),
+        }
+    }
+}
+
+impl<D: Disk> Pool<D> {
+    /// Starts the pool's tasks.
+    pub(crate) fn start(context: &PoolContext, shared: Rc<Shared<D>>) -> Result<Self, PoolError> {
+        let pool = Self {
+            shared,
+            control: Permits::new(1, WAITERS),
+            leaving: Rc::default(),
+        };
+        let (writer, maker, dropper) = (pool.shared.clone(), pool.shared.clone(), pool.clone());
+        // On the heap, once for each pool, so that a task's slot bounds nothing here.
+        let tasks: [std::pin::Pin<Box<dyn Future<Output = ()>>>; 3] = [
+            Box::pin(async move { writer.write_batches().await }),
+            Box::pin(async move { maker.make_checkpoints().await }),
+            Box::pin(async move { dropper.drop_dying().await }),
+        ];
+        for task in tasks {
+            if context.reactor.spawn(task).is_err() {
+                pool.shared.fail();
+                return Err(PoolError::TooMany);
+            }
+        }
+        Ok(pool)
+    }
+
+    async fn control(&self) -> Result<Permit, PoolError> {
+        let permit = self.control.acquire(1).await;
+        match self.shared.stopped() {
+            Some(error) => Err(error),
+            None => Ok(permit),
+        }
+    }
+
+    async fn change(&self, records: &[Record]) -> Result<(), PoolError> {
+        for record in records {
+            self.shared.prepare(record).await?;
+        }
+        let ticket = self.shared.append(records).await?;
+        self.shared.committed(ticket).await
+    }
+
+    /// The pool's identity.
+    #[must_use]
+    pub fn uuid(&self) -> [u8; 16] {
+        self.shared.state.borrow().uuid
+    }
+
+    /// The pool's name.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.shared.state.borrow().name.clone()
+    }
+
+    /// How the pool stands.
+    #[must_use]
+    pub fn status(&self) -> PoolStatus {
+        let state = self.shared.state.borrow();
+        let extent = state.layout.extent_bytes();
+        PoolStatus {
+            total_bytes: state.layout.extents() * extent,
+            free_bytes: state.extents.unreferenced * extent,
+            available_bytes: state.available(0) * extent,
+            reserved_bytes: state.extents.reserved * extent,
+            journal_bytes: self.shared.journal.bytes_written.get(),
+            metadata_bytes: self.shared.metadata_written.get(),
+            repairs: self.shared.device.repairs.get(),
+            generation: self.shared.generation.get(),
+            failed: self.shared.failed.get(),
+        }
+    }
+
+    /// All volumes and snapshots, those that are being deleted too.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<(VolumeId, VolumeRecord)> {
+        let state = self.shared.state.borrow();
+        let ids: Vec<u32> = state.volumes.ids().collect();
+        ids.into_iter()
+            .filter_map(|id| Some((VolumeId(id), state.volumes.body(id)?.clone())))
+            .collect()
+    }
+
+    /// The volume or snapshot of this name.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<VolumeId> {
+        self.shared.state.borrow().find_volume(name).map(VolumeId)
+    }
+
+    /// A volume as it stands.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn volume(&self, id: VolumeId) -> Result<VolumeRecord, PoolError> {
+        let state = self.shared.state.borrow();
+        let record = state.volume(id.0)?;
+        match record.kind {
+            Kind::Dying => Err(PoolError::NotFound),
+            _ => Ok(record.clone()),
+        }
+    }
+
+    fn check_identity(&self, identity: &Identity) -> Result<(), PoolError> {
+        if !(1..=NAME_BYTES_MAX).contains(&identity.name.len()) {
+            return Err(PoolError::BadName);
+        }
+        match self.find(&identity.name) {
+            Some(_) => Err(PoolError::Exists),
+            None => Ok(()),
+        }
+    }
+
+    fn free_id(&self, beyond: u32) -> Result<u32, PoolError> {
+        let id = self.shared.state.borrow().free_volume_id(beyond);
+        if id < VOLUMES_MAX {
+            Ok(id)
+        } else {
+            Err(PoolError::TooMany)
+        }
+    }
+
+    /// Refuses where so many more extents cannot be reserved.
+    fn check_space(&self, extents: u64) -> Result<(), PoolError> {
+        match self.shared.state.borrow().available(0) >= extents {
+            true => Ok(()),
+            false => Err(PoolError::NoSpace),
+        }
+    }
+
+    /// Makes an empty volume.
+    ///
+    /// # Errors
+    /// Where the name is taken, or the space for a thick volume is not there.
+    pub async fn create_volume(
+        &self,
+        identity: &Identity,
+        blocks: u64,
+        thick: bool,
+    ) -> Result<VolumeId, PoolError> {
+        let _control = self.control().await?;
+        self.check_identity(identity)?;
+        if !(1..=VOLUME_BLOCKS_MAX).contains(&blocks) {
+            return Err(PoolError::BadSize);
+        }
+        if thick {
+            self.check_space(blocks.div_ceil(BLOCKS_PER_EXTENT as u64))?;
+        }
+        let volume = self.free_id(0)?;
+        let (uuid, name) = (identity.uuid, identity.name.clone());
+        self.change(&[Record::Create {
+            volume,
+            blocks,
+            thick,
+            uuid,
+            name,
+        }])
+        .await?;
+        Ok(VolumeId(volume))
+    }
+
+    async fn freeze(&self, ids: impl IntoIterator<Item = u32>) -> Vec<Frozen> {
+        let mut ids: Vec<u32> = ids.into_iter().collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let mut frozen = Vec::new();
+        for id in ids {
+            frozen.push(self.shared.gate(id).freeze().await);
+        }
+        frozen
+    }
+
+    /// Takes snapshots of several volumes at one point in time.
+    ///
+    /// # Errors
+    /// Where a name is taken, a source is not there, or a thick volume's space could not be kept.
+    pub async fn snapshot(&self, of: &[(VolumeId, Identity)]) -> Result<Vec<VolumeId>, PoolError> {
+        let _control = self.control().await?;
+        let mut records = Vec::new();
+        let (mut last, mut growth) = (0, 0);
+        for (number, (source, identity)) in of.iter().enumerate() {
+            let record = self.volume(*source)?;
+            self.check_identity(identity)?;
+            if of[..number]
+                .iter()
+                .any(|(_, other)| other.name == identity.name)
+            {
+                return Err(PoolError::Exists);
+            }
+            growth += record.reservation_when_shared() - record.unused_reservation();
+            last = self.free_id(last)?;
+            records.push(Record::Share {
+                volume: last,
+                source: source.0,
+                snapshot: true,
+                uuid: identity.uuid,
+                name: identity.name.clone(),
+            });
+        }
+        self.check_space(growth)?;
+        let _frozen = self.freeze(of.iter().map(|(id, _)| id.0)).await;
+        self.change(&records).await?;
+        let made = records.iter().filter_map(|record| match record {
+            Record::Share { volume, .. } => Some(VolumeId(*volume)),
+            _ => None,
+        });
+        Ok(made.collect())
+    }
+
+    /// Makes a volume that begins with the content of a snapshot, or of another volume as it is now.
+    ///
+    /// # Errors
+    /// As [`snapshot`](Self::snapshot).
+    pub async fn clone_volume(
+        &self,
+        source: VolumeId,
+        identity: &Identity,
+    ) -> Result<VolumeId, PoolError> {
+        let _control = self.control().await?;
+        let record = self.volume(source)?;
+        self.check_identity(identity)?;
+        self.check_space(record.reservation_when_shared() - record.unused_reservation())?;
+        let volume = self.free_id(0)?;
+        let _frozen = self.freeze([source.0]).await;
+        self.change(&[Record::Share {
+            volume,
+            source: source.0,
+            snapshot: false,
+            uuid: identity.uuid,
+            name: identity.name.clone(),
+        }])
+        .await?;
+        Ok(VolumeId(volume))
+    }
+
+    /// Deletes a volume or a snapshot, wherever it stands among others.
+    ///
+    /// # Errors
+    /// Where it is open.
+    pub async fn delete(&self, id: VolumeId) -> Result<(), PoolError> {
+        let _control = self.control().await?;
+        self.volume(id)?;
+        if self.shared.gate(id.0).handles.get() > 0 {
+            return Err(PoolError::Busy);
+        }
+        self.change(&[Record::Delete { volume: id.0 }]).await?;
+        self.shared.dying.notify();
+        Ok(())
+    }
+
+    /// Gives a volume the content of a snapshot of it.
+    ///
+    /// # Errors
+    /// Where it is not one, or a thick volume's space could not be kept.
+    pub async fn roll_back(&self, id: VolumeId, to: VolumeId) -> Result<(), PoolError> {
+        let _control = self.control().await?;
+        let (record, snapshot) = (self.volume(id)?, self.volume(to)?);
+        if record.kind != Kind::Volume || snapshot.kind != Kind::Snapshot {
+            return Err(PoolError::WrongKind);
+        }
+        let blocks = snapshot.blocks.max(record.blocks);
+        let all = VolumeRecord {
+            blocks,
+            ..record.clone()
+        };
+        self.check_space(all.reservation_when_shared() - record.unused_reservation())?;
+        let old = self.free_id(0)?;
+        let _frozen = self.freeze([id.0]).await;
+        let (volume, snapshot) = (id.0, to.0);
+        self.change(&[Record::Rollback {
+            volume,
+            snapshot,
+            old,
+        }])
+        .await?;
+        self.shared.dying.notify();
+        Ok(())
+    }
+
+    /// Gives a volume another size. What would be cut off must be unused, unless `cut`.
+    ///
+    /// # Errors
+    /// Where blocks are in use, or a thick volume's space is not there.
+    pub async fn resize(&self, id: VolumeId, blocks: u64, cut: bool) -> Result<(), PoolError> {
+        let _control = self.control().await?;
+        let record = self.volume(id)?;
+        if record.kind != Kind::Volume {
+            return Err(PoolError::WrongKind);
+        }
+        if !(1..=VOLUME_BLOCKS_MAX).contains(&blocks) {
+            return Err(PoolError::BadSize);
+        }
+        let larger = VolumeRecord {
+            blocks,
+            ..record.clone()
+        };
+        let growth = larger
+            .unused_reservation()
+            .saturating_sub(record.unused_reservation());
+        self.check_space(growth)?;
+        let _frozen = self.freeze([id.0]).await;
+        if blocks < record.blocks {
+            if !cut && self.is_mapped(id.0, blocks, record.blocks).await? {
+                return Err(PoolError::InUse);
+            }
+            self.shared
+                .unmap(id.0, blocks, record.blocks, false)
+                .await?;
+        }
+        self.change(&[Record::Resize {
+            volume: id.0,
+            blocks,
+        }])
+        .await
+    }
+
+    /// True where a block of the range holds something.
+    async fn is_mapped(&self, volume: u32, first: u64, end: u64) -> Result<bool, PoolError> {
+        let per_extent = BLOCKS_PER_EXTENT as u64;
+        let mut at = first;
+        while at < end {
+            let index = at / per_extent;
+            let Some(leaf) = self
+                .shared
+                .next_leaf(volume, index / LEAF_EXTENTS as u64)
+                .await?
+            else {
+                return Ok(false);
+            };
+            at = at.max(leaf * LEAF_EXTENTS as u64 * per_extent);
+            if at >= end {
+                return Ok(false);
+            }
+            let run = self.shared.run(volume, at, end).await?;
+            if run.extent.is_some() {
+                return Ok(true);
+            }
+            at += run.blocks as u64;
+        }
+        Ok(false)
+    }
+
+    /// Gives a volume another name.
+    ///
+    /// # Errors
+    /// Where the name is taken.
+    pub async fn rename(&self, id: VolumeId, name: &str) -> Result<(), PoolError> {
+        let _control = self.control().await?;
+        if self.volume(id)?.name == name {
+            return Ok(());
+        }
+        let identity = Identity {
+            name: name.to_owned(),
+            uuid: [0; 16],
+        };
+        self.check_identity(&identity)?;
+        let (volume, name) = (id.0, identity.name);
+        self.change(&[Record::Rename { volume, name }]).await
+    }
+
+    /// Says whether a volume may be written, and whether all its space is reserved.
+    ///
+    /// # Errors
+    /// Where it is a snapshot, or the space is not there.
+    pub async fn set_flags(
+        &self,
+        id: VolumeId,
+        read_only: bool,
+        thick: bool,
+    ) -> Result<(), PoolError> {
+        let _control = self.control().await?;
+        let record = self.volume(id)?;
+        if record.kind != Kind::Volume {
+            return Err(PoolError::WrongKind);
+        }
+        let after = VolumeRecord {
+            thick,
+            ..record.clone()
+        };
+        self.check_space(
+            after
+                .unused_reservation()
+                .saturating_sub(record.unused_reservation()),
+        )?;
+        let _frozen = self.freeze([id.0]).await;
+        self.change(&[Record::Flags {
+            volume: id.0,
+            read_only,
+            thick,
+        }])
+        .await
+    }
+
+    /// Keeps bytes with a volume, for whoever exports it.
+    ///
+    /// # Errors
+    /// Where they are too many.
+    pub async fn set_attributes(&self, id: VolumeId, bytes: &[u8]) -> Result<(), PoolError> {
+        let _control = self.control().await?;
+        self.volume(id)?;
+        if bytes.len() > ATTRIBUTES_MAX {
+            return Err(PoolError::TooMany);
+        }
+        let (volume, bytes) = (id.0, bytes.to_vec());
+        self.change(&[Record::Attributes { volume, bytes }]).await
+    }
+
+    /// Opens a volume on the pool's home core.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn open(&self, id: VolumeId) -> Result<Volume<D>, PoolError> {
+        self.volume(id)?;
+        Ok(Volume::new(self.shared.clone(), id.0))
+    }
+
+    /// Makes a checkpoint now.
+    ///
+    /// # Errors
+    /// Where the pool has failed.
+    pub async fn checkpoint(&self) -> Result<(), PoolError> {
+        let generation = self.shared.generation.get();
+        self.shared.want_checkpoint();
+        let done = || self.shared.generation.get() > generation || self.shared.failed.get();
+        self.shared
+            .checkpoint_done
+            .until(|| done().then_some(()))
+            .await;
+        if self.shared.failed.get() {
+            Err(PoolError::Failed)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Waits until the space of all deleted volumes has been given back.
+    ///
+    /// # Errors
+    /// Where the pool has failed.
+    pub async fn settled(&self) -> Result<(), PoolError> {
+        let done = || self.first_dying().is_none() || self.shared.stopped().is_some();
+        self.shared
+            .journal
+            .progress
+            .until(|| done().then_some(()))
+            .await;
+        self.shared.stopped().map_or(Ok(()), Err)
+    }
+
+    /// Closes the pool: everything is in a checkpoint afterwards, and the disk is nobody's.
+    ///
+    /// # Errors
+    /// Where a volume is open, or the pool has failed.
+    pub async fn close(&self) -> Result<(), PoolError> {
+        let _control = self.control().await?;
+        if self.shared.open_handles() > 0 {
+            return Err(PoolError::Busy);
+        }
+        self.leaving.set(true);
+        self.shared.dying.notify();
+        self.shared.drained().await;
+        self.checkpoint().await?;
+        self.shared.closed.set(true);
+        self.shared.wake_all();
+        Ok(())
+    }
+
+    fn first_dying(&self) -> Option<u32> {
+        let state = self.shared.state.borrow();
+        state.volumes.ids().find(|id| {
+            let record = state.volumes.body(*id);
+            record.is_some_and(|record| record.kind == Kind::Dying)
+        })
+    }
+
+    /// Gives back the space of deleted volumes, a leaf at a time, until the pool is closed.
+    async fn drop_dying(&self) {
+        loop {
+            let stopped = || self.leaving.get() || self.shared.stopped().is_some();
+            let next = self
+                .shared
+                .dying
+                .until(|| match stopped() {
+                    true => Some(None),
+                    false => self.first_dying().map(Some),
+                })
+                .await;
+            let Some(volume) = next else { return };
+            // A failure stops the pool as a whole, and is told there.
+            if self.change(&[Record::Drop { volume }]).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl VolumeRecord {
+    /// What the volume would have reserved if all its extents were shared.
+    fn reservation_when_shared(&self) -> u64 {
+        let alone = Self {
+            own_extents: 0,
+            ..self.clone()
+        };
+        alone.unused_reservation().max(self.unused_reservation())
+    }
+}

@@ -1,0 +1,299 @@
+//! What each record does to the state.
+//!
+//! Invariant: the effect depends on the state and the record alone, so that a replay does the same.
+
+use super::{Missing, State, corrupt, extents::count_place, map::leaf_place};
+use crate::{
+    error::PoolError,
+    format::{
+        BLOCKS_PER_EXTENT, NAME_BYTES_MAX, VOLUME_BLOCKS_MAX,
+        page::{ATTRIBUTES_MAX, FANOUT, Kind, LEAF_EXTENTS, Node, VolumeRecord, height_for},
+        record::Record,
+    },
+};
+
+impl VolumeRecord {
+    /// Extents that were reserved for the volume and not given to it yet.
+    pub(crate) fn unused_reservation(&self) -> u64 {
+        let all = self.blocks.div_ceil(BLOCKS_PER_EXTENT as u64);
+        match self.thick {
+            true => all.saturating_sub(self.own_extents),
+            false => 0,
+        }
+    }
+
+    fn new(kind: Kind, uuid: [u8; 16], name: &str) -> Self {
+        Self {
+            kind,
+            read_only: kind == Kind::Snapshot,
+            thick: false,
+            name: name.to_owned(),
+            uuid,
+            blocks: 1,
+            origin: 0,
+            mapped: 0,
+            attributes: Vec::new(),
+            root: 0,
+            height: 0,
+            own_extents: 0,
+        }
+    }
+}
+
+impl State {
+    /// Makes the change that the record says.
+    ///
+    /// # Errors
+    /// Where the record contradicts the state: one of them is damaged.
+    pub fn apply(&mut self, record: &Record) -> Result<(), PoolError> {
+        match record {
+            Record::Map {
+                volume,
+                index,
+                start,
+                count,
+                extent,
+            } => {
+                let start = usize::from(*start);
+                let range = start..start + usize::from(*count);
+                let blocks = BLOCKS_PER_EXTENT as u64;
+                let end = index.checked_mul(blocks).map(|at| at + range.end as u64);
+                if end.is_none_or(|end| end > self.known(*volume).map_or(0, |v| v.blocks)) {
+                    return Err(corrupt("a record maps beyond its volume"));
+                }
+                self.map(*volume, *index, range, *extent)
+            }
+            Record::Unmap {
+                volume,
+                first,
+                blocks,
+                keep,
+            } => {
+                let end = first.checked_add(*blocks);
+                let end = end.filter(|end| *end <= self.known(*volume).map_or(0, |v| v.blocks));
+                let end = end.ok_or_else(|| corrupt("a record unmaps beyond its volume"))?;
+                let per_leaf = (LEAF_EXTENTS * BLOCKS_PER_EXTENT) as u64;
+                if *blocks == 0 || first / per_leaf != (end - 1) / per_leaf {
+                    return Err(corrupt("a record unmaps beyond its leaf"));
+                }
+                self.unmap(*volume, *first, end, *keep)
+            }
+            Record::Drop { volume } => self.drop_step(*volume),
+            other => self.apply_to_volume(other),
+        }
+    }
+
+    /// A change of what volumes there are, and of what is known of them.
+    fn apply_to_volume(&mut self, record: &Record) -> Result<(), PoolError> {
+        match record {
+            Record::Create {
+                volume,
+                blocks,
+                thick,
+                uuid,
+                name,
+            } => self.create(*volume, *blocks, *thick, *uuid, name),
+            Record::Share {
+                volume,
+                source,
+                snapshot,
+                uuid,
+                name,
+            } => {
+                check_name(name)?;
+                self.known(*source)?;
+                let kind = if *snapshot {
+                    Kind::Snapshot
+                } else {
+                    Kind::Volume
+                };
+                let mut like = VolumeRecord::new(kind, *uuid, name);
+                like.origin = *source;
+                self.share(*source, *volume, like)
+            }
+            Record::Delete { volume } => {
+                self.known(*volume)?;
+                self.change_reservation(*volume, |record| {
+                    record.kind = Kind::Dying;
+                    record.thick = false;
+                })
+            }
+            Record::Resize { volume, blocks } => self.resize(*volume, *blocks),
+            Record::Rename { volume, name } => {
+                check_name(name)?;
+                self.known(*volume)?;
+                self.change_volume(*volume)?.name.clone_from(name);
+                Ok(())
+            }
+            Record::Flags {
+                volume,
+                read_only,
+                thick,
+            } => {
+                self.known(*volume)?;
+                self.change_reservation(*volume, |record| {
+                    record.read_only = *read_only;
+                    record.thick = *thick;
+                })
+            }
+            Record::Rollback {
+                volume,
+                snapshot,
+                old,
+            } => {
+                self.known(*volume)?;
+                self.roll_back(*volume, *snapshot, *old)
+            }
+            Record::Attributes { volume, bytes } => {
+                self.known(*volume)?;
+                if bytes.len() > ATTRIBUTES_MAX {
+                    return Err(corrupt("attributes that are too long"));
+                }
+                self.change_volume(*volume)?.attributes.clone_from(bytes);
+                Ok(())
+            }
+            Record::Map { .. } | Record::Unmap { .. } | Record::Drop { .. } => {
+                Err(corrupt("a change of a map is none of a volume"))
+            }
+        }
+    }
+
+    /// A volume that has not been deleted.
+    fn known(&self, volume: u32) -> Result<&VolumeRecord, PoolError> {
+        let record = self.volumes.body(volume);
+        record
+            .filter(|record| record.kind != Kind::Dying)
+            .ok_or_else(|| corrupt("a record names a volume that is not there"))
+    }
+
+    fn create(
+        &mut self,
+        volume: u32,
+        blocks: u64,
+        thick: bool,
+        uuid: [u8; 16],
+        name: &str,
+    ) -> Result<(), PoolError> {
+        check_name(name)?;
+        if self.volumes.exists(volume) || volume == 0 {
+            return Err(corrupt("a volume's number is taken"));
+        }
+        if !(1..=VOLUME_BLOCKS_MAX).contains(&blocks) {
+            return Err(corrupt("a volume's size"));
+        }
+        let mut record = VolumeRecord::new(Kind::Volume, uuid, name);
+        record.blocks = blocks;
+        record.height = height_for(blocks);
+        record.origin = volume;
+        record.thick = thick;
+        self.extents.reserved += record.unused_reservation();
+        self.volumes.put(volume, record, 1);
+        Ok(())
+    }
+
+    fn resize(&mut self, volume: u32, blocks: u64) -> Result<(), PoolError> {
+        if !(1..=VOLUME_BLOCKS_MAX).contains(&blocks) {
+            return Err(corrupt("a volume's size"));
+        }
+        let record = self.known(volume)?;
+        let (mut root, mut height) = (record.root, record.height);
+        let wanted = height_for(blocks);
+        while height < wanted {
+            if root != 0 {
+                let mut children = Box::new([0; FANOUT]);
+                children[0] = root;
+                root = self.new_node(Node::Inner(children));
+            }
+            height += 1;
+        }
+        while height > wanted {
+            // Whoever made the volume smaller has unmapped what lies beyond.
+            if root != 0 {
+                root = self.lower_root(root)?;
+            }
+            height -= 1;
+        }
+        self.change_reservation(volume, |record| {
+            record.root = root;
+            record.height = height;
+            record.blocks = blocks;
+        })
+    }
+
+    /// Takes an inner node away that leads to its first child alone.
+    fn lower_root(&mut self, root: u32) -> Result<u32, PoolError> {
+        let Some(Node::Inner(children)) = self.nodes.body(root) else {
+            return Err(corrupt("an inner node is not there"));
+        };
+        if children[1..].iter().any(|child| *child != 0) {
+            return Err(corrupt(
+                "a volume was cut while blocks beyond its end were mapped",
+            ));
+        }
+        let child = children[0];
+        let references = self.nodes.number(root);
+        if references > 1 {
+            self.nodes.set_number(root, references - 1);
+            if child != 0 {
+                self.nodes.set_number(child, self.nodes.number(child) + 1);
+            }
+        } else {
+            self.free_node(root);
+        }
+        Ok(child)
+    }
+
+    /// The next page that has to be read before the record can be applied.
+    ///
+    /// # Errors
+    /// Where the record contradicts the state.
+    pub fn missing_for_record(&mut self, record: &Record) -> Result<Option<Missing>, PoolError> {
+        match record {
+            Record::Map {
+                volume,
+                index,
+                extent,
+                ..
+            } => {
+                if extent.0 >= self.layout.extents() {
+                    return Err(corrupt("a record names an extent beyond the disk"));
+                }
+                if !self.is_counted(*extent) {
+                    return Ok(Some(Missing::Counts(count_place(*extent).0)));
+                }
+                self.missing_for(*volume, leaf_place(*index).0)
+            }
+            Record::Unmap { volume, first, .. } => {
+                let index = first / BLOCKS_PER_EXTENT as u64;
+                self.missing_for(*volume, leaf_place(index).0)
+            }
+            Record::Drop { volume } => self.missing_for_drop(*volume),
+            Record::Resize { volume, .. } => {
+                // A way that is as long as any: its inner nodes are what may be taken away.
+                match self.way(*volume, 0)? {
+                    super::map::Way::Missing(id) => Ok(Some(Missing::Node(id))),
+                    _ => Ok(None),
+                }
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn missing_for_drop(&mut self, volume: u32) -> Result<Option<Missing>, PoolError> {
+        if self.volume(volume).is_err() {
+            return Ok(None);
+        }
+        match self.drop_way(volume)? {
+            Err(id) => Ok(Some(Missing::Node(id))),
+            Ok(0) => Ok(None),
+            Ok(leaf) => self.missing_under(leaf),
+        }
+    }
+}
+
+fn check_name(name: &str) -> Result<(), PoolError> {
+    match (1..=NAME_BYTES_MAX).contains(&name.len()) {
+        true => Ok(()),
+        false => Err(corrupt("a name's length")),
+    }
+}

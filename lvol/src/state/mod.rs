@@ -1,0 +1,138 @@
+//! The state of a pool in memory: tables of pages, extents, volumes.
+//!
+//! Invariants:
+//! - What a checkpoint writes is this state between two records; what is not on the disk (owned
+//!   marks, busy extents, pins) can be forgotten at any time.
+//! - Nothing here does I/O. What a record needs in memory is loaded before it is applied
+//!   ([`State::missing_for`]); pages are not evicted.
+
+pub(crate) mod apply;
+pub(crate) mod extents;
+pub(crate) mod map;
+pub(crate) mod places;
+pub(crate) mod share;
+pub(crate) mod table;
+
+use self::{extents::Extents, places::Places, table::Table};
+use crate::{
+    error::PoolError,
+    format::{
+        Layout,
+        page::{Counts, Node, NodeId, VolumeRecord},
+    },
+};
+
+/// The most pages that change between two checkpoints, in a pool of many extents.
+const DIRTY_PAGES_MAX: u64 = 4096;
+const DIRTY_PAGES_MIN: u64 = 24;
+
+pub(crate) fn corrupt(what: &str) -> PoolError {
+    PoolError::Corrupt(what.to_owned())
+}
+
+/// A page that has to be read before a record can be applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Missing {
+    Node(NodeId),
+    Counts(u32),
+}
+
+/// The state.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub layout: Layout,
+    pub uuid: [u8; 16],
+    pub name: String,
+    pub nodes: Table<Node>,
+    pub counts: Table<Counts>,
+    pub volumes: Table<VolumeRecord>,
+    pub extents: Extents,
+    pub places: Places,
+    /// Numbers of nodes that are free.
+    pub free_nodes: Vec<NodeId>,
+    /// How often each volume was shared since the pool was opened.
+    pub epochs: Vec<u32>,
+}
+
+impl State {
+    /// The state of a new pool.
+    pub fn new(layout: Layout, uuid: [u8; 16], name: String) -> Self {
+        let mut state = Self {
+            layout,
+            uuid,
+            name,
+            nodes: Table::new(),
+            counts: Table::new(),
+            volumes: Table::new(),
+            extents: Extents::default(),
+            places: Places::default(),
+            free_nodes: Vec::new(),
+            epochs: Vec::new(),
+        };
+        // Number 0 is nobody.
+        state.nodes.grow(1);
+        state.volumes.grow(1);
+        state.grow_extents(0, layout.extents());
+        state
+    }
+
+    /// A checkpoint is due once so many pages have changed.
+    pub fn dirty_soft(&self) -> usize {
+        let pages = self.layout.extents() / 64;
+        let pages = pages.clamp(DIRTY_PAGES_MIN, DIRTY_PAGES_MAX);
+        usize::try_from(pages).expect("few")
+    }
+
+    /// No more pages than these change before a checkpoint has been made.
+    pub fn dirty_hard(&self) -> usize {
+        self.dirty_soft() * 2
+    }
+
+    pub fn dirty_pages(&self) -> usize {
+        self.nodes.dirty_pages() + self.counts.dirty_pages() + self.volumes.dirty_pages()
+    }
+
+    /// Places that the next checkpoint needs.
+    pub fn places_needed(&self) -> usize {
+        self.nodes.places_needed() + self.counts.places_needed() + self.volumes.places_needed()
+    }
+
+    /// Extents that must stay free, so that whatever changes can be written.
+    pub fn extents_for_metadata(&self) -> u64 {
+        // The one that is being made, and a next one that changes as much as it may, with what a
+        // single record changes beyond.
+        let needed = self.places_needed() + self.dirty_hard() * 2;
+        let missing = needed.saturating_sub(self.places.free()) as u64;
+        2 * missing.div_ceil(self.layout.pages_per_extent())
+    }
+
+    pub fn volume(&self, id: u32) -> Result<&VolumeRecord, PoolError> {
+        self.volumes.body(id).ok_or(PoolError::NotFound)
+    }
+
+    /// A number that no volume has.
+    pub fn free_volume_id(&self, beyond: u32) -> u32 {
+        (beyond + 1..)
+            .find(|id| !self.volumes.exists(*id))
+            .expect("fewer than 2^32 volumes")
+    }
+
+    pub fn find_volume(&self, name: &str) -> Option<u32> {
+        self.volumes.ids().find(|id| {
+            let volume = self.volumes.body(*id);
+            volume.is_some_and(|v| v.name == name && v.kind != crate::format::page::Kind::Dying)
+        })
+    }
+
+    pub fn epoch(&self, volume: u32) -> u32 {
+        self.epochs.get(volume as usize).copied().unwrap_or(1)
+    }
+
+    pub fn new_epoch(&mut self, volume: u32) {
+        let at = volume as usize;
+        if self.epochs.len() <= at {
+            self.epochs.resize(at + 1, 1);
+        }
+        self.epochs[at] += 1;
+    }
+}

@@ -1,0 +1,233 @@
+//! A table of pages of one kind: where each lies, which are in memory, and which have changed.
+//!
+//! Invariants:
+//! - A page that has changed is in memory until a checkpoint has written it.
+//! - The place of a page that was written elsewhere or removed goes to [`Table::left`]: the last
+//!   checkpoint still refers to it.
+
+use crate::format::{
+    page::{Body, POINTERS_PER_PIECE},
+    root::Pointer,
+};
+
+/// One page.
+#[derive(Debug)]
+struct Slot<B> {
+    location: u64,
+    crc: u32,
+    number: u32,
+    dirty: bool,
+    body: Option<B>,
+}
+
+impl<B> Default for Slot<B> {
+    fn default() -> Self {
+        Self {
+            location: 0,
+            crc: 0,
+            number: 0,
+            dirty: false,
+            body: None,
+        }
+    }
+}
+
+/// A table.
+#[derive(Debug)]
+pub(crate) struct Table<B> {
+    slots: Vec<Slot<B>>,
+    /// Pages that have changed since the last checkpoint; some may have been removed since.
+    dirty: Vec<u32>,
+    /// Where the pieces lie, and which of them have changed.
+    pieces: Vec<(Pointer, bool)>,
+    /// Places that the last checkpoint uses and the next will not.
+    pub left: Vec<u64>,
+}
+
+impl<B: Body> Table<B> {
+    pub fn new() -> Self {
+        Self {
+            slots: Vec::new(),
+            dirty: Vec::new(),
+            pieces: Vec::new(),
+            left: Vec::new(),
+        }
+    }
+
+    /// The table that a checkpoint holds: its pieces, and what they say.
+    pub fn load(pieces: Vec<Pointer>, pointers: impl Iterator<Item = Pointer>) -> Self {
+        let slots = pointers.map(|pointer| Slot {
+            location: pointer.location.get(),
+            crc: pointer.crc.get(),
+            number: pointer.number.get(),
+            dirty: false,
+            body: None,
+        });
+        Self {
+            slots: slots.collect(),
+            dirty: Vec::new(),
+            pieces: pieces.into_iter().map(|piece| (piece, false)).collect(),
+            left: Vec::new(),
+        }
+    }
+
+    pub fn len(&self) -> u32 {
+        u32::try_from(self.slots.len()).expect("fewer than 2^32 pages")
+    }
+
+    /// Makes room up to `len` entries.
+    pub fn grow(&mut self, len: u32) {
+        let len = len as usize;
+        if self.slots.len() < len {
+            self.slots.resize_with(len, Slot::default);
+        }
+        let pieces = len.div_ceil(POINTERS_PER_PIECE);
+        if self.pieces.len() < pieces {
+            self.pieces.resize(pieces, (Pointer::default(), true));
+        }
+    }
+
+    pub fn body(&self, id: u32) -> Option<&B> {
+        self.slots.get(id as usize)?.body.as_ref()
+    }
+
+    /// The page, to change what is not kept on the disk.
+    pub fn body_unkept(&mut self, id: u32) -> Option<&mut B> {
+        self.slots.get_mut(id as usize)?.body.as_mut()
+    }
+
+    /// The page, to change it.
+    pub fn change(&mut self, id: u32) -> Option<&mut B> {
+        self.slots.get(id as usize)?.body.as_ref()?;
+        self.mark(id);
+        self.slots[id as usize].body.as_mut()
+    }
+
+    fn mark(&mut self, id: u32) {
+        let slot = &mut self.slots[id as usize];
+        if !slot.dirty {
+            slot.dirty = true;
+            self.dirty.push(id);
+        }
+        self.pieces[id as usize / POINTERS_PER_PIECE].1 = true;
+    }
+
+    pub fn number(&self, id: u32) -> u32 {
+        self.slots.get(id as usize).map_or(0, |slot| slot.number)
+    }
+
+    pub fn set_number(&mut self, id: u32, number: u32) {
+        self.slots[id as usize].number = number;
+        self.pieces[id as usize / POINTERS_PER_PIECE].1 = true;
+    }
+
+    /// Puts a new page where there is none.
+    pub fn put(&mut self, id: u32, body: B, number: u32) {
+        self.grow(id + 1);
+        debug_assert!(self.slots[id as usize].body.is_none());
+        self.slots[id as usize].body = Some(body);
+        self.slots[id as usize].number = number;
+        self.mark(id);
+    }
+
+    /// Puts the page that was read from its place.
+    pub fn install(&mut self, id: u32, body: B) {
+        let slot = &mut self.slots[id as usize];
+        if slot.body.is_none() {
+            slot.body = Some(body);
+        }
+    }
+
+    pub fn remove(&mut self, id: u32) {
+        let slot = std::mem::take(&mut self.slots[id as usize]);
+        if slot.location != 0 {
+            self.left.push(slot.location);
+        }
+        self.slots[id as usize].dirty = slot.dirty;
+        self.pieces[id as usize / POINTERS_PER_PIECE].1 = true;
+    }
+
+    /// Where the page lies and its checksum, if it was ever written.
+    pub fn place(&self, id: u32) -> Option<(u64, u32)> {
+        let slot = self.slots.get(id as usize)?;
+        (slot.location != 0).then_some((slot.location, slot.crc))
+    }
+
+    /// True where the number names a page.
+    pub fn exists(&self, id: u32) -> bool {
+        self.slots
+            .get(id as usize)
+            .is_some_and(|slot| slot.location != 0 || slot.body.is_some())
+    }
+
+    /// Every number that names a page.
+    pub fn ids(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..self.len()).filter(|id| self.exists(*id))
+    }
+
+    /// How many places the next checkpoint needs for this table, at most.
+    pub fn places_needed(&self) -> usize {
+        self.dirty.len() + self.pieces.iter().filter(|(_, dirty)| *dirty).count()
+    }
+
+    pub fn dirty_pages(&self) -> usize {
+        self.dirty.len()
+    }
+
+    /// Takes what has changed: gives each page and each piece a place and its bytes to `write`.
+    pub fn seal(
+        &mut self,
+        mut write: impl FnMut(crate::format::page::PageBytes) -> (u64, u32),
+        piece_of: impl Fn(&[Pointer]) -> crate::format::page::Piece,
+    ) {
+        for id in std::mem::take(&mut self.dirty) {
+            let slot = &mut self.slots[id as usize];
+            slot.dirty = false;
+            let Some(body) = &slot.body else { continue };
+            if slot.location != 0 {
+                self.left.push(slot.location);
+            }
+            (slot.location, slot.crc) = write(body.encode(u64::from(id)));
+        }
+        for number in 0..self.pieces.len() {
+            if !self.pieces[number].1 {
+                continue;
+            }
+            let first = number * POINTERS_PER_PIECE;
+            let slots = self.slots.iter().skip(first).take(POINTERS_PER_PIECE);
+            let pointers: Vec<Pointer> = slots.map(Slot::pointer).collect();
+            let old = self.pieces[number].0.location.get();
+            if old != 0 {
+                self.left.push(old);
+            }
+            let (location, crc) = write(piece_of(&pointers).encode(number as u64));
+            let pointer = Pointer {
+                location: location.into(),
+                crc: crc.into(),
+                number: 0.into(),
+            };
+            self.pieces[number] = (pointer, false);
+        }
+    }
+
+    pub fn pieces(&self) -> Vec<Pointer> {
+        self.pieces.iter().map(|(pointer, _)| *pointer).collect()
+    }
+
+    /// Every place that the table's newest checkpoint uses.
+    pub fn places(&self) -> impl Iterator<Item = u64> + '_ {
+        let pages = self.slots.iter().map(|slot| slot.location);
+        let pieces = self.pieces.iter().map(|(piece, _)| piece.location.get());
+        pages.chain(pieces).filter(|place| *place != 0)
+    }
+}
+
+impl<B> Slot<B> {
+    fn pointer(&self) -> Pointer {
+        Pointer {
+            location: self.location.into(),
+            crc: self.crc.into(),
+            number: self.number.into(),
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! A disk in memory whose power can be cut after any of its changes.
+//!
+//! Invariants:
+//! - One block is atomic. Of what is not durable a cut keeps each block's versions or none, as the
+//!   seed says; of a command under way each block is done or not.
+//! - Every command suspends once before it has its effect, so that others come between.
+
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+
+use corebay_core::{
+    buffer::Buffer,
+    disk::{Disk, DiskError, DiskInfo, Durability, Space},
+    rng::Rng,
+    units::{BlockSize, Lba},
+};
+
+type Block = Rc<[u8]>;
+
+/// A block that holds a tag; 0 is zeroes.
+pub fn block(tag: u64, size: usize) -> Vec<u8> {
+    tag.to_le_bytes().repeat(size / 8)
+}
+
+/// The tag that a whole block holds.
+pub fn tag_of(bytes: &[u8]) -> u64 {
+    let tag = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    assert!(
+        bytes == block(tag, bytes.len()),
+        "a block that no one wrote: {:02x?}",
+        &bytes[..32]
+    );
+    tag
+}
+
+struct State {
+    durable: BTreeMap<u64, Block>,
+    cached: BTreeMap<u64, Vec<Block>>,
+    rng: Rng,
+    changes: u64,
+    stop_after: Option<u64>,
+    stopped: bool,
+    fail_writes: bool,
+    /// Blocks that cannot be read.
+    lost: std::collections::BTreeSet<u64>,
+}
+
+/// What outlives the power.
+#[derive(Clone)]
+pub struct Medium {
+    state: Rc<RefCell<State>>,
+    info: DiskInfo,
+}
+
+impl Medium {
+    pub fn new(block_size: BlockSize, bytes: u64, volatile_cache: bool, seed: u64) -> Self {
+        let state = State {
+            durable: BTreeMap::new(),
+            cached: BTreeMap::new(),
+            rng: Rng::from_seed(seed),
+            changes: 0,
+            stop_after: None,
+            stopped: false,
+            fail_writes: false,
+            lost: Default::default(),
+        };
+        let info = DiskInfo {
+            block_size,
+            blocks: block_size.blocks_in(bytes),
+            volatile_cache,
+            deallocate_granularity: Some(1),
+            write_uncorrectable: true,
+            atomic_write_bytes: 1 << block_size.shift(),
+        };
+        Self {
+            state: Rc::new(RefCell::new(state)),
+            info,
+        }
+    }
+
+    /// The disk is full of what somebody left there.
+    pub fn soil(&self) {
+        let mut state = self.state.borrow_mut();
+        let size = self.info.block_size.bytes();
+        let left: Block = vec![0xee; size].into();
+        state.durable = (0..self.info.blocks).map(|at| (at, left.clone())).collect();
+    }
+
+    pub fn open(&self) -> MediumDisk {
+        MediumDisk {
+            medium: self.clone(),
+        }
+    }
+
+    pub fn changes(&self) -> u64 {
+        self.state.borrow().changes
+    }
+
+    /// The power fails after so many changes from its start.
+    pub fn stop_after(&self, changes: u64) {
+        self.state.borrow_mut().stop_after = Some(changes);
+    }
+
+    pub fn has_stopped(&self) -> bool {
+        self.state.borrow().stopped
+    }
+
+    pub fn fail_writes(&self, fail: bool) {
+        self.state.borrow_mut().fail_writes = fail;
+    }
+
+    /// The power fails and comes back.
+    pub fn cut_power(&self) {
+        let state = &mut *self.state.borrow_mut();
+        for (at, mut versions) in std::mem::take(&mut state.cached) {
+            let chosen = state.rng.below(versions.len() as u64 + 1) as usize;
+            if chosen < versions.len() {
+                state.durable.insert(at, versions.swap_remove(chosen));
+            }
+        }
+        state.stop_after = None;
+        state.stopped = false;
+    }
+
+    /// Flips a bit in each block of the range.
+    pub fn damage(&self, bytes: std::ops::Range<u64>) {
+        let state = &mut *self.state.borrow_mut();
+        let size = self.info.block_size.bytes() as u64;
+        for at in bytes.start / size..bytes.end.div_ceil(size) {
+            let zero: Block = vec![0; size as usize].into();
+            let mut block = state.durable.get(&at).unwrap_or(&zero).to_vec();
+            block[17] ^= 4;
+            state.durable.insert(at, block.into());
+        }
+    }
+
+    /// Makes blocks unreadable until they are written.
+    pub fn lose(&self, bytes: std::ops::Range<u64>) {
+        let size = self.info.block_size.bytes() as u64;
+        let blocks = bytes.start / size..bytes.end.div_ceil(size);
+        self.state.borrow_mut().lost.extend(blocks);
+    }
+
+    /// The bytes as they are on the medium.
+    pub fn bytes(&self, at: u64, len: u64) -> Vec<u8> {
+        let size = self.info.block_size.bytes();
+        let blocks = at / size as u64..(at + len) / size as u64;
+        let state = self.state.borrow();
+        blocks
+            .flat_map(|at| {
+                state
+                    .newest(at)
+                    .map_or(vec![0; size], |block| block.to_vec())
+            })
+            .collect()
+    }
+
+    /// Another medium with the same content.
+    pub fn copy(&self, seed: u64) -> Self {
+        let other = Self::new(
+            self.info.block_size,
+            self.info.bytes(),
+            self.info.volatile_cache,
+            seed,
+        );
+        other.state.borrow_mut().durable = self.state.borrow().durable.clone();
+        other
+    }
+
+    pub fn info(&self) -> DiskInfo {
+        self.info
+    }
+}
+
+impl State {
+    fn newest(&self, at: u64) -> Option<&Block> {
+        let cached = self.cached.get(&at).and_then(|versions| versions.last());
+        cached.or_else(|| self.durable.get(&at))
+    }
+
+    /// A change is about to be made; false where the power is gone.
+    fn may_change(&mut self) -> bool {
+        if self.stop_after.is_some_and(|most| self.changes >= most) {
+            // Of the command under way, each block that is left is done or not.
+            let torn = !self.stopped;
+            self.stopped = true;
+            return torn && self.rng.once_in(2);
+        }
+        self.changes += 1;
+        !self.stopped
+    }
+
+    fn put(&mut self, at: u64, block: Block, durable: bool) {
+        self.lost.remove(&at);
+        if durable {
+            self.cached.remove(&at);
+            self.durable.insert(at, block);
+        } else {
+            self.cached.entry(at).or_default().push(block);
+        }
+    }
+}
+
+/// A way to a medium.
+pub struct MediumDisk {
+    medium: Medium,
+}
+
+async fn pause() {
+    let mut paused = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut paused, true) {
+            return std::task::Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
+}
+
+impl Disk for MediumDisk {
+    fn info(&self) -> DiskInfo {
+        self.medium.info
+    }
+
+    async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
+        pause().await;
+        let size = self.info().block_size.bytes();
+        let mut at = at.0;
+        for buffer in into {
+            let mut window = buffer.slice(0..buffer.len());
+            let mut bytes = window.bytes_mut();
+            let state = self.medium.state.borrow();
+            for place in bytes.chunks_exact_mut(size) {
+                if at >= self.info().blocks {
+                    return Err(DiskError::OutOfRange);
+                }
+                if state.lost.contains(&at) {
+                    return Err(DiskError::UnrecoveredRead);
+                }
+                match state.newest(at) {
+                    Some(block) => place.copy_from_slice(block),
+                    None => place.fill(0),
+                }
+                at += 1;
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(
+        &self,
+        at: Lba,
+        from: &[Buffer],
+        durability: Durability,
+    ) -> Result<(), DiskError> {
+        pause().await;
+        let state = &mut *self.medium.state.borrow_mut();
+        if state.fail_writes {
+            return Err(DiskError::WriteFault);
+        }
+        let size = self.info().block_size.bytes();
+        let durable = durability == Durability::Durable || !self.info().volatile_cache;
+        let was_stopped = state.stopped;
+        let mut at = at.0;
+        for buffer in from {
+            for bytes in buffer.bytes().chunks_exact(size) {
+                assert!(at < self.info().blocks, "a write beyond the disk");
+                let may =
+                    state.may_change() || (!was_stopped && state.stopped && state.rng.once_in(2));
+                if may && !was_stopped {
+                    state.put(at, bytes.into(), durable);
+                }
+                at += 1;
+            }
+        }
+        Ok(())
+    }
+
+    async fn flush(&self) -> Result<(), DiskError> {
+        // What had completed when it began.
+        let covered: Vec<(u64, usize)> = {
+            let state = self.medium.state.borrow();
+            state
+                .cached
+                .iter()
+                .map(|(at, versions)| (*at, versions.len()))
+                .collect()
+        };
+        pause().await;
+        let state = &mut *self.medium.state.borrow_mut();
+        if !state.may_change() {
+            return Ok(());
+        }
+        for (at, count) in covered {
+            let Some(versions) = state.cached.get_mut(&at) else {
+                continue;
+            };
+            let later = versions.split_off(count.min(versions.len()));
+            if let Some(block) = versions.pop() {
+                state.durable.insert(at, block);
+            }
+            *versions = later;
+            if versions.is_empty() {
+                state.cached.remove(&at);
+            }
+        }
+        Ok(())
+    }
+
+    async fn deallocate(&self, _at: Lba, _blocks: u64) -> Result<(), DiskError> {
+        Ok(())
+    }
+
+    async fn write_zeroes(&self, _: Lba, _: u64, _: Space, _: Durability) -> Result<(), DiskError> {
+        Err(DiskError::Unsupported)
+    }
+
+    async fn write_uncorrectable(&self, _at: Lba, _blocks: u64) -> Result<(), DiskError> {
+        Err(DiskError::Unsupported)
+    }
+}
