@@ -17,6 +17,10 @@ use super::{
 
 /// Up to `PARITY_MAX` sums, each over the same up to `DATA_MAX` sources, made ready to be computed.
 #[derive(Clone, Debug)]
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "the portable kernel knows one kind and one level")
+)]
 pub struct Product {
     rows: usize,
     columns: usize,
@@ -138,6 +142,7 @@ impl Product {
 
 /// `dest` becomes, or with `accumulate` is XORed with, the XOR of all sources.
 pub fn xor(level: Level, sources: &[&[u8]], dest: &mut [u8], accumulate: bool) {
+    debug_assert!(level.is_available(), "this processor has no {level}");
     assert!((1..=DATA_MAX).contains(&sources.len()), "1 to {DATA_MAX}");
     assert!(
         sources.iter().all(|source| source.len() == dest.len()),
@@ -155,6 +160,7 @@ pub fn xor(level: Level, sources: &[&[u8]], dest: &mut [u8], accumulate: bool) {
 
 /// RAID 6's parity.
 pub fn pq(level: Level, data: &[&[u8]], p: &mut [u8], q: &mut [u8]) {
+    debug_assert!(level.is_available(), "this processor has no {level}");
     assert!((1..=DATA_MAX).contains(&data.len()), "1 to {DATA_MAX}");
     assert!(
         p.len() == q.len() && data.iter().all(|strip| strip.len() == p.len()),
