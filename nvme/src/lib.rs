@@ -11,6 +11,7 @@ pub mod digest;
 #[cfg(feature = "emulated")]
 pub mod emulated;
 pub mod fabrics;
+pub mod machine;
 pub mod pcie;
 pub mod spec;
 #[cfg(feature = "vfio")]

@@ -10,6 +10,7 @@ mod address;
 mod bench;
 mod check;
 mod discover;
+mod drives;
 mod failure;
 mod id;
 mod serve;
@@ -53,6 +54,8 @@ enum Command {
     Bench(bench::Args),
     /// Print what a discovery service offers
     Discover(discover::Args),
+    /// List the machine's NVMe drives, and take them from the kernel or give them back
+    Drives(drives::Args),
     /// Print what a controller and its namespaces say about themselves
     Id(id::Args),
 }
@@ -79,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Bench(args) => bench::run(args),
         Command::Discover(args) => discover::run(&args),
+        Command::Drives(args) => drives::run(&args),
         Command::Id(args) => id::run(&args),
     }
 }

@@ -1,0 +1,278 @@
+//! Lending a drive to user space, and giving it back to the kernel's driver.
+//!
+//! Invariants:
+//! - A drive is not taken away from anybody: not while a file system, swap, array or mapping lies on
+//!   it, and not where its IOMMU group would take another device along.
+//! - Which driver a drive had is written down before it is taken away, and it gets that one back.
+//! - What is done is decided first, as a list of writes, and then done.
+
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{MachineDrive, VFIO_DRIVER, device_folder, text};
+
+/// Where the former drivers are written down. It goes with a restart, as the bindings do.
+const RECORDS: &str = "run/corebay/drives";
+
+/// The kernel's driver, for a drive of which nothing is written down.
+const KERNEL_DRIVER: &str = "nvme";
+
+/// Why a drive does not change hands.
+#[derive(Debug)]
+pub enum BindRefusal {
+    /// There is no such drive.
+    Unknown(String),
+    /// It is in use, and by whom.
+    InUse(String, Vec<String>),
+    /// It shares its IOMMU group with other devices.
+    SharedGroup(String, Vec<String>),
+    /// It has no IOMMU group: the IOMMU is off.
+    NoIommu(String),
+    /// It is lent already, or not lent.
+    Already(String, &'static str),
+    /// A file of the kernel's could not be written.
+    Write(PathBuf, io::Error),
+    /// The kernel did not give it to the driver.
+    NotTaken(String, &'static str),
+}
+
+impl BindRefusal {
+    /// How to mend it.
+    #[must_use]
+    pub fn help(&self) -> String {
+        match self {
+            Self::Unknown(_) => "`corebay drives` lists the drives".into(),
+            Self::InUse(..) => {
+                "unmount it, or take it out of what it is part of; its data would be lost to that"
+                    .into()
+            }
+            Self::SharedGroup(..) => "put the drive into a slot of its own, or turn on ACS in the \
+                 machine's setup: devices of a group can reach each other's memory"
+                .into(),
+            Self::NoIommu(_) => "turn the IOMMU on: see `corebay doctor`".into(),
+            Self::Already(..) => String::new(),
+            Self::Write(_, error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                "run it as root".into()
+            }
+            Self::Write(..) => String::new(),
+            Self::NotTaken(..) => "modprobe vfio-pci".into(),
+        }
+    }
+}
+
+impl fmt::Display for BindRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(address) => write!(f, "there is no NVMe drive at {address}"),
+            Self::InUse(address, users) => write!(f, "{address} is in use: {}", users.join(", ")),
+            Self::SharedGroup(address, mates) => write!(
+                f,
+                "{address} shares its IOMMU group with {}",
+                mates.join(", ")
+            ),
+            Self::NoIommu(address) => write!(f, "{address} has no IOMMU group"),
+            Self::Already(address, what) => write!(f, "{address} is {what}"),
+            Self::Write(path, error) => write!(f, "cannot write {}: {error}", path.display()),
+            Self::NotTaken(address, driver) => {
+                write!(f, "the kernel did not give {address} to {driver}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for BindRefusal {}
+
+/// A file of the kernel's, and what is written into it.
+type Step = (PathBuf, String);
+
+fn found<'a>(drives: &'a [MachineDrive], address: &str) -> Result<&'a MachineDrive, BindRefusal> {
+    let drive = drives.iter().find(|drive| drive.address == address);
+    drive.ok_or_else(|| BindRefusal::Unknown(address.to_owned()))
+}
+
+/// Lends the drive at this address to user space.
+///
+/// # Errors
+/// Where it is not there, somebody would lose something, or the kernel refuses.
+pub fn bind(root: &Path, address: &str) -> Result<(), BindRefusal> {
+    let drives = super::drives(root);
+    let drive = found(&drives, address)?;
+    let steps = steps_to_bind(root, drive)?;
+    let former = drive.driver.as_deref().unwrap_or_default();
+    remember(root, address, former)?;
+    for step in steps {
+        write(step)?;
+    }
+    expect_driver(root, address, VFIO_DRIVER)
+}
+
+/// Gives the drive at this address back to the driver that it had.
+///
+/// # Errors
+/// Where it is not there or not lent, or the kernel refuses.
+pub fn unbind(root: &Path, address: &str) -> Result<String, BindRefusal> {
+    let drives = super::drives(root);
+    let drive = found(&drives, address)?;
+    let former = remembered(root, address);
+    for step in steps_to_unbind(root, drive, &former)? {
+        write(step)?;
+    }
+    let _ = fs::remove_file(record(root, address));
+    Ok(former)
+}
+
+fn steps_to_bind(root: &Path, drive: &MachineDrive) -> Result<Vec<Step>, BindRefusal> {
+    let address = drive.address.clone();
+    let users: Vec<String> = drive.users().map(str::to_owned).collect();
+    if drive.is_lent() {
+        return Err(BindRefusal::Already(address, "bound to vfio-pci already"));
+    }
+    if !users.is_empty() {
+        return Err(BindRefusal::InUse(address, users));
+    }
+    if drive.iommu_group.is_none() {
+        return Err(BindRefusal::NoIommu(address));
+    }
+    if !drive.group_mates.is_empty() {
+        let mates = drive.group_mates.clone();
+        return Err(BindRefusal::SharedGroup(address, mates));
+    }
+    let folder = device_folder(root, &address);
+    let mut steps = vec![(folder.join("driver_override"), VFIO_DRIVER.to_owned())];
+    if drive.driver.is_some() {
+        steps.push((folder.join("driver/unbind"), address.clone()));
+    }
+    steps.push((root.join("sys/bus/pci/drivers_probe"), address));
+    Ok(steps)
+}
+
+fn steps_to_unbind(
+    root: &Path,
+    drive: &MachineDrive,
+    former: &str,
+) -> Result<Vec<Step>, BindRefusal> {
+    let address = drive.address.clone();
+    if !drive.is_lent() {
+        return Err(BindRefusal::Already(address, "not bound to vfio-pci"));
+    }
+    let folder = device_folder(root, &address);
+    let mut steps = vec![
+        // An empty line takes the override away.
+        (folder.join("driver_override"), "\n".to_owned()),
+        (folder.join("driver/unbind"), address.clone()),
+    ];
+    if !former.is_empty() {
+        let driver = root.join("sys/bus/pci/drivers").join(former);
+        steps.push((driver.join("bind"), address));
+    }
+    Ok(steps)
+}
+
+fn record(root: &Path, address: &str) -> PathBuf {
+    root.join(RECORDS).join(address)
+}
+
+fn remember(root: &Path, address: &str, driver: &str) -> Result<(), BindRefusal> {
+    let path = record(root, address);
+    let written = fs::create_dir_all(root.join(RECORDS)).and_then(|()| fs::write(&path, driver));
+    written.map_err(|error| BindRefusal::Write(path, error))
+}
+
+/// The driver that a drive had; an empty name for one that had none.
+fn remembered(root: &Path, address: &str) -> String {
+    let path = record(root, address);
+    match path.exists() {
+        true => text(&path).unwrap_or_default(),
+        false => KERNEL_DRIVER.to_owned(),
+    }
+}
+
+fn write((path, content): Step) -> Result<(), BindRefusal> {
+    fs::write(&path, content).map_err(|error| BindRefusal::Write(path, error))
+}
+
+fn expect_driver(root: &Path, address: &str, driver: &'static str) -> Result<(), BindRefusal> {
+    let link = fs::read_link(device_folder(root, address).join("driver"));
+    let there = link
+        .ok()
+        .and_then(|path| Some(path.file_name()?.to_owned()));
+    match there {
+        Some(name) if name == driver => Ok(()),
+        _ => Err(BindRefusal::NotTaken(address.to_owned(), driver)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::FakeMachine, *};
+
+    #[test]
+    fn a_free_drive_is_lent_and_given_back() {
+        let machine = FakeMachine::new();
+        machine.drive("0000:01:00.0", "nvme", 7);
+        let root = machine.root();
+        // The files of this machine do what they are told only as far as files do.
+        let bound = bind(root, "0000:01:00.0");
+        assert!(matches!(bound, Err(BindRefusal::NotTaken(..))), "{bound:?}");
+        let folder = device_folder(root, "0000:01:00.0");
+        let read = |path: PathBuf| fs::read_to_string(path).unwrap();
+        assert_eq!(read(folder.join("driver_override")), "vfio-pci");
+        assert_eq!(
+            read(root.join("sys/bus/pci/drivers/nvme/unbind")),
+            "0000:01:00.0"
+        );
+        assert_eq!(read(root.join("sys/bus/pci/drivers_probe")), "0000:01:00.0");
+        machine.set_driver("0000:01:00.0", "vfio-pci");
+        assert!(matches!(
+            bind(root, "0000:01:00.0"),
+            Err(BindRefusal::Already(..))
+        ));
+        assert_eq!(unbind(root, "0000:01:00.0").unwrap(), "nvme");
+        assert_eq!(read(folder.join("driver_override")), "\n");
+        assert_eq!(
+            read(root.join("sys/bus/pci/drivers/nvme/bind")),
+            "0000:01:00.0"
+        );
+    }
+
+    #[test]
+    fn a_drive_in_use_is_left_alone() {
+        let machine = FakeMachine::new();
+        machine.drive("0000:01:00.0", "nvme", 7);
+        machine.namespace("0000:01:00.0", "nvme0", "nvme0n1", "259:0");
+        machine.file(
+            "proc/self/mountinfo",
+            "30 1 259:0 / /home rw - ext4 /dev/nvme0n1 rw\n",
+        );
+        let error = bind(machine.root(), "0000:01:00.0").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "0000:01:00.0 is in use: nvme0n1 is mounted on /home"
+        );
+        let folder = device_folder(machine.root(), "0000:01:00.0");
+        assert!(!folder.join("driver_override").exists());
+    }
+
+    #[test]
+    fn a_shared_group_a_missing_iommu_and_an_unknown_drive_are_refused() {
+        let machine = FakeMachine::new();
+        machine.drive("0000:01:00.0", "nvme", 7);
+        machine.device("0000:01:00.1", "0x020000", Some(7));
+        machine.drive_without_group("0000:02:00.0");
+        let refused = |address| bind(machine.root(), address).unwrap_err();
+        let shared = refused("0000:01:00.0");
+        assert!(
+            shared.to_string().ends_with("with 0000:01:00.1"),
+            "{shared}"
+        );
+        assert!(shared.help().contains("slot"));
+        assert!(matches!(refused("0000:02:00.0"), BindRefusal::NoIommu(_)));
+        assert!(matches!(refused("0000:09:00.0"), BindRefusal::Unknown(_)));
+        assert!(matches!(
+            unbind(machine.root(), "0000:01:00.0"),
+            Err(BindRefusal::Already(..))
+        ));
+    }
+}

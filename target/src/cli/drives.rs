@@ -1,0 +1,193 @@
+//! `corebay drives`: the machine's NVMe drives, and whether corebay or the kernel drives them.
+
+use std::{path::Path, process::ExitCode};
+
+use corebay_nvme::machine::{
+    MachineDrive,
+    binding::{BindRefusal, bind, unbind},
+    drives,
+};
+use serde_json::{Value, json};
+
+use super::{Format, failure::Failure, table::Table};
+
+/// What `corebay drives` is asked.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  corebay drives                         what drives there are, and who uses them
+  corebay drives bind 0000:01:00.0       takes a drive from the kernel, for `corebay serve`
+  corebay drives unbind 0000:01:00.0     gives it back")]
+pub struct Args {
+    #[command(subcommand)]
+    action: Option<Action>,
+    /// How the drives are printed
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// List the drives
+    List,
+    /// Take drives from the kernel's driver, for corebay's own
+    Bind {
+        /// PCI addresses, as `corebay drives` shows them
+        #[arg(required = true, value_name = "ADDRESS")]
+        addresses: Vec<String>,
+    },
+    /// Give drives back to the driver that they had
+    Unbind {
+        /// PCI addresses, as `corebay drives` shows them
+        #[arg(required = true, value_name = "ADDRESS")]
+        addresses: Vec<String>,
+    },
+}
+
+/// Does what is asked.
+pub fn run(args: &Args) -> ExitCode {
+    let root = Path::new("/");
+    let done = match &args.action {
+        None | Some(Action::List) => {
+            let drives = drives(root);
+            match args.output {
+                Format::Text => print!("{}", as_text(&drives)),
+                Format::Json => println!("{:#}", as_json(&drives)),
+            }
+            Ok(())
+        }
+        Some(Action::Bind { addresses }) => addresses.iter().try_for_each(|address| {
+            bind(root, address).map(|()| println!("{address}: bound to vfio-pci"))
+        }),
+        Some(Action::Unbind { addresses }) => addresses.iter().try_for_each(|address| {
+            unbind(root, address).map(|driver| match driver.is_empty() {
+                true => println!("{address}: without a driver, as before"),
+                false => println!("{address}: given back to {driver}"),
+            })
+        }),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(refusal) => explain(&refusal).report("drives"),
+    }
+}
+
+fn explain(refusal: &BindRefusal) -> Failure {
+    Failure::new(refusal.to_string(), refusal.help())
+}
+
+fn as_text(drives: &[MachineDrive]) -> String {
+    if drives.is_empty() {
+        return "the machine has no NVMe drives\n".to_owned();
+    }
+    let mut table = Table::new(&[
+        "ADDRESS", "MODEL", "SERIAL", ">SIZE", "DRIVER", ">GROUP", ">NUMA", "USE",
+    ]);
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    for drive in drives {
+        table.row(vec![
+            drive.address.clone(),
+            or_dash(drive.model.clone()),
+            or_dash(drive.serial.clone()),
+            match drive.namespaces.is_empty() {
+                true => "-".to_owned(),
+                false => size(drive.bytes()),
+            },
+            or_dash(drive.driver.clone()),
+            or_dash(drive.iommu_group.map(|group| group.to_string())),
+            or_dash(drive.numa_node.map(|node| node.to_string())),
+            used(drive),
+        ]);
+    }
+    table.to_string()
+}
+
+fn used(drive: &MachineDrive) -> String {
+    let users: Vec<&str> = drive.users().collect();
+    match (users.as_slice(), drive.group_mates.as_slice()) {
+        ([], []) if drive.is_lent() => "corebay's".to_owned(),
+        ([], []) => "free".to_owned(),
+        ([], mates) => format!("shares its group with {}", mates.join(", ")),
+        (users, _) => users.join(", "),
+    }
+}
+
+/// A size as drives are sold.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+    let mut size = bytes as f64;
+    let mut unit = 0;
+    while size >= 1000.0 && unit + 1 < UNITS.len() {
+        size /= 1000.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{bytes} B"),
+        _ => format!("{size:.2} {}", UNITS[unit]),
+    }
+}
+
+fn as_json(drives: &[MachineDrive]) -> Value {
+    let drives: Vec<Value> = drives
+        .iter()
+        .map(|drive| {
+            let namespaces = drive.namespaces.iter().map(|namespace| {
+                json!({
+                    "name": namespace.name,
+                    "bytes": namespace.bytes,
+                    "wwid": namespace.wwid,
+                    "users": namespace.users,
+                })
+            });
+            json!({
+                "address": drive.address,
+                "vendor": drive.ids.0,
+                "device": drive.ids.1,
+                "driver": drive.driver,
+                "iommu_group": drive.iommu_group,
+                "group_mates": drive.group_mates,
+                "numa_node": drive.numa_node,
+                "model": drive.model,
+                "serial": drive.serial,
+                "namespaces": namespaces.collect::<Vec<_>>(),
+            })
+        })
+        .collect();
+    json!({ "drives": drives })
+}
+
+#[cfg(test)]
+mod tests {
+    use corebay_nvme::machine::MachineNamespace;
+
+    use super::*;
+
+    #[test]
+    fn a_line_for_each_drive() {
+        let used = MachineDrive {
+            address: "0000:01:00.0".into(),
+            driver: Some("nvme".into()),
+            model: Some("Model X".into()),
+            serial: Some("S1".into()),
+            iommu_group: Some(7),
+            namespaces: vec![MachineNamespace {
+                name: "nvme0n1".into(),
+                bytes: 1_920_383_410_176,
+                users: vec!["nvme0n1 is mounted on /srv".into()],
+                ..MachineNamespace::default()
+            }],
+            ..MachineDrive::default()
+        };
+        let lent = MachineDrive {
+            address: "0000:02:00.0".into(),
+            driver: Some("vfio-pci".into()),
+            iommu_group: Some(8),
+            numa_node: Some(1),
+            ..MachineDrive::default()
+        };
+        let text = as_text(&[used, lent]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[1].contains("1.92 TB") && lines[1].ends_with("mounted on /srv"));
+        assert!(lines[2].contains("vfio-pci") && lines[2].ends_with("corebay's"));
+    }
+}
