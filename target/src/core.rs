@@ -24,10 +24,10 @@ use std::{
 use corebay_core::{
     mesh::Port,
     reactor::{PollSource, Reactor},
-    sync::{Oneshot, Permit, Permits},
+    sync::Oneshot,
     units::{CoreId, Lba, Time},
 };
-use hashbrown::HashMap;
+use hashbrown::{HashMap, hash_map::Entry};
 use slab::Slab;
 use tracing::{debug, error};
 
@@ -48,6 +48,9 @@ type Opened<E> = Namespace<<E as Environment>::Disk, <E as Environment>::Medium>
 
 /// The namespace table of one subsystem on one core.
 pub type Table<E> = NamespaceTable<<E as Environment>::Disk, <E as Environment>::Medium>;
+
+/// By subsystem and namespace: those who wait until the fused command that has it has ended.
+type FusedTurns = HashMap<(SubsystemId, u32), VecDeque<Reply<()>>>;
 
 /// Task slots that I/O commands leave free, for the control path.
 const CONTROL_SLOTS: usize = 64;
@@ -80,7 +83,8 @@ pub struct Core<E: Environment> {
     replies: RefCell<Slab<Answer>>,
     backlog: RefCell<VecDeque<Pin<Box<dyn Future<Output = ()>>>>>,
     adopters: RefCell<Vec<(&'static str, Adopter)>>,
-    fused_turns: RefCell<HashMap<u64, Permit>>,
+    /// The namespaces that a fused command has, and those who wait to be next.
+    fused_turns: RefCell<FusedTurns>,
     locked: RefCell<HashMap<u64, crate::io::Ns<E>>>,
     next_lock: Cell<u64>,
     next_key: Cell<u64>,
@@ -306,7 +310,6 @@ impl<E: Environment> Core<E> {
             disk: self.environment.open(&spec.medium)?,
             spec,
             gate: WriteGate::new(TASKS_PER_CORE),
-            fused: Permits::new(1, TASKS_PER_CORE),
         })
     }
 
@@ -318,33 +321,40 @@ impl<E: Environment> Core<E> {
         count * self.count() as u64 + self.id().0 as u64
     }
 
-    /// Waits until the fused command `id` may have the namespace, and keeps it for that command.
-    /// To be called on the namespace's home core.
-    pub async fn take_fused_turn(&self, subsystem: SubsystemId, nsid: u32, id: u64) {
-        if let Some(namespace) = self.table(subsystem).get(nsid) {
-            let permit = namespace.fused.acquire(1).await;
-            self.fused_turns.borrow_mut().insert(id, permit);
+    /// Replies once a fused command may have the namespace. To be called on the namespace's home core.
+    /// Whoever waits holds no task slot here: what the others wait for may need one.
+    pub fn take_fused_turn(&self, subsystem: SubsystemId, nsid: u32, reply: Reply<()>) {
+        match self.fused_turns.borrow_mut().entry((subsystem, nsid)) {
+            Entry::Occupied(mut waiting) => waiting.get_mut().push_back(reply),
+            Entry::Vacant(nobody) => {
+                nobody.insert(VecDeque::new());
+                reply.send(self, ());
+            }
         }
     }
 
     /// Lets the next fused command have the namespace.
-    pub fn end_fused_turn(&self, id: u64) {
-        self.fused_turns.borrow_mut().remove(&id);
+    pub fn end_fused_turn(&self, subsystem: SubsystemId, nsid: u32) {
+        let mut turns = self.fused_turns.borrow_mut();
+        let next = turns.get_mut(&(subsystem, nsid));
+        match next.and_then(VecDeque::pop_front) {
+            Some(reply) => reply.send(self, ()),
+            None => drop(turns.remove(&(subsystem, nsid))),
+        }
     }
 
-    /// Locks blocks against this core's writes, and waits for those that execute.
-    pub async fn lock_blocks(
-        &self,
-        subsystem: SubsystemId,
-        nsid: u32,
-        id: u64,
-        at: Lba,
-        blocks: u64,
-    ) {
-        if let Some(namespace) = self.table(subsystem).get(nsid) {
-            self.locked.borrow_mut().insert(id, namespace.clone());
-            namespace.gate.lock(id, at, blocks).await;
-        }
+    /// Locks blocks against this core's writes, and replies once those that execute have ended.
+    pub fn lock_blocks(self: &Rc<Self>, subsystem: SubsystemId, lock: Lock, reply: Reply<()>) {
+        let Some(namespace) = self.table(subsystem).get(lock.nsid) else {
+            reply.send(self, ());
+            return;
+        };
+        self.locked.borrow_mut().insert(lock.id, namespace.clone());
+        let core = self.clone();
+        let ready = move || reply.send(&core, ());
+        namespace
+            .gate
+            .lock(lock.id, lock.at, lock.blocks, Box::new(ready));
     }
 
     /// Gives up the lock `id`, also where its namespace was detached since.
@@ -515,6 +525,19 @@ impl<E: Environment> Core<E> {
             None => debug!(key, "a reply to a call that nobody waits for"),
         }
     }
+}
+
+/// Blocks to be locked for a fused command.
+#[derive(Clone, Copy, Debug)]
+pub struct Lock {
+    /// The lock's number, see [`Core::new_lock_id`].
+    pub id: u64,
+    /// The namespace.
+    pub nsid: u32,
+    /// The first block.
+    pub at: Lba,
+    /// How many.
+    pub blocks: u64,
 }
 
 /// Where a call's reply will be.

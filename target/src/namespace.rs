@@ -10,14 +10,11 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::VecDeque,
     rc::Rc,
 };
 
-use corebay_core::{
-    disk::DiskInfo,
-    sync::{FifoWait, Permits},
-    units::Lba,
-};
+use corebay_core::{disk::DiskInfo, sync::FifoWait, units::Lba};
 
 /// Who a namespace is, wherever it is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -53,8 +50,6 @@ pub struct Namespace<D, M> {
     pub disk: D,
     /// Orders this core's writes with fused commands.
     pub gate: WriteGate,
-    /// Lets one fused command at a time have the namespace; used on its home core alone.
-    pub fused: Rc<Permits>,
 }
 
 type Slot<D, M> = Option<Rc<Namespace<D, M>>>;
@@ -106,19 +101,26 @@ impl<D, M> NamespaceTable<D, M> {
 /// Fused commands of all hosts that may hold a gate at a time.
 const LOCKS_MAX: usize = 64;
 
+/// First block, blocks, and the lock that keeps them.
+type LockedRange = (Lba, u64, u64);
+
+/// What is to be done once a lock is taken.
+type Ready = Box<dyn FnOnce()>;
+
 /// Orders the writes of one core with fused Compare and Write commands of any core.
 ///
 /// Writes are counted in two generations. Locking a range turns the generation and waits until the
 /// writes of the older one have ended, so it waits for what is in flight and not for what comes.
-#[derive(Debug)]
+/// Waiting for that takes no task: whoever locks leaves word what is to be done then.
 pub struct WriteGate {
-    locked: RefCell<Vec<(Lba, u64, u64)>>,
+    locked: RefCell<Vec<LockedRange>>,
+    /// Locks to be taken once the generation may be turned.
+    to_lock: RefCell<VecDeque<(LockedRange, Ready)>>,
     generation: Cell<usize>,
     in_flight: [Cell<usize>; 2],
     writers: FifoWait,
-    lockers: FifoWait,
-    turning: Cell<bool>,
-    drained: RefCell<Option<std::task::Waker>>,
+    /// What is to be done once the older generation has ended.
+    turning: RefCell<Option<Ready>>,
 }
 
 impl WriteGate {
@@ -127,12 +129,11 @@ impl WriteGate {
     pub fn new(waiters: usize) -> Self {
         Self {
             locked: RefCell::new(Vec::with_capacity(LOCKS_MAX)),
+            to_lock: RefCell::default(),
             generation: Cell::new(0),
             in_flight: [Cell::new(0), Cell::new(0)],
             writers: FifoWait::new(waiters),
-            lockers: FifoWait::new(waiters),
-            turning: Cell::new(false),
-            drained: RefCell::default(),
+            turning: RefCell::default(),
         }
     }
 
@@ -151,29 +152,13 @@ impl WriteGate {
         }
     }
 
-    /// Locks a range against writes under `id`, and waits for those that execute. One caller at a
-    /// time locks overlapping ranges (the namespace's home core sees to it).
-    pub async fn lock(&self, id: u64, at: Lba, blocks: u64) {
-        self.lockers
-            .wait_for(|| {
-                let free = !self.turning.get() && self.locked.borrow().len() < LOCKS_MAX;
-                free.then(|| self.turning.set(true))
-            })
-            .await;
-        self.locked.borrow_mut().push((at, blocks, id));
-        let old = self.generation.get();
-        self.generation.set(1 - old);
-        // Only one locker turns the generation at a time, so there is one waiter at most.
-        std::future::poll_fn(|context| {
-            if self.in_flight[old].get() == 0 {
-                return std::task::Poll::Ready(());
-            }
-            self.drained.borrow_mut().replace(context.waker().clone());
-            std::task::Poll::Pending
-        })
-        .await;
-        self.turning.set(false);
-        self.lockers.notify();
+    /// Locks a range against writes under `id`, and does `ready` once those that execute have ended.
+    /// One caller at a time locks overlapping ranges (the namespace's home core sees to it).
+    pub fn lock(&self, id: u64, at: Lba, blocks: u64, ready: Ready) {
+        self.to_lock
+            .borrow_mut()
+            .push_back(((at, blocks, id), ready));
+        self.take_locks();
     }
 
     /// Gives up the lock `id`.
@@ -182,7 +167,36 @@ impl WriteGate {
             .borrow_mut()
             .retain(|(_, _, holder)| *holder != id);
         self.writers.notify();
-        self.lockers.notify();
+        self.take_locks();
+    }
+
+    fn take_locks(&self) {
+        while self.turning.borrow().is_none() && self.locked.borrow().len() < LOCKS_MAX {
+            let Some((lock, ready)) = self.to_lock.borrow_mut().pop_front() else {
+                return;
+            };
+            self.locked.borrow_mut().push(lock);
+            let old = self.generation.get();
+            self.generation.set(1 - old);
+            if self.in_flight[old].get() == 0 {
+                ready();
+            } else {
+                *self.turning.borrow_mut() = Some(ready);
+            }
+        }
+    }
+
+    fn write_ended(&self, generation: usize) {
+        let count = &self.in_flight[generation];
+        count.set(count.get() - 1);
+        if count.get() > 0 || generation == self.generation.get() {
+            return;
+        }
+        let turned = self.turning.borrow_mut().take();
+        if let Some(ready) = turned {
+            ready();
+            self.take_locks();
+        }
     }
 
     fn is_locked(&self, at: Lba, blocks: u64) -> bool {
@@ -195,7 +209,6 @@ impl WriteGate {
 }
 
 /// A write that executes; dropped when it has ended.
-#[derive(Debug)]
 pub struct WritePass<'a> {
     gate: &'a WriteGate,
     generation: usize,
@@ -203,12 +216,6 @@ pub struct WritePass<'a> {
 
 impl Drop for WritePass<'_> {
     fn drop(&mut self) {
-        let count = &self.gate.in_flight[self.generation];
-        count.set(count.get() - 1);
-        if count.get() == 0
-            && let Some(waker) = self.gate.drained.borrow_mut().take()
-        {
-            waker.wake();
-        }
+        self.gate.write_ended(self.generation);
     }
 }

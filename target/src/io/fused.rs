@@ -4,6 +4,10 @@
 //! namespace; that one then locks its blocks at every core's write gate, which waits for the writes
 //! that execute there, compares, writes, and unlocks. Other commands pay for this only while a fused
 //! command executes.
+//!
+//! Invariant: a fused command that waits for its turn or for a lock holds the task slot that it runs
+//! in, and its scratch piece, but no slot of another core; and whoever has the turn waits for disks
+//! alone. So the turns of several namespaces, with homes on several cores, form no circle.
 
 use std::rc::Rc;
 
@@ -16,7 +20,7 @@ use crate::fault;
 use super::{Blocks, Operation, failed, range};
 use crate::{
     controller::IoCounters,
-    core::{Core, Reply},
+    core::{Core, Lock},
     environment::Environment,
     queue::{Binding, Done},
     subsystem::SubsystemId,
@@ -71,54 +75,57 @@ pub async fn compare_and_write<E: Environment>(
 struct Exclusive<'a, E: Environment> {
     core: &'a Rc<Core<E>>,
     home: CoreId,
-    id: u64,
+    subsystem: SubsystemId,
+    lock: Lock,
 }
 
 impl<'a, E: Environment> Exclusive<'a, E> {
     async fn take(core: &'a Rc<Core<E>>, subsystem: SubsystemId, blocks: &Blocks<E>) -> Self {
-        let id = core.new_lock_id();
-        let nsid = blocks.namespace.spec.nsid;
-        let home = CoreId(nsid as usize % core.count());
-        let (at, count) = (blocks.at, blocks.count);
+        let lock = Lock {
+            id: core.new_lock_id(),
+            nsid: blocks.namespace.spec.nsid,
+            at: blocks.at,
+            blocks: blocks.count,
+        };
+        let home = CoreId(lock.nsid as usize % core.count());
+        let taken = Self {
+            core,
+            home,
+            subsystem,
+            lock,
+        };
         #[cfg(corebay_fault)]
         if fault::is(fault::Fault::FusedUnlocked) {
-            return Self { core, home, id };
+            return taken;
         }
         #[cfg(corebay_fault)]
         let own = core.id();
-        core.call(home, move |home, reply: Reply<()>| {
-            let core = home.clone();
-            home.spawn_control(async move {
-                core.take_fused_turn(subsystem, nsid, id).await;
-                reply.send(&core, ());
-            });
+        core.call(home, move |home, reply| {
+            home.take_fused_turn(subsystem, lock.nsid, reply);
         })
         .await;
-        core.call_all(move |each, reply: Reply<()>| {
-            let core = each.clone();
+        core.call_all(move |each, reply| {
             #[cfg(corebay_fault)]
-            if fault::is(fault::Fault::FusedLocksOneCore) && core.id() != own {
-                reply.send(&core, ());
+            if fault::is(fault::Fault::FusedLocksOneCore) && each.id() != own {
+                reply.send(each, ());
                 return;
             }
-            each.spawn_control(async move {
-                core.lock_blocks(subsystem, nsid, id, at, count).await;
-                reply.send(&core, ());
-            });
+            each.lock_blocks(subsystem, lock, reply);
         })
         .await;
-        Self { core, home, id }
+        taken
     }
 
     /// Unlocks everywhere, and then lets the next fused command have its turn. Nobody waits for it:
     /// the messages to each core keep their order.
     fn release(self) {
-        let id = self.id;
+        let Lock { id, nsid, .. } = self.lock;
         for each in 0..self.core.count() {
             self.core
                 .send(CoreId(each), move |core| core.unlock_blocks(id));
         }
+        let subsystem = self.subsystem;
         self.core
-            .send(self.home, move |home| home.end_fused_turn(id));
+            .send(self.home, move |home| home.end_fused_turn(subsystem, nsid));
     }
 }

@@ -1,18 +1,27 @@
 //! Fused Compare and Write: both halves or neither, beside every other write of every core.
 
-use corebay_core::units::BlockSize;
+use std::{rc::Rc, time::Duration};
+
+use corebay_core::{
+    disk::fault::{Effect, Operation, Rule},
+    units::BlockSize,
+};
 use corebay_nvme::spec::{
-    command::{Fuse, nvm},
+    command::{
+        Fuse,
+        nvm::{self, CopyRangeFormat0},
+    },
     status::Status,
 };
+use zerocopy::IntoBytes;
 
 use crate::harness::{
-    host::{Host, Queue, pattern},
+    host::{Association, Host, Queue, pattern},
     wire::{Completed, Payload, Pipe},
-    world::{Plan, World, ram},
+    world::{Plan, World, faulty, ram},
 };
 
-fn start() -> (std::rc::Rc<World>, crate::harness::host::Association, Queue) {
+fn start() -> (Rc<World>, Association, Queue) {
     let world = World::with(vec![ram(BlockSize::B4096, 64), ram(BlockSize::B4096, 64)]);
     let (association, queue) = Host::new(&world, 1).with_queue(64);
     (world, association, queue)
@@ -222,5 +231,180 @@ fn no_update_is_lost_between_cores() {
         seen = [now; COUNTERS];
     }
     drop((association, queues, plain));
+    world.assert_deserted();
+}
+
+/// Two cores and four namespaces, two with their home on each; queues on both cores.
+fn many() -> (Rc<World>, Association, Vec<Queue>) {
+    let world = World::new(Plan {
+        cores: 2,
+        memory_bytes: 64 << 20,
+        media: (0..4).map(|_| faulty(BlockSize::B4096, 64)).collect(),
+        ..Plan::default()
+    });
+    let association = Host::new(&world, 1).associate();
+    let queues = (1..=10).map(|qid| association.io(qid, 1024)).collect();
+    (world, association, queues)
+}
+
+/// Submits fused commands for the first block of `nsid`, which is zero and stays so.
+fn submit_pairs(queue: &mut Queue, nsid: u32, count: usize) -> Vec<u16> {
+    let zeroes = [0; 4096];
+    let mut cids = Vec::new();
+    for _ in 0..count {
+        let compare = nvm::compare(nsid, 0, 1).with_fuse(Fuse::First);
+        let write = nvm::write(nsid, 0, 1, false).with_fuse(Fuse::Second);
+        let (first, mut bytes) = queue.capsule(compare, Payload::Capsule(&zeroes));
+        let (second, more) = queue.capsule(write, Payload::Capsule(&zeroes));
+        bytes.extend(more);
+        queue.pipe.send_all(&bytes);
+        cids.extend([first, second]);
+    }
+    cids
+}
+
+fn release(world: &World) {
+    for node in &world.nodes {
+        node.faults.clear();
+        node.faults.release();
+    }
+}
+
+#[test]
+fn waiting_for_the_turn_or_a_lock_holds_no_slot_of_another_core() {
+    let (world, association, mut queues) = many();
+    let hang = |operation| {
+        for node in &world.nodes {
+            node.faults.add(Rule::new(Effect::Hang).on(operation));
+        }
+    };
+    let free = || [0, 1].map(|core: usize| world.nodes[core].reactor.executor().free());
+    let before = free();
+    // The first compares for ever, the others wait for their turn.
+    hang(Operation::Read);
+    let mut cids = Vec::new();
+    for (queue, nsid) in queues.iter_mut().zip([1, 2, 3, 4].into_iter().cycle()) {
+        cids.push(submit_pairs(queue, nsid, 10));
+    }
+    world.settle();
+    let used: usize = before.iter().zip(free()).map(|(b, now)| b - now).sum();
+    assert_eq!(used, 100, "each fused command its own slot");
+    release(&world);
+    for (queue, cids) in queues.iter_mut().zip(cids) {
+        for cid in cids {
+            queue.complete(cid).ok();
+        }
+    }
+    // A write that executes keeps locks waiting, without a slot for it.
+    hang(Operation::WriteZeroes);
+    let writes: Vec<_> = queues
+        .iter_mut()
+        .map(|queue| queue.submit(nvm::write_zeroes(1, 9, 1, false, false), Payload::None))
+        .collect();
+    world.settle();
+    let pair = submit_pairs(&mut queues[0], 1, 1);
+    world.settle();
+    let used: usize = before.iter().zip(free()).map(|(b, now)| b - now).sum();
+    assert_eq!(used, 10 + 1);
+    release(&world);
+    for cid in pair {
+        queues[0].complete(cid).ok();
+    }
+    for (queue, cid) in queues.iter_mut().zip(writes) {
+        queue.complete(cid).ok();
+    }
+    drop((association, queues));
+    world.assert_deserted();
+}
+
+/// Fused commands on all namespaces have their locks, and wait; every task slot of both cores is taken
+/// by writes that wait for those, and there are more behind them. When the first go on, all end.
+fn crowd(world: &World, queues: &mut [Queue]) -> Vec<Vec<u16>> {
+    for node in &world.nodes {
+        node.faults.add(Rule::new(Effect::Hang).on(Operation::Read));
+    }
+    let firsts = queues.iter_mut().zip([1, 2, 3, 4].into_iter().cycle());
+    let mut cids: Vec<_> = firsts
+        .map(|(queue, nsid)| submit_pairs(queue, nsid, 1))
+        .collect();
+    world.settle();
+    for (index, queue) in queues.iter_mut().enumerate() {
+        for n in 0..10 {
+            let nsid = ((index + n) % 4 + 1) as u32;
+            let zero = nvm::write_zeroes(nsid, 0, 1, false, false);
+            for _ in 0..98 {
+                cids[index].push(queue.submit(zero, Payload::None));
+            }
+            if n % 2 == 0 {
+                cids[index].extend(submit_pairs(queue, nsid, 1));
+            }
+        }
+    }
+    world.settle();
+    for node in &world.nodes {
+        assert!(node.reactor.executor().free() <= 64, "the slots are taken");
+    }
+    cids
+}
+
+#[test]
+fn no_circle_between_the_turns_of_namespaces_with_homes_on_two_cores() {
+    let (world, association, mut queues) = many();
+    for _ in 0..2 {
+        let cids = crowd(&world, &mut queues);
+        release(&world);
+        for (queue, cids) in queues.iter_mut().zip(cids) {
+            for cid in cids {
+                queue.complete(cid).ok();
+            }
+        }
+    }
+    drop((association, queues));
+    world.assert_deserted();
+}
+
+#[test]
+fn a_drain_under_fused_commands_ends() {
+    let (world, mut association, mut queues) = many();
+    let cids = crowd(&world, &mut queues);
+    for node in &world.nodes {
+        node.core.drain();
+    }
+    world.advance(Duration::from_millis(100));
+    assert_eq!(world.queue_count(), 11, "commands are under way");
+    release(&world);
+    for (queue, cids) in queues.iter_mut().zip(cids) {
+        for cid in cids {
+            queue.complete(cid).ok();
+        }
+        assert!(queue.ends().is_none());
+    }
+    world.advance(Duration::from_millis(200));
+    assert!(association.admin.ends().is_none());
+    world.assert_deserted();
+}
+
+/// A Copy that holds working space waits for blocks that a fused command has, which needs working
+/// space too.
+#[test]
+fn copies_and_fused_commands_of_one_namespace() {
+    let world = World::with(vec![ram(BlockSize::B4096, 64)]);
+    let (association, mut queue) = Host::new(&world, 1).with_queue(1024);
+    let mut range = CopyRangeFormat0::new(8, 1).as_bytes().to_vec();
+    range.resize(32, 0);
+    for _ in 0..5 {
+        let mut cids = Vec::new();
+        for _ in 0..12 {
+            cids.extend(submit_pairs(&mut queue, 1, 1));
+            for _ in 0..30 {
+                let copy = nvm::copy(1, 0, 1, false);
+                cids.push(queue.submit(copy, Payload::Capsule(&range)));
+            }
+        }
+        for cid in cids {
+            queue.complete(cid).ok();
+        }
+    }
+    drop((association, queue));
     world.assert_deserted();
 }

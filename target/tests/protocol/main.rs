@@ -12,6 +12,7 @@ mod harness;
 mod admin;
 mod association;
 mod discovery;
+mod drain;
 mod events;
 mod fair;
 mod fused;
