@@ -121,6 +121,12 @@ pub enum AssembleError {
         /// How many may be missing at most, for levels with parity.
         may_miss: usize,
     },
+    /// Disks went on apart from each other, and both sides changed: which side counts is not ours to
+    /// say. Assembling without the disks of one side says it.
+    Diverged {
+        /// The places of the disks that do not go with the newest state.
+        disks: Vec<usize>,
+    },
     /// Members could not be read or written.
     Member(DiskError),
     /// The scratch memory is too small.
@@ -137,6 +143,15 @@ impl fmt::Display for AssembleError {
             Self::TooFew { missing, .. } => {
                 let roles: Vec<String> = missing.iter().map(ToString::to_string).collect();
                 write!(f, "too few members: nobody for role {}", roles.join(", "))
+            }
+            Self::Diverged { disks } => {
+                let disks: Vec<String> = disks.iter().map(ToString::to_string).collect();
+                write!(
+                    f,
+                    "disk {} went on without the others, and they without it: \
+                     leave out those whose changes are to be lost",
+                    disks.join(", ")
+                )
             }
             Self::Member(error) => write!(f, "{error}"),
             Self::NoMemory => write!(f, "the scratch memory is too small"),
@@ -182,6 +197,14 @@ pub async fn assemble<D: Disk>(
     }
     let newest = newest(&found, wanted)?;
     let mut report = sort(&disks, &found, &newest);
+    let diverged = report.refused.iter();
+    let disks_apart: Vec<usize> = diverged
+        .filter(|(_, refusal)| matches!(refusal, Refusal::Diverged { .. }))
+        .map(|(place, _)| *place)
+        .collect();
+    if !disks_apart.is_empty() {
+        return Err(AssembleError::Diverged { disks: disks_apart });
+    }
     let mut superblock = newest.clone();
     for (role, place) in report.roles.iter().enumerate() {
         if place.is_none() {

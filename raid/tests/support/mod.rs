@@ -1,6 +1,9 @@
 //! Arrays over ram disks for tests: beds of every level.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub mod bench;
+pub mod power;
+
 use std::sync::{Arc, Mutex};
 
 use corebay_conformance::{Bed, TestCore};

@@ -1,0 +1,279 @@
+//! Power cuts at any change of any block, with members lost in the same crash.
+
+mod support;
+
+use std::{cell::RefCell, rc::Rc};
+
+use corebay_core::{rng::Rng, units::BlockSize};
+use corebay_raid::{
+    array::Array,
+    assemble::AssembleError,
+    geometry::{Consistency, Level, Wish},
+    sweep::Pace,
+};
+
+use support::{
+    bench::{Bench, Machine, Model, Worker, settle, small},
+    ec,
+    power::{Power, PowerDisk},
+};
+
+/// What a run is made of.
+#[derive(Clone, Copy)]
+struct Case {
+    wish: Wish,
+    volatile: bool,
+    tears: bool,
+    /// Members lost in the crash.
+    losses: usize,
+    /// Who works at the same time, how much, and how many blocks at most at a time.
+    workers: u64,
+    operations: usize,
+    longest: u64,
+}
+
+/// Blocks that are worked on: several stripes.
+const BLOCKS: u64 = 200;
+
+/// Works until all is done; nothing if the power fails before.
+fn work(
+    bench: &Bench,
+    array: &Rc<Array<PowerDisk>>,
+    model: &Rc<RefCell<Model>>,
+    seed: u64,
+    case: &Case,
+) -> Option<()> {
+    let workers = case.workers;
+    let mut tasks = Vec::new();
+    let share = BLOCKS / workers;
+    for worker in 0..workers {
+        let worker = Worker {
+            array: array.clone(),
+            model: model.clone(),
+            pool: bench.pool.clone(),
+            rng: Rng::from_seed(seed.wrapping_mul(31) + worker),
+            first: worker * share,
+            blocks: share,
+            longest: case.longest,
+        };
+        tasks.push(worker.run(case.operations));
+    }
+    let left = Rc::new(std::cell::Cell::new(tasks.len()));
+    for task in tasks {
+        let left = left.clone();
+        let task: std::pin::Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
+            task.await;
+            left.set(left.get() - 1);
+        });
+        assert!(bench.reactor.spawn(task).is_ok());
+    }
+    bench.run(std::future::poll_fn(move |context| {
+        if left.get() == 0 {
+            return std::task::Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        std::task::Poll::Pending
+    }))
+}
+
+/// Members that a crash takes, as many as the level bears at most.
+fn victims(case: &Case, roles: usize, rng: &mut Rng) -> Vec<usize> {
+    let mut victims = Vec::new();
+    while victims.len() < case.losses {
+        let victim = rng.below(roles as u64) as usize;
+        // Of a pair of RAID 10 one at most.
+        let pair = |other: &usize| match case.wish.level {
+            Level::StripedMirrors => other / 2 == victim / 2,
+            _ => *other == victim,
+        };
+        if !victims.iter().any(pair) {
+            victims.push(victim);
+        }
+    }
+    victims
+}
+
+/// One crash of a machine whose blocks are as the model says.
+fn crash(case: &Case, base: &Machine, model: &Model, seed: u64, cut: u64, nested: bool) {
+    let mut rng = Rng::from_seed(seed ^ cut << 20);
+    let power = Power::new(seed ^ cut << 8, case.tears);
+    let machine = base.fork(&power);
+    let model = Rc::new(RefCell::new(model.clone()));
+    let bench = Bench::new(&power);
+    let (array, _) = machine.assemble(&bench, &machine.all()).unwrap().unwrap();
+    power.cut_after(cut);
+    let _ = work(&bench, &array, &model, seed, case);
+    drop((bench, array));
+    machine.lose_power();
+    let lost = victims(case, machine.media.len(), &mut rng);
+    let members: Vec<usize> = machine
+        .all()
+        .into_iter()
+        .filter(|m| !lost.contains(m))
+        .collect();
+    if nested {
+        // The power fails again, amid recovery; once more with another member there or not.
+        let bench = Bench::new(&power);
+        power.cut_after(rng.below(60));
+        drop(machine.assemble(&bench, &members));
+        drop(bench);
+        machine.lose_power();
+    }
+    let bench = Bench::new(&power);
+    let (array, report) = machine.assemble(&bench, &members).unwrap().unwrap();
+    assert!(report.refused.is_empty(), "{report:?}");
+    let may_be_lost = case.tears && !machine.geometry.is_journaled();
+    let read = settle(
+        array.clone(),
+        model.clone(),
+        bench.pool.clone(),
+        may_be_lost,
+    );
+    bench.run(read).unwrap();
+    if !may_be_lost {
+        let sweeping = array.clone();
+        let scrubbed = bench.run(async move {
+            sweeping.resync(Pace::default()).await?;
+            sweeping.scrub(Pace::default()).await
+        });
+        let scrubbed = scrubbed.unwrap().unwrap();
+        assert_eq!(scrubbed.mismatch_count, 0, "{scrubbed:?}");
+        work(&bench, &array, &model, seed + 1, case).unwrap();
+    }
+    drop((bench, array));
+}
+
+fn base(case: &Case, seed: u64) -> (Machine, Model) {
+    let power = Power::new(seed, false);
+    let machine = Machine::new(case.wish, case.volatile, &power);
+    let model = Rc::new(RefCell::new(Model::new(BLOCKS)));
+    let bench = Bench::new(&power);
+    let (array, _) = machine.assemble(&bench, &machine.all()).unwrap().unwrap();
+    let more = Case {
+        workers: 2,
+        operations: 12,
+        longest: 48,
+        ..*case
+    };
+    work(&bench, &array, &model, seed + 99, &more).unwrap();
+    drop((bench, array));
+    // A clean end of the machine: nothing is in caches.
+    let bench = Bench::new(&power);
+    for member in machine.all() {
+        let disk = machine.disk(member);
+        let flushed = bench.run(async move { corebay_core::disk::Disk::flush(&disk).await });
+        flushed.unwrap().unwrap();
+    }
+    let model = model.borrow().clone();
+    (machine, model)
+}
+
+/// How many crashes each test makes: more of them with COREBAY_CRASHES.
+fn crash_count() -> u64 {
+    let given = std::env::var("COREBAY_CRASHES").ok();
+    given.map_or(30, |text| {
+        text.parse().expect("COREBAY_CRASHES is a number")
+    })
+}
+
+/// Crashes at changes all over the work of one seed.
+fn crashes(case: Case, seed: u64) {
+    let (machine, model) = base(&case, seed);
+    let total = changes_of(&case, &machine, &model, seed);
+    let count = crash_count();
+    for run in 0..count {
+        let cut = (run * total / count) + seed % (total / count).max(1);
+        attempt(&case, &machine, &model, seed, cut, run % 3 == 2);
+    }
+}
+
+/// A crash whose failure names it.
+fn attempt(case: &Case, machine: &Machine, model: &Model, seed: u64, cut: u64, nested: bool) {
+    let run = || crash(case, machine, model, seed, cut, nested);
+    if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+        eprintln!("seed {seed}, cut {cut}, nested {nested}");
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// The changes that the work of a seed comes to.
+fn changes_of(case: &Case, base: &Machine, model: &Model, seed: u64) -> u64 {
+    let power = Power::new(seed, false);
+    let machine = base.fork(&power);
+    let model = Rc::new(RefCell::new(model.clone()));
+    let bench = Bench::new(&power);
+    let (array, _) = machine.assemble(&bench, &machine.all()).unwrap().unwrap();
+    let before = power.changes();
+    work(&bench, &array, &model, seed, case).unwrap();
+    power.changes() - before
+}
+
+fn case(level: Level, roles: usize, losses: usize) -> Case {
+    Case {
+        wish: small(level, roles, BlockSize::B512),
+        volatile: false,
+        tears: false,
+        losses,
+        workers: 3,
+        operations: 4,
+        longest: 48,
+    }
+}
+
+macro_rules! crash_tests {
+    ($($name:ident: $case:expr, $seed:expr;)+) => {
+        $(#[test]
+        fn $name() {
+            crashes($case, $seed);
+        })+
+    };
+}
+
+crash_tests! {
+    raid5: case(Level::Raid5, 4, 0), 1;
+    raid5_losing_a_member: case(Level::Raid5, 4, 1), 10;
+    raid5_volatile_and_torn: Case { volatile: true, tears: true, ..case(Level::Raid5, 4, 0) }, 20;
+    raid5_volatile_losing_a_member: Case { volatile: true, ..case(Level::Raid5, 4, 1) }, 30;
+    raid6_losing_two: case(Level::Raid6, 5, 2), 40;
+    raid6_torn_losing_one: Case { volatile: true, tears: true, ..case(Level::Raid6, 5, 1) }, 50;
+    ec_losing_three: case(ec(3, 3), 6, 3), 60;
+    raid1: case(Level::Mirrored, 2, 0), 70;
+    raid1_losing_two_legs: Case { volatile: true, ..case(Level::Mirrored, 3, 2) }, 80;
+    raid1_torn: Case { volatile: true, tears: true, ..case(Level::Mirrored, 2, 0) }, 90;
+    raid10_losing_a_leg_of_each: case(Level::StripedMirrors, 4, 2), 100;
+    raid5_dirty_regions: Case {
+        wish: Wish { consistency: Consistency::DirtyRegions, ..small(Level::Raid5, 4, BlockSize::B512) },
+        ..case(Level::Raid5, 4, 0)
+    }, 110;
+}
+
+/// One write, and the power cut at every single change of it, with each member lost and with none.
+#[test]
+fn every_change_of_one_write() {
+    for (seed, losses) in [(1, 0), (2, 1), (3, 1), (4, 1)] {
+        let case = Case {
+            workers: 1,
+            operations: 1,
+            longest: 3,
+            ..case(Level::Raid5, 3, losses)
+        };
+        let (machine, model) = base(&case, seed);
+        let total = changes_of(&case, &machine, &model, seed);
+        for cut in 0..=total {
+            attempt(&case, &machine, &model, seed, cut, false);
+        }
+    }
+}
+
+#[test]
+fn too_few_members_are_refused() {
+    let case = case(Level::Raid5, 4, 0);
+    let (machine, _) = base(&case, 1);
+    let bench = Bench::new(&machine.power);
+    let refused = machine.assemble(&bench, &[3, 1]).unwrap().err();
+    let expected = AssembleError::TooFew {
+        missing: vec![0, 2],
+        may_miss: 1,
+    };
+    assert_eq!(refused, Some(expected));
+}

@@ -1,0 +1,483 @@
+//! Members that fail, come back, are replaced, are damaged or do not belong.
+
+mod support;
+
+use std::{cell::RefCell, rc::Rc};
+
+use corebay_core::{disk::DiskError, rng::Rng, units::BlockSize};
+use corebay_raid::{
+    array::Array,
+    assemble::{AssembleError, Refusal, Report},
+    create::{CreateError, Occupant, create},
+    geometry::{Level, Wish},
+    state::RoleState,
+    superblock::{BadSuperblock, Superblock},
+    sweep::{Pace, SweepError},
+};
+
+use support::{
+    bench::{Bench, Machine, Model, Worker, settle, small},
+    ec,
+    power::{Power, PowerDisk},
+};
+
+const BLOCKS: u64 = 160;
+
+type Shared = Rc<Array<PowerDisk>>;
+
+/// A machine, its model, and what runs on it.
+struct Rig {
+    machine: Machine,
+    model: Rc<RefCell<Model>>,
+    bench: Bench,
+    seed: u64,
+}
+
+impl Rig {
+    fn new(wish: Wish, volatile: bool) -> Self {
+        let power = Power::new(3, false);
+        Self {
+            machine: Machine::new(wish, volatile, &power),
+            model: Rc::new(RefCell::new(Model::new(BLOCKS))),
+            bench: Bench::new(&power),
+            seed: 1,
+        }
+    }
+
+    fn assemble(&self, members: &[usize]) -> Result<(Shared, Report), AssembleError> {
+        self.machine.assemble(&self.bench, members).unwrap()
+    }
+
+    fn all(&self) -> Shared {
+        self.assemble(&self.machine.all()).unwrap().0
+    }
+
+    fn work(&mut self, array: &Shared, operations: usize) {
+        self.seed += 1;
+        let worker = Worker {
+            array: array.clone(),
+            model: self.model.clone(),
+            pool: self.bench.pool.clone(),
+            rng: Rng::from_seed(self.seed),
+            first: 0,
+            blocks: BLOCKS,
+            longest: 70,
+        };
+        self.bench.run(worker.run(operations)).unwrap();
+    }
+
+    /// Reads everything and holds it against the model.
+    fn verify(&self, array: &Shared) {
+        let read = settle(
+            array.clone(),
+            self.model.clone(),
+            self.bench.pool.clone(),
+            false,
+        );
+        self.bench.run(read).unwrap();
+    }
+
+    fn rebuild(&self, array: &Shared, role: usize) -> Result<(), SweepError> {
+        let array = array.clone();
+        let rebuild = async move { array.rebuild(role, Pace::default()).await };
+        self.bench.run(rebuild).unwrap()
+    }
+
+    fn mismatches(&self, array: &Shared) -> u64 {
+        let array = array.clone();
+        let scrub = async move { array.scrub(Pace::default()).await };
+        self.bench.run(scrub).unwrap().unwrap().mismatch_count
+    }
+}
+
+fn redundant() -> Vec<(Wish, usize)> {
+    let size = BlockSize::B512;
+    vec![
+        (small(Level::Mirrored, 3, size), 2),
+        (small(Level::StripedMirrors, 4, size), 1),
+        (small(Level::Raid5, 4, size), 1),
+        (small(Level::Raid6, 5, BlockSize::B4096), 2),
+        (small(ec(3, 3), 6, size), 3),
+    ]
+}
+
+#[test]
+fn members_may_come_in_any_order() {
+    for (wish, _) in redundant() {
+        let mut rig = Rig::new(wish, false);
+        let array = rig.all();
+        rig.work(&array, 10);
+        drop(array);
+        let mut order = rig.machine.all();
+        for turn in 0..order.len() {
+            order.rotate_left(1);
+            order.swap(0, turn);
+            let (array, report) = rig.assemble(&order).unwrap();
+            assert!(report.refused.is_empty(), "{report:?}");
+            rig.verify(&array);
+        }
+    }
+}
+
+#[test]
+fn as_many_members_as_the_level_bears_may_fail_amid_work() {
+    for (wish, bears) in redundant() {
+        let mut rig = Rig::new(wish, false);
+        let array = rig.all();
+        rig.work(&array, 10);
+        for victim in 0..bears {
+            rig.machine.media[victim].borrow_mut().gone = true;
+            rig.work(&array, 10);
+            rig.verify(&array);
+            // Its own state tells, once somebody had to do with it.
+            let state = array.assembled().state();
+            assert!(state.roles[victim].state == RoleState::Failed, "{state:?}");
+        }
+        assert!(!array.assembled().is_stopped());
+        drop(array);
+        let members: Vec<usize> = rig.machine.all().split_off(bears);
+        let (array, _) = rig.assemble(&members).unwrap();
+        rig.verify(&array);
+        rig.work(&array, 10);
+        rig.verify(&array);
+    }
+}
+
+#[test]
+fn beyond_the_redundancy_writes_stop_and_reads_go_on() {
+    let mut rig = Rig::new(small(Level::Raid5, 4, BlockSize::B512), false);
+    let array = rig.all();
+    rig.work(&array, 20);
+    rig.machine.media[0].borrow_mut().gone = true;
+    rig.work(&array, 10);
+    rig.machine.media[1].borrow_mut().gone = true;
+    let (writing, pool) = (array.clone(), rig.bench.pool.clone());
+    let written = rig.bench.run(async move {
+        use corebay_core::disk::{Disk, Durability};
+        let buffer = pool.allocate(96 * 512).await;
+        let at = corebay_core::units::Lba(0);
+        writing.write(at, &[buffer], Durability::Cached).await
+    });
+    assert_eq!(written, Some(Err(DiskError::WriteFault)));
+    assert!(array.assembled().is_stopped());
+    // Role 2 and 3 still hold half of the blocks.
+    let (reading, pool) = (array.clone(), rig.bench.pool.clone());
+    let readable = rig.bench.run(async move {
+        use corebay_core::disk::Disk;
+        let mut readable = 0;
+        for lba in 0..BLOCKS {
+            let buffer = pool.allocate(512).await;
+            let at = corebay_core::units::Lba(lba);
+            readable += u64::from(reading.read(at, &[buffer]).await.is_ok());
+        }
+        readable
+    });
+    assert!(readable.unwrap() >= 32, "{readable:?}");
+}
+
+#[test]
+fn a_replaced_member_is_rebuilt_while_hosts_write() {
+    for (wish, _) in redundant() {
+        let mut rig = Rig::new(wish, false);
+        let array = rig.all();
+        rig.work(&array, 15);
+        rig.machine.media[1].borrow_mut().gone = true;
+        rig.work(&array, 10);
+        rig.verify(&array);
+        rig.machine.media[1].borrow_mut().wipe();
+        array.set_member(1, Some(rig.machine.disk(1)));
+        let (replacing, pool) = (array.clone(), rig.bench.pool.clone());
+        let replaced = rig
+            .bench
+            .run(async move { replacing.replace(1, &mut Rng::from_seed(5), &pool).await });
+        replaced.unwrap().unwrap();
+        let worker = Worker {
+            array: array.clone(),
+            model: rig.model.clone(),
+            pool: rig.bench.pool.clone(),
+            rng: Rng::from_seed(77),
+            first: 0,
+            blocks: BLOCKS,
+            longest: 40,
+        };
+        let task: std::pin::Pin<Box<dyn Future<Output = ()>>> = Box::pin(worker.run(30));
+        assert!(rig.bench.reactor.spawn(task).is_ok());
+        rig.rebuild(&array, 1).unwrap();
+        while rig.bench.reactor.executor().live() > 0 {
+            rig.bench.run(async {}).unwrap();
+        }
+        assert!(array.assembled().state().is_whole());
+        assert_eq!(rig.mismatches(&array), 0, "{}", wish.level);
+        rig.verify(&array);
+        drop(array);
+        // Others may go now.
+        let members: Vec<usize> = rig.machine.all().into_iter().filter(|m| *m != 0).collect();
+        let (array, _) = rig.assemble(&members).unwrap();
+        rig.verify(&array);
+    }
+}
+
+#[test]
+fn a_member_that_returns_takes_what_it_missed() {
+    for (wish, _) in redundant() {
+        let mut rig = Rig::new(wish, true);
+        let array = rig.all();
+        rig.work(&array, 15);
+        drop(array);
+        // It is not there for a while.
+        let members: Vec<usize> = rig.machine.all().into_iter().filter(|m| *m != 2).collect();
+        let (array, _) = rig.assemble(&members).unwrap();
+        rig.work(&array, 15);
+        drop(array);
+        let (array, report) = rig.assemble(&rig.machine.all()).unwrap();
+        assert!(
+            matches!(report.refused[..], [(2, Refusal::Stale { role: 2, .. })]),
+            "{report:?}"
+        );
+        array.set_member(2, Some(rig.machine.disk(2)));
+        let returning = array.clone();
+        let returned = rig.bench.run(async move { returning.take_back(2).await });
+        returned.unwrap().unwrap();
+        rig.work(&array, 5);
+        rig.rebuild(&array, 2).unwrap();
+        assert_eq!(rig.mismatches(&array), 0, "{}", wish.level);
+        rig.verify(&array);
+        let tidying = array.clone();
+        rig.bench
+            .run(async move { tidying.tidy().await })
+            .unwrap()
+            .unwrap();
+        rig.work(&array, 5);
+        rig.verify(&array);
+    }
+}
+
+#[test]
+fn a_rebuild_goes_on_after_a_power_cut_anywhere() {
+    for cut in (0..1600).step_by(160) {
+        let mut rig = Rig::new(small(Level::Raid5, 4, BlockSize::B512), true);
+        let array = rig.all();
+        rig.work(&array, 15);
+        rig.machine.media[1].borrow_mut().gone = true;
+        rig.work(&array, 5);
+        rig.machine.media[1].borrow_mut().wipe();
+        array.set_member(1, Some(rig.machine.disk(1)));
+        let (replacing, pool) = (array.clone(), rig.bench.pool.clone());
+        let replace = async move { replacing.replace(1, &mut Rng::from_seed(5), &pool).await };
+        rig.bench.run(replace).unwrap().unwrap();
+        rig.machine.power.cut_after(cut);
+        let rebuilding = array.clone();
+        let rebuild = async move { rebuilding.rebuild(1, Pace::default()).await };
+        let ended = rig.bench.run(rebuild);
+        drop(array);
+        rig.bench = Bench::new(&rig.machine.power);
+        rig.machine.lose_power();
+        let (array, _) = rig.assemble(&rig.machine.all()).unwrap();
+        rig.verify(&array);
+        if ended.is_none() {
+            rig.rebuild(&array, 1).unwrap();
+        }
+        assert_eq!(rig.mismatches(&array), 0, "cut {cut}");
+        rig.verify(&array);
+        rig.machine.media[3].borrow_mut().gone = true;
+        rig.verify(&array);
+    }
+}
+
+#[test]
+fn blocks_that_cannot_be_read_are_made_anew() {
+    for (wish, _) in redundant() {
+        let mut rig = Rig::new(wish, false);
+        let array = rig.all();
+        rig.work(&array, 15);
+        let first = array.assembled().geometry().row_lba(0, 0).0;
+        {
+            let mut medium = rig.machine.media[0].borrow_mut();
+            medium.bad.extend([first, first + 1, first + 3]);
+        }
+        {
+            // In other rows of the same stripe another member is bad.
+            let mut medium = rig.machine.media[1].borrow_mut();
+            medium.bad.extend([first + 2]);
+        }
+        rig.verify(&array);
+        rig.work(&array, 5);
+        rig.verify(&array);
+        assert_eq!(rig.mismatches(&array), 0);
+        for medium in &rig.machine.media {
+            assert!(
+                medium.borrow().bad.is_empty(),
+                "{}: not repaired",
+                wish.level
+            );
+        }
+        assert!(array.assembled().state().is_whole());
+    }
+}
+
+#[test]
+fn a_scrub_finds_and_mends_what_changed_by_itself() {
+    for (wish, _) in redundant() {
+        let mut rig = Rig::new(wish, false);
+        let array = rig.all();
+        rig.work(&array, 15);
+        let geometry = array.assembled().geometry();
+        // The last index of stripe 1: parity, or a leg that is not the first.
+        let role = match geometry.copies() {
+            1 => geometry.role_of(1, geometry.data() + geometry.parity() - 1),
+            _ => 1,
+        };
+        let at = geometry.row_lba(1, 0).0;
+        rig.machine.media[role].borrow_mut().corrupt(at);
+        assert_eq!(rig.mismatches(&array), 1, "{}", wish.level);
+        assert_eq!(array.assembled().counters().mismatches, 1);
+        assert_eq!(rig.mismatches(&array), 0);
+        rig.verify(&array);
+    }
+}
+
+fn superblock_copy(rig: &Rig, member: usize, offset: u64) {
+    let block = rig.machine.geometry.block_size().bytes() as u64;
+    rig.machine.media[member]
+        .borrow_mut()
+        .corrupt(offset / block);
+}
+
+#[test]
+fn a_damaged_superblock_copy_is_repaired_from_the_other() {
+    for offset in [0, 64 << 10] {
+        let rig = Rig::new(small(Level::Raid5, 4, BlockSize::B512), false);
+        superblock_copy(&rig, 2, offset);
+        let (array, report) = rig.assemble(&rig.machine.all()).unwrap();
+        assert_eq!((report.repaired_copies, report.refused.len()), (1, 0));
+        drop(array);
+        let (_, report) = rig.assemble(&rig.machine.all()).unwrap();
+        assert_eq!(report.repaired_copies, 0);
+    }
+}
+
+#[test]
+fn without_a_good_copy_a_disk_is_refused_and_the_array_degraded() {
+    let mut rig = Rig::new(small(Level::Raid5, 4, BlockSize::B512), false);
+    let array = rig.all();
+    rig.work(&array, 5);
+    drop(array);
+    superblock_copy(&rig, 2, 0);
+    superblock_copy(&rig, 2, 64 << 10);
+    let (array, report) = rig.assemble(&rig.machine.all()).unwrap();
+    let refused = [(2, Refusal::Superblock(BadSuperblock::Absent))];
+    assert_eq!(report.refused, refused);
+    rig.verify(&array);
+}
+
+#[test]
+fn disks_of_other_arrays_and_twins_are_refused() {
+    let rig = Rig::new(small(Level::Raid5, 4, BlockSize::B512), false);
+    let array = rig.all();
+    let uuid = array.assembled().uuid();
+    drop(array);
+    let other = Rig::new(small(Level::Raid6, 4, BlockSize::B512), false);
+    // The same seed made it; another identity.
+    let foreign = {
+        let (disks, pool) = (other.machine.disks(&[0, 1, 2, 3]), other.bench.pool.clone());
+        let wish = *other.machine.geometry.wish();
+        let made = other.bench.run(async move {
+            let mut rng = Rng::from_seed(99);
+            create(&disks, wish, "other", &[true; 4], &mut rng, &pool).await
+        });
+        made.unwrap().unwrap()
+    };
+    let mut machine = rig.machine.clone();
+    machine.media.push(other.machine.media[0].clone());
+    let twin = machine.media[1].borrow().clone();
+    machine.media.push(Rc::new(RefCell::new(twin)));
+    let refused = machine.assemble(&rig.bench, &machine.all()).unwrap().err();
+    let arrays = [uuid, foreign];
+    assert_eq!(refused, Some(AssembleError::SeveralArrays { arrays }));
+    let (disks, reactor) = (machine.disks(&machine.all()), rig.bench.reactor.clone());
+    let pool = support::scratch(&machine.geometry);
+    let assembled = rig.bench.run(async move {
+        corebay_raid::assemble::assemble(disks, Some(uuid), &reactor, &pool).await
+    });
+    let (_, report) = assembled.unwrap().unwrap();
+    let expected = [
+        (4, Refusal::Foreign { array: foreign }),
+        (5, Refusal::Duplicate { of: 1 }),
+    ];
+    assert_eq!(report.refused, expected);
+}
+
+#[test]
+fn halves_that_went_on_alone_are_told_apart() {
+    let mut rig = Rig::new(small(Level::Mirrored, 2, BlockSize::B512), false);
+    for alone in [[0], [1]] {
+        let (array, _) = rig.assemble(&alone).unwrap();
+        if alone == [0] {
+            rig.work(&array, 5);
+        }
+    }
+    // Nobody's changes are lost without being told which.
+    let refused = rig.assemble(&[0, 1]).err();
+    assert!(
+        matches!(refused, Some(AssembleError::Diverged { .. })),
+        "{refused:?}"
+    );
+    let (array, _) = rig.assemble(&[0]).unwrap();
+    rig.verify(&array);
+}
+
+#[test]
+fn what_may_be_data_is_not_overwritten() {
+    let rig = Rig::new(small(Level::Raid5, 4, BlockSize::B512), false);
+    let wish = *rig.machine.geometry.wish();
+    let create_again = |overwrite: Vec<bool>| {
+        let (disks, pool) = (rig.machine.disks(&[0, 1, 2, 3]), rig.bench.pool.clone());
+        rig.bench
+            .run(async move {
+                let mut rng = Rng::from_seed(8);
+                create(&disks, wish, "again", &overwrite, &mut rng, &pool).await
+            })
+            .unwrap()
+    };
+    let refused = create_again(vec![true, true]).unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            CreateError::Occupied {
+                member: 2,
+                by: Occupant::Member { .. }
+            }
+        ),
+        "{refused}"
+    );
+    // What was refused is as it was.
+    drop(rig.all());
+    create_again(vec![true; 4]).unwrap();
+    assert_eq!(rig.mismatches(&rig.all()), 0);
+}
+
+#[test]
+fn a_newer_format_is_left_alone() {
+    let rig = Rig::new(small(Level::Raid5, 4, BlockSize::B512), false);
+    let (disk, pool) = (rig.machine.disk(3), rig.bench.pool.clone());
+    rig.bench.run(async move {
+        use corebay_core::disk::{Disk, Durability};
+        let at = corebay_core::units::Lba(0);
+        let mut buffer = pool.allocate(4096).await;
+        disk.read(at, std::slice::from_ref(&buffer)).await.unwrap();
+        {
+            let mut bytes = buffer.bytes_mut();
+            assert!(Superblock::decode(&bytes).is_ok());
+            bytes[8] = 2;
+            bytes[12..16].fill(0);
+            let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &bytes) as u32;
+            bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+        }
+        disk.write(at, &[buffer], Durability::Durable)
+            .await
+            .unwrap();
+    });
+    let (_, report) = rig.assemble(&rig.machine.all()).unwrap();
+    let newer = BadSuperblock::Newer { version: 2 };
+    assert_eq!(report.refused, [(3, Refusal::Superblock(newer))]);
+}
