@@ -133,14 +133,17 @@ impl Serving {
     }
 
     fn bench(&self, arguments: &[&str]) -> serde_json::Value {
-        let address = format!("127.0.0.1:{}", self.port());
+        self.bench_at(&format!("127.0.0.1:{}", self.port()), arguments)
+    }
+
+    fn bench_at(&self, address: &str, arguments: &[&str]) -> serde_json::Value {
         let output = Command::new(PROGRAM)
             .args([
                 "bench",
                 "-o",
                 "json",
                 "--address",
-                &address,
+                address,
                 "--nqn",
                 self.nqn(),
             ])
@@ -487,4 +490,59 @@ fn no_space_fails_the_write_and_nothing_else() {
     if let Err(panic) = outcome {
         std::panic::resume_unwind(panic);
     }
+}
+
+/// What `corebay discover` shows of a discovery service.
+fn discovered(address: &str) -> Vec<serde_json::Value> {
+    let output = Command::new(PROGRAM)
+        .args(["discover", "-o", "json", address])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    let log: serde_json::Value =
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}{complaint}"));
+    log["records"].as_array().unwrap().clone()
+}
+
+#[test]
+fn ipv6_listeners_are_discovered_and_serve() {
+    if TcpListener::bind("[::1]:0").is_err() {
+        eprintln!("skipped: this machine has no IPv6 loopback");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let serving = Serving::start_as(&[
+        "--data-dir",
+        text(folder.path()),
+        "--disk",
+        "ram:16MiB",
+        "--listen",
+        "[::1]:0",
+        "--listen",
+        "127.0.0.1:0",
+        "--discovery",
+        "[::1]:0",
+    ]);
+    let port = serving.word_after("at [::1]:");
+    let address = format!("[::1]:{port}");
+    let records = discovered(&address);
+    let of = |family: &str| {
+        let is =
+            |record: &&serde_json::Value| record["adrfam"] == family && record["subtype"] == "nvm";
+        let found: Vec<_> = records.iter().filter(is).collect();
+        assert_eq!(found.len(), 1, "{family}: {records:?}");
+        found[0].clone()
+    };
+    let six = of("ipv6");
+    assert_eq!(six["traddr"], "::1");
+    assert_eq!(six["trsvcid"], port);
+    assert_eq!(six["subnqn"], serving.nqn());
+    assert_eq!(of("ipv4")["traddr"], "127.0.0.1");
+    let io = ["--verify", "--io-count", "200", "--queues", "2"];
+    for rw in [&["--rw", "write", "--overwrite"][..], &["--rw", "read"]] {
+        let done = serving.bench_at(&address, &[&io, rw].concat());
+        assert_eq!(done["errors"], serde_json::json!([]), "{done}");
+    }
+    serving.end();
 }

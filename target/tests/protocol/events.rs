@@ -1,7 +1,10 @@
 //! Asynchronous events and aborts.
 
 use corebay_core::{
-    disk::fault::{Effect, Operation, Rule},
+    disk::{
+        DiskError,
+        fault::{Effect, Operation, Rule},
+    },
     units::BlockSize,
 };
 use corebay_nvme::spec::{
@@ -96,6 +99,52 @@ fn asynchronous_events() {
     assert_eq!(done.status, Status::AER_LIMIT_EXCEEDED.with_dnr());
     assert_eq!(outstanding.len(), 4);
     drop(association);
+    world.assert_deserted();
+}
+
+/// What fails on the medium is reported as it happens, once until the host has read the log.
+#[test]
+fn errors_are_reported_and_logged() {
+    const ERROR: u64 = 0x01_0400;
+    let world = world();
+    let mut association = Host::new(&world, 1).associate();
+    let mut other = Host::new(&world, 2).associate();
+    let mut io = association.io(1, 64);
+    let first = event(&mut association);
+    let others = event(&mut other);
+    // A host's own mistakes, and a comparison that does not hold, are no such event.
+    assert!(!io.read(3, 64, 4096, 1).status.is_success());
+    let compare = nvm::compare(3, 0, 1);
+    let differs = io.command(compare, Payload::Capsule(&pattern(1, 4096)));
+    assert_eq!(differs.status, Status::COMPARE_FAILURE.with_dnr());
+    world.settle();
+    assert_eq!(association.admin.pipe.stream.waiting(), 0);
+    let logged = association.log(1, 0, 64 * 64).ok();
+    let before = field(&logged, 0, 8);
+    // One on the medium is.
+    let broken = Effect::Fail(DiskError::UnrecoveredRead);
+    world.faults().add(Rule::new(broken).on(Operation::Read));
+    let cid = io.submit(nvm::read(3, 5, 2), Payload::ToHost(8192));
+    assert!(!io.complete(cid).status.is_success());
+    assert_eq!(association.admin.complete(first).value(), ERROR);
+    // Masked until the log was read without Retain Asynchronous Event.
+    let second = event(&mut association);
+    assert!(!io.read(3, 6, 4096, 1).status.is_success());
+    world.settle();
+    assert_eq!(association.admin.pipe.stream.waiting(), 0);
+    let logged = association.log(1, 0, 64 * 64).ok();
+    assert_eq!(field(&logged, 0, 8), before + 2);
+    let (newest, older) = (&logged[..64], &logged[64..128]);
+    assert_eq!(field(older, 8, 2), 1, "submission queue");
+    assert_eq!(field(older, 10, 2), u64::from(cid));
+    assert_eq!([field(older, 16, 8), field(newest, 16, 8)], [5, 6]);
+    assert_eq!(field(older, 24, 4), 3, "namespace");
+    assert!(!io.read(3, 7, 4096, 1).status.is_success());
+    assert_eq!(association.admin.complete(second).value(), ERROR);
+    world.settle();
+    assert_eq!(other.admin.pipe.stream.waiting(), 0, "another host's error");
+    assert!(other.admin.take_done(others).is_none());
+    drop((association, other, io));
     world.assert_deserted();
 }
 
