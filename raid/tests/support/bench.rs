@@ -111,8 +111,8 @@ impl Bench {
             idle = if work == 0 { idle + 1 } else { 0 };
             assert!(idle < 1_000_000, "nothing moves any more");
         }
-        let value = value.borrow_mut().take();
-        value
+        // Not borrowed any more when `value` goes.
+        value.take()
     }
 }
 
@@ -121,6 +121,9 @@ impl Drop for Bench {
         self.reactor.tear_down();
     }
 }
+
+/// An assembled array and its report, or why there is none.
+pub type Assembly = Result<(Rc<Array<PowerDisk>>, Report), AssembleError>;
 
 /// A machine's members.
 #[derive(Clone)]
@@ -179,11 +182,7 @@ impl Machine {
     }
 
     /// Assembles what these members make; nothing if the power fails.
-    pub fn assemble(
-        &self,
-        bench: &Bench,
-        members: &[usize],
-    ) -> Option<Result<(Rc<Array<PowerDisk>>, Report), AssembleError>> {
+    pub fn assemble(&self, bench: &Bench, members: &[usize]) -> Option<Assembly> {
         let bytes = Assembled::scratch_bytes(&self.geometry);
         let mut arena = Arena::new(bytes, Hugepages::Off).expect("memory");
         let pool = BufferPool::new(arena.take(bytes).expect("memory"), 64);
