@@ -388,19 +388,24 @@ fn a_drain_under_fused_commands_ends() {
 /// space too.
 #[test]
 fn copies_and_fused_commands_of_one_namespace() {
-    let world = World::with(vec![ram(BlockSize::B4096, 64)]);
+    let world = World::with(vec![faulty(BlockSize::B4096, 64)]);
     let (association, mut queue) = Host::new(&world, 1).with_queue(1024);
     let mut range = CopyRangeFormat0::new(8, 1).as_bytes().to_vec();
     range.resize(32, 0);
-    for _ in 0..5 {
-        let mut cids = Vec::new();
-        for _ in 0..12 {
-            cids.extend(submit_pairs(&mut queue, 1, 1));
-            for _ in 0..30 {
-                let copy = nvm::copy(1, 0, 1, false);
-                cids.push(queue.submit(copy, Payload::Capsule(&range)));
-            }
-        }
+    for _ in 0..3 {
+        // Copies hold all working space when the fused command comes, and want its block then.
+        world
+            .faults()
+            .add(Rule::new(Effect::Hang).on(Operation::Read));
+        let copy = nvm::copy(1, 0, 1, false);
+        let mut cids: Vec<_> = (0..40)
+            .map(|_| queue.submit(copy, Payload::Capsule(&range)))
+            .collect();
+        world.settle();
+        assert_eq!(world.nodes[0].core.memory.scratch.free_bytes(), 0);
+        cids.extend(submit_pairs(&mut queue, 1, 2));
+        world.settle();
+        release(&world);
         for cid in cids {
             queue.complete(cid).ok();
         }
