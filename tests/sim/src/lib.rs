@@ -26,17 +26,50 @@ pub mod trace;
 pub mod workload;
 pub mod world;
 
+use std::{cell::RefCell, sync::Once};
+
 use plan::Plan;
 use trace::Trace;
 use world::{Report, World};
+
+thread_local! {
+    /// The command that runs again what this thread runs, for a panic's message.
+    static REPLAY: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// The command that replays a seed.
+#[must_use]
+pub fn replay(seed: u64) -> String {
+    format!("replay: cargo xtask sim --seed {seed} --trace")
+}
+
+/// A panic from here on says how to come to it again, also where it ends the process.
+fn announce(replay: String) {
+    static HOOK: Once = Once::new();
+    REPLAY.set(replay);
+    HOOK.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            usual(panic);
+            let replay = REPLAY.try_with(|replay| replay.borrow().clone());
+            match replay {
+                Ok(replay) if !replay.is_empty() => eprintln!("FAILED by a panic\n{replay}"),
+                _ => {}
+            }
+        }));
+    });
+}
 
 /// Runs the world of `seed`; with `print`, its trace goes to standard output.
 ///
 /// # Errors
 /// Says what went wrong.
 pub fn run_seed(seed: u64, print: bool) -> Result<Report, String> {
+    announce(replay(seed));
     let trace = Trace::new(print);
-    World::new(Plan::draw(seed), seed, &trace).run()
+    let report = World::new(Plan::draw(seed), seed, &trace).run();
+    REPLAY.set(String::new());
+    report
 }
 
 /// Runs a short script once for each change that it makes on its disk, and cuts the power right after
@@ -45,6 +78,9 @@ pub fn run_seed(seed: u64, print: bool) -> Result<Report, String> {
 /// # Errors
 /// Says what went wrong, and after which change the power was cut.
 pub fn cut_everywhere(seed: u64) -> Result<u64, String> {
+    announce(format!(
+        "replay: cargo xtask sim --everywhere --seed {seed}"
+    ));
     let world = || World::new(Plan::script(seed), seed, &Trace::new(false));
     let changes = world().run()?.changes;
     for cut in 1..=changes {

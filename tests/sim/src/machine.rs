@@ -65,6 +65,7 @@ impl Machine {
             .iter()
             .map(|options| SimMedium::new(*options, rng.next_u64()))
             .collect();
+        assert!(!faults.are_silent(), "a bare disk cannot find them");
         for medium in &media {
             medium.set_faults(faults);
         }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use clap::Parser;
-use corebay_sim::{cut_everywhere, plan::Plan, run_seed};
+use corebay_sim::{cut_everywhere, plan::Plan, replay, run_seed};
 
 /// Runs the appliance and its hosts in simulated worlds.
 #[derive(Parser)]
@@ -65,7 +65,6 @@ fn main() -> ExitCode {
         if cli.plan {
             println!("{:#?}", Plan::draw(seed));
         }
-        announce(seed);
         match run_seed(seed, cli.trace) {
             Ok(report) => {
                 simulated += report.simulated;
@@ -77,7 +76,7 @@ fn main() -> ExitCode {
             }
             Err(failure) => {
                 println!("seed {seed} FAILED: {failure}");
-                println!("replay: cargo xtask sim --seed {seed} --trace");
+                println!("{}", replay(seed));
                 return ExitCode::FAILURE;
             }
         }
@@ -97,7 +96,6 @@ fn main() -> ExitCode {
 /// Cuts the power at every point of the scripts of these seeds.
 fn everywhere(first: u64, runs: u64) -> ExitCode {
     for seed in first..first + runs {
-        announce(seed);
         match cut_everywhere(seed) {
             Ok(cuts) => println!("script {seed}: good after each of {cuts} power cuts"),
             Err(failure) => {
@@ -129,13 +127,4 @@ fn deliberate(cli: &Cli) -> Result<bool, String> {
 #[cfg(not(corebay_fault))]
 fn deliberate(_: &Cli) -> Result<bool, String> {
     Err("this build has no faults to choose: start it with `cargo xtask sim`".into())
-}
-
-/// A panic in the code under test says which seed it was.
-fn announce(seed: u64) {
-    std::panic::set_hook(Box::new(move |panic| {
-        eprintln!("{panic}");
-        eprintln!("seed {seed} FAILED by a panic");
-        eprintln!("replay: cargo xtask sim --seed {seed} --trace");
-    }));
 }

@@ -74,6 +74,21 @@ pub struct MediumFaults {
     pub stuck: u64,
     /// How long a stuck operation takes.
     pub stuck_for: Duration,
+    /// A bit of a block that is read has changed, for good. Silent.
+    pub bit_rot: u64,
+    /// A block's write is answered and was never made. Silent.
+    pub lost_write: u64,
+    /// A block's write lands in another block. Silent.
+    pub misdirected_write: u64,
+}
+
+impl MediumFaults {
+    /// True where the medium may give other data than were written and not say so. Who exports a bare
+    /// disk cannot know, so a plan has such faults only where something above the disk finds them.
+    #[must_use]
+    pub fn are_silent(&self) -> bool {
+        self.bit_rot + self.lost_write + self.misdirected_write != 0
+    }
 }
 
 /// The content of a block.
@@ -221,6 +236,9 @@ impl SimMedium {
         if state.rng.once_in(state.faults.latent_read) {
             state.put(at, Content::Lost, false);
         }
+        if state.rng.once_in(state.faults.bit_rot) {
+            state.rot(at);
+        }
         match state.newest(at) {
             Content::Lost => Err(DiskError::UnrecoveredRead),
             content => Ok(content),
@@ -236,10 +254,15 @@ impl SimMedium {
         if state.full && content != Content::Zeroes && state.newest(at) == Content::Zeroes {
             return Err(DiskError::NoSpace);
         }
-        if !state.has_stopped() {
-            state.changes += 1;
-            state.put(at, content, durable);
+        if state.has_stopped() || state.rng.once_in(state.faults.lost_write) {
+            return Ok(());
         }
+        let lands_at = match state.rng.once_in(state.faults.misdirected_write) {
+            true => state.rng.below(state.options.blocks),
+            false => at,
+        };
+        state.changes += 1;
+        state.put(lands_at, content, durable);
         Ok(())
     }
 
@@ -349,6 +372,19 @@ impl State {
         }
     }
 
+    /// Changes one bit of a block.
+    fn rot(&mut self, at: u64) {
+        let bytes = self.options.block_size.bytes();
+        let mut changed = match self.newest(at) {
+            Content::Bytes(old) => old.to_vec(),
+            Content::Zeroes => vec![0; bytes],
+            Content::Lost => return,
+        };
+        let bit = usize::try_from(self.rng.below(bytes as u64 * 8)).unwrap_or(0);
+        changed[bit / 8] ^= 1 << (bit % 8);
+        self.put(at, Content::Bytes(changed.into()), true);
+    }
+
     fn put(&mut self, at: u64, content: Content, durable: bool) {
         self.order += 1;
         if durable || !self.options.volatile_cache {
@@ -451,6 +487,45 @@ mod tests {
         medium.advance(Time(9));
         assert_eq!(medium.read(0), Ok(content(2)));
         assert_eq!(medium.locked_until(), None);
+    }
+
+    #[test]
+    fn a_medium_may_lie() {
+        let faulty = |faults| {
+            let medium = medium(1, false, false);
+            medium.write(0, content(1), false).unwrap();
+            medium.set_faults(faults);
+            medium
+        };
+        let rotten = faulty(MediumFaults {
+            bit_rot: 1,
+            ..MediumFaults::default()
+        });
+        let Ok(Content::Bytes(bytes)) = rotten.read(0) else {
+            panic!("a read that succeeds");
+        };
+        let changed: u32 = bytes.iter().map(|byte| (byte ^ 1).count_ones()).sum();
+        assert_eq!(changed, 1);
+        rotten.set_faults(MediumFaults::default());
+        assert_eq!(rotten.read(0), Ok(Content::Bytes(bytes)), "for good");
+
+        let losing = faulty(MediumFaults {
+            lost_write: 1,
+            ..MediumFaults::default()
+        });
+        losing.write(0, content(2), true).unwrap();
+        assert_eq!(losing.read(0), Ok(content(1)));
+
+        let misdirecting = faulty(MediumFaults {
+            misdirected_write: 1,
+            ..MediumFaults::default()
+        });
+        for _ in 0..4 {
+            misdirecting.write(7, content(2), true).unwrap();
+        }
+        let landed = (0..7).any(|at| misdirecting.read(at) == Ok(content(2)));
+        assert!(landed);
+        assert!(!MediumFaults::default().are_silent());
     }
 
     #[test]

@@ -357,6 +357,8 @@ fn draw_medium_faults(rng: &mut Rng) -> MediumFaults {
         write: some(50),
         stuck: some(100),
         stuck_for: millis(3_000),
+        // Nothing above a bare disk would find the silent ones.
+        ..MediumFaults::default()
     }
 }
 

@@ -15,15 +15,15 @@ fn seeds_max(fault: Fault) -> u64 {
         | Fault::FlushSkipped
         | Fault::CompletionLost
         | Fault::ScratchLeaked
-        | Fault::AckBeforeWrite => 40,
-        Fault::FormerNotAwaited
         | Fault::FusedUnlocked
         | Fault::FusedLocksOneCore
         | Fault::CopyUngated
         | Fault::EdgeForgotten
-        | Fault::QueuesOutliveReset
         | Fault::CacheOffIgnored
-        | Fault::WrongFlush => 1000,
+        | Fault::WrongFlush
+        | Fault::AckBeforeWrite => 40,
+        Fault::QueuesOutliveReset => 80,
+        Fault::FormerNotAwaited => 200,
     }
 }
 

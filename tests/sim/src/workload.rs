@@ -77,7 +77,7 @@ pub async fn work(session: &Session, worker: usize, mut rng: Rng) {
 pub async fn check_all(session: &Session) {
     for (index, options) in session.media().iter().enumerate() {
         let blocks = options.blocks;
-        let step = (BYTES_MAX / options.block_size.bytes()) as u64;
+        let mut step = (BYTES_MAX / options.block_size.bytes()) as u64;
         let mut at = 0;
         while at < blocks {
             let Some(queue) = session.queue(0).await else {
@@ -92,24 +92,31 @@ pub async fn check_all(session: &Session) {
                 bytes: options.block_size.bytes(),
             };
             match read(session, &queue, part).await {
-                Err(Error::Transport(_) | Error::TimedOut | Error::Closed) => {
-                    session.reactor().sleep(AFTER_FAILURE).await;
-                }
-                // A block of them is lost: the others are looked at one by one.
-                Err(_) => {
-                    for at in part.at..part.at + part.count {
-                        let one = Blocks {
-                            at,
-                            count: 1,
-                            ..part
-                        };
-                        let _ = read(session, &queue, one).await;
-                    }
-                    at += part.count;
-                }
                 Ok(()) => at += part.count,
+                Err(error) if is_loss(&error) => session.reactor().sleep(AFTER_FAILURE).await,
+                // A block of them is lost: they are looked at one by one.
+                Err(_) if part.count > 1 => step = 1,
+                Err(error) => {
+                    check_lost(session, part, &error);
+                    at += 1;
+                }
             }
         }
+    }
+}
+
+fn is_loss(error: &Error) -> bool {
+    matches!(error, Error::Transport(_) | Error::TimedOut | Error::Closed)
+}
+
+/// At the end, when nothing disturbs any more, a block can be read unless it is lost.
+fn check_lost(session: &Session, block: Blocks, error: &Error) {
+    let lost = Status::UNRECOVERED_READ_ERROR;
+    let is_lost = matches!(error, Error::Status(status) if status.same_as(lost));
+    if !is_lost || may_not_happen(&session.common, error) {
+        let (host, node) = (session.index, session.node);
+        let what = format!("host {host} checks appliance {node}, {block:?}: {error}");
+        session.common.fail(what);
     }
 }
 

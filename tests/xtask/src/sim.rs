@@ -2,11 +2,12 @@
 //!
 //! Deliberate faults need a build of their own, which lives in a folder beside the others.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
+use anyhow::Result;
 use clap::Args;
 
-use crate::shell;
+use crate::{shell, tally::Tally};
 
 /// What to simulate; `cargo xtask sim --help` lists what there is.
 #[derive(Args)]
@@ -20,16 +21,33 @@ pub struct Arguments {
     fast: bool,
 }
 
+/// The stage that proves that the simulator finds bugs.
+pub fn prove() -> Result<Tally> {
+    let mut command = simulator();
+    build_faults(&mut command);
+    let good = shell::succeeds(command.args(["--", "--prove"]))?;
+    println!("prove ... {}", if good { "ok" } else { "FAILED" });
+    Ok(Tally::one(good))
+}
+
+fn simulator() -> Command {
+    shell::cargo(&["run", "--quiet", "--package", "corebay-sim"])
+}
+
+fn build_faults(command: &mut Command) {
+    command.env("RUSTFLAGS", "--cfg corebay_fault");
+    command.env("CARGO_TARGET_DIR", shell::build_folder().join("faults"));
+}
+
 /// Runs the simulator.
 pub fn run(arguments: &Arguments) -> ExitCode {
-    let mut command = shell::cargo(&["run", "--quiet", "--package", "corebay-sim"]);
+    let mut command = simulator();
     if arguments.fast {
         command.arg("--release");
     }
     let faulty = |argument: &String| argument == "--prove" || argument.starts_with("--fault");
     if arguments.arguments.iter().any(faulty) {
-        command.env("RUSTFLAGS", "--cfg corebay_fault");
-        command.env("CARGO_TARGET_DIR", shell::build_folder().join("faults"));
+        build_faults(&mut command);
     }
     match shell::succeeds(command.arg("--").args(&arguments.arguments)) {
         Ok(true) => ExitCode::SUCCESS,

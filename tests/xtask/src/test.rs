@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 use crate::tally::Tally;
-use crate::{fast, guest, machine};
+use crate::{fast, guest, machine, sim};
 
 /// What to test.
 #[derive(Args)]
@@ -22,6 +22,8 @@ pub struct Arguments {
 enum Stage {
     /// The workspace's tests, clippy, format and house rules.
     Fast,
+    /// The simulator finds each of the deliberate faults.
+    Prove,
     /// Real Linux hosts in virtual machines against the release build.
     Guest,
 }
@@ -35,6 +37,9 @@ pub fn run(arguments: &Arguments) -> Result<Tally> {
     }
     if chosen(Stage::Fast) {
         total += timed("fast", || fast::run(&arguments.filters))?;
+    }
+    if chosen(Stage::Prove) {
+        total += timed("prove", sim::prove)?;
     }
     if chosen(Stage::Guest) {
         total += timed("guest", || guest::run(&arguments.filters))?;
