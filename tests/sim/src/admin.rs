@@ -72,8 +72,8 @@ pub async fn administrate(session: Rc<Session>, mut rng: Rng) {
         let Some(controller) = session.controller() else {
             continue;
         };
-        // Once the work is done nothing may disturb the last check.
-        if kind == Kind::Reset && session.is_checking() {
+        // Resets are rare, and once the work is done nothing may disturb the last check.
+        if kind == Kind::Reset && (session.is_checking() || !rng.once_in(8)) {
             continue;
         }
         let result = ask(&session, &controller, kind, &mut rng).await;

@@ -336,7 +336,11 @@ impl Model {
             return Ok(());
         }
         self.check_read(ticket, at, old)?;
-        if old == ZEROES || self.repeated.contains(&old) {
+        // Only of a write that has ended is it known whether it was sent again.
+        let list = self.list(at);
+        let ended = |write: &&Write| write.value == old && write.end != NEVER;
+        let unknown = list.iter().find(ended).is_none();
+        if old == ZEROES || unknown || self.repeated.contains(&old) {
             return Ok(());
         }
         let before = self.replaced.insert((at, old), self.cuts);
@@ -611,6 +615,19 @@ mod tests {
         let b = model.begin_write(0, 0, 1, 3);
         assert!(model.check_replaced(a, 0, mark(1, 0)).is_ok());
         assert!(model.check_replaced(b, 0, mark(1, 0)).is_err());
+    }
+
+    #[test]
+    fn a_write_that_may_be_sent_again_may_be_replaced_again() {
+        let mut model = model(true);
+        let write = model.begin_write(0, 0, 1, 1);
+        let a = model.begin_write(1, 0, 1, 2);
+        assert!(model.check_replaced(a, 0, mark(1, 0)).is_ok());
+        model.end_write(a, false, WriteEnd::Done);
+        model.repeated(0, 1, 1);
+        model.end_write(write, false, WriteEnd::Done);
+        let b = model.begin_write(1, 0, 1, 3);
+        assert!(model.check_replaced(b, 0, mark(1, 0)).is_ok());
     }
 
     #[test]
