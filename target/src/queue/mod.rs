@@ -404,19 +404,31 @@ impl<E: Environment, W: Wire> Queue<E, W> {
             self.finish(id, Done::status(Status::COMMAND_ID_CONFLICT.with_dnr()));
             return Ok(());
         }
-        let prepared = announced.and_then(|data| {
-            let prepared = self.prepare(sqe)?;
-            check_length(prepared.transfer, &data)?;
-            Ok((prepared, data))
-        });
-        match prepared {
-            Ok((prepared, data)) => self.admit(id, prepared, data),
+        let Announced { len, in_capsule } = match announced {
+            Ok(announced) => announced,
             Err(status) => {
-                self.pair_failed(sqe);
-                self.finish(id, Done::status(status));
+                self.refuse(id, sqe, status);
+                return Ok(());
             }
+        };
+        match self.prepare(sqe) {
+            Ok(Prepared {
+                operation,
+                transfer,
+            }) => match check_length(transfer, len, in_capsule.is_some()) {
+                Ok(()) => self.admit(id, operation, transfer, in_capsule),
+                Err(status) => self.refuse(id, sqe, status),
+            },
+            Err(status) => self.refuse(id, sqe, status),
         }
         Ok(())
+    }
+
+    /// A command does not pass its checks.
+    #[cold]
+    fn refuse(self: &Rc<Self>, id: EntryId, sqe: &SubmissionEntry, status: Status) {
+        self.pair_failed(sqe);
+        self.finish(id, Done::status(status));
     }
 
     /// A command's data have arrived, all of them, or `status` says why not.
@@ -503,13 +515,15 @@ impl<E: Environment, W: Wire> Queue<E, W> {
     }
 
     /// A checked command enters its stages.
-    fn admit(self: &Rc<Self>, id: EntryId, prepared: Prepared<E>, data: Announced) {
-        let Prepared {
-            operation,
-            transfer,
-        } = prepared;
+    fn admit(
+        self: &Rc<Self>,
+        id: EntryId,
+        operation: Operation<E>,
+        transfer: Transfer,
+        in_capsule: Option<Buffer>,
+    ) {
         let mut data = match transfer {
-            Transfer::FromHost(len) => data.in_capsule.map(|data| data.truncated(len)),
+            Transfer::FromHost(len) => in_capsule.map(|data| data.truncated(len)),
             _ => None,
         };
         let fuse = match &operation {
@@ -818,12 +832,12 @@ impl<E: Environment, W: Wire> Queue<E, W> {
 }
 
 /// Checks what the capsule announces against what the command transfers.
-fn check_length(transfer: Transfer, data: &Announced) -> Result<(), Status> {
+fn check_length(transfer: Transfer, announced: usize, in_capsule: bool) -> Result<(), Status> {
     match transfer {
-        Transfer::FromHost(len) | Transfer::ToHost(len) if data.len < len => {
+        Transfer::FromHost(len) | Transfer::ToHost(len) if announced < len => {
             Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr())
         }
-        Transfer::ToHost(_) | Transfer::None if data.in_capsule.is_some() => {
+        Transfer::ToHost(_) | Transfer::None if in_capsule => {
             Err(Status::SGL_TYPE_INVALID.with_dnr())
         }
         _ => Ok(()),
