@@ -11,6 +11,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
+    ops::Range,
     rc::Rc,
 };
 
@@ -41,6 +42,23 @@ struct Staged {
     pins: u32,
 }
 
+/// What waits until all operations that are under way have ended.
+#[derive(Debug)]
+enum Leaving {
+    /// It is free then.
+    Extent(Extent),
+    /// Somebody waits for that moment.
+    Waiter(Rc<Cell<bool>>),
+}
+
+/// Blocks of a volume that a slow operation works on, or waits for.
+#[derive(Debug)]
+struct Held {
+    ticket: u64,
+    volume: u32,
+    blocks: Range<u64>,
+}
+
 /// What a volume's handles share.
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
@@ -69,7 +87,10 @@ pub(crate) struct Shared<D> {
     pub dying: Signal,
     phase: Cell<usize>,
     under_way: [Cell<u32>; 2],
-    limbo: RefCell<[Vec<Extent>; 2]>,
+    limbo: RefCell<[Vec<Leaving>; 2]>,
+    held: RefCell<Vec<Held>>,
+    held_changed: Signal,
+    next_ticket: Cell<u64>,
     abandoned: Cell<bool>,
     space: Signal,
     staged: RefCell<BTreeMap<(u32, u64), Staged>>,
@@ -97,6 +118,9 @@ impl<D: Disk> Shared<D> {
             phase: Cell::new(0),
             under_way: Default::default(),
             limbo: RefCell::default(),
+            held: RefCell::default(),
+            held_changed: Signal::default(),
+            next_ticket: Cell::new(0),
             abandoned: Cell::new(false),
             space: Signal::default(),
             staged: RefCell::default(),
@@ -199,9 +223,10 @@ impl<D: Disk> Shared<D> {
 
     /// Extents that were released since go to limbo.
     pub fn collect_released(&self) {
-        let mut released = std::mem::take(&mut self.state.borrow_mut().extents.released);
+        let released = std::mem::take(&mut self.state.borrow_mut().extents.released);
         if !released.is_empty() {
-            self.limbo.borrow_mut()[self.phase.get()].append(&mut released);
+            let released = released.into_iter().map(Leaving::Extent);
+            self.limbo.borrow_mut()[self.phase.get()].extend(released);
             self.reap();
         }
         self.space.notify();
@@ -216,17 +241,59 @@ impl<D: Disk> Shared<D> {
             }
             let mut limbo = self.limbo.borrow_mut();
             let mut state = self.state.borrow_mut();
-            let free: Vec<Extent> = limbo[other].drain(..).collect();
-            free.iter().for_each(|extent| state.free(*extent));
+            let freed = !limbo[other].is_empty();
+            for leaving in limbo[other].drain(..) {
+                match leaving {
+                    Leaving::Extent(extent) => state.free(extent),
+                    Leaving::Waiter(ended) => ended.set(true),
+                }
+            }
             // All that is left began in this phase; from the next one on, it is the older.
             if !limbo[current].is_empty() {
                 self.phase.set(other);
             }
             drop(state);
-            if !free.is_empty() {
+            if freed {
                 self.space.notify();
             }
         }
+    }
+
+    /// Waits until every operation that is under way has ended. The caller has none itself.
+    pub async fn grace(&self) {
+        let ended = Rc::new(Cell::new(false));
+        let waiter = Leaving::Waiter(ended.clone());
+        self.limbo.borrow_mut()[self.phase.get()].push(waiter);
+        self.reap();
+        // Of what was abandoned, nobody will ever say that it has ended.
+        let done = || ended.get() || self.abandoned.get() || self.stopped().is_some();
+        self.space.until(|| done().then_some(())).await;
+    }
+
+    /// Waits until no earlier slow operation works on these blocks.
+    pub async fn hold(&self, volume: u32, blocks: Range<u64>) -> Holding<'_, D> {
+        let ticket = self.next_ticket.get();
+        self.next_ticket.set(ticket + 1);
+        let held = Held {
+            ticket,
+            volume,
+            blocks: blocks.clone(),
+        };
+        self.held.borrow_mut().push(held);
+        let holding = Holding {
+            shared: self,
+            ticket,
+        };
+        let free = || {
+            let held = self.held.borrow();
+            let earlier = held.iter().take_while(|held| held.ticket != ticket);
+            !earlier.into_iter().any(|held| {
+                let apart = held.blocks.end <= blocks.start || blocks.end <= held.blocks.start;
+                held.volume == volume && !apart
+            })
+        };
+        self.held_changed.until(|| free().then_some(())).await;
+        holding
     }
 
     /// An extent for data of a volume, waiting where one is about to become free. It is pinned.
@@ -333,6 +400,20 @@ impl<D: Disk> Shared<D> {
     /// The gate of a volume.
     pub fn gate(&self, volume: u32) -> Rc<Gate> {
         self.gates.borrow_mut().entry(volume).or_default().clone()
+    }
+}
+
+/// Blocks that a slow operation works on, or waits for.
+pub(crate) struct Holding<'a, D: Disk> {
+    shared: &'a Shared<D>,
+    ticket: u64,
+}
+
+impl<D: Disk> Drop for Holding<'_, D> {
+    fn drop(&mut self) {
+        let mut held = self.shared.held.borrow_mut();
+        held.retain(|held| held.ticket != self.ticket);
+        self.shared.held_changed.notify();
     }
 }
 

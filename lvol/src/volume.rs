@@ -8,6 +8,12 @@
 //! - A read looks at the map only after it has said that it is under way, so that what it finds
 //!   there is not given to anybody else before it has ended.
 //!
+//! - Slow writes and clearings of the same blocks go one after the other, in the order they came. Else a
+//!   write whose data are in place already could be seen early by another's record, then be cleared,
+//!   and be seen again by its own.
+//! - Whoever waits for others holds no [look](Shared::begin): what is released is free only when all
+//!   looks from before have ended.
+//!
 //! # A first write, step by step
 //! 1. An extent of the volume's own is found or allocated, and pinned. Nothing of this is on the disk.
 //! 2. The data are written. A crash leaves an extent that nothing refers to, or blocks in one that
@@ -104,34 +110,29 @@ impl<D: Disk> Volume<D> {
         Ok(())
     }
 
-    async fn write_runs(
+    /// Writes the first blocks in place, as long as they are the volume's own; how many that were.
+    async fn write_own(
         &self,
         at: Lba,
         blocks: u64,
         from: &[Buffer],
         durability: Durability,
-    ) -> Result<(), DiskError> {
+    ) -> Result<u64, DiskError> {
         let block_bytes = self.info().block_size.bytes();
         let end = at.0 + blocks;
         let mut block = at.0;
         while block < end {
-            let own = self.shared.own_run(self.id, block, end);
-            let first = to_usize(block - at.0) * block_bytes;
-            let Some((extent, count)) = own else {
-                let rest = window(from, first..to_usize(blocks) * block_bytes);
-                // On the heap, so that the fast path's future stays small.
-                return Box::pin(self.write_slowly(block, end, &rest, durability)).await;
+            let Some((extent, count)) = self.shared.own_run(self.id, block, end) else {
+                break;
             };
+            let first = to_usize(block - at.0) * block_bytes;
             let part = window(from, first..first + count * block_bytes);
             let place = self.shared.place(extent, block);
-            self.shared
-                .device
-                .disk
-                .write(place, &part, durability)
-                .await?;
+            let disk = &self.shared.device.disk;
+            disk.write(place, &part, durability).await?;
             block += count as u64;
         }
-        Ok(())
+        Ok(block - at.0)
     }
 
     async fn write_slowly(
@@ -141,6 +142,7 @@ impl<D: Disk> Volume<D> {
         from: &[Buffer],
         durability: Durability,
     ) -> Result<(), DiskError> {
+        let _held = self.shared.hold(self.id, first..end).await;
         let mut targets = Vec::new();
         let written = self
             .write_parts(first..end, from, durability, &mut targets)
@@ -199,9 +201,15 @@ impl<D: Disk> Volume<D> {
         self.check_writable()?;
         let _writing = self.gate.enter().await;
         let end = at.0 + blocks;
-        Box::pin(self.shared.unmap(self.id, at.0, end, keep))
-            .await
-            .map_err(DiskError::from)
+        Box::pin(async {
+            let _held = self.shared.hold(self.id, at.0..end).await;
+            self.shared.unmap(self.id, at.0, end, keep).await?;
+            // A write in place that began before may still land: only when it has ended may the
+            // blocks' places be filled and shown again.
+            self.shared.grace().await;
+            Ok(())
+        })
+        .await
     }
 }
 
@@ -265,9 +273,20 @@ impl<D: Disk> Disk for Volume<D> {
         self.check_writable()?;
         let _writing = self.gate.enter().await;
         let look = self.shared.begin();
-        let result = self.write_runs(at, blocks, from, durability).await;
+        let written = self.write_own(at, blocks, from, durability).await;
         look.end();
-        result
+        let written = written?;
+        if written == blocks {
+            return Ok(());
+        }
+        let block_bytes = self.info().block_size.bytes();
+        let rest = window(
+            from,
+            to_usize(written) * block_bytes..to_usize(blocks) * block_bytes,
+        );
+        let (first, end) = (at.0 + written, at.0 + blocks);
+        // On the heap, so that the fast path's future stays small.
+        Box::pin(self.write_slowly(first, end, &rest, durability)).await
     }
 
     async fn flush(&self) -> Result<(), DiskError> {

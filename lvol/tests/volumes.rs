@@ -466,3 +466,75 @@ fn a_closed_pool_opens_without_a_replay_and_its_names_are_there() {
     );
     assert_eq!(node.pool.status().journal_bytes, 0);
 }
+
+/// Polls a future so often, then drops it.
+struct DropAfter<F> {
+    future: Option<std::pin::Pin<Box<F>>>,
+    polls: usize,
+}
+
+impl<F: Future> Future for DropAfter<F> {
+    type Output = ();
+
+    fn poll(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<()> {
+        let ended = match &mut self.future {
+            Some(future) => future.as_mut().poll(context).is_ready(),
+            None => true,
+        };
+        if ended || self.polls <= 1 {
+            self.future = None;
+            return std::task::Poll::Ready(());
+        }
+        self.polls -= 1;
+        std::task::Poll::Pending
+    }
+}
+
+#[test]
+fn dropped_operations_harm_nobody() {
+    for polls in 1..8 {
+        let medium = Medium::new(BlockSize::B512, 16 * MIB, true, 1);
+        medium.soil();
+        let node = Node::create(&medium);
+        let id = node.create_volume("v", 2000);
+        let volume = node.open(id);
+        node.write(&volume, 0, 256, 1, Durability::Cached).unwrap();
+        node.snapshot(id, "s");
+        for number in 0..24u64 {
+            let (volume, at) = (volume.clone(), number * 7);
+            let buffer = node.core.filled(&support::disk::block(2, 4 * 512));
+            let operation = async move {
+                match number % 4 {
+                    0 => volume.read(Lba(at), &[buffer]).await.map(|_| ()),
+                    1 => volume.deallocate(Lba(at), 4).await,
+                    _ => volume.write(Lba(at), &[buffer], Durability::Cached).await,
+                }
+            };
+            let dropped = DropAfter {
+                future: Some(Box::pin(operation)),
+                polls,
+            };
+            node.core.spawn(dropped);
+        }
+        for _ in 0..20 {
+            node.core.turn();
+        }
+        node.write(&volume, 100, 300, 3, Durability::Cached)
+            .unwrap();
+        node.deallocate(&volume, 120, 10);
+        node.snapshot(id, "t");
+        node.write(&volume, 100, 300, 4, Durability::Cached)
+            .unwrap();
+        let snapshot = node.open(node.pool.find("s").unwrap());
+        assert_eq!(node.tags(&snapshot, 0, 256), vec![1; 256]);
+        assert_eq!(node.tags(&volume, 100, 300), vec![4; 300]);
+        node.checked();
+        drop((volume, snapshot));
+        drop(node);
+        medium.cut_power();
+        Node::import(&medium).unwrap().checked();
+    }
+}
