@@ -243,6 +243,40 @@ pub enum DiskKind {
         /// Its absolute path.
         path: PathBuf,
     },
+    /// A namespace of an NVMe drive that corebay drives itself.
+    Nvme {
+        /// Which drive, or which namespace at once.
+        drive: DriveName,
+        /// Which of the drive's namespaces; `None`: its only one, or the one that is named.
+        nsid: Option<u32>,
+    },
+}
+
+/// What an NVMe drive, or a namespace of one, is called by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum DriveName {
+    /// The drive at this PCI address, as in `0000:01:00.0`.
+    Address(String),
+    /// The drive with this serial number.
+    Serial(Serial),
+    /// The namespace with this EUI-64.
+    Eui64(Eui64),
+    /// The namespace with this NGUID.
+    Nguid(Nguid),
+}
+
+impl fmt::Display for DriveName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hex = |bytes: &[u8], out: &mut fmt::Formatter<'_>| {
+            bytes.iter().try_for_each(|byte| write!(out, "{byte:02x}"))
+        };
+        match self {
+            Self::Address(address) => write!(out, "{address}"),
+            Self::Serial(serial) => write!(out, "serial number {}", serial.as_str()),
+            Self::Eui64(eui64) => hex(&eui64.bytes(), out),
+            Self::Nguid(nguid) => hex(&nguid.bytes(), out),
+        }
+    }
 }
 
 /// `[[subsystem]]`: what a host connects to.

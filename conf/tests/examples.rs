@@ -110,6 +110,28 @@ fn kernel_block_devices() {
 }
 
 #[test]
+fn nvme_drives() {
+    let appliance = example("nvme-drives.toml");
+    let drives: Vec<String> = appliance
+        .disks()
+        .iter()
+        .map(|disk| match &disk.kind {
+            DiskKind::Nvme { drive, nsid } => format!("{drive} {nsid:?}"),
+            _ => panic!("another kind"),
+        })
+        .collect();
+    assert_eq!(
+        drives,
+        [
+            "0000:01:00.0 None",
+            "serial number S64HNE0R500001 Some(2)",
+            "0025385b71b0a4f9 None",
+        ]
+    );
+    assert_eq!(appliance.reactor().hugepages, Hugepages::Require);
+}
+
+#[test]
 fn ram_bench() {
     let appliance = example("ram-bench.toml");
     assert_eq!(appliance.reactor().idle_sleep, None);

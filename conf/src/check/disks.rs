@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
-use crate::appliance::{BlockSize, Disk, DiskKind};
+use crate::appliance::{BlockSize, Disk, DiskKind, DriveName};
 use crate::diagnostic::{Draft, Sink, Span};
 use crate::limits::DISK_SIZE_MAX;
 use crate::machine::{FileIdentity, Machine, PathState};
@@ -20,6 +20,7 @@ pub(super) fn check(
     uuids(raw, sink);
     memory(raw, machine, sink);
     let mut paths = Paths::default();
+    let mut drives = HashMap::new();
     let checked = raw.disks.iter().map(|disk| {
         let kind = disk.kind.as_ref().and_then(|kind| match kind {
             RawKind::Ram { size } => Some(DiskKind::Ram {
@@ -29,10 +30,11 @@ pub(super) fn check(
                 size: blocks(disk, size, sink)?,
             }),
             RawKind::Device { path } => device(disk, path.given()?, machine, &mut paths, sink),
+            RawKind::Nvme { drive, nsid } => nvme(drive, nsid, &mut drives, sink),
             RawKind::File { .. } => file(disk, raw, machine, &mut paths, sink),
         });
         let kind = kind?;
-        let of_its_own = matches!(kind, DiskKind::Device { .. } | DiskKind::File { .. });
+        let of_its_own = !matches!(kind, DiskKind::Ram { .. } | DiskKind::Null { .. });
         let block_size = disk.block_size.value().copied();
         Some(Disk {
             name: disk.name.value()?.clone(),
@@ -269,6 +271,31 @@ fn larger(size: &Field<Size>, size_bytes: u64, sink: &mut Sink) {
             .at(size.span, label)
             .help(format!("say size = \"{there}\", or make another file")),
     );
+}
+
+/// Whether the drive is there, and corebay's, shows at the start alone: checking takes no drive from
+/// anybody.
+fn nvme(
+    drive: &Field<DriveName>,
+    nsid: &Field<u32>,
+    drives: &mut HashMap<(DriveName, Option<u32>), Option<Span>>,
+    sink: &mut Sink,
+) -> Option<DiskKind> {
+    let drive = drive.given()?;
+    let named = (drive.value.clone(), nsid.value().copied());
+    if let Some(first) = drives.get(&named) {
+        let draft = Draft::error(format!("two disks are the same namespace of {}", named.0));
+        sink.push(
+            draft
+                .at(drive.span, "again here")
+                .and_at(*first, "first here")
+                .help("name another `nsid`, or export one disk twice"),
+        );
+        return None;
+    }
+    drives.insert(named.clone(), drive.span);
+    let (drive, nsid) = named;
+    Some(DiskKind::Nvme { drive, nsid })
 }
 
 fn device(

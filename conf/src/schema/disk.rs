@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use uuid::Uuid;
 
 use super::scalars;
-use crate::appliance::BlockSize;
+use crate::appliance::{BlockSize, DriveName};
 use crate::diagnostic::{Draft, Span};
 use crate::limits;
 use crate::reader::{At, Field, Refusal, Section, listed};
 use crate::units::Size;
 
-const KINDS: [&str; 4] = ["file", "ram", "null", "device"];
+const KINDS: [&str; 5] = ["file", "ram", "null", "device", "nvme"];
+const NAMES: [&str; 4] = ["address", "serial", "eui64", "nguid"];
 const BLOCK_SIZE: &str = "512 or 4096";
 
 /// `[[disk]]` by itself.
@@ -42,6 +43,10 @@ pub(crate) enum RawKind {
     Device {
         path: Field<PathBuf>,
     },
+    Nvme {
+        drive: Field<DriveName>,
+        nsid: Field<u32>,
+    },
 }
 
 /// Reads one `[[disk]]`.
@@ -67,9 +72,14 @@ fn kind(section: &mut Section<'_, '_>) -> Option<RawKind> {
         .into_iter()
         .filter_map(|kind| Some((kind, section.key_span(kind)?)))
         .collect();
-    let mut kinds = [file(section), ram(section), null(section), device(section)]
-        .into_iter()
-        .flatten();
+    let kinds = [
+        file(section),
+        ram(section),
+        null(section),
+        device(section),
+        nvme(section),
+    ];
+    let mut kinds = kinds.into_iter().flatten();
     match keys.as_slice() {
         [] => {
             let draft = Draft::error("[[disk]] does not say what it is made of")
@@ -160,6 +170,48 @@ fn device(section: &mut Section<'_, '_>) -> Option<RawKind> {
     }
     section.finish();
     Some(RawKind::Device { path })
+}
+
+fn nvme(section: &mut Section<'_, '_>) -> Option<RawKind> {
+    let example = "`nvme = { address = \"0000:01:00.0\" }`";
+    let mut section = section.table("nvme", "`nvme`", example)?;
+    let keys: Vec<(&str, Span)> = NAMES
+        .into_iter()
+        .filter_map(|name| Some((name, section.key_span(name)?)))
+        .collect();
+    let address = section.parsed("address", "a PCI address", scalars::pci_address);
+    let serial = section.parsed("serial", "a serial number", scalars::serial);
+    let eui64 = section.parsed("eui64", "an EUI-64", scalars::eui64);
+    let nguid = section.parsed("nguid", "an NGUID", scalars::nguid);
+    let drive = match keys.as_slice() {
+        [("address", _)] => address.map(DriveName::Address),
+        [("serial", _)] => serial.map(DriveName::Serial),
+        [("eui64", _)] => eui64.map(DriveName::Eui64),
+        [_] => nguid.map(DriveName::Nguid),
+        [] => {
+            section.missing("address", "address = \"0000:01:00.0\"");
+            Field::Absent
+        }
+        [first, second, ..] => {
+            let message = format!(
+                "a drive is named once, not by `{}` and `{}`",
+                first.0, second.0
+            );
+            let draft = Draft::error(message)
+                .at(second.1, "expected one name")
+                .and_at(first.1, "the first name");
+            section.sink.push(draft.help(
+                "an address names a slot, a serial number a drive, an EUI-64 or NGUID a namespace",
+            ));
+            Field::Wrong
+        }
+    };
+    let nsid = section.integer("nsid", 1..=u64::from(u32::MAX - 1));
+    section.finish();
+    Some(RawKind::Nvme {
+        drive,
+        nsid: nsid.map(|nsid| u32::try_from(nsid).unwrap_or(u32::MAX)),
+    })
 }
 
 fn block_size(section: &mut Section<'_, '_>) -> Field<BlockSize> {

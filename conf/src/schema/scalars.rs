@@ -198,6 +198,32 @@ fn hex<const BYTES: usize>(text: &str, what: &str) -> Result<[u8; BYTES], Refusa
     Ok(bytes)
 }
 
+/// A PCI address: domain, bus, device and function in hexadecimal digits. The domain may be left out.
+pub(crate) fn pci_address(text: &str) -> Result<String, Refusal> {
+    let help = "as `corebay drives` shows it: \"0000:01:00.0\"";
+    let refuse = || Refusal::new(format!("{} is not a PCI address", quoted(text)), help);
+    let hex = |part: &str, digits: usize| {
+        let good = part.len() == digits && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+        good.then_some(())
+    };
+    let lower = text.to_ascii_lowercase();
+    let parts: Vec<&str> = lower.split([':', '.']).collect();
+    let (domain, rest) = match parts.as_slice() {
+        [domain, rest @ ..] if rest.len() == 3 => (*domain, rest),
+        rest if rest.len() == 3 => ("0000", rest),
+        _ => return Err(refuse()),
+    };
+    let whole = hex(domain, 4)
+        .and_then(|()| hex(rest[0], 2))
+        .and_then(|()| hex(rest[1], 2))
+        .and_then(|()| hex(rest[2], 1));
+    let address = format!("{domain}:{}:{}.{}", rest[0], rest[1], rest[2]);
+    whole
+        .filter(|()| address.ends_with(&lower))
+        .map(|()| address)
+        .ok_or_else(refuse)
+}
+
 /// A serial number as it fits the Identify Controller data.
 pub(crate) fn serial(text: &str) -> Result<Serial, Refusal> {
     printable(text, "a serial number", SERIAL_CHARS_MAX).map(Serial)

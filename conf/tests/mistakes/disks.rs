@@ -15,7 +15,7 @@ fn kinds() {
         "",
         &[
             "[[disk]] does not say what it is made of",
-            "`file`, `ram`, `null` and `device`",
+            "`file`, `ram`, `null`, `device` and `nvme`",
         ],
     );
     disk(
@@ -251,4 +251,43 @@ fn devices() {
         "device = { path = \"/dev/nvme1n1\" }",
     );
     expect(&devices, 1, 0, &["two disks are made of `/dev/nvme1n1`"]);
+}
+
+#[test]
+fn nvme_drives() {
+    let disk =
+        |line: &str, fragments: &[&str]| instead("ram = { size = \"1GiB\" }", line, fragments);
+    disk(
+        "nvme = { }",
+        &["has no `address`", "address = \"0000:01:00.0\""],
+    );
+    disk(
+        "nvme = { address = \"0000:01:00\" }",
+        &[
+            "`0000:01:00` is not a PCI address",
+            "as `corebay drives` shows it",
+        ],
+    );
+    disk(
+        "nvme = { serial = \"S1\", address = \"01:00.0\" }",
+        &[
+            "a drive is named once, not by `address` and `serial`",
+            "the first name",
+        ],
+    );
+    disk(
+        "nvme = { address = \"01:00.0\", nsid = 0 }",
+        &["`nsid` is out of range"],
+    );
+    disk(
+        "nvme = { eui64 = \"xyz\" }",
+        &["is not an EUI-64", "16 hexadecimal digits"],
+    );
+    let ram = "ram = { size = \"1GiB\" }";
+    let twice = format!("{BASE}{SECOND}").replace(ram, "nvme = { address = \"01:00.0\" }");
+    let fragments = [
+        "two disks are the same namespace of 0000:01:00.0",
+        "first here",
+    ];
+    expect(&twice, 1, 0, &fragments);
 }

@@ -1,7 +1,7 @@
 //! The machine's own surroundings of the target: its network, its disks, its clocks. The one place
 //! that names all concrete disks.
 
-use std::{rc::Rc, sync::Arc};
+use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use corebay_core::{
     buffer::Buffer,
@@ -15,12 +15,17 @@ use corebay_core::{
     reactor::Reactor,
     units::{BlockSize, Lba},
 };
+use corebay_nvme::{
+    pcie::{NvmeDisk, Queue},
+    vfio::VfioRegisters,
+};
 use corebay_target::{
     environment::{Environment, NotKept},
     feature::FeatureChange,
     subsystem::Subsystem,
 };
 
+use super::drives::NvmeMedium;
 use super::keeper::Keeper;
 
 /// What a disk is opened from.
@@ -32,6 +37,8 @@ pub enum Medium {
     Ram(Arc<RamMedium>),
     /// Nothing.
     Null(BlockSize, u64),
+    /// A namespace of an NVMe drive that corebay drives itself.
+    Nvme(Arc<NvmeMedium>),
 }
 
 /// One core's way to a disk of any kind.
@@ -39,6 +46,7 @@ pub enum AnyDisk {
     File(FileDisk),
     Ram(RamDisk),
     Null(NullDisk),
+    Nvme(NvmeDisk<VfioRegisters>),
 }
 
 impl Medium {
@@ -48,6 +56,7 @@ impl Medium {
             Self::File(medium) => medium.info(),
             Self::Ram(medium) => medium.info(),
             Self::Null(block_size, blocks) => null(*block_size, *blocks).info(),
+            Self::Nvme(medium) => medium.info(),
         }
     }
 }
@@ -58,6 +67,7 @@ impl Medium {
         match (self, other) {
             (Self::File(a), Self::File(b)) => Arc::ptr_eq(a, b),
             (Self::Ram(a), Self::Ram(b)) => Arc::ptr_eq(a, b),
+            (Self::Nvme(a), Self::Nvme(b)) => a.is_same(b),
             (Self::Null(..), Self::Null(..)) => self.info() == other.info(),
             _ => false,
         }
@@ -75,6 +85,7 @@ macro_rules! each {
             AnyDisk::File($disk) => $action,
             AnyDisk::Ram($disk) => $action,
             AnyDisk::Null($disk) => $action,
+            AnyDisk::Nvme($disk) => $action,
         }
     };
 }
@@ -128,8 +139,31 @@ pub struct MachineEnvironment {
     pub engine: Rc<FileEngine>,
     /// The core's reactor.
     pub reactor: Reactor,
+    /// The core's queue pairs of NVMe drives.
+    pub queues: RefCell<Vec<Rc<Queue<VfioRegisters>>>>,
     /// The core's way to the state file.
     pub keeper: Keeper,
+}
+
+impl MachineEnvironment {
+    /// All namespaces of a drive share this core's queue pair.
+    fn open_nvme(&self, medium: &NvmeMedium) -> Result<NvmeDisk<VfioRegisters>, DiskError> {
+        let mut queues = self.queues.borrow_mut();
+        let known = queues
+            .iter()
+            .find(|queue| Arc::ptr_eq(queue.drive(), &medium.drive));
+        let queue = match known {
+            Some(queue) => queue.clone(),
+            None => {
+                let windows = medium.windows.clone();
+                let queue = Queue::open(&medium.drive, &self.reactor, windows);
+                let queue = queue.ok_or(DiskError::Gone)?;
+                queues.push(queue.clone());
+                queue
+            }
+        };
+        queue.disk(medium.namespace.nsid).ok_or(DiskError::Gone)
+    }
 }
 
 impl Environment for MachineEnvironment {
@@ -146,6 +180,7 @@ impl Environment for MachineEnvironment {
             Medium::File(medium) => AnyDisk::File(FileDisk::open(&self.engine, medium)),
             Medium::Ram(medium) => AnyDisk::Ram(RamDisk::new(medium.clone(), &self.reactor)),
             Medium::Null(block_size, blocks) => AnyDisk::Null(null(*block_size, *blocks)),
+            Medium::Nvme(medium) => AnyDisk::Nvme(self.open_nvme(medium)?),
         })
     }
 

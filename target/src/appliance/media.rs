@@ -22,7 +22,7 @@ use corebay_target::{
 };
 use tracing::warn;
 
-use super::{environment::Medium, state::State};
+use super::{drives::Drives, environment::Medium, state::State};
 use crate::cli::Failure;
 
 /// What all cores serve, and the namespaces that each of them opens.
@@ -36,9 +36,9 @@ pub struct Exports {
 }
 
 /// The disks that are open, by what the configuration says of them.
-#[derive(Default)]
 pub struct Media {
     open: Vec<(DiskKey, Medium)>,
+    drives: Drives,
 }
 
 /// What makes a configured disk the same disk.
@@ -72,7 +72,8 @@ impl Media {
         for disk in appliance.disks() {
             let key = DiskKey::of(disk);
             if !self.open.iter().any(|(known, _)| *known == key) {
-                opened.push((key, open_disk(disk, state)?));
+                let medium = open_disk(disk, &mut self.drives, state)?;
+                opened.push((key, medium));
             }
         }
         self.open.extend(opened);
@@ -83,6 +84,11 @@ impl Media {
     pub fn keep_only(&mut self, appliance: &Appliance) {
         let wanted: Vec<_> = appliance.disks().iter().map(DiskKey::of).collect();
         self.open.retain(|(key, _)| wanted.contains(key));
+    }
+
+    /// Shuts the drives down; every core has ended.
+    pub fn end(&mut self) {
+        self.drives.end();
     }
 
     /// What a configured namespace comes to.
@@ -110,8 +116,11 @@ impl Media {
 }
 
 /// Opens all disks, and makes the subsystems.
-pub fn open(appliance: &Appliance, state: &mut State) -> Result<Exports, Failure> {
-    let mut media = Media::default();
+pub fn open(appliance: &Appliance, drives: Drives, state: &mut State) -> Result<Exports, Failure> {
+    let mut media = Media {
+        open: Vec::new(),
+        drives,
+    };
     media.open(appliance, state)?;
     let registry = Registry::default();
     registry.set_health(state.health());
@@ -190,7 +199,7 @@ fn identity(
     }
 }
 
-fn open_disk(disk: &Disk, state: &mut State) -> Result<Medium, Failure> {
+fn open_disk(disk: &Disk, drives: &mut Drives, state: &mut State) -> Result<Medium, Failure> {
     let block_size = disk.block_size.unwrap_or(BlockSize::B4096);
     match &disk.kind {
         DiskKind::File { path, size, create } => {
@@ -227,6 +236,22 @@ fn open_disk(disk: &Disk, state: &mut State) -> Result<Medium, Failure> {
                         "make the disk smaller",
                     )
                 })
+        }
+        DiskKind::Nvme { drive, nsid } => {
+            let medium = drives
+                .open(drive, *nsid)
+                .map_err(|failure| failure.of(&format!("disk \"{}\"", disk.name)))?;
+            let own = medium.info().block_size;
+            match disk.block_size.filter(|wanted| *wanted != own) {
+                None => Ok(Medium::Nvme(Arc::new(medium))),
+                Some(wanted) => Err(Failure::new(
+                    format!(
+                        "disk \"{}\": its blocks are {own} bytes, not {wanted}",
+                        disk.name
+                    ),
+                    "leave `block_size` out, or format the namespace with such blocks",
+                )),
+            }
         }
         DiskKind::Null { size } => Ok(Medium::Null(block_size, block_size.blocks_in(size.bytes()))),
     }

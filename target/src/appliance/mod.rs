@@ -2,6 +2,7 @@
 //! ends cleanly.
 
 mod announce;
+mod drives;
 mod environment;
 mod keeper;
 mod media;
@@ -25,8 +26,9 @@ pub fn serve(
     mut state: State,
 ) -> Result<(), Failure> {
     state.begins();
-    let exports = media::open(appliance, &mut state)?;
+    let (regions, drives) = run::memory(appliance)?;
+    let exports = media::open(appliance, drives, &mut state)?;
     // Before a host can write: if this run ends without a word, the next one knows.
     state.save()?;
-    run::run(appliance, config, exports, state)
+    run::run(appliance, config, exports, regions, state)
 }

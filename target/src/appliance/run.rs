@@ -48,6 +48,7 @@ use tracing::{info, warn};
 
 use super::{
     announce,
+    drives::Drives,
     environment::{MachineEnvironment, Medium},
     keeper::{Event, Keeper, SaveRequest},
     media::{Exports, port_id},
@@ -94,6 +95,7 @@ pub fn run(
     appliance: &Appliance,
     config: Option<&Path>,
     exports: Exports,
+    regions: Vec<Region>,
     mut state: State,
 ) -> Result<(), Failure> {
     let (sender, events) = mpsc::channel();
@@ -101,7 +103,7 @@ pub fn run(
     let signals = forward_signals(sender.clone())?;
     raise_open_files();
     let clock = MachineClock::new();
-    let started = start(appliance, &exports, clock, &sender);
+    let started = start(appliance, &exports, regions, clock, &sender);
     let (port, threads, addresses) = started.inspect_err(|_| {
         state.did_not_begin();
         if let Err(failure) = state.save() {
@@ -124,6 +126,7 @@ pub fn run(
         // A core that panicked has ended the process already.
         let _ = thread.join();
     }
+    main.exports.media.end();
     signals.close();
     main.note();
     if clean {
@@ -299,11 +302,11 @@ type Threads = (
 fn start(
     appliance: &Appliance,
     exports: &Exports,
+    mut regions: Vec<Region>,
     clock: MachineClock,
     events: &mpsc::Sender<Event>,
 ) -> Result<Threads, Failure> {
     let cpus = &appliance.reactor().cores;
-    let mut regions = arena(appliance)?;
     let mut ports = mesh(cpus.len() + 1, MESH_CAPACITY, Wakeups::Eventfd).map_err(|error| {
         Failure::new(
             format!("cannot connect the cores: {error}"),
@@ -351,8 +354,12 @@ fn start(
     Ok((own, threads, addresses))
 }
 
+/// Starts a thread.
 #[allow(clippy::disallowed_methods, reason = "the binary makes the threads")]
-fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Failure> {
+pub fn spawn(
+    name: String,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, Failure> {
     std::thread::Builder::new()
         .name(name)
         .spawn(body)
@@ -377,8 +384,8 @@ fn raise_open_files() {
     }
 }
 
-/// The arena, divided among the cores.
-fn arena(appliance: &Appliance) -> Result<Vec<Region>, Failure> {
+/// The arena, divided among the cores, and the drives that reach all of it.
+pub fn memory(appliance: &Appliance) -> Result<(Vec<Region>, Drives), Failure> {
     let reactor = appliance.reactor();
     let hugepages = match reactor.hugepages {
         ConfiguredHugepages::Auto => Hugepages::Auto,
@@ -398,12 +405,14 @@ fn arena(appliance: &Appliance) -> Result<Vec<Region>, Failure> {
     let cores = reactor.cores.len();
     let share = arena.remaining() / cores / HUGEPAGE_BYTES * HUGEPAGE_BYTES;
     let regions: Option<Vec<_>> = (0..cores).map(|_| arena.take(share)).collect();
-    regions.filter(|_| share > 0).ok_or_else(|| {
+    let regions = regions.filter(|_| share > 0).ok_or_else(|| {
         Failure::new(
             format!("{} are too little memory for {cores} cores", reactor.memory),
             "give each core 16 MiB or more with reactor.memory",
         )
-    })
+    })?;
+    let drives = Drives::new(arena.memory(), cores, hugepages);
+    Ok((regions, drives))
 }
 
 fn limits(appliance: &Appliance) -> Limits {
@@ -513,6 +522,7 @@ fn start_core(reactor: &Reactor, plan: CorePlan) -> Started {
         network,
         engine,
         reactor: reactor.clone(),
+        queues: Default::default(),
         keeper: Keeper::new(plan.id, plan.events),
     };
     let core = Core::start(

@@ -18,6 +18,14 @@ impl Failure {
         }
     }
 
+    /// The same failure, of this thing.
+    pub fn of(self, what: &str) -> Self {
+        Self {
+            message: format!("{what}: {}", self.message),
+            ..self
+        }
+    }
+
     /// Prints it; gives the exit status.
     pub fn report(&self, command: &str) -> ExitCode {
         eprintln!("corebay {command}: {self}");
