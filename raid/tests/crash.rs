@@ -7,7 +7,7 @@ use std::{cell::RefCell, rc::Rc};
 use corebay_core::{rng::Rng, units::BlockSize};
 use corebay_raid::{
     array::Array,
-    assemble::AssembleError,
+    assemble::{AssembleError, Refusal},
     geometry::{Consistency, Level, Wish},
     sweep::Pace,
 };
@@ -26,6 +26,8 @@ struct Case {
     tears: bool,
     /// Members lost in the crash.
     losses: usize,
+    /// A member fails amid the work before the crash, and is there again after it.
+    fails: bool,
     /// Who works at the same time, how much, and how many blocks at most at a time.
     workers: u64,
     operations: usize,
@@ -102,26 +104,31 @@ fn crash(case: &Case, base: &Machine, model: &Model, seed: u64, cut: u64, nested
     let bench = Bench::new(&power);
     let (array, _) = machine.assemble(&bench, &machine.all()).unwrap().unwrap();
     power.cut_after(cut);
+    let failing = rng.below(machine.media.len() as u64) as usize;
+    machine.media[failing].borrow_mut().gone = case.fails;
     let _ = work(&bench, &array, &model, seed, case);
     drop((bench, array));
     machine.lose_power();
+    machine.media[failing].borrow_mut().gone = false;
     let lost = victims(case, machine.media.len(), &mut rng);
-    let members: Vec<usize> = machine
-        .all()
-        .into_iter()
-        .filter(|m| !lost.contains(m))
-        .collect();
+    let here = |member: &usize| !lost.contains(member);
+    let mut members: Vec<usize> = machine.all().into_iter().filter(here).collect();
     if nested {
-        // The power fails again, amid recovery; once more with another member there or not.
+        // The power fails again, amid recovery; after it those that were lost may be there again.
         let bench = Bench::new(&power);
-        power.cut_after(rng.below(60));
+        power.cut_after(rng.below(90));
         drop(machine.assemble(&bench, &members));
         drop(bench);
         machine.lose_power();
+        if rng.below(2) == 0 {
+            members = machine.all();
+        }
     }
     let bench = Bench::new(&power);
     let (array, report) = machine.assemble(&bench, &members).unwrap().unwrap();
-    assert!(report.refused.is_empty(), "{report:?}");
+    let stale = |(_, why): &(usize, Refusal)| matches!(why, Refusal::Stale { .. });
+    assert!(report.refused.iter().all(stale), "{report:?}");
+    assert!(report.refused.len() <= lost.len() + usize::from(case.fails));
     let may_be_lost = case.tears && !machine.geometry.is_journaled();
     let read = settle(
         array.clone(),
@@ -214,6 +221,7 @@ fn case(level: Level, roles: usize, losses: usize) -> Case {
         volatile: false,
         tears: false,
         losses,
+        fails: false,
         workers: 3,
         operations: 4,
         longest: 48,
@@ -237,6 +245,9 @@ crash_tests! {
     raid6_losing_two: case(Level::Raid6, 5, 2), 40;
     raid6_torn_losing_one: Case { volatile: true, tears: true, ..case(Level::Raid6, 5, 1) }, 50;
     ec_losing_three: case(ec(3, 3), 6, 3), 60;
+    raid5_with_a_member_failing: Case { fails: true, volatile: true, ..case(Level::Raid5, 4, 0) }, 120;
+    raid6_with_a_member_failing_and_another_lost: Case { fails: true, volatile: true, ..case(Level::Raid6, 5, 1) }, 130;
+    raid1_with_a_member_failing: Case { fails: true, ..case(Level::Mirrored, 3, 1) }, 140;
     raid1: case(Level::Mirrored, 2, 0), 70;
     raid1_losing_two_legs: Case { volatile: true, ..case(Level::Mirrored, 3, 2) }, 80;
     raid1_torn: Case { volatile: true, tears: true, ..case(Level::Mirrored, 2, 0) }, 90;
