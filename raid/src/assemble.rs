@@ -161,6 +161,16 @@ impl fmt::Display for AssembleError {
 
 impl std::error::Error for AssembleError {}
 
+/// An array, and what is left of the disks that were given for it.
+pub struct Assembly<D: Disk> {
+    /// The array, open on this core.
+    pub array: Array<D>,
+    /// What became of each disk.
+    pub report: Report,
+    /// By place: the disks that have no role, spares among them.
+    pub rest: Vec<Option<D>>,
+}
+
 /// What became of each disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
@@ -190,7 +200,7 @@ pub async fn assemble<D: Disk>(
     wanted: Option<Uuid>,
     reactor: &Reactor,
     scratch: &BufferPool,
-) -> Result<(Array<D>, Report), AssembleError> {
+) -> Result<Assembly<D>, AssembleError> {
     let mut found = Vec::new();
     for disk in &disks {
         found.push(look(disk, scratch).await);
@@ -254,7 +264,11 @@ pub async fn assemble<D: Disk>(
     start(&array, &mut report)
         .await
         .map_err(AssembleError::Member)?;
-    Ok((array, report))
+    Ok(Assembly {
+        array,
+        report,
+        rest: disks,
+    })
 }
 
 /// Steps 2 to 4.

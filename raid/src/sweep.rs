@@ -65,6 +65,8 @@ pub enum SweepError {
     Unfit,
     /// The disk holds something.
     Occupied(Occupant),
+    /// The array has no such spare.
+    NoSpare,
     /// A member failed, or more than the redundancy is lost.
     Disk(DiskError),
     /// Blocks of a stripe are lost on too many members, and the new one cannot be told so.
@@ -79,6 +81,7 @@ impl fmt::Display for SweepError {
         match self {
             Self::State(state) => write!(f, "the role is {state:?}"),
             Self::Unfit => write!(f, "the disk is too small, or its blocks have another size"),
+            Self::NoSpare => write!(f, "the array has no such spare"),
             Self::Occupied(by) => write!(f, "the disk is not free: {by}"),
             Self::Disk(error) => write!(f, "{error}"),
             Self::Lost { stripe } => write!(f, "blocks of stripe {stripe} are lost"),
@@ -170,6 +173,32 @@ impl<D: Disk> Array<D> {
             })
             .await?;
         Ok(Uuid(bytes))
+    }
+
+    /// Gives a failed role to a spare of the array: this core's disk of the role is the spare's. Then
+    /// [`rebuild`](Self::rebuild).
+    ///
+    /// # Errors
+    /// Where the role has not failed, or there is no such spare.
+    pub async fn use_spare(&self, role: usize, spare: Uuid) -> Result<(), SweepError> {
+        self.fit(role)?;
+        let mut known = false;
+        self.core
+            .change(|state| {
+                let Some(place) = state.spares.iter().position(|known| *known == spare) else {
+                    return Ok(false);
+                };
+                known = true;
+                state.spares.remove(place);
+                state.roles[role].member = spare;
+                state.roles[role].state = RoleState::Rebuilding {
+                    stripes: 0,
+                    delta: false,
+                };
+                Ok(true)
+            })
+            .await?;
+        known.then_some(()).ok_or(SweepError::NoSpare)
     }
 
     /// Takes a member back that was away: this core's disk of the role is the one that had it last.

@@ -276,6 +276,68 @@ fn every_change_of_one_write() {
     }
 }
 
+/// One write cut at every change of it, a member lost, and its recovery without that member cut at
+/// every fourth change; then the member is there again. What the first recovery decided stands.
+#[test]
+fn every_change_of_the_recovery_of_one_write() {
+    let case = Case {
+        workers: 1,
+        operations: 1,
+        longest: 1,
+        ..case(Level::Raid5, 3, 0)
+    };
+    // A seed whose one operation is a write.
+    let seed = 1;
+    let (machine, model) = base(&case, seed);
+    let total = changes_of(&case, &machine, &model, seed);
+    assert!(total > 0);
+    for cut in 1..=total {
+        for lost in machine.all() {
+            let mut again = 1 + cut % 4;
+            while recover_twice(&case, &machine, &model, seed, [cut, again], lost) {
+                again += 4;
+            }
+        }
+    }
+}
+
+/// False where the second cut came too late.
+fn recover_twice(
+    case: &Case,
+    base: &Machine,
+    model: &Model,
+    seed: u64,
+    cuts: [u64; 2],
+    lost: usize,
+) -> bool {
+    let power = Power::new(seed ^ cuts[0] << 8 ^ cuts[1], false);
+    let machine = base.fork(&power);
+    let model = Rc::new(RefCell::new(model.clone()));
+    let bench = Bench::new(&power);
+    let (array, _) = machine.assemble(&bench, &machine.all()).unwrap().unwrap();
+    power.cut_after(cuts[0]);
+    let _ = work(&bench, &array, &model, seed, case);
+    drop((bench, array));
+    machine.lose_power();
+    let others: Vec<usize> = machine.all().into_iter().filter(|m| *m != lost).collect();
+    let bench = Bench::new(&power);
+    power.cut_after(cuts[1]);
+    let finished = machine.assemble(&bench, &others).is_some();
+    drop(bench);
+    machine.lose_power();
+    let bench = Bench::new(&power);
+    let (array, _) = machine.assemble(&bench, &machine.all()).unwrap().unwrap();
+    let read = settle(array.clone(), model, bench.pool.clone(), false);
+    bench.run(read).unwrap();
+    let scrubbed = bench.run(async move { array.scrub(Pace::default()).await });
+    assert_eq!(
+        scrubbed.unwrap().unwrap().mismatch_count,
+        0,
+        "cuts {cuts:?}, lost {lost}"
+    );
+    !finished
+}
+
 #[test]
 fn too_few_members_are_refused() {
     let case = case(Level::Raid5, 4, 0);

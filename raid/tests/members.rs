@@ -218,6 +218,51 @@ fn a_replaced_member_is_rebuilt_while_hosts_write() {
 }
 
 #[test]
+fn a_spare_steps_in() {
+    let mut rig = Rig::new(small(Level::Raid5, 4, BlockSize::B512), false);
+    // Made anew, with a fifth disk.
+    let spare = Rc::new(RefCell::new(rig.machine.media[0].borrow().clone()));
+    rig.machine.media.push(spare);
+    let wish = *rig.machine.geometry.wish();
+    let (disks, pool) = (
+        rig.machine.disks(&rig.machine.all()),
+        rig.bench.pool.clone(),
+    );
+    let made = rig.bench.run(async move {
+        let mut rng = Rng::from_seed(21);
+        create(&disks, wish, "spared", &[true; 5], &mut rng, &pool).await
+    });
+    made.unwrap().unwrap();
+    let (array, report) = rig.assemble(&[4, 3, 2, 1, 0]).unwrap();
+    assert_eq!((report.spares.clone(), report.refused.len()), (vec![0], 0));
+    rig.work(&array, 10);
+    rig.machine.media[2].borrow_mut().gone = true;
+    rig.work(&array, 10);
+    let spare = array.assembled().state().spares[0];
+    array.set_member(2, Some(rig.machine.disk(4)));
+    let using = array.clone();
+    let used = rig
+        .bench
+        .run(async move { using.use_spare(2, spare).await });
+    used.unwrap().unwrap();
+    rig.work(&array, 5);
+    rig.rebuild(&array, 2).unwrap();
+    assert_eq!(rig.mismatches(&array), 0);
+    drop(array);
+    let (array, report) = rig.assemble(&[0, 1, 3, 4]).unwrap();
+    assert_eq!(
+        (report.roles, report.refused.len()),
+        (vec![Some(0), Some(1), Some(3), Some(2)], 0)
+    );
+    rig.verify(&array);
+    drop(array);
+    // The one that it replaced is known no more.
+    rig.machine.media[2].borrow_mut().gone = false;
+    let (_, report) = rig.assemble(&rig.machine.all()).unwrap();
+    assert_eq!(report.refused, [(2, Refusal::Removed)]);
+}
+
+#[test]
 fn a_member_that_returns_takes_what_it_missed() {
     for (wish, _) in redundant() {
         let mut rig = Rig::new(wish, true);
@@ -399,7 +444,7 @@ fn disks_of_other_arrays_and_twins_are_refused() {
     let assembled = rig.bench.run(async move {
         corebay_raid::assemble::assemble(disks, Some(uuid), &reactor, &pool).await
     });
-    let (_, report) = assembled.unwrap().unwrap();
+    let report = assembled.unwrap().expect("an array").report;
     let expected = [
         (4, Refusal::Foreign { array: foreign }),
         (5, Refusal::Duplicate { of: 1 }),

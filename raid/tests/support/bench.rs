@@ -188,7 +188,7 @@ impl Machine {
         let pool = BufferPool::new(arena.take(bytes).expect("memory"), 64);
         let (disks, reactor) = (self.disks(members), bench.reactor.clone());
         let assembled = bench.run(async move { assemble(disks, None, &reactor, &pool).await })?;
-        Some(assembled.map(|(array, report)| (Rc::new(array), report)))
+        Some(assembled.map(|assembly| (Rc::new(assembly.array), assembly.report)))
     }
 
     /// The power has failed: caches are lost, and it comes back.

@@ -45,9 +45,15 @@ pub struct ArrayBed {
 
 impl ArrayBed {
     pub fn new(level: Level, roles: usize, block_size: BlockSize) -> Self {
+        let usual = Wish::new(level, roles, block_size);
         Self::with(Wish {
             journal_slots: 64,
-            ..Wish::new(level, roles, block_size)
+            // Fewer stripes of the levels that have the smallest ones.
+            strip_bytes: match level {
+                Level::Mirrored => 512 << 10,
+                _ => usual.strip_bytes,
+            },
+            ..usual
         })
     }
 
@@ -98,7 +104,8 @@ impl Bed for ArrayBed {
         }
         let (disks, reactor) = (disks.collect::<Vec<_>>(), core.reactor.clone());
         let assembly = async move { assemble(disks, None, &reactor, &pool).await };
-        let (array, report) = core.run(assembly).expect("an assembled array");
+        let assembly = core.run(assembly).expect("an assembled array");
+        let (array, report) = (assembly.array, assembly.report);
         assert!(report.refused.is_empty(), "{report:?}");
         *known = Some(array.assembled().clone());
         array
