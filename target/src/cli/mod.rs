@@ -10,6 +10,7 @@ mod address;
 mod bench;
 mod check;
 mod discover;
+mod doctor;
 mod drives;
 mod failure;
 mod id;
@@ -54,6 +55,8 @@ enum Command {
     Bench(bench::Args),
     /// Print what a discovery service offers
     Discover(discover::Args),
+    /// Say what the machine lacks, and the command that mends it
+    Doctor(doctor::Args),
     /// List the machine's NVMe drives, and take them from the kernel or give them back
     Drives(drives::Args),
     /// Print what a controller and its namespaces say about themselves
@@ -82,6 +85,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Bench(args) => bench::run(args),
         Command::Discover(args) => discover::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Drives(args) => drives::run(&args),
         Command::Id(args) => id::run(&args),
     }
