@@ -5,14 +5,15 @@
 
 use std::collections::BTreeMap;
 
-use corebay_core::disk::Disk;
+use corebay_core::disk::{Disk, DiskError, Durability};
 
 use crate::{
-    device::Device,
+    device::{Device, copies_at},
     error::PoolError,
     format::{
-        Extent,
+        COPIES, Extent, PAGE_BYTES, crc32c,
         page::{COUNTS_PER_PAGE, Entry, Node, NodeId},
+        root::TABLES,
     },
     import::read,
     manage::Pool,
@@ -92,14 +93,82 @@ impl<D: Disk> Shared<D> {
                 return Ok(report);
             }
         }
-        report.damaged_copies = self.device.repairs.get() - before;
+        self.scrub(&mut report).await?;
+        report.damaged_copies += self.device.repairs.get() - before;
         // From here on in one go: nothing changes meanwhile.
         Walk::default().state(&self.state.borrow(), &mut report);
         Ok(report)
     }
 }
 
+impl<D: Disk> Shared<D> {
+    /// Reads both copies of every page on the disk; mends one that is damaged, where that is allowed.
+    async fn scrub(&self, report: &mut CheckReport) -> Result<(), PoolError> {
+        for table in 0..TABLES {
+            for number in 0.. {
+                // While this page is looked at, its place is not given to another one.
+                let _stay = self.places_stay.acquire(1).await;
+                let found = {
+                    let state = self.state.borrow();
+                    let Some(page) = state.written_page(table, number) else {
+                        break;
+                    };
+                    let at = |(place, _)| copies_at(&state.places, place, &state.layout);
+                    page.map(|page| (at(page), page.1))
+                };
+                if let Some((at, crc)) = found {
+                    self.scrub_page(at?, crc, report).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn scrub_page(
+        &self,
+        at: [u64; COPIES],
+        crc: u32,
+        report: &mut CheckReport,
+    ) -> Result<(), PoolError> {
+        let mut good = [false; COPIES];
+        let mut bytes = Vec::new();
+        for copy in 0..COPIES {
+            match self.device.read(at[copy], PAGE_BYTES).await {
+                Ok(read) if crc32c(&read) == crc => {
+                    good[copy] = true;
+                    bytes = read;
+                }
+                Ok(_) | Err(DiskError::UnrecoveredRead) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if good == [false; COPIES] {
+            report.tell(format!("both copies of the page at {} are damaged", at[0]));
+        }
+        for copy in 0..COPIES {
+            if good.contains(&true) && !good[copy] {
+                report.damaged_copies += 1;
+                if !self.device.read_only.get() {
+                    let written = self.device.write(at[copy], &bytes, Durability::Cached);
+                    written.await?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 impl State {
+    /// The place and the checksum of a page or piece of a table; the outer `None` is beyond its end,
+    /// the inner one was never written.
+    fn written_page(&self, table: usize, number: usize) -> Option<Option<(u64, u32)>> {
+        match table {
+            0 => self.nodes.written(number),
+            1 => self.counts.written(number),
+            _ => self.volumes.written(number),
+        }
+    }
+
     fn all_missing(&self) -> Vec<Missing> {
         let nodes = self.nodes.ids().filter(|id| self.nodes.body(*id).is_none());
         let counts = self

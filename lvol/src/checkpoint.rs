@@ -166,6 +166,7 @@ impl<D: Disk> Shared<D> {
         };
         sealed.journal_pages = journal_pages;
         self.write_sealed(&sealed).await?;
+        let _stay = self.places_stay.acquire(1).await;
         let mut state = self.state.borrow_mut();
         for place in sealed.leaving {
             state.places.release(place);

@@ -28,8 +28,8 @@ use crate::{
     error::PoolError,
     format::{
         COPIES, Layout, PAGE_BYTES, crc32c,
-        page::{Body, POINTERS_PER_PIECE, PageBytes, Piece},
-        record::Batch,
+        page::{Body, COUNTS_PER_PAGE, POINTERS_PER_PIECE, PageBytes, Piece},
+        record::{Batch, Record},
         root::{Pointer, Root},
         superblock::Superblock,
     },
@@ -196,6 +196,16 @@ async fn read_state<D: Disk>(
     }
     let free = |id: &u32| *id != 0 && !state.nodes.exists(*id);
     state.free_nodes = (0..state.nodes.len()).filter(free).collect();
+    let pages = layout.extents().div_ceil(COUNTS_PER_PAGE as u64);
+    let most = |page: u32| {
+        let before = u64::from(page) * COUNTS_PER_PAGE as u64;
+        (layout.extents() - before).min(COUNTS_PER_PAGE as u64)
+    };
+    let sane = u64::from(state.counts.len()) == pages
+        && (0..state.counts.len()).all(|page| u64::from(state.counts.number(page)) <= most(page));
+    if !sane {
+        return Err(corrupt("the table of counts"));
+    }
     let counted = (0..state.counts.len()).map(|page| u64::from(state.counts.number(page)));
     state.extents.unreferenced = counted.sum();
     state.extents.reserved = 0;
@@ -208,6 +218,10 @@ async fn read_state<D: Disk>(
         let at = copies_at(&state.places, place, &layout)?;
         let record: crate::format::page::VolumeRecord =
             device.read_page(at, crc, u64::from(id)).await?;
+        let rooted = record.root == 0 || state.nodes.number(record.root) > 0;
+        if !rooted {
+            return Err(corrupt("a volume's map is not there"));
+        }
         state.extents.reserved += record.unused_reservation();
         state.volumes.install(id, record);
     }
@@ -277,8 +291,7 @@ impl<D: Disk> Shared<D> {
         let mut batches = 0;
         while let Some((batch, page)) = self.next_batch(&copies) {
             for record in &batch.records {
-                self.prepare(record).await?;
-                self.state.borrow_mut().apply(record)?;
+                self.replay_record(record).await?;
             }
             let released = std::mem::take(&mut self.state.borrow_mut().extents.released);
             released
@@ -298,6 +311,16 @@ impl<D: Disk> Shared<D> {
             self.journal.applied.set(position);
         }
         Ok(batches)
+    }
+
+    async fn replay_record(&self, record: &Record) -> Result<(), PoolError> {
+        let prepared = self.prepare(record).await;
+        prepared
+            .and_then(|()| self.state.borrow_mut().apply(record))
+            .map_err(|error| match error {
+                PoolError::NotFound => corrupt("a record names a volume that is not there"),
+                other => other,
+            })
     }
 
     /// Reads a copy of the journal; what cannot be read is left zero.

@@ -15,7 +15,7 @@ use std::{
     rc::Rc,
 };
 
-use corebay_core::{buffer::BufferPool, disk::Disk, reactor::Reactor};
+use corebay_core::{buffer::BufferPool, disk::Disk, reactor::Reactor, sync::Permits};
 
 use crate::{
     device::{Device, copies_at},
@@ -85,6 +85,8 @@ pub(crate) struct Shared<D> {
     pub metadata_written: Cell<u64>,
     /// A volume was deleted: its space is to be given back.
     pub dying: Signal,
+    /// Held while a page's place must not be given to another page.
+    pub places_stay: Rc<Permits>,
     phase: Cell<usize>,
     under_way: [Cell<u32>; 2],
     limbo: RefCell<[Vec<Leaving>; 2]>,
@@ -115,6 +117,7 @@ impl<D: Disk> Shared<D> {
             closed: Cell::new(false),
             metadata_written: Cell::new(0),
             dying: Signal::default(),
+            places_stay: Permits::new(1, 2),
             phase: Cell::new(0),
             under_way: Default::default(),
             limbo: RefCell::default(),
@@ -189,11 +192,19 @@ impl<D: Disk> Shared<D> {
         match missing {
             Missing::Node(id) => {
                 let node = self.device.read_page(at, place, u64::from(id)).await?;
-                self.state.borrow_mut().nodes.install(id, node);
+                let mut state = self.state.borrow_mut();
+                if !state.is_sane_node(&node) {
+                    return Err(corrupt("a node refers to what cannot be"));
+                }
+                state.nodes.install(id, node);
             }
             Missing::Counts(page) => {
                 let counts = self.device.read_page(at, place, u64::from(page)).await?;
-                self.state.borrow_mut().counts.install(page, counts);
+                let mut state = self.state.borrow_mut();
+                if !state.is_sane_counts(page, &counts) {
+                    return Err(corrupt("a page of counts and its table"));
+                }
+                state.counts.install(page, counts);
             }
         }
         Ok(())

@@ -14,6 +14,9 @@ use crate::error::PoolError;
 /// What a superblock begins with.
 pub const MAGIC: [u8; 8] = *b"COREBAYP";
 
+/// The most bytes of a root's place or of a journal.
+pub const AREA_BYTES_MAX: u64 = 64 << 20;
+
 /// The superblock as it lies on the disk, in the first 512 bytes of its page.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -124,7 +127,7 @@ impl Superblock {
         let sizes = [layout.root_bytes, layout.journal_bytes];
         let sane = sizes
             .iter()
-            .all(|bytes| *bytes > 0 && bytes.is_multiple_of(page) && *bytes < 1 << 32);
+            .all(|bytes| *bytes > 0 && bytes.is_multiple_of(page) && *bytes <= AREA_BYTES_MAX);
         let journal_page = u64::from(raw.journal_page.get());
         if !sane
             || layout.disk_blocks > 1 << 50

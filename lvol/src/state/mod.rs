@@ -17,8 +17,8 @@ use self::{extents::Extents, places::Places, table::Table};
 use crate::{
     error::PoolError,
     format::{
-        Layout,
-        page::{Counts, Node, NodeId, VolumeRecord},
+        Extent, Layout,
+        page::{COUNTS_PER_PAGE, Counts, Entry, Node, NodeId, VolumeRecord},
     },
 };
 
@@ -90,6 +90,34 @@ impl State {
 
     pub fn dirty_pages(&self) -> usize {
         self.nodes.dirty_pages() + self.counts.dirty_pages() + self.volumes.dirty_pages()
+    }
+
+    /// True where everything that a node refers to can be there.
+    pub fn is_sane_node(&self, node: &Node) -> bool {
+        let known = |id: NodeId| self.nodes.exists(id) && self.nodes.number(id) > 0;
+        let within = |extent: Extent| extent.0 < self.layout.extents();
+        match node {
+            Node::Inner(children) => children.iter().all(|id| *id == 0 || known(*id)),
+            Node::Leaf(leaf) => leaf.entries.iter().all(|entry| match entry {
+                Entry::Fragments(page) => known(*page),
+                other => other.single().is_none_or(|(extent, _)| within(extent)),
+            }),
+            Node::Fragments(fragments) => {
+                let owners = fragments.owners.iter().copied();
+                within(fragments.target) && owners.filter_map(Extent::from_stored).all(within)
+            }
+        }
+    }
+
+    /// True where a page of counts agrees with what its table says of it.
+    pub fn is_sane_counts(&self, page: u32, counts: &Counts) -> bool {
+        let first = u64::from(page) * COUNTS_PER_PAGE as u64;
+        let len = self.layout.extents().saturating_sub(first);
+        let len = usize::try_from(len)
+            .unwrap_or(usize::MAX)
+            .min(COUNTS_PER_PAGE);
+        let free = counts.references[..len].iter().filter(|count| **count == 0);
+        free.count() == self.counts.number(page) as usize
     }
 
     /// Places that the next checkpoint needs.

@@ -9,6 +9,9 @@ use crate::{
     format::page::{Entry, Kind, Node, NodeId, VolumeRecord},
 };
 
+/// The most levels of inner nodes.
+const HEIGHT_MAX: u8 = 4;
+
 impl State {
     pub fn change_volume(&mut self, volume: u32) -> Result<&mut VolumeRecord, PoolError> {
         self.volumes.change(volume).ok_or(PoolError::NotFound)
@@ -80,7 +83,7 @@ impl State {
     /// The leaf that the next step of dropping a map comes to, for loading; 0 where there is none.
     pub fn drop_way(&self, volume: u32) -> Result<Result<NodeId, NodeId>, PoolError> {
         let mut id = self.volume(volume)?.root;
-        loop {
+        for _ in 0..=HEIGHT_MAX + 1 {
             match (id, self.nodes.body(id)) {
                 (0, _) => return Ok(Ok(0)),
                 (_, None) => return Ok(Err(id)),
@@ -90,6 +93,7 @@ impl State {
                 (_, Some(_)) => return Ok(Ok(id)),
             }
         }
+        Err(corrupt("a map that leads to itself"))
     }
 
     /// Drops the next part of a dying volume's map; removes the volume where nothing is left.
@@ -101,6 +105,9 @@ impl State {
             return Err(corrupt("a living volume is being dropped"));
         }
         let mut id = record.root;
+        // Refuses a map that leads to itself.
+        self.drop_way(volume)?
+            .map_err(|_| corrupt("a node is not there"))?;
         let mut parent: Option<(NodeId, usize)> = None;
         while id != 0 {
             let references = self.nodes.number(id);

@@ -214,6 +214,17 @@ impl<B: Body> Table<B> {
         self.pieces.iter().map(|(pointer, _)| *pointer).collect()
     }
 
+    /// Where a page or a piece was written, and its checksum: the pieces first. The outer `None` is
+    /// beyond the last one.
+    pub fn written(&self, number: usize) -> Option<Option<(u64, u32)>> {
+        let pointer = match number.checked_sub(self.pieces.len()) {
+            None => self.pieces[number].0,
+            Some(slot) => self.slots.get(slot)?.pointer(),
+        };
+        let (place, crc) = (pointer.location.get(), pointer.crc.get());
+        Some((place != 0).then_some((place, crc)))
+    }
+
     /// Every place that the table's newest checkpoint uses.
     pub fn places(&self) -> impl Iterator<Item = u64> + '_ {
         let pages = self.slots.iter().map(|slot| slot.location);

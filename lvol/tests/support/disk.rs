@@ -133,6 +133,15 @@ impl Medium {
         }
     }
 
+    /// Puts other bytes on the medium, whole blocks of them.
+    pub fn overwrite(&self, at: u64, bytes: &[u8]) {
+        let size = self.info.block_size.bytes();
+        let mut state = self.state.borrow_mut();
+        for (block, at) in bytes.chunks_exact(size).zip(at / size as u64..) {
+            state.durable.insert(at, block.into());
+        }
+    }
+
     /// Makes blocks unreadable until they are written.
     pub fn lose(&self, bytes: std::ops::Range<u64>) {
         let size = self.info.block_size.bytes() as u64;

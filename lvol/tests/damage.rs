@@ -1,0 +1,216 @@
+//! Damaged metadata: one copy is mended from the other, and with both gone the pool is refused or the
+//! read fails. Nothing panics, and nothing wrong is read.
+
+mod support;
+
+use std::{ops::Range, rc::Rc};
+
+use corebay_core::{
+    disk::{Disk, Durability},
+    rng::Rng,
+    units::{BlockSize, Lba},
+};
+use corebay_lvol::{
+    Volume,
+    error::PoolError,
+    format::{
+        COPIES, Layout, PAGE_BYTES, SUPERBLOCK_AT, crc32c, root::Root, superblock::Superblock,
+    },
+};
+use support::{Medium, MediumDisk, Node, offline_check};
+
+const BLOCKS: u64 = 3000;
+
+/// A pool with a volume that holds 1 in its first 600 blocks, fragments and a snapshot; the journal
+/// holds something too.
+fn pool() -> (Medium, Vec<u64>) {
+    let medium = Medium::new(BlockSize::B512, 8 << 20, false, 1);
+    medium.soil();
+    let node = Node::create(&medium);
+    let id = node.create_volume("v", BLOCKS);
+    let volume = node.open(id);
+    node.write(&volume, 0, 600, 1, Durability::Cached).unwrap();
+    node.snapshot(id, "s");
+    node.write(&volume, 5, 9, 2, Durability::Cached).unwrap();
+    node.checkpoint();
+    node.write(&volume, 700, 5, 3, Durability::Cached).unwrap();
+    node.write(&volume, 6, 1, 4, Durability::Cached).unwrap();
+    node.snapshot(id, "t");
+    let tags = node.tags(&volume, 0, BLOCKS);
+    (medium, tags)
+}
+
+fn superblock(medium: &Medium) -> Superblock {
+    Superblock::parse(&medium.bytes(SUPERBLOCK_AT[0], PAGE_BYTES as u64)).unwrap()
+}
+
+/// What a copy of the metadata takes, each part by itself.
+fn parts(medium: &Medium, copy: usize) -> Vec<(&'static str, Range<u64>)> {
+    let superblock = superblock(medium);
+    let layout: Layout = superblock.layout;
+    let root_at = layout.root_at(copy, superblock.generation);
+    let journal_at = layout.journal_at(copy);
+    let root = medium.bytes(root_at, layout.root_bytes);
+    let root = Root::parse(&root, layout.extents()).unwrap();
+    let mut parts = vec![
+        ("superblock", SUPERBLOCK_AT[copy]..SUPERBLOCK_AT[copy] + 512),
+        ("root", root_at..root_at + u64::from(superblock.root_len)),
+        ("journal", journal_at..journal_at + layout.journal_bytes),
+    ];
+    for pair in &root.chunks {
+        let at = layout.data_at() + pair[copy].0 * layout.extent_bytes();
+        parts.push(("pages", at..at + layout.extent_bytes()));
+    }
+    parts
+}
+
+fn read_all(node: &Node, volume: &Rc<Volume<MediumDisk>>) -> Vec<u64> {
+    node.tags(volume, 0, BLOCKS)
+}
+
+#[test]
+fn a_damaged_copy_is_mended_from_the_other() {
+    let (medium, tags) = pool();
+    for copy in 0..COPIES {
+        for (number, (what, range)) in parts(&medium, copy).into_iter().enumerate() {
+            for unreadable in [false, true] {
+                println!("{what}, copy {copy}, unreadable: {unreadable}");
+                let medium = medium.copy(1);
+                match unreadable {
+                    true => medium.lose(range.clone()),
+                    false => medium.damage(range.clone()),
+                }
+                assert_eq!(offline_check(&medium).problems, Vec::<String>::new());
+                let node = Node::import(&medium).unwrap();
+                let volume = node.open(node.pool.find("v").unwrap());
+                assert_eq!(read_all(&node, &volume), tags);
+                node.checked();
+                drop(volume);
+                drop(node);
+                // Now the other copy of the same part may go.
+                let (_, other) = parts(&medium, 1 - copy).swap_remove(number);
+                medium.damage(other);
+                let node = Node::import(&medium).unwrap();
+                let volume = node.open(node.pool.find("v").unwrap());
+                assert_eq!(read_all(&node, &volume), tags);
+                node.checked();
+            }
+        }
+    }
+}
+
+#[test]
+fn with_both_copies_gone_it_says_so() {
+    let (medium, _) = pool();
+    let (first, second) = (parts(&medium, 0), parts(&medium, 1));
+    for ((what, one), (_, two)) in first.into_iter().zip(second) {
+        let medium = medium.copy(1);
+        medium.damage(one);
+        medium.damage(two);
+        let found = Node::import(&medium).map(|_| ());
+        match what {
+            "superblock" => assert_eq!(found, Err(PoolError::NotAPool)),
+            // Without its journal a pool is as it was at the checkpoint; nothing tells that more came.
+            "journal" => assert_eq!(found, Ok(())),
+            _ => assert!(
+                matches!(found, Err(PoolError::Corrupt(_))),
+                "{what}: {found:?}"
+            ),
+        }
+    }
+}
+
+#[test]
+fn a_lost_batch_amid_the_journal_is_told() {
+    let (medium, _) = pool();
+    let layout = superblock(&medium).layout;
+    let page = superblock(&medium).journal_page * PAGE_BYTES as u64;
+    for copy in 0..COPIES {
+        let at = layout.journal_at(copy) + page;
+        medium.damage(at..at + 512);
+    }
+    let found = Node::import(&medium).map(|_| ());
+    assert!(matches!(found, Err(PoolError::Corrupt(_))), "{found:?}");
+}
+
+#[test]
+fn a_newer_format_is_refused() {
+    let (medium, _) = pool();
+    let mut page = medium.bytes(SUPERBLOCK_AT[1], 512);
+    page[8] = 2;
+    page[12..16].fill(0);
+    let crc = crc32c(&page).to_le_bytes();
+    page[12..16].copy_from_slice(&crc);
+    medium.overwrite(SUPERBLOCK_AT[1], &page);
+    let found = Node::import(&medium).map(|_| ());
+    assert_eq!(found, Err(PoolError::NewerFormat(2)));
+}
+
+/// Whatever is imported reads as written, or fails to read.
+fn look(medium: &Medium, tags: &[u64]) {
+    let Ok(node) = Node::import(medium) else {
+        return;
+    };
+    let Some(id) = node.pool.find("v") else {
+        return;
+    };
+    let volume = node.open(id);
+    for at in (0..volume.info().blocks.min(BLOCKS)).step_by(100) {
+        let (volume, buffer) = (volume.clone(), node.core.buffer(512));
+        let read = node.core.run(async move {
+            volume.read(Lba(at), std::slice::from_ref(&buffer)).await?;
+            Ok::<_, corebay_core::disk::DiskError>(buffer.bytes().to_vec())
+        });
+        if let Ok(bytes) = read {
+            assert_eq!(
+                support::disk::tag_of(&bytes),
+                tags[at as usize],
+                "block {at}"
+            );
+        }
+    }
+    let _ = node.run(|pool| async move { pool.check().await });
+    let _ = node.write(&volume, 1, 300, 9, Durability::Cached);
+    let _ = node.run(|pool| async move { pool.delete(pool.find("s").unwrap()).await });
+}
+
+#[test]
+fn random_damage_to_both_copies_never_shows_wrong_data() {
+    let (medium, tags) = pool();
+    // Up to the checkpoint, as the journal's tail may be lost without being missed.
+    drop(Node::import(&medium).unwrap());
+    let (first, second) = (parts(&medium, 0), parts(&medium, 1));
+    for seed in 0..150 {
+        let mut rng = Rng::from_seed(seed);
+        let medium = medium.copy(seed);
+        for _ in 0..1 + rng.below(3) {
+            let part = rng.below(first.len() as u64) as usize;
+            let (_, one) = &first[part];
+            let (_, two) = &second[part];
+            let offset = rng.below((one.end - one.start) / 512) * 512;
+            for at in [one.start + offset, two.start + offset] {
+                medium.damage(at..at + 512);
+            }
+        }
+        look(&medium, &tags);
+    }
+}
+
+#[test]
+fn a_superblock_with_any_wrong_field_is_refused_or_harmless() {
+    let (medium, _) = pool();
+    for at in (16..96).filter(|at| !(12..16).contains(at)) {
+        for value in [0u8, 1, 0x7f, 0xff] {
+            let medium = medium.copy(1);
+            let mut page = medium.bytes(SUPERBLOCK_AT[0], 512);
+            page[at] = value;
+            page[12..16].fill(0);
+            let crc = crc32c(&page).to_le_bytes();
+            page[12..16].copy_from_slice(&crc);
+            for place in SUPERBLOCK_AT {
+                medium.overwrite(place, &page);
+            }
+            let _ = Node::import(&medium).map(|_| ());
+        }
+    }
+}
