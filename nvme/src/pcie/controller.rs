@@ -141,7 +141,6 @@ impl<D: PciDevice> Controller<D> {
     > {
         let registers = device.registers();
         let capabilities = Capabilities::read(&registers)?;
-        device.set_bus_master(true)?;
         let mut bringer = Bringer::new(
             registers,
             reactor,
@@ -150,7 +149,13 @@ impl<D: PciDevice> Controller<D> {
             &mut memory,
             window,
         )?;
-        bringer.disable().await?;
+        // Not before it is idle may it reach memory: it may know queues of whoever had it before.
+        if let Err(error) = bringer.disable().await {
+            tracing::warn!(drive = device.facts().address, %error, "the function is reset");
+            device.reset()?;
+            bringer.disable().await?;
+        }
+        device.set_bus_master(true)?;
         bringer.enable().await?;
         let info = bringer.identify().await?;
         if !info.doorbell_buffer {

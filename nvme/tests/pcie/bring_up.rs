@@ -116,6 +116,45 @@ fn one_that_is_slow_within_its_time_comes_up() {
     assert_eq!(bench.write(0, 1, 1), Ok(()));
 }
 
+/// What whoever had the drive before left behind is in nobody's way: neither a controller that is
+/// enabled nor one that can be disabled only by a reset of the function.
+#[test]
+fn one_that_was_left_enabled_comes_up() {
+    for stuck in [false, true] {
+        let bench = Bench::with(
+            EmulatedOptions {
+                cap: EmulatedOptions::default().cap.with_to(1),
+                ..EmulatedOptions::default()
+            },
+            DriverOptions {
+                queues: 1,
+                ..quick()
+            },
+        );
+        assert_eq!(bench.write(0, 3, 1), Ok(()));
+        bench.emulated().set_faults(EmulatedFaults {
+            stuck_ready: stuck,
+            ..EmulatedFaults::default()
+        });
+        let Bench { world, .. } = bench;
+        // Whoever had it is gone, without a word to the controller.
+        world.reactor.tear_down();
+        let emulated = world.emulated.clone();
+        world.reactor.add_source(std::rc::Rc::new(emulated.clone()));
+        // The fault passes once the driver has had to find another way.
+        let mut turns = 0;
+        let second = world.start_bring_up(quick());
+        world.turn_until("the bring-up", || {
+            turns += 1;
+            if turns == 6000 {
+                emulated.set_faults(EmulatedFaults::default());
+            }
+            second.is_there()
+        });
+        assert!(second.take().is_ok(), "stuck {stuck}");
+    }
+}
+
 #[test]
 fn one_that_hangs_at_its_first_command_is_given_up() {
     let world = World::new(EmulatedOptions::default());

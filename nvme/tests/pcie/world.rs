@@ -140,11 +140,28 @@ impl World {
         emulated: &Emulated,
         options: DriverOptions,
     ) -> Result<Controller<EmulatedDevice>, BringUpError> {
+        let outcome = self.start_on(emulated, options);
+        self.turn_until("the end of a bring-up", || outcome.is_there());
+        outcome.take()
+    }
+
+    pub fn start_bring_up(
+        &self,
+        options: DriverOptions,
+    ) -> Outcome<Result<Controller<EmulatedDevice>, BringUpError>> {
+        self.start_on(&self.emulated, options)
+    }
+
+    fn start_on(
+        &self,
+        emulated: &Emulated,
+        options: DriverOptions,
+    ) -> Outcome<Result<Controller<EmulatedDevice>, BringUpError>> {
         let bytes = options.memory_bytes();
         let region = self.arena.borrow_mut().take(bytes);
         let memory = DmaRegion::new(region.expect("memory for the queues")).expect("aligned");
         let (device, reactor, window) = (emulated.device(), self.reactor.clone(), self.window);
-        self.run(
+        self.spawn(
             async move { Controller::bring_up(device, &reactor, memory, window, options).await },
         )
     }
