@@ -538,3 +538,65 @@ fn dropped_operations_harm_nobody() {
         Node::import(&medium).unwrap().checked();
     }
 }
+
+#[test]
+fn a_volume_may_be_far_larger_than_its_pool() {
+    let medium = Medium::new(BlockSize::B4096, 128 * MIB, false, 1);
+    let mut node = Node::create(&medium);
+    // 256 TiB.
+    let blocks = 1 << 36;
+    let id = node.create_volume("v", blocks);
+    let volume = node.open(id);
+    let places = [0, 1 << 20, (1 << 30) + 255, blocks - 1];
+    for (tag, at) in (1..).zip(places) {
+        node.write(&volume, at, 1, tag, Durability::Cached).unwrap();
+    }
+    drop(volume);
+    for _ in 0..2 {
+        let volume = node.open(id);
+        for (tag, at) in (1..).zip(places) {
+            assert_eq!(node.tags(&volume, at, 1), [tag]);
+        }
+        assert_eq!(node.tags(&volume, 1 << 35, 3), [0; 3]);
+        node.checked();
+        drop(volume);
+        node.checkpoint();
+        node = Node::import(&medium).unwrap();
+    }
+    let volume = node.open(id);
+    node.deallocate(&volume, 1, blocks - 2);
+    assert_eq!(volume.mapped_blocks(), 2);
+    node.deallocate(&volume, 0, blocks);
+    assert_eq!(volume.mapped_blocks(), 0);
+    // The whole map is gone: nothing but the volume is left.
+    assert_eq!(node.checked().pages, 0);
+}
+
+#[test]
+fn a_pool_whose_disk_fails_goes_on_reading() {
+    let medium = Medium::new(BlockSize::B512, 8 * MIB, false, 1);
+    let node = Node::create(&medium);
+    let id = node.create_volume("v", 500);
+    let volume = node.open(id);
+    node.write(&volume, 0, 10, 1, Durability::Cached).unwrap();
+    medium.fail_writes(true);
+    let refused = node.write(&volume, 300, 1, 2, Durability::Cached);
+    assert_eq!(refused, Err(DiskError::WriteFault));
+    assert!(!node.pool.status().failed, "a write of data fails alone");
+    let identity = named("w");
+    let refused = node.run(|pool| async move { pool.create_volume(&identity, 9, false).await });
+    assert_eq!(refused, Err(PoolError::Failed));
+    assert!(node.pool.status().failed);
+    medium.fail_writes(false);
+    let refused = node.write(&volume, 300, 1, 2, Durability::Cached);
+    assert_eq!(refused, Err(DiskError::WriteFault));
+    node.write(&volume, 3, 1, 5, Durability::Cached).unwrap();
+    assert_eq!(node.tags(&volume, 0, 5), [1, 1, 1, 5, 1]);
+    drop(volume);
+    drop(node);
+    let node = Node::import(&medium).unwrap();
+    let volume = node.open(id);
+    assert_eq!(node.tags(&volume, 0, 5), [1, 1, 1, 5, 1]);
+    node.write(&volume, 300, 1, 2, Durability::Cached).unwrap();
+    node.checked();
+}

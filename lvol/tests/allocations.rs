@@ -1,0 +1,101 @@
+//! The fast path takes nothing from the heap: overwrites and reads of a volume, also with snapshots
+//! beneath and across extents.
+
+mod support;
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+    rc::Rc,
+};
+
+use corebay_conformance::TestCore;
+use corebay_core::{
+    disk::{
+        Disk, Durability,
+        ram::{RamDisk, RamMedium},
+    },
+    units::{BlockSize, Lba},
+};
+use corebay_lvol::{Pool, Volume};
+use support::{context, named, options};
+
+/// The system's allocator, counting what each thread takes from it.
+struct Counting;
+
+thread_local!(static TAKEN: Cell<u64> = const { Cell::new(0) });
+
+// SAFETY: everything is passed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        TAKEN.with(|taken| taken.set(taken.get() + 1));
+        // SAFETY: by the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: by the caller's promise.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Makes a volume of which everything was written, and again after each of some snapshots.
+async fn volume(
+    pool: &Pool<RamDisk>,
+    buffer: &corebay_core::buffer::Buffer,
+) -> Rc<Volume<RamDisk>> {
+    let id = pool.create_volume(&named("v"), 2048, false).await.unwrap();
+    let volume = Rc::new(pool.open(id).unwrap());
+    let whole = std::slice::from_ref(buffer);
+    for at in (0..2048).step_by(256) {
+        volume
+            .write(Lba(at), whole, Durability::Cached)
+            .await
+            .unwrap();
+    }
+    for number in 0..8u64 {
+        let name = named(&format!("s{number}"));
+        pool.snapshot(&[(id, name)]).await.unwrap();
+        let part = [buffer.slice(0..4096 * 3)];
+        for at in (0..2048).step_by(32) {
+            let at = Lba(at + number * 3);
+            volume.write(at, &part, Durability::Cached).await.unwrap();
+        }
+    }
+    volume
+}
+
+#[test]
+fn overwrites_and_reads_allocate_nothing() {
+    let core = TestCore::single();
+    let medium = RamMedium::new(BlockSize::B4096, BlockSize::B4096.blocks_in(256 << 20)).unwrap();
+    let disk = RamDisk::new(medium, &core.reactor);
+    let (context, buffer) = (context(&core), core.buffer(1 << 20));
+    let (pool, parts) = (context.clone(), buffer.clone());
+    let (pool, volume) = core.run(async move {
+        let pool = Pool::create(&pool, disk, &options()).await.unwrap();
+        let volume = volume(&pool, &parts).await;
+        (pool, volume)
+    });
+    let taken = core.run(async move {
+        let two = [buffer.slice(0..4096), buffer.slice(8192..16_384)];
+        let before = TAKEN.with(Cell::get);
+        for round in 0..500u64 {
+            // The blocks that were written after the last snapshot, and what lies around them.
+            let at = Lba(round % 64 * 32 + 21);
+            volume.write(at, &two, Durability::Cached).await.unwrap();
+            volume.read(at, &two).await.unwrap();
+            let around = Lba(round % 50 * 32 + 10);
+            volume
+                .read(around, std::slice::from_ref(&buffer))
+                .await
+                .unwrap();
+        }
+        TAKEN.with(Cell::get) - before
+    });
+    assert_eq!(taken, 0);
+    drop(pool);
+}
