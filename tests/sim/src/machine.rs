@@ -22,8 +22,9 @@ use crate::{
 /// How long a drain of the target may take before it is ended anyhow.
 const DRAIN_MAX: Duration = Duration::from_secs(15);
 
-/// The longest pause before a target that ended is started again, in microseconds.
-const OFF_MICROS_MAX: u64 = 100_000;
+/// The longest pauses before a target that ended is started again, in microseconds: a supervisor may
+/// wait, or start it at once.
+const OFF_MICROS_MAX: [u64; 3] = [100, 5_000, 100_000];
 
 /// The target's life.
 enum Life {
@@ -229,7 +230,8 @@ impl Machine {
     }
 
     fn end(&mut self, now: Time) -> Option<Node> {
-        let off = Duration::from_micros(self.rng.below(OFF_MICROS_MAX));
+        let most = OFF_MICROS_MAX[self.rng.below(OFF_MICROS_MAX.len() as u64) as usize];
+        let off = Duration::from_micros(self.rng.below(most));
         match std::mem::replace(&mut self.life, Life::Off(now.plus(off))) {
             Life::Running(node) | Life::Draining(node, _) => Some(node),
             Life::Off(_) => None,

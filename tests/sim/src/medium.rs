@@ -181,7 +181,9 @@ impl SimMedium {
     pub fn set_gone(&self, gone: bool) {
         let state = &mut *self.state();
         state.gone = gone;
-        state.orphans.clear();
+        if gone {
+            state.orphans.clear();
+        }
     }
 
     /// True while it is unplugged.

@@ -201,6 +201,12 @@ impl Plan {
         }
         let hosts = 1 + rng.below(3);
         plan.hosts = (0..hosts).map(|_| draw_host(rng, &plan)).collect();
+        if plan.is_calm() {
+            // Nothing may take so long that a host gives it up.
+            for medium in plan.nodes.iter_mut().flat_map(|node| &mut node.media) {
+                medium.latency.tail = medium.latency.tail.min(CALM_TAIL_MAX);
+            }
+        }
         // Somebody uses each of them.
         plan.hosts[0].nodes = [true, plan.nodes.len() > 1];
         plan
@@ -284,6 +290,9 @@ fn draw_node(rng: &mut Rng) -> NodePlan {
     }
 }
 
+/// The longest tail of a medium's latency where no command may time out.
+const CALM_TAIL_MAX: Duration = Duration::from_millis(50);
+
 /// The place of Write Uncorrectable among the weights.
 const SPOIL: usize = 10;
 
@@ -337,7 +346,7 @@ fn draw_media(rng: &mut Rng) -> Vec<MediumOptions> {
         min: Duration::from_micros(pick(rng, &[1, 20, 100])),
         spread: Duration::from_micros(pick(rng, &[0, 50, 500, 5_000])),
         tail_one_in: pick(rng, &[0, 0, 20]),
-        tail: Duration::from_millis(pick(rng, &[5, 50])),
+        tail: Duration::from_millis(pick(rng, &[5, 50, 400])),
     };
     let medium = |rng: &mut Rng| MediumOptions {
         block_size: pick(rng, &[BlockSize::B512, BlockSize::B512, BlockSize::B4096]),

@@ -16,13 +16,12 @@ fn seeds_max(fault: Fault) -> u64 {
         | Fault::CompletionLost
         | Fault::ScratchLeaked
         | Fault::FusedUnlocked
-        | Fault::FusedLocksOneCore
         | Fault::CopyUngated
         | Fault::EdgeForgotten
         | Fault::CacheOffIgnored
         | Fault::WrongFlush
         | Fault::AckBeforeWrite => 40,
-        Fault::QueuesOutliveReset => 80,
+        Fault::QueuesOutliveReset | Fault::FusedLocksOneCore => 100,
         Fault::FormerNotAwaited => 200,
     }
 }
