@@ -98,6 +98,11 @@ impl Emulated {
         self.lock().fail_fatally();
     }
 
+    /// Completes the I/O command once more that was completed last.
+    pub fn complete_again(&self) {
+        self.lock().complete_again();
+    }
+
     /// Pulls the device out: registers read as ones, and what was not flushed may be lost.
     pub fn unplug(&self) {
         let mut state = self.lock();

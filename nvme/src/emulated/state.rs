@@ -487,6 +487,13 @@ impl State {
         }
     }
 
+    pub(super) fn complete_again(&mut self) {
+        let last = self.stale.iter().rev().find(|(sqid, _)| *sqid > 0);
+        if let Some(&(sqid, cid)) = last {
+            self.post(sqid, CompletionEntry::success(cid));
+        }
+    }
+
     /// Any identifier: of a command in flight, of one that was completed, or made up.
     fn some_cid(&mut self, sqid: u16) -> u16 {
         let in_flight = self.pending.iter().filter(|pending| pending.sqid == sqid);

@@ -6,7 +6,10 @@ use corebay_core::{
     disk::{Disk, DiskError, Durability},
     units::Lba,
 };
-use corebay_nvme::emulated::{Emulated, EmulatedFaults, EmulatedOptions};
+use corebay_nvme::{
+    emulated::{Emulated, EmulatedFaults, EmulatedOptions},
+    pcie::DriverOptions,
+};
 
 use super::world::{Bench, Outcome, quick};
 
@@ -305,6 +308,27 @@ fn a_duplicate_or_stale_completion_ends_nothing_twice() {
             assert!(bench.controller.drive().resets() >= 1);
         }
     }
+}
+
+#[test]
+fn a_late_second_completion_does_not_end_the_slots_next_command() {
+    let bench = Bench::with(
+        slow(),
+        DriverOptions {
+            entries: 2,
+            ..quick()
+        },
+    );
+    assert_eq!(bench.write(0, 1, 1), Ok(()));
+    let next = bench.start_write(1, 2, 1, Durability::Cached);
+    bench.world.turn_for(Duration::from_millis(1));
+    assert_eq!(bench.queue.in_flight(), 1, "in the only slot there is");
+    bench.emulated().complete_again();
+    bench.world.turn_for(Duration::from_micros(500));
+    assert!(!next.is_there(), "ended by the completion of another");
+    assert_eq!(bench.queue.counters().strange_completions, 1);
+    bench.world.turn_until("its own end", || next.is_there());
+    assert_eq!(next.take(), Ok(()));
 }
 
 #[test]
