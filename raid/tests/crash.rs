@@ -177,14 +177,18 @@ fn base(case: &Case, seed: u64) -> (Machine, Model) {
 
 /// How many crashes each test makes: more of them with COREBAY_CRASHES.
 fn crash_count() -> u64 {
-    let given = std::env::var("COREBAY_CRASHES").ok();
-    given.map_or(30, |text| {
-        text.parse().expect("COREBAY_CRASHES is a number")
-    })
+    from_environment("COREBAY_CRASHES").unwrap_or(30)
+}
+
+fn from_environment(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().expect("a number"))
 }
 
 /// Crashes at changes all over the work of one seed.
 fn crashes(case: Case, seed: u64) {
+    // Other work, for long searches.
+    let seed = seed + from_environment("COREBAY_SEED").unwrap_or(0);
     let (machine, model) = base(&case, seed);
     let total = changes_of(&case, &machine, &model, seed);
     let count = crash_count();
