@@ -18,6 +18,8 @@ use corebay_lvol::{CreateOptions, Identity, Pool, PoolContext, VolumeId};
 const BLOCKS: u64 = 64 << 10;
 const OPERATIONS: u64 = 400_000;
 const FIRST_WRITES: u64 = 20_000;
+/// After each snapshot: each takes an extent, until the next write to the same one.
+const AFTER_SNAPSHOT: u64 = 40;
 const DEPTH: u64 = 128;
 
 fn identity(name: &str) -> Identity {
@@ -83,7 +85,7 @@ fn report(what: &str, time: Duration, operations: u64, bare: Duration, bare_oper
 
 fn main() {
     let core = TestCore::single();
-    let medium = RamMedium::new(BlockSize::B4096, BLOCKS * 12).expect("memory");
+    let medium = RamMedium::new(BlockSize::B4096, BLOCKS * 24).expect("memory");
     let bare = Rc::new(RamDisk::new(
         RamMedium::new(BlockSize::B4096, BLOCKS).expect("memory"),
         &core.reactor,
@@ -136,7 +138,7 @@ fn main() {
         let (pool, name) = (pool.clone(), identity(&format!("s{number}")));
         core.run(async move { pool.snapshot(&[(id, name)]).await })
             .expect("a snapshot");
-        let time = measure(&core, &volume, Work::Write, 200, number + 10);
+        let time = measure(&core, &volume, Work::Write, AFTER_SNAPSHOT, number + 10);
         if number == 0 {
             report(
                 "writes right after a snapshot (200)",
