@@ -26,7 +26,7 @@ use crate::{
     controller::{Controller, Event, NewController, QueueRef},
     core::Core,
     environment::Environment,
-    limits::{ADMIN_QUEUE_DEPTH_MAX, DRAIN_TIMEOUT, QUEUE_DEPTH_MIN},
+    limits::{ADMIN_QUEUE_DEPTH_MAX, CNTLID_MAX, DRAIN_TIMEOUT, QUEUE_DEPTH_MIN},
     queue::{Binding, Done, Operation, Outcome, Prepared, Queue, Transfer, Wire},
     subsystem::Subsystem,
 };
@@ -265,6 +265,8 @@ async fn connect_admin<E: Environment, W: Wire>(
     }
     let wanted = match cntlid {
         CNTLID_DYNAMIC | CNTLID_STATIC => None,
+        // No controller will ever have it, so asking again does not help.
+        id if id == 0 || id > CNTLID_MAX => return Err(Refused::in_data(at::CNTLID)),
         id => Some(id),
     };
     wait_for_former(queue, &subsystem, &host_nqn, &host_id).await?;

@@ -329,12 +329,8 @@ pub async fn execute<E: Environment>(
         }
         (Operation::Flush(namespace), _) => flush(binding, namespace.as_ref()).await.into(),
         (Operation::WriteZeroes(blocks, space, durability), _) => {
-            let pass = blocks.namespace.gate.enter(blocks.at, blocks.count).await;
-            let disk = &blocks.namespace.disk;
-            let result = disk
-                .write_zeroes(blocks.at, blocks.count, *space, *durability)
-                .await;
-            drop(pass);
+            let durability = now_durable(binding, *durability);
+            let result = write_zeroes(blocks, *space, durability).await;
             done(counters, result)
         }
         (Operation::WriteUncorrectable(blocks), _) => {
@@ -364,7 +360,7 @@ pub async fn execute<E: Environment>(
                 namespace,
                 *to,
                 (*ranges, &data),
-                *durability,
+                now_durable(binding, *durability),
                 counters,
             )
             .await
@@ -396,6 +392,17 @@ async fn write<E: Environment>(
         .namespace
         .disk
         .write(blocks.at, std::slice::from_ref(data), durability)
+        .await
+}
+
+async fn write_zeroes<E: Environment>(
+    blocks: &Blocks<E>,
+    space: Space,
+    durability: Durability,
+) -> Result<(), DiskError> {
+    let _pass = blocks.namespace.gate.enter(blocks.at, blocks.count).await;
+    let disk = &blocks.namespace.disk;
+    disk.write_zeroes(blocks.at, blocks.count, space, durability)
         .await
 }
 

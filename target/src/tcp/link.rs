@@ -73,6 +73,12 @@ impl Fetch {
         Some(self.into.slice(offset..offset + len))
     }
 
+    /// True where `len` bytes at `offset` are the last of the piece that they continue.
+    pub fn is_last(&self, offset: usize, len: usize) -> bool {
+        let mut pieces = self.pieces.iter();
+        pieces.any(|piece| piece.next == offset && offset + len == piece.end)
+    }
+
     /// The bytes taken up have arrived; true where all have.
     pub fn arrived(&mut self, offset: usize, len: usize) -> bool {
         if let Some(index) = self.pieces.iter().position(|piece| piece.next == offset) {

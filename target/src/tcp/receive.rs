@@ -22,7 +22,7 @@ use corebay_nvme::{
         sgl::Sgl,
         status::Status,
         tcp::{
-            CapsuleCmd, CommonHeader, DGST_DATA, DGST_HEADER, DIGEST_BYTES,
+            CapsuleCmd, CommonHeader, DGST_DATA, DGST_HEADER, DIGEST_BYTES, FLAG_H2C_LAST_PDU,
             FatalErrorStatus as Fes, H2cData, HLEN_COMMON, HLEN_H2C_DATA, IcReq, IcResp, PDA_MAX,
             PFV, PduType, TermReq,
         },
@@ -565,6 +565,14 @@ impl<E: Environment> Receiver<E> {
             .flatten();
         let buffer =
             buffer.ok_or_else(|| Fatal::of(Fes::DataTransferOutOfRange, NO_INFORMATION))?;
+        let is_last = self
+            .link
+            .with_fetch(tag, |fetch| fetch.is_last(offset, len));
+        if common.flags & FLAG_H2C_LAST_PDU != 0 && is_last != Some(true) {
+            // What is missing would never come. The reverse, a last PDU that does not say so, leaves
+            // nothing open and is let pass.
+            return Err(Fatal::field(at::FLAGS));
+        }
         self.start += head;
         let target = Target::Fetch {
             tag,

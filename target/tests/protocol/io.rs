@@ -71,6 +71,15 @@ fn fua_and_flush_reach_the_disk() {
     world.calls();
     queue.write(1, 5, 4096, &data).ok();
     assert_eq!(world.calls(), [Call::Write(5, 1, Durability::Durable)]);
+    // Also of commands that were under way when it was disabled.
+    association.set_feature(0x06, 1).ok();
+    let source = sources(&[(3, 1)]);
+    let cid = queue.submit(nvm::copy(1, 6, 1, false), Payload::Asked(&source));
+    association.set_feature(0x06, 0).ok();
+    world.calls();
+    queue.complete(cid).ok();
+    let calls = world.calls();
+    assert!(calls.contains(&Call::Write(6, 1, Durability::Durable)));
 }
 
 #[test]

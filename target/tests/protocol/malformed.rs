@@ -8,8 +8,8 @@ use corebay_nvme::spec::{
     command::nvm,
     sgl::SglDescriptor,
     tcp::{
-        CapsuleCmd, CommonHeader, DGST_DATA, DGST_HEADER, FLAG_DDGST, FLAG_HDGST,
-        FatalErrorStatus as Fes, H2cData, IcReq, R2t, TermReq,
+        CapsuleCmd, CommonHeader, DGST_DATA, DGST_HEADER, FLAG_DDGST, FLAG_H2C_LAST_PDU,
+        FLAG_HDGST, FatalErrorStatus as Fes, H2cData, IcReq, R2t, TermReq,
     },
 };
 use zerocopy::{IntoBytes, little_endian::U16, little_endian::U32};
@@ -404,6 +404,12 @@ const DATA: &[Case] = &[
         made.data(|_| {}, (16 << 10) + 4)
     }),
     case("no data", Asked, Field(16), |made| made.data(|_| {}, 0)),
+    case(
+        "the last data before the end of what was asked for",
+        Asked,
+        Field(FLAGS),
+        |made| made.data(|pdu| pdu.common.flags |= FLAG_H2C_LAST_PDU, 4096),
+    ),
     case("DATAL beyond PLEN", Asked, Field(PLEN), |made| {
         made.data(|pdu| pdu.datal = U32::new(8192), 4096)
     }),
