@@ -2,9 +2,9 @@
 //!
 //! Invariants, which the binary relies on without looking again:
 //! - an [`Appliance`] is made by this crate alone, and is read-only once made;
-//! - every [`DiskId`] and [`ListenerId`] in it is an index that exists in the same appliance;
+//! - every [`DiskId`], [`ArrayId`] and [`ListenerId`] in it is an index that exists in the same appliance;
 //! - NQNs of subsystems are unique and none is the discovery NQN; NSIDs are unique in a subsystem
-//!   and at most its `max_namespaces`; a disk is exported by at most one namespace; UUIDs, NGUIDs
+//!   and at most its `max_namespaces`; a disk is exported by at most one namespace, or in one array; UUIDs, NGUIDs
 //!   and EUI-64s of namespaces are unique; the addresses of listeners do not overlap;
 //! - sizes of disks are whole numbers of their blocks, and everything is within the limits of
 //!   [`crate::limits`].
@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use corebay_core::units::BlockSize;
+pub use corebay_raid::geometry::{Consistency, Level};
 use uuid::Uuid;
 
 use crate::units::Size;
@@ -28,6 +29,7 @@ pub struct Appliance {
     pub(crate) tcp: Tcp,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) disks: Vec<Disk>,
+    pub(crate) arrays: Vec<Array>,
     pub(crate) subsystems: Vec<Subsystem>,
     pub(crate) referrals: Vec<Referral>,
     pub(crate) log: Log,
@@ -59,6 +61,11 @@ impl Appliance {
         &self.disks
     }
 
+    /// The arrays, in the order of the file.
+    pub fn arrays(&self) -> &[Array] {
+        &self.arrays
+    }
+
     /// The subsystems, in the order of the file.
     pub fn subsystems(&self) -> &[Subsystem] {
         &self.subsystems
@@ -79,6 +86,19 @@ impl Appliance {
         &self.disks[id.0]
     }
 
+    /// The array with this id.
+    pub fn array(&self, id: ArrayId) -> &Array {
+        &self.arrays[id.0]
+    }
+
+    /// The name of what a namespace exports.
+    pub fn store_name(&self, store: Store) -> &str {
+        match store {
+            Store::Disk(id) => &self.disk(id).name,
+            Store::Array(id) => &self.array(id).name,
+        }
+    }
+
     /// The listener with this id.
     pub fn listener(&self, id: ListenerId) -> &Listener {
         &self.listeners[id.0]
@@ -94,6 +114,26 @@ impl DiskId {
     pub fn index(self) -> usize {
         self.0
     }
+}
+
+/// An array's place in [`Appliance::arrays`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ArrayId(pub(crate) usize);
+
+impl ArrayId {
+    /// The index in [`Appliance::arrays`].
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
+/// What a namespace exports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Store {
+    /// A whole disk.
+    Disk(DiskId),
+    /// A whole array.
+    Array(ArrayId),
 }
 
 /// A listener's place in [`Appliance::listeners`].
@@ -279,6 +319,30 @@ impl fmt::Display for DriveName {
     }
 }
 
+/// `[[array]]`: disks as one that outlives the loss of some of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Array {
+    /// Unique among the arrays and the disks.
+    pub name: String,
+    /// How it spreads its data.
+    pub level: Level,
+    /// Its members; a new array gives them its roles in this order.
+    pub members: Vec<DiskId>,
+    /// Disks that take the place of a member that fails.
+    pub spares: Vec<DiskId>,
+    /// The strip of a new array.
+    pub strip: Size,
+    /// How a new array survives crashes.
+    pub consistency: Consistency,
+    /// Where all members are blank, the array is made.
+    pub create: bool,
+    /// What a sweep does in a second while hosts are busy, of each member.
+    pub rebuild_floor: Size,
+    /// What it does at most; `None`: as much as it can.
+    pub rebuild_ceiling: Option<Size>,
+}
+
 /// `[[subsystem]]`: what a host connects to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -324,9 +388,9 @@ impl Access {
 pub struct Namespace {
     /// Namespace id, from 1.
     pub nsid: u32,
-    /// The disk it exports.
-    pub disk: DiskId,
-    /// UUID: the namespace's own, or the disk's; `None`: the appliance makes one and keeps it.
+    /// What it exports.
+    pub store: Store,
+    /// UUID: the namespace's own, or its disk's; `None`: the appliance makes one and keeps it.
     pub uuid: Option<Uuid>,
     /// NGUID, where one is given.
     pub nguid: Option<Nguid>,

@@ -12,6 +12,10 @@ pub const CORES_MAX: usize = 256;
 pub const LISTENERS_MAX: usize = 64;
 /// Disks of one process.
 pub const DISKS_MAX: usize = 1024;
+/// Arrays of one process.
+pub const ARRAYS_MAX: usize = 64;
+/// Members, and as many spares, that one array lists.
+pub const ARRAY_DISKS_MAX: usize = 32;
 /// Subsystems of one process.
 pub const SUBSYSTEMS_MAX: usize = 1024;
 /// Namespaces of all subsystems together.

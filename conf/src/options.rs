@@ -153,6 +153,7 @@ fn raw(options: &Options, kept_nqn: &Nqn, line: &mut CommandLine) -> RawApplianc
         listeners,
         subsystems: vec![subsystem(nqn, &disks)],
         disks,
+        arrays: Vec::new(),
         referrals: Vec::new(),
         log: schema::default_log(),
         any_port: true,

@@ -19,7 +19,7 @@ fn hold(text: &str) {
                 assert!(!subsystem.nqn.is_discovery() && !subsystem.listeners.is_empty());
                 for namespace in &subsystem.namespaces {
                     assert!((1..=subsystem.max_namespaces).contains(&namespace.nsid));
-                    appliance.disk(namespace.disk);
+                    appliance.store_name(namespace.store);
                 }
             }
             render_all(&warnings, true);

@@ -4,7 +4,9 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use corebay_conf::appliance::{Access, BlockSize, Digest, DiskKind, Hugepages, LogFormat};
+use corebay_conf::appliance::{
+    Access, BlockSize, Consistency, Digest, DiskKind, Hugepages, Level, LogFormat, Store,
+};
 use corebay_conf::{Appliance, Size, parse, render_all};
 use support::FakeMachine;
 
@@ -50,7 +52,10 @@ fn minimal() {
     assert_eq!(subsystem.access, Access::AnyHost);
     assert_eq!(subsystem.model.as_str(), "corebay");
     assert_eq!(subsystem.serial.as_str().len(), 18);
-    let disk = appliance.disk(subsystem.namespaces[0].disk);
+    let Store::Disk(disk) = subsystem.namespaces[0].store else {
+        panic!()
+    };
+    let disk = appliance.disk(disk);
     let kind = DiskKind::File {
         path: "corebay-data/minimal.img".into(),
         size: Some(Size::GIB.times(8)),
@@ -71,10 +76,7 @@ fn two_hosts() {
     assert!(!beta.access.allows(host));
     assert!(software.namespaces[0].read_only);
     assert_eq!(alpha.namespaces[1].nsid, 2);
-    assert_eq!(
-        appliance.disk(alpha.namespaces[1].disk).block_size,
-        Some(BlockSize::B512)
-    );
+    assert_eq!(appliance.store_name(alpha.namespaces[1].store), "alpha-log");
 }
 
 #[test]
@@ -162,4 +164,24 @@ fn multi_core() {
         second.eui64.unwrap().bytes(),
         [0x00, 0x25, 0x38, 0x5b, 0x71, 0xb0, 0x00, 0x01]
     );
+}
+
+#[test]
+fn raid() {
+    let appliance = example("raid.toml");
+    let [bulk, fast] = appliance.arrays() else {
+        panic!()
+    };
+    assert_eq!((bulk.level, bulk.members.len()), (Level::Raid6, 6));
+    assert_eq!(appliance.disk(bulk.spares[0]).name, "bay-7");
+    assert_eq!(bulk.strip, Size::KIB.times(128));
+    assert_eq!(bulk.consistency, Consistency::Journal);
+    assert_eq!(bulk.rebuild_ceiling, Some(Size::MIB.times(400)));
+    assert!(bulk.create && !fast.create);
+    assert_eq!(
+        (fast.level, fast.strip),
+        (Level::Mirrored, Size::KIB.times(64))
+    );
+    let store = appliance.subsystems()[0].namespaces[1].store;
+    assert_eq!(appliance.store_name(store), "fast");
 }

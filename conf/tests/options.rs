@@ -4,7 +4,7 @@ mod support;
 
 use std::path::Path;
 
-use corebay_conf::appliance::{Access, Appliance, BlockSize, DiskKind};
+use corebay_conf::appliance::{Access, Appliance, BlockSize, DiskKind, Store};
 use corebay_conf::machine::PathState;
 use corebay_conf::{Nqn, Options, Size, load, render_all};
 use support::FakeMachine;
@@ -107,7 +107,7 @@ fn disks_become_namespaces_in_order() {
     assert_eq!(subsystem.nqn.as_str(), "nqn.2024-01.com.example:mine");
     for (at, namespace) in subsystem.namespaces.iter().enumerate() {
         assert_eq!(
-            (namespace.nsid as usize, namespace.disk.index()),
+            (namespace.nsid as usize, index(namespace.store)),
             (at + 1, at)
         );
     }
@@ -243,4 +243,11 @@ fn files_that_cannot_be_read() {
     let text = shown(&folder);
     std::fs::remove_file(&folder).unwrap();
     assert!(text.contains("line 2 is not UTF-8 text"), "{text}");
+}
+
+fn index(store: Store) -> usize {
+    match store {
+        Store::Disk(id) => id.index(),
+        Store::Array(id) => id.index(),
+    }
 }

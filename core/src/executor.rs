@@ -21,7 +21,7 @@ use std::{
 };
 
 /// The bytes that one task's future may take; a larger one does not compile.
-pub const TASK_BYTES_MAX: usize = 4096 - 64;
+pub const TASK_BYTES_MAX: usize = 8192 - 64;
 
 /// The most task polls of one [`Executor::run_ready`], so that a task that always wakes itself
 /// cannot keep the devices from being polled.

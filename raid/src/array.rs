@@ -5,7 +5,11 @@
 //! - What changes a stripe is an operation of its own (`engine.rs`); dropping the future of a write
 //!   abandons only the parts that were not begun.
 
-use std::{ops::Range, rc::Rc, sync::Arc};
+use std::{
+    ops::Range,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+};
 
 use arrayvec::ArrayVec;
 use corebay_core::{
@@ -71,6 +75,13 @@ impl Assembled {
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.shared.counters()
+    }
+
+    /// The stripes that the sweep under way has done, and all there are.
+    #[must_use]
+    pub fn progress(&self) -> (u64, u64) {
+        let done = self.shared.swept.load(Ordering::Relaxed);
+        (done, self.shared.geometry.stripes())
     }
 
     /// What its disks are.

@@ -16,7 +16,7 @@
 //! A member that comes back is rebuilt in the same way, but counts at once in all regions that are not
 //! marked as written since it went.
 
-use std::{fmt, ops::Range, rc::Rc, sync::atomic::Ordering, time::Duration};
+use std::{fmt, ops::Range, rc::Rc, time::Duration};
 
 use corebay_core::{
     buffer::{Buffer, BufferPool},
@@ -222,6 +222,22 @@ impl<D: Disk> Array<D> {
         Ok(())
     }
 
+    /// Gives a role up, as if its member had failed.
+    ///
+    /// # Errors
+    /// Where blocks would be lost with it, or it has failed already: nothing is changed then.
+    pub async fn give_up(&self, role: usize) -> Result<(), SweepError> {
+        let shared = &self.core.shared;
+        let mut without = shared.state().clone();
+        let state = without.roles[role].state;
+        without.roles[role].state = RoleState::Failed;
+        if state == RoleState::Failed || !without.is_viable(&shared.geometry) {
+            return Err(SweepError::State(state));
+        }
+        self.core.fail(role).await?;
+        Ok(())
+    }
+
     fn fit(&self, role: usize) -> Result<Rc<D>, SweepError> {
         let shared = &self.core.shared;
         let state = shared.state().roles[role].state;
@@ -384,9 +400,7 @@ impl<D: Disk> Array<D> {
     /// The stripes that a sweep under way has done, and all there are.
     #[must_use]
     pub fn progress(&self) -> (u64, u64) {
-        let shared = &self.core.shared;
-        let done = shared.swept.load(Ordering::Relaxed);
-        (done, shared.geometry.stripes())
+        self.assembled().progress()
     }
 }
 

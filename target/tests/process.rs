@@ -546,3 +546,83 @@ fn ipv6_listeners_are_discovered_and_serve() {
     }
     serving.end();
 }
+
+/// A RAID 5 of three files with one namespace, whose members are named in this order.
+fn raid5(folder: &Path, port: u16, members: [&str; 3], create: bool) -> std::path::PathBuf {
+    let file = folder.join("raid.toml");
+    let data = folder.join("data");
+    let mut toml = format!(
+        "data_dir = \"{}\"\n[[listener]]\naddress = \"127.0.0.1:{port}\"\n\
+         [[subsystem]]\nnqn = \"nqn.2026-01.io.corebay:raid\"\nallow_any_host = true\n\
+         [[subsystem.namespace]]\ndisk = \"r\"\n[[array]]\nname = \"r\"\nlevel = \"raid5\"\n\
+         members = {members:?}\ncreate = {create}\n",
+        text(&data)
+    );
+    for name in members {
+        toml += &format!("[[disk]]\nname = \"{name}\"\nfile = {{ path = \"{name}.img\"");
+        toml += match create {
+            true => ", size = \"64MiB\", create = true }\n",
+            false => " }\n",
+        };
+    }
+    fs::write(&file, toml).unwrap();
+    file
+}
+
+#[test]
+fn an_array_outlasts_the_process_and_a_member() {
+    const SPAN: [&str; 5] = ["--verify", "--io-count", "300", "--span", "4MiB"];
+    let folder = tempfile::tempdir().unwrap();
+    let (path, port) = (folder.path(), free_port());
+    let verify = |serving: &Serving| {
+        let read = serving.bench(&[&["--rw", "read"], &SPAN[..]].concat());
+        assert_eq!(read["errors"], serde_json::json!([]), "{read}");
+    };
+    // Blank members become an array only where that is said.
+    let file = raid5(path, port, ["a", "b", "c"], true);
+    let said = fs::read_to_string(&file).unwrap();
+    fs::write(&file, said.replace("\ncreate = true", "\ncreate = false")).unwrap();
+    let refusal = refused(&["--config", text(&file)]);
+    assert!(
+        refusal.contains("array \"r\"") && refusal.contains("create = true"),
+        "{refusal}"
+    );
+    raid5(path, port, ["a", "b", "c"], true);
+    let first = Serving::start_as(&["--config", text(&file)]);
+    let written = first.bench(&[&["--rw", "write", "--overwrite"], &SPAN[..]].concat());
+    assert_eq!(written["errors"], serde_json::json!([]), "{written}");
+    first.end();
+    // Members say themselves whose they are.
+    raid5(path, port, ["c", "a", "b"], false);
+    let second = Serving::start_as(&["--config", text(&file)]);
+    verify(&second);
+    second.end();
+    let data = path.join("data");
+    fs::rename(data.join("a.img"), data.join("kept.img")).unwrap();
+    let third = Serving::start_as(&["--config", text(&file)]);
+    verify(&third);
+    third.kill();
+    // One is missing already: the other two are needed.
+    fs::remove_file(data.join("b.img")).unwrap();
+    let refusal = refused(&["--config", text(&file)]);
+    assert!(refusal.contains("too few members"), "{refusal}");
+}
+
+#[test]
+fn a_disk_with_something_on_it_becomes_no_member() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, file) = (
+        folder.path().join("data"),
+        raid5(folder.path(), free_port(), ["a", "b", "c"], true),
+    );
+    fs::create_dir(&data).unwrap();
+    let mut bytes = vec![0; 64 << 20];
+    bytes[1080..1082].copy_from_slice(&[0x53, 0xef]);
+    fs::write(data.join("b.img"), &bytes).unwrap();
+    let refusal = refused(&["--config", text(&file)]);
+    assert!(
+        refusal.contains("\"b\" is not free") && refusal.contains("ext4"),
+        "{refusal}"
+    );
+    assert_eq!(fs::read(data.join("b.img")).unwrap(), bytes);
+}

@@ -1,6 +1,6 @@
 //! Disks: their names, sizes and blocks, and what of them is on the machine.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
 use crate::appliance::{BlockSize, Disk, DiskKind, DriveName};
@@ -21,7 +21,17 @@ pub(super) fn check(
     memory(raw, machine, sink);
     let mut paths = Paths::default();
     let mut drives = HashMap::new();
+    let members: HashSet<&str> = raw
+        .arrays
+        .iter()
+        .flat_map(|array| array.disks())
+        .map(|name| name.value.as_str())
+        .collect();
     let checked = raw.disks.iter().map(|disk| {
+        let may_miss = disk
+            .name
+            .value()
+            .is_some_and(|name| members.contains(name.as_str()));
         let kind = disk.kind.as_ref().and_then(|kind| match kind {
             RawKind::Ram { size } => Some(DiskKind::Ram {
                 size: blocks(disk, size, sink)?,
@@ -29,9 +39,11 @@ pub(super) fn check(
             RawKind::Null { size } => Some(DiskKind::Null {
                 size: blocks(disk, size, sink)?,
             }),
-            RawKind::Device { path } => device(disk, path.given()?, machine, &mut paths, sink),
+            RawKind::Device { path } => {
+                device(disk, path.given()?, may_miss, machine, &mut paths, sink)
+            }
             RawKind::Nvme { drive, nsid } => nvme(drive, nsid, &mut drives, sink),
-            RawKind::File { .. } => file(disk, raw, machine, &mut paths, sink),
+            RawKind::File { .. } => file(disk, raw, may_miss, machine, &mut paths, sink),
         });
         let kind = kind?;
         let of_its_own = !matches!(kind, DiskKind::Ram { .. } | DiskKind::Null { .. });
@@ -148,6 +160,7 @@ fn blocks(disk: &RawDisk, size: &Field<Size>, sink: &mut Sink) -> Option<Size> {
 fn file(
     disk: &RawDisk,
     raw: &RawAppliance,
+    may_miss: bool,
     machine: &dyn Machine,
     paths: &mut Paths,
     sink: &mut Sink,
@@ -176,6 +189,10 @@ fn file(
         // A start was cut off between making the file and giving it its size: the next one does.
         PathState::File { size_bytes: 0, .. } if create.value && size.given().is_some() => None,
         PathState::File { size_bytes, .. } => length(disk, size, *size_bytes),
+        PathState::Missing | PathState::MissingFolder if may_miss && !create.value => {
+            sink.push(absent_member(&full, path.span));
+            None
+        }
         PathState::Missing if !create.value => Some(
             Draft::error(format!("the file `{}` does not exist", full.display()))
                 .at(path.span, "expected a file")
@@ -202,6 +219,12 @@ fn file(
         create: create.value,
     };
     (whole_blocks && !matches!(size, Field::Wrong)).then_some(kind)
+}
+
+/// An array may do without it.
+fn absent_member(full: &Path, span: Option<Span>) -> Draft {
+    let draft = Draft::warning(format!("`{}` does not exist", full.display()));
+    draft.at(span, "the array starts without it, if it can")
 }
 
 /// What is wrong with a path where there can be no file.
@@ -301,6 +324,7 @@ fn nvme(
 fn device(
     disk: &RawDisk,
     path: &At<PathBuf>,
+    may_miss: bool,
     machine: &dyn Machine,
     paths: &mut Paths,
     sink: &mut Sink,
@@ -324,6 +348,10 @@ fn device(
                 Some(draft) => draft,
                 None => return Some(DiskKind::Device { path: full }),
             }
+        }
+        PathState::Missing | PathState::MissingFolder if may_miss => {
+            sink.push(absent_member(&full, path.span));
+            return Some(DiskKind::Device { path: full });
         }
         PathState::Missing | PathState::MissingFolder => {
             wrong("does not exist").help("`lsblk --paths` lists the block devices of this machine")

@@ -2,6 +2,7 @@
 //!
 //! Invariant: every `None` here comes with an error that was pushed, here or when it was read.
 
+mod arrays;
 mod disks;
 mod listeners;
 mod subsystems;
@@ -27,7 +28,8 @@ pub(crate) fn check(
     data_dir(&raw, machine, sink);
     let listeners = listeners::check(&raw, machine, sink);
     let disks = disks::check(&raw, machine, sink);
-    let subsystems = subsystems::check(&raw, sink);
+    let (arrays, owners) = arrays::check(&raw, disks.as_deref(), machine, sink);
+    let subsystems = subsystems::check(&raw, &owners, sink);
     let referrals = listeners::check_referrals(&raw, sink);
     Some(Appliance {
         data_dir: raw.data_dir.value,
@@ -35,6 +37,7 @@ pub(crate) fn check(
         tcp: raw.tcp,
         listeners: listeners?,
         disks: disks?,
+        arrays: arrays?,
         subsystems: subsystems?,
         referrals: referrals?,
         log: raw.log,

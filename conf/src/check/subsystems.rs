@@ -3,7 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 
-use crate::appliance::{Access, DiskId, ListenerId, Namespace, Serial, Subsystem};
+use super::arrays::Owners;
+use crate::appliance::{Access, ArrayId, DiskId, ListenerId, Namespace, Serial, Store, Subsystem};
 use crate::diagnostic::{Draft, Sink, Span};
 use crate::limits;
 use crate::reader::{At, Field, listed};
@@ -12,8 +13,12 @@ use crate::suggest::nearest;
 use crate::units::quoted;
 use corebay_nvme::spec::nqn::Nqn;
 
-pub(super) fn check(raw: &RawAppliance, sink: &mut Sink) -> Option<Vec<Subsystem>> {
-    let mut checker = Checker::new(raw, sink);
+pub(super) fn check(
+    raw: &RawAppliance,
+    owners: &Owners,
+    sink: &mut Sink,
+) -> Option<Vec<Subsystem>> {
+    let mut checker = Checker::new(raw, owners, sink);
     checker.nqns();
     checker.count();
     let subsystems: Vec<_> = raw
@@ -28,13 +33,15 @@ pub(super) fn check(raw: &RawAppliance, sink: &mut Sink) -> Option<Vec<Subsystem
 /// What the subsystems have in common.
 struct Checker<'r, 's> {
     raw: &'r RawAppliance,
-    disks: HashMap<&'r str, usize>,
+    /// Disks and arrays, by name.
+    stores: HashMap<&'r str, Store>,
+    owners: &'r Owners,
     /// Some disk has no name that could be read: a name that is unknown may be that one's.
-    disks_unnamed: bool,
+    stores_unnamed: bool,
     listeners: HashMap<&'r str, usize>,
     listeners_unnamed: bool,
-    /// Where each disk is exported.
-    exported: HashMap<usize, Exported>,
+    /// Where each disk or array is exported.
+    exported: HashMap<Store, Exported>,
     uuids: HashMap<uuid::Uuid, Option<Span>>,
     nguids: HashMap<[u8; 16], Option<Span>>,
     eui64s: HashMap<[u8; 8], Option<Span>>,
@@ -48,15 +55,23 @@ struct Exported {
 }
 
 impl<'r, 's> Checker<'r, 's> {
-    fn new(raw: &'r RawAppliance, sink: &'s mut Sink) -> Checker<'r, 's> {
-        let disk_names = raw.disks.iter().enumerate().rev();
+    fn new(raw: &'r RawAppliance, owners: &'r Owners, sink: &'s mut Sink) -> Checker<'r, 's> {
+        let disks = raw.disks.iter().enumerate().rev();
+        let disks =
+            disks.filter_map(|(at, disk)| Some((disk.name.value()?, Store::Disk(DiskId(at)))));
+        let arrays = raw.arrays.iter().enumerate().rev();
+        let arrays =
+            arrays.filter_map(|(at, array)| Some((array.name.value()?, Store::Array(ArrayId(at)))));
         let listener_names = raw.listeners.iter().enumerate().rev();
         Checker {
             raw,
-            disks: disk_names
-                .filter_map(|(at, disk)| Some((disk.name.value()?.as_str(), at)))
+            stores: arrays
+                .chain(disks)
+                .map(|(name, store)| (name.as_str(), store))
                 .collect(),
-            disks_unnamed: raw.disks.iter().any(|disk| disk.name.value().is_none()),
+            owners,
+            stores_unnamed: raw.disks.iter().any(|disk| disk.name.value().is_none())
+                || raw.arrays.iter().any(|array| array.name.value().is_none()),
             listeners: listener_names
                 .filter_map(|(at, one)| Some((one.name.value()?.as_str(), at)))
                 .collect(),
@@ -335,11 +350,14 @@ impl<'r, 's> Checker<'r, 's> {
         nsid: Option<u32>,
         subsystem: &str,
     ) -> Option<Namespace> {
-        let disk = raw
+        let store = raw
             .disk
             .given()
-            .and_then(|name| self.disk(name, nsid, subsystem));
-        let disk_uuid = disk.and_then(|disk| self.raw.disks[disk.0].uuid.given());
+            .and_then(|name| self.store(name, nsid, subsystem));
+        let disk_uuid = match store {
+            Some(Store::Disk(disk)) => self.raw.disks[disk.0].uuid.given(),
+            _ => None,
+        };
         let uuid = raw.uuid.given().or(disk_uuid);
         if let Some(uuid) = uuid {
             once(&mut self.uuids, uuid.value, uuid.span, "UUID", self.sink);
@@ -364,7 +382,7 @@ impl<'r, 's> Checker<'r, 's> {
         }
         Some(Namespace {
             nsid: nsid?,
-            disk: disk?,
+            store: store?,
             uuid: uuid.map(|uuid| uuid.value),
             nguid: raw.nguid.value().copied(),
             eui64: raw.eui64.value().copied(),
@@ -372,13 +390,15 @@ impl<'r, 's> Checker<'r, 's> {
         })
     }
 
-    /// The disk of this name, which is exported from now on.
-    fn disk(&mut self, name: &At<String>, nsid: Option<u32>, subsystem: &str) -> Option<DiskId> {
-        let Some(at) = self.disks.get(name.value.as_str()).copied() else {
+    /// The disk or array of this name, which is exported from now on.
+    fn store(&mut self, name: &At<String>, nsid: Option<u32>, subsystem: &str) -> Option<Store> {
+        let Some(store) = self.stores.get(name.value.as_str()).copied() else {
             let draft = Draft::error(format!("there is no disk named {}", quoted(&name.value)));
-            let help = unknown_help(&name.value, self.disks.keys().copied(), "disk", self.sink);
-            let draft = draft.at(name.span, "not a name of a [[disk]]").help(help);
-            if !self.disks_unnamed {
+            let help = unknown_help(&name.value, self.stores.keys().copied(), "disk", self.sink);
+            let draft = draft
+                .at(name.span, "not a name of a [[disk]] or an [[array]]")
+                .help(help);
+            if !self.stores_unnamed {
                 self.sink.push(draft.by_absence());
             }
             return None;
@@ -387,26 +407,45 @@ impl<'r, 's> Checker<'r, 's> {
             Some(nsid) => format!("namespace {nsid} of {subsystem}"),
             None => format!("a namespace of {subsystem}"),
         };
-        if let Some(first) = self.exported.get(&at) {
+        let kind = match store {
+            Store::Disk(_) => "disk",
+            Store::Array(_) => "array",
+        };
+        if let Store::Disk(DiskId(at)) = store
+            && let Some(owner) = self.owners.get(&at)
+        {
             let message = format!(
-                "the disk `{}` is exported twice: by {} and by {what}",
+                "the disk `{}` is {}, and cannot be {what} too",
+                name.value, owner.what
+            );
+            let draft = Draft::error(message)
+                .at(name.span, "exported here")
+                .and_at(owner.span, "in the array here");
+            self.sink.push(
+                draft.help("export the array: its hosts would overwrite each other's blocks"),
+            );
+            return None;
+        }
+        if let Some(first) = self.exported.get(&store) {
+            let message = format!(
+                "the {kind} `{}` is exported twice: by {} and by {what}",
                 name.value, first.what
             );
             let draft = Draft::error(message)
                 .at(name.span, "again here")
                 .and_at(first.span, "first here");
             self.sink
-                .push(draft.help("a disk is one namespace: its hosts would overwrite each other"));
+                .push(draft.help("it is one namespace: its hosts would overwrite each other"));
             return None;
         }
         self.exported.insert(
-            at,
+            store,
             Exported {
                 what,
                 span: name.span,
             },
         );
-        Some(DiskId(at))
+        Some(store)
     }
 
     fn unused_disks(&mut self) {
@@ -414,8 +453,10 @@ impl<'r, 's> Checker<'r, 's> {
             let Some(name) = disk.name.given() else {
                 continue;
             };
-            let second_of_its_name = self.disks.get(name.value.as_str()) != Some(&at);
-            if self.exported.contains_key(&at) || second_of_its_name {
+            let store = Store::Disk(DiskId(at));
+            let second_of_its_name = self.stores.get(name.value.as_str()) != Some(&store);
+            let used = self.exported.contains_key(&store) || self.owners.contains_key(&at);
+            if used || second_of_its_name {
                 continue;
             }
             let draft = Draft::warning(format!("the disk `{}` is not exported", name.value));
@@ -423,6 +464,17 @@ impl<'r, 's> Checker<'r, 's> {
                 .at(name.span, "no [[subsystem.namespace]] names it")
                 .by_absence();
             self.sink.push(draft);
+        }
+        for (at, array) in self.raw.arrays.iter().enumerate() {
+            let store = Store::Array(ArrayId(at));
+            if let Some(name) = array.name.given()
+                && self.stores.get(name.value.as_str()) == Some(&store)
+                && !self.exported.contains_key(&store)
+            {
+                let draft = Draft::warning(format!("the array `{}` is not exported", name.value));
+                let draft = draft.at(name.span, "no [[subsystem.namespace]] names it");
+                self.sink.push(draft.by_absence());
+            }
         }
     }
 }
@@ -443,7 +495,7 @@ fn once<K: Hash + Eq>(
 }
 
 /// How to mend a name that nothing has.
-fn unknown_help<'n>(
+pub(super) fn unknown_help<'n>(
     name: &str,
     known: impl Iterator<Item = &'n str>,
     what: &str,

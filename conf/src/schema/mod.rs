@@ -3,6 +3,7 @@
 //! What needs two values, or the machine, to be judged is the business of [`crate::check`]. The
 //! options of the command line come to a [`RawAppliance`] too, so that both are checked alike.
 
+mod array;
 mod disk;
 mod listener;
 mod reactor;
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 
 use toml::de::DeTable;
 
+pub(crate) use array::{RawArray, RawLevel};
 pub(crate) use disk::{RawDisk, RawKind};
 pub(crate) use listener::{RawListener, RawReferral};
 pub(crate) use reactor::RawReactor;
@@ -39,6 +41,7 @@ pub(crate) struct RawAppliance {
     pub(crate) tcp: Tcp,
     pub(crate) listeners: Vec<RawListener>,
     pub(crate) disks: Vec<RawDisk>,
+    pub(crate) arrays: Vec<RawArray>,
     pub(crate) subsystems: Vec<RawSubsystem>,
     pub(crate) referrals: Vec<RawReferral>,
     pub(crate) log: Log,
@@ -65,6 +68,7 @@ pub(crate) fn read(document: &DeTable<'_>, sink: &mut Sink) -> RawAppliance {
             listener::read,
         ),
         disks: root.tables("disk", "[[disk]]", limits::DISKS_MAX, disk::read),
+        arrays: root.tables("array", "[[array]]", limits::ARRAYS_MAX, array::read),
         subsystems: root.tables(
             "subsystem",
             "[[subsystem]]",

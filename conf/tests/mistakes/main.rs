@@ -1,5 +1,6 @@
 //! Each mistake that a configuration can have, and what is said about it.
 
+mod arrays;
 mod disks;
 mod network;
 mod subsystems;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use corebay_conf::{
     Appliance, Size,
-    appliance::{Access, Subsystem},
+    appliance::{Access, Store, Subsystem},
 };
 
 use super::media::Exports;
@@ -64,7 +64,11 @@ fn describe(
     );
     let kept = exports.registry.find(&subsystem.nqn);
     for namespace in &subsystem.namespaces {
-        let disk = appliance.disk(namespace.disk);
+        let name = appliance.store_name(namespace.store);
+        let kind = match namespace.store {
+            Store::Disk(_) => "disk",
+            Store::Array(_) => "array",
+        };
         let Some(spec) = kept
             .as_ref()
             .and_then(|kept| kept.namespace(namespace.nsid))
@@ -72,11 +76,10 @@ fn describe(
             continue;
         };
         text += &format!(
-            "  namespace {}: {} in blocks of {} bytes, disk {}, uuid {}{}\n",
+            "  namespace {}: {} in blocks of {} bytes, {kind} {name}, uuid {}{}\n",
             namespace.nsid,
             Size::from_bytes(spec.info.bytes()),
             spec.info.block_size.bytes(),
-            disk.name,
             uuid::Uuid::from_bytes(spec.identity.uuid),
             if namespace.read_only {
                 ", read only"

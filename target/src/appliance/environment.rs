@@ -25,12 +25,22 @@ use corebay_target::{
     subsystem::Subsystem,
 };
 
-use super::drives::NvmeMedium;
-use super::keeper::Keeper;
+use corebay_raid::array::Array;
 
-/// What a disk is opened from.
+use super::{arrays::ArrayMedium, drives::NvmeMedium, keeper::Keeper};
+
+/// What a namespace's disk is opened from.
 #[derive(Clone)]
 pub enum Medium {
+    /// One disk.
+    Plain(PlainMedium),
+    /// An array of disks.
+    Array(Arc<ArrayMedium>),
+}
+
+/// What a disk that consists of no others is opened from.
+#[derive(Clone)]
+pub enum PlainMedium {
     /// A file or a kernel block device.
     File(Arc<FileMedium>),
     /// Memory.
@@ -41,8 +51,14 @@ pub enum Medium {
     Nvme(Arc<NvmeMedium>),
 }
 
-/// One core's way to a disk of any kind.
+/// One core's way to what a namespace exports.
 pub enum AnyDisk {
+    Plain(PlainDisk),
+    Array(Rc<Array<PlainDisk>>),
+}
+
+/// One core's way to a disk that consists of no others.
+pub enum PlainDisk {
     File(FileDisk),
     Ram(RamDisk),
     Null(NullDisk),
@@ -53,15 +69,32 @@ impl Medium {
     /// What the disks over it are.
     pub fn info(&self) -> DiskInfo {
         match self {
+            Self::Plain(medium) => medium.info(),
+            Self::Array(array) => array.assembled.info(),
+        }
+    }
+
+    /// True where both are the same disk.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Plain(a), Self::Plain(b)) => a.is_same(b),
+            (Self::Array(a), Self::Array(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
+
+impl PlainMedium {
+    /// What the disks over it are.
+    pub fn info(&self) -> DiskInfo {
+        match self {
             Self::File(medium) => medium.info(),
             Self::Ram(medium) => medium.info(),
             Self::Null(block_size, blocks) => null(*block_size, *blocks).info(),
             Self::Nvme(medium) => medium.info(),
         }
     }
-}
 
-impl Medium {
     /// True where both are the same disk.
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
@@ -82,10 +115,19 @@ fn null(block_size: BlockSize, blocks: u64) -> NullDisk {
 macro_rules! each {
     ($any:expr, $disk:ident => $action:expr) => {
         match $any {
-            AnyDisk::File($disk) => $action,
-            AnyDisk::Ram($disk) => $action,
-            AnyDisk::Null($disk) => $action,
-            AnyDisk::Nvme($disk) => $action,
+            Self::Plain($disk) => $action,
+            Self::Array($disk) => $action,
+        }
+    };
+}
+
+macro_rules! each_plain {
+    ($any:expr, $disk:ident => $action:expr) => {
+        match $any {
+            Self::File($disk) => $action,
+            Self::Ram($disk) => $action,
+            Self::Null($disk) => $action,
+            Self::Nvme($disk) => $action,
         }
     };
 }
@@ -131,21 +173,80 @@ impl Disk for AnyDisk {
     }
 }
 
-/// One core of the machine.
-pub struct MachineEnvironment {
-    /// The core's sockets.
-    pub network: OsNetwork,
-    /// The core's way to files.
+impl Disk for PlainDisk {
+    fn info(&self) -> DiskInfo {
+        each_plain!(self, disk => disk.info())
+    }
+
+    async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
+        each_plain!(self, disk => disk.read(at, into).await)
+    }
+
+    async fn write(
+        &self,
+        at: Lba,
+        from: &[Buffer],
+        durability: Durability,
+    ) -> Result<(), DiskError> {
+        each_plain!(self, disk => disk.write(at, from, durability).await)
+    }
+
+    async fn flush(&self) -> Result<(), DiskError> {
+        each_plain!(self, disk => disk.flush().await)
+    }
+
+    async fn deallocate(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
+        each_plain!(self, disk => disk.deallocate(at, blocks).await)
+    }
+
+    async fn write_zeroes(
+        &self,
+        at: Lba,
+        blocks: u64,
+        space: Space,
+        durability: Durability,
+    ) -> Result<(), DiskError> {
+        each_plain!(self, disk => disk.write_zeroes(at, blocks, space, durability).await)
+    }
+
+    async fn write_uncorrectable(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
+        each_plain!(self, disk => disk.write_uncorrectable(at, blocks).await)
+    }
+}
+
+/// One core's way to plain disks of every kind.
+pub struct Devices {
+    /// To files.
     pub engine: Rc<FileEngine>,
     /// The core's reactor.
     pub reactor: Reactor,
     /// The core's queue pairs of NVMe drives.
-    pub queues: RefCell<Vec<Rc<Queue<VfioRegisters>>>>,
-    /// The core's way to the state file.
-    pub keeper: Keeper,
+    queues: RefCell<Vec<Rc<Queue<VfioRegisters>>>>,
 }
 
-impl MachineEnvironment {
+impl Devices {
+    /// Of the core of `reactor`; its queue pairs are made as they are needed.
+    pub fn new(engine: Rc<FileEngine>, reactor: Reactor) -> Self {
+        Self {
+            engine,
+            reactor,
+            queues: RefCell::default(),
+        }
+    }
+
+    /// Opens this core's way to a disk.
+    ///
+    /// # Errors
+    /// Where its drive has no queue for this core.
+    pub fn open(&self, medium: &PlainMedium) -> Result<PlainDisk, DiskError> {
+        Ok(match medium {
+            PlainMedium::File(medium) => PlainDisk::File(FileDisk::open(&self.engine, medium)),
+            PlainMedium::Ram(medium) => PlainDisk::Ram(RamDisk::new(medium.clone(), &self.reactor)),
+            PlainMedium::Null(block_size, blocks) => PlainDisk::Null(null(*block_size, *blocks)),
+            PlainMedium::Nvme(medium) => PlainDisk::Nvme(self.open_nvme(medium)?),
+        })
+    }
+
     /// All namespaces of a drive share this core's queue pair.
     fn open_nvme(&self, medium: &NvmeMedium) -> Result<NvmeDisk<VfioRegisters>, DiskError> {
         let mut queues = self.queues.borrow_mut();
@@ -166,6 +267,43 @@ impl MachineEnvironment {
     }
 }
 
+type CoreArray = Rc<Array<PlainDisk>>;
+
+/// One core of the machine.
+pub struct MachineEnvironment {
+    /// The core's sockets.
+    pub network: OsNetwork,
+    /// The core's way to plain disks.
+    pub devices: Devices,
+    /// The core's way to the state file.
+    pub keeper: Keeper,
+    /// The arrays that are open here: each once, whoever uses it.
+    pub arrays: RefCell<Vec<(Arc<ArrayMedium>, CoreArray)>>,
+}
+
+impl MachineEnvironment {
+    /// Opens this core's way to an array, once.
+    ///
+    /// # Errors
+    /// Where there is no memory for it, or no way to a member.
+    pub fn open_array(&self, medium: &Arc<ArrayMedium>) -> Result<CoreArray, DiskError> {
+        let mut open = self.arrays.borrow_mut();
+        if let Some((_, array)) = open.iter().find(|(known, _)| Arc::ptr_eq(known, medium)) {
+            return Ok(array.clone());
+        }
+        let reactor = &self.devices.reactor;
+        let members = medium.members().into_iter();
+        let members = members.map(|member| member.map(|member| self.devices.open(&member.medium)));
+        let members = members.map(Option::transpose).collect::<Result<_, _>>()?;
+        let scratch = medium
+            .take_scratch(reactor.core())
+            .ok_or(DiskError::NoSpace)?;
+        let array = Rc::new(Array::open(&medium.assembled, members, reactor, &scratch)?);
+        open.push((medium.clone(), array.clone()));
+        Ok(array)
+    }
+}
+
 impl Environment for MachineEnvironment {
     type Network = OsNetwork;
     type Disk = AnyDisk;
@@ -177,10 +315,8 @@ impl Environment for MachineEnvironment {
 
     fn open(&self, medium: &Medium) -> Result<AnyDisk, DiskError> {
         Ok(match medium {
-            Medium::File(medium) => AnyDisk::File(FileDisk::open(&self.engine, medium)),
-            Medium::Ram(medium) => AnyDisk::Ram(RamDisk::new(medium.clone(), &self.reactor)),
-            Medium::Null(block_size, blocks) => AnyDisk::Null(null(*block_size, *blocks)),
-            Medium::Nvme(medium) => AnyDisk::Nvme(self.open_nvme(medium)?),
+            Medium::Plain(medium) => AnyDisk::Plain(self.devices.open(medium)?),
+            Medium::Array(medium) => AnyDisk::Array(self.open_array(medium)?),
         })
     }
 

@@ -1,10 +1,14 @@
 //! Opens the disks that a configuration names, and says what each subsystem exports.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+};
 
 use corebay_conf::{
     Appliance, LocalMachine, Machine,
-    appliance::{Access as ConfiguredAccess, Disk, DiskKind, Namespace, Subsystem},
+    appliance::{Access as ConfiguredAccess, Disk, DiskKind, Namespace, Store, Subsystem},
     machine::PathState,
 };
 use corebay_core::{
@@ -22,7 +26,12 @@ use corebay_target::{
 };
 use tracing::warn;
 
-use super::{drives::Drives, environment::Medium, state::State};
+use super::{
+    arrays::{self, ArrayMedium, ArrayMemory},
+    drives::Drives,
+    environment::{Medium, PlainMedium},
+    state::State,
+};
 use crate::cli::Failure;
 
 /// What all cores serve, and the namespaces that each of them opens.
@@ -37,7 +46,11 @@ pub struct Exports {
 
 /// The disks that are open, by what the configuration says of them.
 pub struct Media {
-    open: Vec<(DiskKey, Medium)>,
+    open: Vec<(DiskKey, PlainMedium)>,
+    /// Members of arrays that could not be opened, by name, and why.
+    missing: BTreeMap<String, String>,
+    /// In the order of the configuration.
+    arrays: Vec<Arc<ArrayMedium>>,
     drives: Drives,
 }
 
@@ -66,14 +79,27 @@ impl DiskKey {
 }
 
 impl Media {
-    /// Opens the disks that are not open yet.
+    /// Opens the disks that are not open yet. Arrays may do without some.
     pub fn open(&mut self, appliance: &Appliance, state: &mut State) -> Result<(), Failure> {
+        let in_arrays: BTreeSet<&str> = appliance
+            .arrays()
+            .iter()
+            .flat_map(|array| array.members.iter().chain(&array.spares))
+            .map(|disk| appliance.disk(*disk).name.as_str())
+            .collect();
         let mut opened = Vec::new();
         for disk in appliance.disks() {
             let key = DiskKey::of(disk);
-            if !self.open.iter().any(|(known, _)| *known == key) {
-                let medium = open_disk(disk, &mut self.drives, state)?;
-                opened.push((key, medium));
+            if self.open.iter().any(|(known, _)| *known == key) {
+                continue;
+            }
+            match open_disk(disk, &mut self.drives, state) {
+                Ok(medium) => opened.push((key, medium)),
+                Err(failure) if in_arrays.contains(disk.name.as_str()) => {
+                    warn!("{failure}");
+                    self.missing.insert(disk.name.clone(), failure.to_string());
+                }
+                Err(failure) => return Err(failure),
             }
         }
         self.open.extend(opened);
@@ -84,6 +110,58 @@ impl Media {
     pub fn keep_only(&mut self, appliance: &Appliance) {
         let wanted: Vec<_> = appliance.disks().iter().map(DiskKey::of).collect();
         self.open.retain(|(key, _)| wanted.contains(key));
+    }
+
+    /// The arrays.
+    pub fn arrays(&self) -> &[Arc<ArrayMedium>] {
+        &self.arrays
+    }
+
+    #[allow(
+        dead_code,
+        reason = "disks for replacement are named by the control socket"
+    )]
+    /// The disk of this name, opened now where it could not be opened before.
+    pub fn disk(
+        &mut self,
+        appliance: &Appliance,
+        name: &str,
+        state: &mut State,
+    ) -> Result<PlainMedium, Failure> {
+        let disk = appliance.disks().iter().find(|disk| disk.name == name);
+        let disk = disk.ok_or_else(|| {
+            Failure::new(
+                format!("there is no disk named \"{name}\""),
+                "add a [[disk]] of this name to the configuration, and reload it (SIGHUP)",
+            )
+        })?;
+        if let Some(medium) = self.plain(disk) {
+            return Ok(medium);
+        }
+        let medium = open_disk(disk, &mut self.drives, state)?;
+        self.missing.remove(name);
+        self.open.push((DiskKey::of(disk), medium.clone()));
+        Ok(medium)
+    }
+
+    fn plain(&self, disk: &Disk) -> Option<PlainMedium> {
+        let key = DiskKey::of(disk);
+        let known = self.open.iter().find(|(known, _)| *known == key);
+        known.map(|(_, medium)| medium.clone())
+    }
+
+    fn medium(&self, appliance: &Appliance, store: Store) -> Medium {
+        match store {
+            Store::Disk(disk) => {
+                let medium = self.plain(appliance.disk(disk));
+                Medium::Plain(medium.expect("all disks that are exported were opened"))
+            }
+            Store::Array(array) => {
+                let name = &appliance.array(array).name;
+                let known = self.arrays.iter().find(|array| array.name == *name);
+                Medium::Array(known.expect("all arrays were opened").clone())
+            }
+        }
     }
 
     /// Shuts the drives down; every core has ended.
@@ -99,15 +177,11 @@ impl Media {
         namespace: &Namespace,
         state: &mut State,
     ) -> Arc<NamespaceSpec<Medium>> {
-        let disk = appliance.disk(namespace.disk);
-        let key = DiskKey::of(disk);
-        let medium = self.open.iter().find(|(known, _)| *known == key);
-        let medium = medium
-            .map(|(_, medium)| medium.clone())
-            .expect("all disks were opened");
+        let medium = self.medium(appliance, namespace.store);
+        let name = appliance.store_name(namespace.store);
         Arc::new(NamespaceSpec {
             nsid: namespace.nsid,
-            identity: identity(subsystem, namespace, disk, state),
+            identity: identity(subsystem, namespace, name, state),
             info: medium.info(),
             medium,
             read_only: namespace.read_only,
@@ -116,12 +190,20 @@ impl Media {
 }
 
 /// Opens all disks, and makes the subsystems.
-pub fn open(appliance: &Appliance, drives: Drives, state: &mut State) -> Result<Exports, Failure> {
+pub fn open(
+    appliance: &Appliance,
+    drives: Drives,
+    memory: ArrayMemory,
+    state: &mut State,
+) -> Result<Exports, Failure> {
     let mut media = Media {
         open: Vec::new(),
+        missing: BTreeMap::new(),
+        arrays: Vec::new(),
         drives,
     };
     media.open(appliance, state)?;
+    media.arrays = arrays::open(appliance, memory, |disk| media.plain(appliance.disk(disk)))?;
     let registry = Registry::default();
     registry.set_health(state.health());
     let mut namespaces = Vec::new();
@@ -180,12 +262,12 @@ pub fn access(subsystem: &Subsystem) -> Access {
 fn identity(
     subsystem: &Subsystem,
     namespace: &Namespace,
-    disk: &Disk,
+    name: &str,
     state: &mut State,
 ) -> Identity {
     let uuid = namespace
         .uuid
-        .unwrap_or_else(|| state.namespace_uuid(&subsystem.nqn, &disk.name));
+        .unwrap_or_else(|| state.namespace_uuid(&subsystem.nqn, name));
     // Unless one is given, the NGUID holds the same 128 bits: hosts that know only one of the two
     // still recognise the namespace.
     let nguid = namespace
@@ -199,7 +281,7 @@ fn identity(
     }
 }
 
-fn open_disk(disk: &Disk, drives: &mut Drives, state: &mut State) -> Result<Medium, Failure> {
+fn open_disk(disk: &Disk, drives: &mut Drives, state: &mut State) -> Result<PlainMedium, Failure> {
     let block_size = disk.block_size.unwrap_or(BlockSize::B4096);
     match &disk.kind {
         DiskKind::File { path, size, create } => {
@@ -211,7 +293,7 @@ fn open_disk(disk: &Disk, drives: &mut Drives, state: &mut State) -> Result<Medi
             };
             let medium = open_file(disk, path, options, state)?;
             state.note_block_size(path, medium.info().block_size);
-            Ok(Medium::File(medium))
+            Ok(PlainMedium::File(medium))
         }
         DiskKind::Device { path } => {
             let block_size = match disk.block_size {
@@ -221,12 +303,12 @@ fn open_disk(disk: &Disk, drives: &mut Drives, state: &mut State) -> Result<Medi
             let medium = FileMedium::open(path, FileMediumOptions::new(block_size))
                 .map_err(|error| cannot_open(disk, &error))?;
             say_if_blocks_tear(disk, path, &medium);
-            Ok(Medium::File(medium))
+            Ok(PlainMedium::File(medium))
         }
         DiskKind::Ram { size } => {
             let blocks = block_size.blocks_in(size.bytes());
             RamMedium::new(block_size, blocks)
-                .map(Medium::Ram)
+                .map(PlainMedium::Ram)
                 .map_err(|error| {
                     Failure::new(
                         format!(
@@ -243,7 +325,7 @@ fn open_disk(disk: &Disk, drives: &mut Drives, state: &mut State) -> Result<Medi
                 .map_err(|failure| failure.of(&format!("disk \"{}\"", disk.name)))?;
             let own = medium.info().block_size;
             match disk.block_size.filter(|wanted| *wanted != own) {
-                None => Ok(Medium::Nvme(Arc::new(medium))),
+                None => Ok(PlainMedium::Nvme(Arc::new(medium))),
                 Some(wanted) => Err(Failure::new(
                     format!(
                         "disk \"{}\": its blocks are {own} bytes, not {wanted}",
@@ -253,7 +335,10 @@ fn open_disk(disk: &Disk, drives: &mut Drives, state: &mut State) -> Result<Medi
                 )),
             }
         }
-        DiskKind::Null { size } => Ok(Medium::Null(block_size, block_size.blocks_in(size.bytes()))),
+        DiskKind::Null { size } => Ok(PlainMedium::Null(
+            block_size,
+            block_size.blocks_in(size.bytes()),
+        )),
     }
 }
 

@@ -2,6 +2,8 @@
 //! ends cleanly.
 
 mod announce;
+#[allow(dead_code, reason = "orders come by the control socket")]
+mod arrays;
 mod drives;
 mod environment;
 mod keeper;
@@ -9,6 +11,7 @@ mod media;
 mod reload;
 mod run;
 mod state;
+mod tend;
 
 use std::path::Path;
 
@@ -26,8 +29,8 @@ pub fn serve(
     mut state: State,
 ) -> Result<(), Failure> {
     state.begins();
-    let (regions, drives) = run::memory(appliance)?;
-    let exports = media::open(appliance, drives, &mut state)?;
+    let (regions, drives, memory) = run::memory(appliance)?;
+    let exports = media::open(appliance, drives, memory, &mut state)?;
     // Before a host can write: if this run ends without a word, the next one knows.
     state.save()?;
     run::run(appliance, config, exports, regions, state)

@@ -3,7 +3,7 @@
 //! Subsystems, namespaces, allowed hosts and referrals change while everything else goes on; hosts
 //! learn of it by asynchronous events. What is fixed for the life of the process (cores, memory,
 //! transport limits, the data folder, the names of a subsystem) is compared, and said to need a
-//! restart; a file with other listeners is refused.
+//! restart; a file with other listeners or arrays is refused.
 //!
 //! Invariants:
 //! - It is all or nothing. A file with a mistake changes nothing; and before the first change all
@@ -66,6 +66,18 @@ pub fn apply(
         return Err(Failure::new(
             "[[listener]] has changed, which takes a restart",
             "restart corebay, or put the listeners back as they were",
+        ));
+    }
+    let arrays = |appliance: &Appliance| -> Vec<_> {
+        let arrays = appliance.arrays().iter();
+        arrays
+            .map(|array| (array.name.clone(), array.level))
+            .collect()
+    };
+    if arrays(old) != arrays(new) {
+        return Err(Failure::new(
+            "[[array]] has changed, which takes a restart",
+            "restart corebay, or put the arrays back as they were",
         ));
     }
     let targets = running.prepare(new, state).inspect_err(|_| {

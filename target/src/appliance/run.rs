@@ -48,12 +48,14 @@ use tracing::{info, warn};
 
 use super::{
     announce,
+    arrays::{ArrayMedium, ArrayMemory},
     drives::Drives,
-    environment::{MachineEnvironment, Medium},
+    environment::{Devices, MachineEnvironment, Medium},
     keeper::{Event, Keeper, SaveRequest},
     media::{Exports, port_id},
     reload::{self, Running},
     state::State,
+    tend,
 };
 use crate::cli::Failure;
 
@@ -76,6 +78,7 @@ struct CorePlan {
     region: Region,
     port: Port<Message<MachineEnvironment>>,
     registry: Arc<Registry<Medium>>,
+    arrays: Vec<Arc<ArrayMedium>>,
     namespaces: Vec<(SubsystemId, Arc<NamespaceSpec<Medium>>)>,
     limits: Limits,
     tcp: TcpOptions,
@@ -110,6 +113,7 @@ pub fn run(
             warn!("{failure}");
         }
     })?;
+    tend_arrays(&port, &exports);
     announce::ready(appliance, &exports, &addresses);
     let mut main = Main {
         port,
@@ -140,6 +144,20 @@ pub fn run(
         "not every disk could be flushed",
         "look at the log above for the disks; what hosts had flushed before is safe",
     ))
+}
+
+/// The first core tends the arrays: every core has opened them.
+fn tend_arrays(port: &Port<Message<MachineEnvironment>>, exports: &Exports) {
+    if exports.media.arrays().is_empty() {
+        return;
+    }
+    let tend = |core: &Rc<Core<MachineEnvironment>>| {
+        let arrays = core.environment.arrays.borrow().clone();
+        for (medium, array) in arrays {
+            tend::tend(core, medium, array);
+        }
+    };
+    port.send(CoreId(0), Box::new(tend));
 }
 
 /// Lets signals come as events. A thread waits for them, so that the main thread can wait for all.
@@ -326,6 +344,7 @@ fn start(
             region: regions.remove(0),
             port,
             registry: exports.registry.clone(),
+            arrays: exports.media.arrays().to_vec(),
             namespaces: exports.namespaces.clone(),
             limits: limits(appliance),
             tcp: tcp_options(appliance),
@@ -384,8 +403,8 @@ fn raise_open_files() {
     }
 }
 
-/// The arena, divided among the cores, and the drives that reach all of it.
-pub fn memory(appliance: &Appliance) -> Result<(Vec<Region>, Drives), Failure> {
+/// The arena, divided among the cores and the arrays, and the drives that reach all of it.
+pub fn memory(appliance: &Appliance) -> Result<(Vec<Region>, Drives, ArrayMemory), Failure> {
     let reactor = appliance.reactor();
     let hugepages = match reactor.hugepages {
         ConfiguredHugepages::Auto => Hugepages::Auto,
@@ -402,6 +421,7 @@ pub fn memory(appliance: &Appliance) -> Result<(Vec<Region>, Drives), Failure> {
         locked = backing.locked,
         "buffers"
     );
+    let arrays = ArrayMemory::take(appliance, &mut arena)?;
     let cores = reactor.cores.len();
     let share = arena.remaining() / cores / HUGEPAGE_BYTES * HUGEPAGE_BYTES;
     let regions: Option<Vec<_>> = (0..cores).map(|_| arena.take(share)).collect();
@@ -412,7 +432,7 @@ pub fn memory(appliance: &Appliance) -> Result<(Vec<Region>, Drives), Failure> {
         )
     })?;
     let drives = Drives::new(arena.memory(), cores, hugepages);
-    Ok((regions, drives))
+    Ok((regions, drives, arrays))
 }
 
 fn limits(appliance: &Appliance) -> Limits {
@@ -520,9 +540,8 @@ fn start_core(reactor: &Reactor, plan: CorePlan) -> Started {
     })?;
     let environment = MachineEnvironment {
         network,
-        engine,
-        reactor: reactor.clone(),
-        queues: Default::default(),
+        devices: Devices::new(engine, reactor.clone()),
+        arrays: Default::default(),
         keeper: Keeper::new(plan.id, plan.events),
     };
     let core = Core::start(
@@ -533,6 +552,11 @@ fn start_core(reactor: &Reactor, plan: CorePlan) -> Started {
         memory,
         plan.port,
     );
+    for array in plan.arrays {
+        core.environment.open_array(&array).map_err(|error| {
+            Failure::new(format!("cannot open array \"{}\": {error}", array.name), "")
+        })?;
+    }
     for (subsystem, spec) in plan.namespaces {
         let nsid = spec.nsid;
         core.attach(subsystem, spec).map_err(|error| {
@@ -604,6 +628,13 @@ fn flush(port: &Port<Message<MachineEnvironment>>, cores: usize) -> bool {
                             warn!(nsid = namespace.spec.nsid, %error, "a disk was not flushed");
                             all = false;
                         }
+                    }
+                }
+                let arrays = flushing.environment.arrays.borrow().clone();
+                for (medium, array) in arrays {
+                    if let Err(error) = tend::end(&array).await {
+                        warn!(array = medium.name, %error, "an array was not ended cleanly");
+                        all = false;
                     }
                 }
                 let _ = answer.send(all);

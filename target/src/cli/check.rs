@@ -66,6 +66,7 @@ fn summary(appliance: &Appliance) -> String {
         count(appliance.reactor().cores.len(), "core"),
         count(appliance.listeners().len(), "listener"),
         count(appliance.disks().len(), "disk"),
+        count(appliance.arrays().len(), "array"),
         count(appliance.subsystems().len(), "subsystem"),
         count(namespaces, "namespace"),
     ]

@@ -1,0 +1,157 @@
+//! `[[array]]`.
+
+use corebay_raid::geometry::{Consistency, STRIP_BYTES};
+
+use super::scalars;
+use crate::diagnostic::Draft;
+use crate::limits;
+use crate::reader::{At, Field, Section};
+use crate::units::Size;
+
+const STRIP_DEFAULT: Size = Size::KIB.times(64);
+const FLOOR_DEFAULT: Size = Size::MIB.times(20);
+
+/// How an array spreads its data, without what its members add to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RawLevel {
+    Raid0,
+    Raid1,
+    Raid10,
+    Raid5,
+    Raid6,
+    ErasureCode,
+}
+
+const LEVELS: [(&str, RawLevel); 6] = [
+    ("raid0", RawLevel::Raid0),
+    ("raid1", RawLevel::Raid1),
+    ("raid10", RawLevel::Raid10),
+    ("raid5", RawLevel::Raid5),
+    ("raid6", RawLevel::Raid6),
+    ("ec", RawLevel::ErasureCode),
+];
+
+const CONSISTENCIES: [(&str, Consistency); 2] = [
+    ("journal", Consistency::Journal),
+    ("resync", Consistency::DirtyRegions),
+];
+
+/// `[[array]]` by itself.
+pub(crate) struct RawArray {
+    pub(crate) name: Field<String>,
+    pub(crate) level: Field<RawLevel>,
+    /// Strips of data and parity of a stripe, for `ec`.
+    pub(crate) data: Field<u8>,
+    pub(crate) parity: Field<u8>,
+    /// Names of disks.
+    pub(crate) members: Field<Vec<At<String>>>,
+    pub(crate) spares: Field<Vec<At<String>>>,
+    pub(crate) strip: At<Size>,
+    pub(crate) consistency: Consistency,
+    pub(crate) create: bool,
+    pub(crate) rebuild_floor: At<Size>,
+    pub(crate) rebuild_ceiling: Option<At<Size>>,
+}
+
+impl RawArray {
+    /// The names of the disks that may be members.
+    pub(crate) fn disks(&self) -> impl Iterator<Item = &At<String>> {
+        let lists = [&self.members, &self.spares].into_iter();
+        lists.filter_map(Field::value).flatten()
+    }
+}
+
+/// Reads one `[[array]]`.
+pub(crate) fn read(mut section: Section<'_, '_>) -> RawArray {
+    let name = section.parsed("name", "a name", scalars::name);
+    if name.is_absent() {
+        section.missing("name", "name = \"array-1\"");
+    }
+    let level = section.choice("level", &LEVELS);
+    if level.is_absent() {
+        section.missing("level", "level = \"raid6\"");
+    }
+    let members = names(&mut section, "members");
+    if members.is_absent() {
+        section.missing("members", "members = [\"disk-1\", \"disk-2\", \"disk-3\"]");
+    }
+    let raw = RawArray {
+        name,
+        level,
+        data: count(&mut section, "data"),
+        parity: count(&mut section, "parity"),
+        members,
+        spares: names(&mut section, "spares"),
+        strip: strip(&mut section),
+        consistency: section
+            .choice("consistency", &CONSISTENCIES)
+            .or(Consistency::Journal),
+        create: section.boolean("create").or(false),
+        rebuild_floor: rate(&mut section, "rebuild_floor").or_at(FLOOR_DEFAULT),
+        rebuild_ceiling: rate(&mut section, "rebuild_ceiling").given().cloned(),
+    };
+    section.finish();
+    raw
+}
+
+fn strip(section: &mut Section<'_, '_>) -> At<Size> {
+    let least = Size::from_bytes(u64::from(STRIP_BYTES.start));
+    let most = Size::from_bytes(u64::from(STRIP_BYTES.end - 1));
+    let Field::Given(strip) = section.size("strip", least..=most) else {
+        return At::default(STRIP_DEFAULT);
+    };
+    let bytes = strip.value.bytes();
+    if !bytes.is_power_of_two() {
+        let below = Size::from_bytes(1 << bytes.ilog2());
+        let above = Size::from_bytes(bytes.next_power_of_two());
+        let draft = Draft::error(format!("a strip of {bytes} bytes is no power of two"))
+            .at(strip.span, "expected a power of two")
+            .help(format!("the nearest are \"{below}\" and \"{above}\""));
+        section.sink.push(draft);
+        return At::default(STRIP_DEFAULT);
+    }
+    strip
+}
+
+/// Bytes in a second.
+fn rate(section: &mut Section<'_, '_>, key: &'static str) -> Field<Size> {
+    section.size(key, Size::MIB..=Size::TIB)
+}
+
+fn count(section: &mut Section<'_, '_>, key: &'static str) -> Field<u8> {
+    let count = section.integer(key, 1..=u64::from(u8::MAX));
+    count.map(|count| u8::try_from(count).unwrap_or(u8::MAX))
+}
+
+fn names(section: &mut Section<'_, '_>, key: &'static str) -> Field<Vec<At<String>>> {
+    const EXPECTED: &str = "a list of names of disks";
+    let list = match section.list(key, EXPECTED) {
+        Field::Absent => return Field::Absent,
+        Field::Wrong => return Field::Wrong,
+        Field::Given(list) => list,
+    };
+    if list.value.len() > limits::ARRAY_DISKS_MAX {
+        let label = format!("expected at most {}", limits::ARRAY_DISKS_MAX);
+        let draft = Draft::error("these are too many disks").at(list.span, label);
+        section.sink.push(draft);
+        return Field::Wrong;
+    }
+    let mut names = Vec::new();
+    let mut all_right = true;
+    for node in list.value {
+        match section.element_text(key, node, EXPECTED) {
+            Field::Given(text) => names.push(At {
+                value: text.value.to_owned(),
+                span: text.span,
+            }),
+            Field::Absent | Field::Wrong => all_right = false,
+        }
+    }
+    match all_right {
+        true => Field::Given(At {
+            value: names,
+            span: list.span,
+        }),
+        false => Field::Wrong,
+    }
+}
