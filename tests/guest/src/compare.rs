@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use crate::endpoint::{Medium, NQN, Namespace, PORT};
 use crate::fio::{Fio, Report};
 use crate::guest::Guest;
+use crate::hardware::Hardware;
 use crate::image::Image;
 use crate::initiator::Initiator;
 use crate::{machine, nvmet};
@@ -57,7 +58,7 @@ const fn disk(nsid: u32) -> Namespace {
 
 /// Measures the kernel's target and the corebay program: `rounds` turns of `seconds` for each load.
 pub fn run(image: &Image, corebay: &Path, rounds: u32, seconds: u64) -> Result<Vec<Measurement>> {
-    let guest = Guest::boot_with(image, machine::loopback(), MEMORY_MIB)?;
+    let guest = Guest::boot_with(image, machine::loopback(), Hardware::Host(MEMORY_MIB))?;
     let program = guest.share().join("corebay");
     fs::copy(corebay, program).context("copy corebay into the guest")?;
     let kernel = nvmet::export(&guest, &[disk(1)])?;

@@ -12,7 +12,9 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use crate::agent::{Agent, Job, Output};
+use crate::hardware::Hardware;
 use crate::image::Image;
+use crate::monitor::Monitor;
 use crate::process::{self, Process};
 
 /// Memory of a guest, MiB.
@@ -27,21 +29,22 @@ const SCRIPT_LIMIT: Duration = Duration::from_secs(90);
 pub struct Guest {
     qemu: Process,
     agent: Arc<Agent>,
+    hardware: Hardware,
     folder: TempDir,
 }
 
 impl Guest {
     /// Boots a guest that reaches the host's addresses in the /24 of `loopback` under their own names.
     pub fn boot(image: &Image, loopback: Ipv4Addr) -> Result<Guest> {
-        Guest::boot_with(image, loopback, MEMORY_MIB)
+        Guest::boot_with(image, loopback, Hardware::Host(MEMORY_MIB))
     }
 
-    /// As [`Guest::boot`], with as much memory as targets inside the guest need.
-    pub fn boot_with(image: &Image, loopback: Ipv4Addr, memory_mib: u64) -> Result<Guest> {
+    /// As [`Guest::boot`], with the memory and the drives that targets inside the guest need.
+    pub fn boot_with(image: &Image, loopback: Ipv4Addr, hardware: Hardware) -> Result<Guest> {
         let folder = TempDir::with_prefix("corebay-guest-")?;
         fs::create_dir_all(folder.path().join("share/jobs"))?;
         let program = process::find("qemu-system-x86_64").context("QEMU is not installed")?;
-        let arguments = arguments(image, folder.path(), loopback, memory_mib);
+        let arguments = arguments(image, folder.path(), loopback, hardware)?;
         let mut qemu = Process::start(&program, &arguments, &folder.path().join("qemu.log"))?;
         let start = Instant::now();
         let stream = loop {
@@ -69,8 +72,19 @@ impl Guest {
         Ok(Guest {
             qemu,
             agent,
+            hardware,
             folder,
         })
+    }
+
+    /// What it is made of.
+    pub fn hardware(&self) -> Hardware {
+        self.hardware
+    }
+
+    /// QEMU's monitor: takes drives out and puts them back.
+    pub fn monitor(&self) -> Result<Monitor> {
+        Monitor::connect(&self.folder.path().join("monitor"))
     }
 
     /// Runs a short bash script; fails unless it succeeds. Gives its standard output.
@@ -140,30 +154,42 @@ fn console(folder: &Path) -> String {
     process::tail(&String::from_utf8_lossy(&bytes), 25)
 }
 
-fn arguments(image: &Image, folder: &Path, loopback: Ipv4Addr, memory_mib: u64) -> Vec<String> {
+fn arguments(
+    image: &Image,
+    folder: &Path,
+    loopback: Ipv4Addr,
+    hardware: Hardware,
+) -> Result<Vec<String>> {
     let at = |name: &str| folder.join(name).display().to_string();
     let [_, b, c, _] = loopback.octets();
     let identity = format!(
         "lab.name=host-{b}-{c} lab.loopback=127.{b}.{c}.0/24 \
          lab.hostid=5f1a7e00-0000-4000-8000-0000{b:04x}{c:04x}"
     );
-    let fixed = "-M q35 -accel tcg,thread=multi,tb-size=512 -cpu max -nodefaults -no-user-config \
-                 -display none -no-reboot -device virtio-serial-pci -netdev user,id=net0,ipv6=off \
-                 -device virtio-net-pci,netdev=net0,romfile= -device virtio-rng-pci \
-                 -device virtserialport,chardev=agent,name=lab.agent";
-    let mut arguments: Vec<String> = fixed.split_whitespace().map(str::to_owned).collect();
+    let machine = "-M q35 -accel tcg,thread=multi,tb-size=512 -cpu max -nodefaults -no-user-config \
+                   -display none -no-reboot";
+    let devices = "-device virtio-serial-pci -netdev user,id=net0,ipv6=off \
+                   -device virtio-net-pci,netdev=net0,romfile= -device virtio-rng-pci \
+                   -device virtserialport,chardev=agent,name=lab.agent";
+    let words =
+        |text: &str| -> Vec<String> { text.split_whitespace().map(str::to_owned).collect() };
+    let mut arguments = words(machine);
+    // An IOMMU is for the devices that follow it.
+    arguments.extend(hardware.arguments(folder)?);
+    arguments.extend(words(devices));
     let root = image.root.display();
     let local = "security_model=none,multidevs=remap";
     for (option, value) in [
         ("-smp", PROCESSORS.to_string()),
-        ("-m", format!("{memory_mib}M")),
+        ("-m", format!("{}M", hardware.memory_mib())),
         ("-kernel", image.kernel.display().to_string()),
         ("-initrd", image.initramfs.display().to_string()),
         (
             "-append",
             format!(
                 "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable audit=0 \
-                 no_timer_check nowatchdog rcupdate.rcu_expedited=1 {identity}"
+                 no_timer_check nowatchdog rcupdate.rcu_expedited=1 {} {identity}",
+                hardware.kernel_arguments()
             ),
         ),
         ("-serial", format!("file:{}", at("console"))),
@@ -179,8 +205,9 @@ fn arguments(image: &Image, folder: &Path, loopback: Ipv4Addr, memory_mib: u64) 
             "-chardev",
             format!("socket,id=agent,path={},server=on,wait=off", at("agent")),
         ),
+        ("-qmp", format!("unix:{},server=on,wait=off", at("monitor"))),
     ] {
         arguments.extend([option.to_owned(), value]);
     }
-    arguments
+    Ok(arguments)
 }

@@ -7,6 +7,8 @@
 //! - [`guest`] boots it and runs scripts in it; [`initiator`] is what a host administrator does there.
 //! - [`corebay`] is the target process on the machine itself, [`nvmet`] the kernel's own target inside
 //!   the guest: the peer to compare with, and the check that the lab itself is sound.
+//! - [`hardware`] is a guest with an IOMMU and NVMe drives, [`monitor`] takes drives out of it, and
+//!   [`inside`] is corebay within it, over those drives.
 //! - [`suite`] runs the named tests of [`cases`].
 #![forbid(unsafe_code)]
 // These tools drive real processes in real time; no simulator ever runs them.
@@ -20,10 +22,13 @@ pub mod corebay;
 pub mod endpoint;
 pub mod fio;
 pub mod guest;
+pub mod hardware;
 pub mod image;
 pub mod initiator;
 pub mod initramfs;
+pub mod inside;
 pub mod machine;
+pub mod monitor;
 pub mod nvmet;
 pub mod process;
 pub mod recipe;

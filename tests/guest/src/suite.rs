@@ -13,8 +13,10 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::corebay::Corebay;
 use crate::endpoint::{Endpoint, Namespace};
 use crate::guest::Guest;
+use crate::hardware::Hardware;
 use crate::image::Image;
 use crate::initiator::{Controller, Initiator};
+use crate::inside::Inside;
 use crate::{cases, machine, nvmet, process};
 
 /// A named test.
@@ -64,6 +66,8 @@ pub struct Group {
     pub cores: &'static str,
     /// What the target exports.
     pub namespaces: &'static [Namespace],
+    /// The guest; one with drives runs corebay within itself.
+    pub hardware: Hardware,
     /// The tests.
     pub cases: &'static [Case],
 }
@@ -88,6 +92,7 @@ pub struct Lab {
 
 enum Target {
     Corebay(Corebay),
+    Inside(Inside),
     Nvmet(Endpoint),
 }
 
@@ -95,6 +100,9 @@ impl Lab {
     /// The target of `group`, for a guest that just booted or served another group.
     fn new(guest: Guest, peer: &Peer, group: &Group, loopback: Ipv4Addr) -> Result<Lab> {
         let target = match peer {
+            Peer::Corebay(program) if group.hardware == Hardware::Drives => {
+                Target::Inside(Inside::install(&guest, program)?)
+            }
             Peer::Corebay(program) => {
                 let [a, b, c, d] = loopback.octets();
                 let addresses = vec![loopback, [a, b, c, d + 1].into()];
@@ -118,6 +126,7 @@ impl Lab {
     fn end(self) -> Result<Guest> {
         match self.target {
             Target::Corebay(mut corebay) => corebay.stop()?,
+            Target::Inside(inside) => inside.stop(&self.guest)?,
             Target::Nvmet(_) => nvmet::remove(&self.guest)?,
         }
         Ok(self.guest)
@@ -127,6 +136,7 @@ impl Lab {
     pub fn endpoint(&self) -> &Endpoint {
         match &self.target {
             Target::Corebay(corebay) => corebay.endpoint(),
+            Target::Inside(inside) => inside.endpoint(),
             Target::Nvmet(endpoint) => endpoint,
         }
     }
@@ -158,7 +168,15 @@ impl Lab {
     pub fn corebay(&mut self) -> Result<&mut Corebay> {
         match &mut self.target {
             Target::Corebay(corebay) => Ok(corebay),
-            Target::Nvmet(_) => bail!("this test needs a corebay process"),
+            _ => bail!("this test needs a corebay process beside the guest"),
+        }
+    }
+
+    /// corebay within the guest, over its drives.
+    pub fn inside(&self) -> Result<&Inside> {
+        match &self.target {
+            Target::Inside(inside) => Ok(inside),
+            _ => bail!("this test needs a guest with drives"),
         }
     }
 
@@ -194,10 +212,14 @@ impl Lab {
             .run(
                 "mountpoint -q /mnt && umount /mnt
                  nvme disconnect-all || exit
-                 left=$(ls /sys/class/nvme); [ -z \"$left\" ] || { echo \"left: $left\"; exit 1; }
-                 exec dmesg --read-clear",
+                 left=$(cd /sys/class/nvme; grep -lxs tcp */transport)
+                 [ -z \"$left\" ] || { echo \"left: $left\"; exit 1; }",
             )
-            .context("after the test")
+            .context("after the test")?;
+        if let Target::Inside(inside) = &self.target {
+            inside.stop(&self.guest)?;
+        }
+        self.guest.take_kernel_log()
     }
 
     fn usable(&mut self) -> bool {
@@ -216,6 +238,10 @@ impl Lab {
             let said = corebay.output();
             let since = said.get(self.corebay_said..).unwrap_or(&said);
             text += &format!("\n  corebay:\n{}", process::tail(since, 15));
+        }
+        if let Target::Inside(inside) = &self.target {
+            let said = inside.output(&self.guest);
+            text += &format!("\n  corebay:\n{}", process::tail(&said, 15));
         }
         text
     }
@@ -300,11 +326,12 @@ fn report(group: &Group, case: &Case, start: Instant, result: &Result<()>) {
 
 fn new_lab(image: &Image, peer: &Peer, group: &Group, guest: Option<Guest>) -> Result<Lab> {
     let loopback = machine::loopback();
-    let guest = match guest {
+    let guest = match guest.filter(|guest| guest.hardware() == group.hardware) {
         Some(guest) => guest,
         None => {
             let start = Instant::now();
-            let guest = Guest::boot(image, loopback).context("the guest did not start")?;
+            let guest = Guest::boot_with(image, loopback, group.hardware)
+                .context("the guest did not start")?;
             println!(
                 "    guest ready after {:.1} s",
                 start.elapsed().as_secs_f32()
@@ -321,7 +348,7 @@ fn new_lab(image: &Image, peer: &Peer, group: &Group, guest: Option<Guest>) -> R
 fn run_case(mut lab: Lab, case: &Case) -> (Result<()>, Option<Lab>) {
     lab.corebay_said = match &lab.target {
         Target::Corebay(corebay) => corebay.output().len(),
-        Target::Nvmet(_) => 0,
+        _ => 0,
     };
     let result = (case.body)(&mut lab)
         .and_then(|()| lab.clean())
@@ -344,6 +371,8 @@ fn check_kernel_log(log: &str, io_errors: bool) -> Result<()> {
         "Oops",
         "Call Trace",
         "blocked for more than",
+        // A drive reached for memory that was never mapped for it.
+        "DMAR: DRHD: handling fault",
     ];
     const IO: &[&str] = &[
         "I/O error",

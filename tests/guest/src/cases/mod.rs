@@ -1,11 +1,14 @@
 //! Owns the list of the guest tests and the targets that their groups run against.
 
 use crate::endpoint::{Medium, Namespace};
+use crate::guest::MEMORY_MIB;
+use crate::hardware::Hardware;
 use crate::suite::Group;
 
 mod association;
 mod commands;
 mod discovery;
+mod drives;
 mod failures;
 mod features;
 mod filesystems;
@@ -52,6 +55,7 @@ pub fn groups() -> Vec<Group> {
         name,
         cores,
         namespaces,
+        hardware: Hardware::Host(MEMORY_MIB),
         cases,
     };
     vec![
@@ -65,5 +69,9 @@ pub fn groups() -> Vec<Group> {
         group("multipath", "0,1", FILES, multipath::CASES),
         group("filesystems", "0", FILES, filesystems::CASES),
         group("failures", "0", FILES, failures::CASES),
+        Group {
+            hardware: Hardware::Drives,
+            ..group("drives", "0", &[], drives::CASES)
+        },
     ]
 }
