@@ -6,15 +6,19 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use crate::agent::Job;
 use crate::fio::Fio;
 use crate::hardware::{Drive, IN_A_SLOT, NAMESPACE_MIB, PLAIN, TWIN, TWO_NAMESPACES};
 use crate::suite::{Case, Lab};
 
 /// The tests of this group.
 pub const CASES: &[Case] = &[
+    Case::new("doctor_and_its_remedy", doctor_and_its_remedy),
     Case::new("bound_and_given_back", bound_and_given_back),
     Case::new("refused_while_in_use", refused_while_in_use),
     Case::new("every_format_verified", every_format_verified),
+    Case::new("same_data_as_the_kernels", same_data_as_the_kernels),
+    Case::new("no_system_call_for_the_drive", no_system_call_for_the_drive),
 ];
 
 /// A disk of the configuration: a namespace of a drive.
@@ -81,6 +85,44 @@ fn refused(lab: &Lab, drive: &Drive, why: &str) -> Result<()> {
     );
     let after = driver(lab, drive)?;
     ensure!(before == after, "refused, and yet {before} became {after}");
+    Ok(())
+}
+
+/// What `corebay doctor` finds of this: how good it is, and the remedy; and its exit status.
+fn found(lab: &Lab, what: &str) -> Result<(String, String, i32)> {
+    let output = lab.inside()?.command(&lab.guest, "doctor -o json")?;
+    let said: Value = serde_json::from_str(&output.stdout).context("what the doctor says")?;
+    let all = said["findings"].as_array().context("no findings")?;
+    let found = all.iter().find(|one| one["what"] == what);
+    let found = found.with_context(|| format!("no {what} in {said:#}"))?;
+    let text = |name: &str| found[name].as_str().unwrap_or_default().to_owned();
+    Ok((text("grade"), text("mend"), output.status))
+}
+
+/// A machine that has all is fit; what is taken from it is missed, and the command that is named mends
+/// it.
+fn doctor_and_its_remedy(lab: &mut Lab) -> Result<()> {
+    for what in ["IOMMU", "VFIO", "hugepages"] {
+        let (grade, _, status) = found(lab, what)?;
+        ensure!(
+            grade == "good" && status == 0,
+            "{what} is {grade}, status {status}"
+        );
+    }
+    lab.guest.run("modprobe -r vfio-pci")?;
+    let (grade, mend, status) = found(lab, "VFIO")?;
+    ensure!(
+        grade == "missing" && status == 1,
+        "without vfio-pci, VFIO is {grade}, status {status}"
+    );
+    lab.guest
+        .run(&format!("mkdir -p /etc/modules-load.d; {mend}"))
+        .context("the remedy")?;
+    let (grade, _, status) = found(lab, "VFIO")?;
+    ensure!(
+        grade == "good" && status == 0,
+        "after its remedy, VFIO is {grade}, status {status}"
+    );
     Ok(())
 }
 
@@ -151,6 +193,7 @@ fn every_format_verified(lab: &mut Lab) -> Result<()> {
             "NSID {nsid}: {said} instead of {expected}"
         );
         Fio::verify(&device)
+            .options(&["--size=4m"])
             .run(&lab.guest)
             .with_context(|| format!("NSID {nsid}, drive {}", drive.serial))?;
         lab.guest
@@ -163,5 +206,112 @@ fn every_format_verified(lab: &mut Lab) -> Result<()> {
             ))
             .with_context(|| format!("NSID {nsid}, drive {}", drive.serial))?;
     }
+    Ok(())
+}
+
+/// Fails unless the head of a device is a file's content.
+fn same(lab: &Lab, device: &str, file: &str) -> Result<()> {
+    let script = format!(
+        "dd if={device} bs=1M count=8 iflag=direct status=none | cmp - {file} && echo same"
+    );
+    let said = lab.guest.run(&script)?;
+    ensure!(said == "same", "{device} does not hold {file}");
+    Ok(())
+}
+
+/// Fills a file at random, and writes it to the head of a device.
+fn put(lab: &Lab, device: &str, file: &str) -> Result<()> {
+    let script = format!(
+        "head -c 8M /dev/urandom > {file}
+         dd if={file} of={device} bs=1M oflag=direct conv=notrunc,fsync status=none"
+    );
+    lab.guest.run(&script)?;
+    Ok(())
+}
+
+/// Serves one disk as namespace 1, and gives its block device at the host.
+fn attach(lab: &Lab, disk: String) -> Result<String> {
+    lab.inside()?.serve(&lab.guest, &[disk])?;
+    Ok(lab.attach(1, "-i 1")?.1)
+}
+
+fn detach(lab: &Lab) -> Result<()> {
+    lab.guest.run("nvme disconnect-all")?;
+    lab.inside()?.stop(&lab.guest)
+}
+
+/// What corebay's own driver, the io_uring disk over the kernel's driver and the kernel itself wrote,
+/// each of the others reads.
+fn same_data_as_the_kernels(lab: &mut Lab) -> Result<()> {
+    let kernels = give_back(lab, &PLAIN, 1)?;
+    let by_uring = || format!("device = {{ path = \"{kernels}\" }}");
+    put(lab, &kernels, "/tmp/one")?;
+    let device = attach(lab, by_uring())?;
+    same(lab, &device, "/tmp/one").context("io_uring after the kernel")?;
+    put(lab, &device, "/tmp/two")?;
+    detach(lab)?;
+    same(lab, &kernels, "/tmp/two").context("the kernel after io_uring")?;
+    lend(lab, &PLAIN)?;
+    let device = attach(lab, format!("nvme = {{ serial = \"{}\" }}", PLAIN.serial))?;
+    same(lab, &device, "/tmp/two").context("our driver after io_uring")?;
+    put(lab, &device, "/tmp/three")?;
+    detach(lab)?;
+    let kernels = give_back(lab, &PLAIN, 1)?;
+    same(lab, &kernels, "/tmp/three").context("the kernel after our driver")?;
+    let device = attach(lab, by_uring())?;
+    same(lab, &device, "/tmp/three").context("io_uring after our driver")?;
+    detach(lab)
+}
+
+/// Under load the core that drives the drive calls the kernel for its sockets, and for nothing else.
+fn no_system_call_for_the_drive(lab: &mut Lab) -> Result<()> {
+    lend(lab, &PLAIN)?;
+    let device = attach(lab, of_drive(&PLAIN, 1))?;
+    let load = Fio::verify_for(&device, 10);
+    let job = lab.guest.start(&load.script(), load.limit())?;
+    still_runs(&job, 2)?;
+    let counted = lab.guest.run(
+        "set -e
+         mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null || true
+         cd /sys/kernel/tracing; event=events/raw_syscalls/sys_enter
+         for task in /proc/$(cat /tmp/corebay.pid)/task/*; do
+           case $(cat $task/comm) in corebay-0) thread=${task##*/} ;; esac
+         done
+         [ -n \"$thread\" ] || { cat /proc/$(cat /tmp/corebay.pid)/task/*/comm; exit 1; }
+         echo \"hist:keys=id if common_pid==$thread\" > $event/trigger
+         sleep 4
+         cat $event/hist
+         echo \"!hist:keys=id if common_pid==$thread\" > $event/trigger",
+    )?;
+    job.wait()?.success()?;
+    let calls = calls(&counted);
+    let all: u64 = calls.iter().map(|(_, count)| count).sum();
+    ensure!(all > 100, "the load made {all} system calls: {counted}");
+    for (number, count) in calls {
+        ensure!(
+            OF_SOCKETS.contains(&number),
+            "system call {number} was made {count} times under load: {counted}"
+        );
+    }
+    Ok(())
+}
+
+/// read, write, poll, readv, writev, sendto, recvfrom, sendmsg, recvmsg, epoll_wait, ppoll, epoll_pwait:
+/// what sockets, and a thread that looks whether there is something to do, are served with.
+const OF_SOCKETS: [u64; 12] = [0, 1, 7, 19, 20, 44, 45, 46, 47, 232, 271, 281];
+
+/// The lines `{ id: 46 } hitcount: 123` of the kernel's histogram.
+fn calls(text: &str) -> Vec<(u64, u64)> {
+    let number = |text: &str| text.trim().parse().ok();
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("{ id:")?.split_once("} hitcount:"))
+        .filter_map(|(id, count)| Some((number(id)?, number(count)?)))
+        .collect()
+}
+
+fn still_runs(job: &Job, seconds: u64) -> Result<()> {
+    let ended = job.ends_within(Duration::from_secs(seconds))?;
+    let said = ended.map(|output| output.said());
+    ensure!(said.is_none(), "the load ended early: {said:?}");
     Ok(())
 }
