@@ -626,3 +626,104 @@ fn a_disk_with_something_on_it_becomes_no_member() {
     );
     assert_eq!(fs::read(data.join("b.img")).unwrap(), bytes);
 }
+
+/// Runs `corebay array`; gives whether it succeeded, and its output.
+fn array(socket: &Path, arguments: &[&str]) -> (bool, String) {
+    let output = Command::new(PROGRAM)
+        .args(["array", "-o", "json", "--control", text(socket)])
+        .args(arguments)
+        .output()
+        .unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(said).unwrap())
+}
+
+fn array_status(socket: &Path) -> serde_json::Value {
+    let (ok, said) = array(socket, &["status", "r"]);
+    assert!(ok, "{said}");
+    serde_json::from_str(&said).unwrap()
+}
+
+/// Waits until the array is good and nothing is under way.
+fn wait_until_good(socket: &Path) -> serde_json::Value {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        let status = array_status(socket);
+        if status["state"] == "good" && status["sweep"].is_null() {
+            return status;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("it did not get good: {}", array_status(socket));
+}
+
+#[test]
+fn an_array_is_operated_over_the_control_socket() {
+    use std::os::unix::{fs::PermissionsExt, net::UnixStream};
+    let folder = tempfile::tempdir().unwrap();
+    let (path, port) = (folder.path(), free_port());
+    let file = raid5(path, port, ["a", "b", "c"], true);
+    let toml = fs::read_to_string(&file).unwrap();
+    let disk = |name: &str| {
+        format!(
+            "[[disk]]\nname = \"{name}\"\nfile = {{ path = \"{name}.img\", size = \"64MiB\", create = true }}\n"
+        )
+    };
+    fs::write(&file, format!("{toml}{}{}", disk("d"), disk("e"))).unwrap();
+    let serving = Serving::start_as(&["--config", text(&file)]);
+    let socket = path.join("data").join("corebay.sock");
+    let mode = fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let span = ["--verify", "--io-count", "300", "--span", "4MiB"];
+    let written = serving.bench(&[&["--rw", "write", "--overwrite"], &span[..]].concat());
+    assert_eq!(written["errors"], serde_json::json!([]), "{written}");
+    // A failed member, a blank disk for it, and its data are there again.
+    assert_eq!(wait_until_good(&socket)["members"][1]["disk"], "b");
+    assert!(array(&socket, &["fail", "r", "b"]).0);
+    let (ok, said) = array(&socket, &["fail", "r", "c"]);
+    assert!(!ok && said.contains("role 2 stays"), "{said}");
+    assert_eq!(array_status(&socket)["state"], "degraded");
+    let (ok, said) = array(&socket, &["replace", "r", "1", "a"]);
+    assert!(!ok && said.contains("is a member"), "{said}");
+    let (ok, said) = array(&socket, &["replace", "r", "1", "d"]);
+    assert!(ok, "{said}");
+    assert_eq!(wait_until_good(&socket)["members"][1]["disk"], "d");
+    // A spare steps in by itself.
+    assert!(array(&socket, &["spare", "r", "e"]).0);
+    assert!(array(&socket, &["fail", "r", "0"]).0);
+    let start = Instant::now();
+    while array_status(&socket)["members"][0]["disk"] != "e" {
+        assert!(start.elapsed() < PATIENCE, "{}", array_status(&socket));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    wait_until_good(&socket);
+    assert!(array(&socket, &["scrub", "r"]).0);
+    let start = Instant::now();
+    while array_status(&socket)["scrubbed"].is_null() {
+        assert!(start.elapsed() < PATIENCE, "{}", array_status(&socket));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(array_status(&socket)["scrubbed"]["mismatches"], 0);
+    let read = serving.bench(&[&["--rw", "read"], &span[..]].concat());
+    assert_eq!(read["errors"], serde_json::json!([]), "{read}");
+    // What is no request, or too long, is answered and harms nobody.
+    for sent in [&b"nonsense\n"[..], &[b'x'; 70_000]] {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        let _ = std::io::Write::write_all(&mut stream, sent);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut said = String::new();
+        let _ = BufReader::new(stream).read_line(&mut said);
+        assert!(said.contains("error") || sent.len() > 65_536, "{said}");
+    }
+    assert!(array(&socket, &["list"]).0);
+    serving.end();
+    assert!(!socket.exists());
+    // The members say whose they are now.
+    let toml = toml.replace("[\"a\", \"b\", \"c\"]", "[\"d\", \"c\", \"e\"]");
+    let toml = toml.replace("create = true\n[[disk]]", "[[disk]]");
+    fs::write(&file, format!("{toml}{}{}", disk("d"), disk("e"))).unwrap();
+    let serving = Serving::start_as(&["--config", text(&file)]);
+    let read = serving.bench(&[&["--rw", "read"], &span[..]].concat());
+    assert_eq!(read["errors"], serde_json::json!([]), "{read}");
+    serving.end();
+}

@@ -12,7 +12,7 @@ use corebay_core::{sync::Oneshot, units::CoreId};
 use corebay_target::{environment::NotKept, feature::FeatureChange, subsystem::Subsystem};
 use slab::Slab;
 
-use super::environment::Medium;
+use super::{control::ControlRequest, environment::Medium};
 
 /// What the main thread waits for.
 pub enum Event {
@@ -20,6 +20,8 @@ pub enum Event {
     Signal(i32),
     /// A host saves a feature.
     Save(SaveRequest),
+    /// A client of the control socket asks for something.
+    Control(ControlRequest),
 }
 
 /// A host saves a feature.

@@ -117,10 +117,6 @@ impl Media {
         &self.arrays
     }
 
-    #[allow(
-        dead_code,
-        reason = "disks for replacement are named by the control socket"
-    )]
     /// The disk of this name, opened now where it could not be opened before.
     pub fn disk(
         &mut self,

@@ -2,12 +2,13 @@
 //! ends cleanly.
 
 mod announce;
-#[allow(dead_code, reason = "orders come by the control socket")]
 mod arrays;
+mod control;
 mod drives;
 mod environment;
 mod keeper;
 mod media;
+mod operate;
 mod reload;
 mod run;
 mod state;
@@ -22,10 +23,11 @@ pub use state::State;
 use crate::cli::Failure;
 
 /// Serves what `appliance` says until a signal ends it; `config` is the file that says it, if one
-/// does, to be read again at SIGHUP.
+/// does, to be read again at SIGHUP; `control` is where the control socket is.
 pub fn serve(
     appliance: &Appliance,
     config: Option<&Path>,
+    control: &Path,
     mut state: State,
 ) -> Result<(), Failure> {
     state.begins();
@@ -33,5 +35,5 @@ pub fn serve(
     let exports = media::open(appliance, drives, memory, &mut state)?;
     // Before a host can write: if this run ends without a word, the next one knows.
     state.save()?;
-    run::run(appliance, config, exports, regions, state)
+    run::run(appliance, (config, control), exports, regions, state)
 }

@@ -49,10 +49,12 @@ use tracing::{info, warn};
 use super::{
     announce,
     arrays::{ArrayMedium, ArrayMemory},
+    control,
     drives::Drives,
     environment::{Devices, MachineEnvironment, Medium},
     keeper::{Event, Keeper, SaveRequest},
     media::{Exports, port_id},
+    operate::operate,
     reload::{self, Running},
     state::State,
     tend,
@@ -96,7 +98,7 @@ type Started = Result<Vec<(usize, SocketAddr)>, Failure>;
 /// Runs the appliance until a signal ends it. `config` is read again at SIGHUP.
 pub fn run(
     appliance: &Appliance,
-    config: Option<&Path>,
+    (config, control): (Option<&Path>, &Path),
     exports: Exports,
     regions: Vec<Region>,
     mut state: State,
@@ -114,6 +116,8 @@ pub fn run(
         }
     })?;
     tend_arrays(&port, &exports);
+    // Without it everything is served all the same.
+    let control = control::start(control, sender.clone()).map_err(|failure| warn!("{failure}"));
     announce::ready(appliance, &exports, &addresses);
     let mut main = Main {
         port,
@@ -125,6 +129,7 @@ pub fn run(
         counters_kept: clock.now(),
     };
     main.serve(appliance, config);
+    drop(control);
     let clean = main.end();
     for thread in threads {
         // A core that panicked has ended the process already.
@@ -201,6 +206,13 @@ impl Main {
             }
             match self.events.recv_timeout(next.since(now)) {
                 Ok(Event::Save(request)) => self.save(request),
+                Ok(Event::Control(request)) => {
+                    let asked = (request.method.as_str(), &request.params);
+                    let appliance = current.as_ref().unwrap_or(appliance);
+                    let media = &mut self.exports.media;
+                    let reply = operate(appliance, media, &mut self.state, now, asked);
+                    let _ = request.answer.send(reply);
+                }
                 Ok(Event::Signal(SIGHUP)) => {
                     let now = current.as_ref().unwrap_or(appliance);
                     if let Some(new) = self.read_again(now, config) {

@@ -7,6 +7,7 @@
 //! - A message of an error says what failed, where, and how to mend it.
 
 mod address;
+mod array;
 mod bench;
 mod check;
 mod discover;
@@ -49,6 +50,8 @@ struct Cli {
 enum Command {
     /// Export disks as NVMe namespaces until interrupted
     Serve(serve::Args),
+    /// Look at the arrays of a running appliance, and change them
+    Array(array::Args),
     /// Check a configuration file without starting anything
     Check(check::Args),
     /// Measure a target: throughput and latency, or the truth of its data
@@ -82,6 +85,7 @@ pub fn main() -> ExitCode {
     }
     match command {
         Command::Serve(args) => serve::run(args),
+        Command::Array(args) => array::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Bench(args) => bench::run(args),
         Command::Discover(args) => discover::run(&args),

@@ -30,6 +30,9 @@ pub struct Args {
         "data_dir", "size", "listen", "discovery", "cores", "disks", "nqn",
     ])]
     config: Option<PathBuf>,
+    /// The control socket [default: corebay.sock in the data folder]
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
     /// The folder for data and names
     #[arg(long, value_name = "DIR", default_value = "./corebay-data")]
     data_dir: PathBuf,
@@ -110,7 +113,10 @@ fn serve(args: Args) -> Result<(), Option<Failure>> {
         }
     };
     log_as(&appliance);
-    appliance::serve(&appliance, args.config.as_deref(), state).map_err(Some)
+    let control = args
+        .control
+        .unwrap_or_else(|| appliance.data_dir().join("corebay.sock"));
+    appliance::serve(&appliance, args.config.as_deref(), &control, state).map_err(Some)
 }
 
 /// Shows what there is to say of a configuration.

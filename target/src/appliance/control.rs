@@ -1,0 +1,269 @@
+//! The control socket: JSON-RPC 2.0 over a Unix socket, one message a line. See `docs/adr/0010`.
+//!
+//! Invariants:
+//! - Connections and messages are bounded; who sends or takes nothing for a while is disconnected.
+//! - It runs on threads of its own and asks the main thread: never a core, never the data path.
+
+use std::{
+    fs,
+    io::{self, BufRead, BufReader, Read, Write},
+    os::unix::{
+        fs::FileTypeExt,
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use rustix::{fs::Mode, process::umask};
+use serde_json::{Value, json};
+use tracing::{info, warn};
+
+use super::{keeper::Event, run::spawn};
+use crate::cli::Failure;
+
+/// Connections at a time.
+const CONNECTIONS_MAX: usize = 16;
+
+/// The longest message.
+const MESSAGE_BYTES_MAX: u64 = 64 << 10;
+
+/// How long a client may be silent.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// How long an answer may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A mistake of JSON-RPC, by its code, or ours.
+#[derive(Clone, Debug)]
+pub struct RpcError {
+    /// Its code.
+    pub code: i32,
+    /// What is wrong.
+    pub message: String,
+}
+
+impl RpcError {
+    /// The parameters are wrong.
+    pub fn params(message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self {
+            code: -32602,
+            message,
+        }
+    }
+
+    /// What was asked for was refused.
+    pub fn refused(message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self {
+            code: -32000,
+            message,
+        }
+    }
+
+    fn of(code: i32, message: &str) -> Self {
+        Self {
+            code,
+            message: message.to_owned(),
+        }
+    }
+}
+
+/// What is answered.
+pub enum Reply {
+    /// At once.
+    Now(Result<Value, RpcError>),
+    /// When the order was accepted or refused.
+    Order(mpsc::Receiver<Result<(), String>>),
+}
+
+/// What a client asks of the main thread.
+pub struct ControlRequest {
+    /// The method.
+    pub method: String,
+    /// Its parameters: an object.
+    pub params: Value,
+    /// Where the answer goes.
+    pub answer: mpsc::Sender<Reply>,
+}
+
+/// The socket; its file goes with it.
+pub struct Control(PathBuf);
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Serves the socket at `path` from now on.
+///
+/// # Errors
+/// Where it cannot be made, or another process serves it.
+pub fn start(path: &Path, events: mpsc::Sender<Event>) -> Result<Control, Failure> {
+    let cannot = |error: io::Error| {
+        let help = "name another with --control";
+        Failure::new(
+            format!("no control socket at {}: {error}", path.display()),
+            help,
+        )
+    };
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    if is_socket {
+        if UnixStream::connect(path).is_ok() {
+            return Err(cannot(io::ErrorKind::AddrInUse.into()));
+        }
+        // What a process that was killed left behind.
+        fs::remove_file(path).map_err(cannot)?;
+    }
+    let before = umask(Mode::from_raw_mode(0o177));
+    let bound = UnixListener::bind(path);
+    umask(before);
+    let listener = bound.map_err(cannot)?;
+    info!(path = %path.display(), "control socket");
+    spawn("corebay-control".into(), move || accept(&listener, &events))?;
+    Ok(Control(path.to_owned()))
+}
+
+fn accept(listener: &UnixListener, events: &mpsc::Sender<Event>) {
+    let connections = Arc::new(AtomicUsize::new(0));
+    for stream in listener.incoming() {
+        let Ok(stream) = stream else { continue };
+        // Beyond the bound a client finds its connection closed.
+        if connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
+            connections.fetch_sub(1, Ordering::Relaxed);
+            continue;
+        }
+        let (events, count) = (events.clone(), connections.clone());
+        let serving = spawn("corebay-client".into(), move || {
+            // A client that goes away is no error.
+            let _ = serve(&stream, &events);
+            count.fetch_sub(1, Ordering::Relaxed);
+        });
+        if let Err(failure) = serving {
+            warn!("{failure}");
+            connections.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn serve(stream: &UnixStream, events: &mpsc::Sender<Event>) -> io::Result<()> {
+    stream.set_read_timeout(Some(SILENCE_MAX))?;
+    stream.set_write_timeout(Some(SILENCE_MAX))?;
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = Vec::new();
+        let read = (&mut reader)
+            .take(MESSAGE_BYTES_MAX)
+            .read_until(b'\n', &mut line)?;
+        if read == 0 {
+            return Ok(());
+        }
+        let whole = line.ends_with(b"\n");
+        let answer = match whole || read < MESSAGE_BYTES_MAX as usize {
+            true => respond(&line, events),
+            false => Some(error(
+                &Value::Null,
+                &RpcError::of(-32600, "the message is too long"),
+            )),
+        };
+        if let Some(answer) = answer {
+            let mut stream = stream;
+            stream.write_all(format!("{answer}\n").as_bytes())?;
+        }
+        if !whole {
+            return Ok(());
+        }
+    }
+}
+
+fn error(id: &Value, error: &RpcError) -> Value {
+    json!({ "jsonrpc": "2.0", "id": id, "error": { "code": error.code, "message": error.message } })
+}
+
+/// The answer to a message; none for a notification.
+fn respond(line: &[u8], events: &mpsc::Sender<Event>) -> Option<Value> {
+    let Ok(message) = serde_json::from_slice::<Value>(line) else {
+        return Some(error(
+            &Value::Null,
+            &RpcError::of(-32700, "this is not JSON"),
+        ));
+    };
+    let id = message.get("id").cloned();
+    let named = message
+        .get("id")
+        .is_none_or(|id| id.is_string() || id.is_number() || id.is_null());
+    let method = message.get("method").and_then(Value::as_str);
+    let params = message.get("params").cloned().unwrap_or_else(|| json!({}));
+    let outcome = match method {
+        Some(method) if named && message["jsonrpc"] == "2.0" && params.is_object() => {
+            ask(method, params, events)
+        }
+        _ => Err(RpcError::of(
+            -32600,
+            "this is no request of JSON-RPC 2.0 with named parameters",
+        )),
+    };
+    match (id, outcome) {
+        (None, Err(refusal)) if refusal.code == -32600 => Some(error(&Value::Null, &refusal)),
+        (None, _) => None,
+        (Some(id), Ok(result)) => Some(json!({ "jsonrpc": "2.0", "id": id, "result": result })),
+        (Some(id), Err(refusal)) => Some(error(&id, &refusal)),
+    }
+}
+
+fn ask(method: &str, params: Value, events: &mpsc::Sender<Event>) -> Result<Value, RpcError> {
+    let late = |_| RpcError::of(-32001, "the appliance does not answer: it may be ending");
+    let (answer, replies) = mpsc::channel();
+    let request = ControlRequest {
+        method: method.to_owned(),
+        params,
+        answer,
+    };
+    // Where nobody receives it, its answer never comes either.
+    let _ = events.send(Event::Control(request));
+    match replies.recv_timeout(ANSWER_TIMEOUT).map_err(late)? {
+        Reply::Now(outcome) => outcome,
+        Reply::Order(outcome) => {
+            let outcome = outcome.recv_timeout(ANSWER_TIMEOUT).map_err(late)?;
+            outcome.map(|()| json!({})).map_err(RpcError::refused)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_sent_is_answered_or_ignored() {
+        let (events, requests) = mpsc::channel();
+        drop(requests);
+        let code = |line: &str| {
+            respond(line.as_bytes(), &events).map(|said| said["error"]["code"].clone())
+        };
+        assert_eq!(code("{"), Some(json!(-32700)));
+        for line in [
+            "[]",
+            "1",
+            "{}",
+            r#"{"jsonrpc":"2.0","id":{},"method":"a"}"#,
+            r#"{"id":1,"method":"a"}"#,
+        ] {
+            assert_eq!(code(line), Some(json!(-32600)), "{line}");
+        }
+        let line = r#"{"jsonrpc":"2.0","id":1,"method":"a","params":[1]}"#;
+        assert_eq!(code(line), Some(json!(-32600)));
+        assert_eq!(
+            code(r#"{"jsonrpc":"2.0","id":1,"method":"a"}"#),
+            Some(json!(-32001))
+        );
+        assert_eq!(code(r#"{"jsonrpc":"2.0","method":"a"}"#), None);
+    }
+}
