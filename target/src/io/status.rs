@@ -14,8 +14,9 @@ pub fn from_disk(error: DiskError) -> Status {
         DiskError::NoSpace => Status::CAPACITY_EXCEEDED.with_dnr(),
         DiskError::Unsupported => Status::INVALID_OPCODE.with_dnr(),
         DiskError::TimedOut => Status::COMMAND_INTERRUPTED,
-        // The host may reach the data over another path.
-        DiskError::Gone => Status::INTERNAL_PATH_ERROR,
+        // Final, and so over every path to this target. A path-related status without DNR would have
+        // a host with multipath send the command again on the path that it has, for ever.
+        DiskError::Gone => Status::INTERNAL_ERROR.with_dnr(),
         DiskError::Internal(_) => Status::INTERNAL_ERROR,
     }
 }

@@ -507,7 +507,7 @@ fn disk_errors_and_their_statuses() {
         (DiskError::Unsupported, Status::INVALID_OPCODE.with_dnr()),
         (DiskError::TimedOut, Status::COMMAND_INTERRUPTED),
         (DiskError::Internal(5), Status::INTERNAL_ERROR),
-        (DiskError::Gone, Status::INTERNAL_PATH_ERROR),
+        (DiskError::Gone, Status::INTERNAL_ERROR.with_dnr()),
     ] {
         let list = ranges(&[(0, 1)]);
         let source = sources(&[(0, 1)]);

@@ -19,6 +19,7 @@ pub const CASES: &[Case] = &[
     Case::new("every_format_verified", every_format_verified),
     Case::new("same_data_as_the_kernels", same_data_as_the_kernels),
     Case::new("no_system_call_for_the_drive", no_system_call_for_the_drive),
+    Case::new("taken_out_and_put_back", taken_out_and_put_back).io_errors(),
 ];
 
 /// A disk of the configuration: a namespace of a drive.
@@ -314,4 +315,67 @@ fn still_runs(job: &Job, seconds: u64) -> Result<()> {
     let said = ended.map(|output| output.said());
     ensure!(said.is_none(), "the load ended early: {said:?}");
     Ok(())
+}
+
+/// Takes the drive out of its slot by `take_out` under load: its own load fails, the other drive's goes
+/// on, and put back it holds what it held.
+fn without_the_drive(lab: &mut Lab, take_out: fn(&Lab) -> Result<()>) -> Result<()> {
+    let both = [&PLAIN, &IN_A_SLOT];
+    put_back(lab)?;
+    for drive in both {
+        lend(lab, drive)?;
+    }
+    let disks = both.map(|drive| of_drive(drive, 1));
+    lab.inside()?.serve(&lab.guest, &disks)?;
+    let controller = lab.connect("-i 1")?;
+    let stays = lab.host().device(&controller, 1)?;
+    let goes = lab.host().device(&controller, 2)?;
+    put(lab, &goes, "/tmp/kept")?;
+    let load = Fio::verify_for(&stays, 20);
+    let stays = lab.guest.start(&load.script(), load.limit())?;
+    // Beside what is to be found again.
+    let load = Fio::verify_for(&goes, 60).options(&["--offset=16m"]);
+    let goes = lab.guest.start(&load.script(), load.limit())?;
+    still_runs(&goes, 3)?;
+    take_out(lab)?;
+    let ended = goes.ends_within(Duration::from_secs(45))?;
+    let ended = ended.context("the load on the missing drive neither fails nor ends")?;
+    ensure!(ended.status != 0, "the load outlived its drive");
+    lab.inside()?.check(&lab.guest)?;
+    let there = format!("[ -e /sys/bus/pci/devices/{} ]", IN_A_SLOT.address);
+    let gone = lab
+        .guest
+        .until(&format!("! {there}"), Duration::from_secs(30));
+    gone.context("the kernel does not get the drive back")?;
+    stays.wait()?.success().context("the drive that stayed")?;
+    lab.inside()?.check(&lab.guest)?;
+    detach(lab)?;
+    put_back(lab)?;
+    lend(lab, &IN_A_SLOT)?;
+    let device = attach(
+        lab,
+        format!("nvme = {{ serial = \"{}\" }}", IN_A_SLOT.serial),
+    )?;
+    same(lab, &device, "/tmp/kept")?;
+    detach(lab)
+}
+
+/// Puts the drive into its slot, if it is not there.
+fn put_back(lab: &Lab) -> Result<()> {
+    let there = format!("[ -e /sys/bus/pci/devices/{}/driver ]", IN_A_SLOT.address);
+    let is_there = lab.guest.attempt(&there, Duration::from_secs(20))?.status == 0;
+    if !is_there {
+        lab.guest.monitor()?.execute(&IN_A_SLOT.to_add())?;
+        let back = lab.guest.until(&there, Duration::from_secs(45));
+        back.context("the drive does not come back")?;
+    }
+    Ok(())
+}
+
+/// Asked for: the kernel wants the drive back, and corebay lets go.
+fn taken_out_and_put_back(lab: &mut Lab) -> Result<()> {
+    without_the_drive(lab, |lab| {
+        lab.guest.monitor()?.execute(&IN_A_SLOT.to_remove())?;
+        Ok(())
+    })
 }
