@@ -11,7 +11,7 @@ use crate::units::{Size, TimeSpan};
 /// The arena's page: memory is given out in whole ones.
 const PAGE: Size = Size::MIB.times(2);
 const MEMORY_DEFAULT: Size = Size::MIB.times(256);
-const IDLE_SLEEP_DEFAULT: Duration = Duration::from_micros(200);
+const IDLE_SLEEP_DEFAULT: Duration = Duration::from_millis(1);
 const IDLE_SLEEP_MIN: Duration = Duration::from_micros(1);
 const IDLE_SLEEP_MAX: Duration = Duration::from_secs(10);
 /// Linux's own bound on CPU numbers (NR_CPUS).
