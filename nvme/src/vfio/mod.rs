@@ -16,6 +16,7 @@ mod addresses;
 
 use std::{
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, atomic::Ordering, atomic::fence},
 };
@@ -253,7 +254,8 @@ pub struct VfioDevice {
     config_offset: u64,
     /// Readable once the kernel wants the device back; `None` where it cannot say so.
     wanted_back: Option<OwnedFd>,
-    device: RawDevice,
+    /// `None` only while it is dropped.
+    device: Option<RawDevice>,
     space: Arc<VfioSpace>,
 }
 
@@ -287,7 +289,7 @@ impl VfioDevice {
             registers: VfioRegisters(Arc::new(Bar { map, bytes })),
             config_offset,
             wanted_back: ask_to_be_told(&device),
-            device,
+            device: Some(device),
             space: space.clone(),
         };
         opened.facts = PciFacts {
@@ -302,7 +304,14 @@ impl VfioDevice {
 
     fn fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor is the device's, which lives as long as `self`.
-        unsafe { BorrowedFd::borrow_raw(self.device.as_raw_fd()) }
+        unsafe {
+            BorrowedFd::borrow_raw(
+                self.device
+                    .as_ref()
+                    .expect("there until it is dropped")
+                    .as_raw_fd(),
+            )
+        }
     }
 
     fn config16(&self, at: u64) -> Result<u16, DeviceError> {
@@ -419,6 +428,13 @@ impl Drop for VfioDevice {
     fn drop(&mut self) {
         let _ = self.set_bus_master(false);
         self.registers.0.detach();
+        let device = self.device.take();
+        // The crate closes the device first, and then panics where the kernel has taken an unplugged
+        // one out of sysfs meanwhile: it looks its group up there. What stays open then is the group
+        // of a device that is gone.
+        if catch_unwind(AssertUnwindSafe(|| drop(device))).is_err() {
+            tracing::warn!("an unplugged drive's IOMMU group stays open until the end");
+        }
     }
 }
 
