@@ -2,8 +2,9 @@
 //! reachable for them once.
 //!
 //! Invariants:
-//! - All devices of a process share one [`VfioSpace`]: memory is mapped once for all of them, at the
-//!   same device addresses, and stays mapped as long as the space.
+//! - All devices of a process share one [`VfioSpace`], and with it one container of the kernel's:
+//!   memory is mapped there once for all of them, and stays mapped as long as one of them is open.
+//!   A container that lost a device to the kernel takes no further one.
 //! - A register is read and written by one volatile access of its own size.
 //! - When a device is dropped, its registers turn into memory of ones in place, so that a core that
 //!   still holds them reads what an unplugged device reads as, and the kernel gets its device back.
@@ -15,10 +16,13 @@
 mod addresses;
 
 use std::{
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
-    panic::{AssertUnwindSafe, catch_unwind},
+    mem::ManuallyDrop,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering, atomic::fence},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering, fence},
+    },
 };
 
 use corebay_core::arena::ArenaMemory;
@@ -62,9 +66,17 @@ const IRQ_BY_EVENTFD: u32 = 1 << 2 | 1 << 5;
 const RANGES_UNSAID: [addresses::Range; 2] = [(0, 0xFEDF_FFFF), (0xFEF0_0000, (1 << 39) - 1)];
 
 /// The address space that the devices of this process share.
+#[derive(Default)]
 pub struct VfioSpace {
-    container: Arc<VfioContainer>,
+    current: Mutex<Weak<Container>>,
+}
+
+/// One container of the kernel's, as long as a device in it is open.
+struct Container {
+    raw: Arc<VfioContainer>,
     windows: Mutex<Vec<(DmaWindow, ArenaMemory)>>,
+    /// Set once the kernel took a device out of it.
+    lost_one: AtomicBool,
 }
 
 fn failed(what: &'static str) -> impl Fn(std::io::Error) -> DeviceError {
@@ -97,13 +109,32 @@ impl VfioSpace {
     /// # Errors
     /// Where the machine has no VFIO, or this process may not use it.
     pub fn new() -> Result<Arc<Self>, DeviceError> {
-        let container = VfioContainer::new(None).map_err(refused("open /dev/vfio/vfio"))?;
-        Ok(Arc::new(Self {
-            container: Arc::new(container),
-            windows: Mutex::default(),
-        }))
+        VfioContainer::new(None).map_err(refused("open /dev/vfio/vfio"))?;
+        Ok(Arc::default())
     }
 
+    /// Where the next device belongs. A container that lost a device to the kernel still knows its
+    /// group, by a descriptor that leads nowhere, and would take it for the group of that number when
+    /// the device returns; one without any device has lost what was mapped in it.
+    fn container(&self) -> Result<Arc<Container>, DeviceError> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(container) = current.upgrade()
+            && !container.lost_one.load(Ordering::Relaxed)
+        {
+            return Ok(container);
+        }
+        let raw = VfioContainer::new(None).map_err(refused("open /dev/vfio/vfio"))?;
+        let container = Arc::new(Container {
+            raw: Arc::new(raw),
+            windows: Mutex::default(),
+            lost_one: AtomicBool::new(false),
+        });
+        *current = Arc::downgrade(&container);
+        Ok(container)
+    }
+}
+
+impl Container {
     /// What the IOMMU lets devices reach.
     fn ranges(&self) -> Vec<addresses::Range> {
         #[repr(C, align(8))]
@@ -111,7 +142,7 @@ impl VfioSpace {
         let mut info = Info([0; INFO_BYTES]);
         info.0[..4].copy_from_slice(&(INFO_BYTES as u32).to_le_bytes());
         // SAFETY: the descriptor is the container's, which lives as long as `self`.
-        let container = unsafe { BorrowedFd::borrow_raw(self.container.as_raw_fd()) };
+        let container = unsafe { BorrowedFd::borrow_raw(self.raw.as_raw_fd()) };
         // SAFETY: the kernel reads the length from the first dword, and writes at most so much.
         let asked = unsafe {
             let call = rustix::ioctl::Updater::<IOMMU_GET_INFO, Info>::new(&mut info);
@@ -123,7 +154,7 @@ impl VfioSpace {
             .unwrap_or_else(|| RANGES_UNSAID.to_vec())
     }
 
-    /// Maps memory for all devices of the space; at least one must have been opened.
+    /// Maps memory for all devices of the container; at least one must have been opened.
     fn map(&self, memory: &ArenaMemory) -> Result<DmaWindow, DeviceError> {
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         let known = windows
@@ -144,11 +175,11 @@ impl VfioSpace {
             what: "map memory for the drives",
             why: "the IOMMU has no room for it".into(),
         })?;
-        // SAFETY: the memory stays mapped as long as the space, which keeps it. Of the arena's memory
+        // SAFETY: the memory stays mapped as long as the container, which keeps it. Of the arena's memory
         // a device reaches what the driver names in its commands: rings and lists, which are accessed
         // by atomics alone, and pinned buffers, to whose bytes no reference exists meanwhile.
         unsafe {
-            self.container
+            self.raw
                 .vfio_dma_map(device_address, memory.len(), memory.start())
         }
         .map_err(|error| DeviceError {
@@ -167,13 +198,11 @@ impl VfioSpace {
     }
 }
 
-impl Drop for VfioSpace {
+impl Drop for Container {
     fn drop(&mut self) {
         let windows = self.windows.get_mut();
         for (window, _) in windows.unwrap_or_else(PoisonError::into_inner) {
-            let _ = self
-                .container
-                .vfio_dma_unmap(window.device_address, window.len);
+            let _ = self.raw.vfio_dma_unmap(window.device_address, window.len);
         }
     }
 }
@@ -254,9 +283,13 @@ pub struct VfioDevice {
     config_offset: u64,
     /// Readable once the kernel wants the device back; `None` where it cannot say so.
     wanted_back: Option<OwnedFd>,
-    /// `None` only while it is dropped.
-    device: Option<RawDevice>,
-    space: Arc<VfioSpace>,
+    /// Whether the kernel has said so.
+    was_wanted_back: AtomicBool,
+    /// Where the kernel shows the device while it is there.
+    path: PathBuf,
+    /// Dropped by [`VfioDevice::let_go`] alone.
+    device: ManuallyDrop<RawDevice>,
+    container: Arc<Container>,
 }
 
 impl VfioDevice {
@@ -266,7 +299,8 @@ impl VfioDevice {
     /// Where it is not bound to vfio-pci, shares its group, or this process may not use it.
     pub fn open(space: &Arc<VfioSpace>, address: &str) -> Result<Self, DeviceError> {
         let path: PathBuf = Path::new("/sys/bus/pci/devices").join(address);
-        let device = RawDevice::new(&path, space.container.clone(), true)
+        let container = space.container()?;
+        let device = RawDevice::new(&path, container.raw.clone(), true)
             .map_err(refused("open the drive by VFIO"))?;
         let flags = device.get_region_flags(VFIO_PCI_BAR0_REGION_INDEX);
         let bytes = device.get_region_size(VFIO_PCI_BAR0_REGION_INDEX);
@@ -289,8 +323,10 @@ impl VfioDevice {
             registers: VfioRegisters(Arc::new(Bar { map, bytes })),
             config_offset,
             wanted_back: ask_to_be_told(&device),
-            device: Some(device),
-            space: space.clone(),
+            was_wanted_back: AtomicBool::new(false),
+            path,
+            device: ManuallyDrop::new(device),
+            container,
         };
         opened.facts = PciFacts {
             address: address.to_owned(),
@@ -304,14 +340,24 @@ impl VfioDevice {
 
     fn fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor is the device's, which lives as long as `self`.
-        unsafe {
-            BorrowedFd::borrow_raw(
-                self.device
-                    .as_ref()
-                    .expect("there until it is dropped")
-                    .as_raw_fd(),
-            )
+        unsafe { BorrowedFd::borrow_raw(self.device.as_raw_fd()) }
+    }
+
+    /// Closes the device. One that the kernel takes away may be gone from sysfs the moment that it is
+    /// closed, where the crate looks its group up, and panics without it: such a device is closed
+    /// here, and the crate's part of it stays until the process ends, as does its group's descriptor,
+    /// which leads nowhere then.
+    fn let_go(&mut self) {
+        let leaving = self.is_wanted_back() || self.path.join("iommu_group").read_link().is_err();
+        if !leaving {
+            // SAFETY: only the end of `self` comes here, and nothing uses the device after it.
+            unsafe { ManuallyDrop::drop(&mut self.device) };
+            return;
         }
+        self.container.lost_one.store(true, Ordering::Relaxed);
+        // SAFETY: the descriptor is the device's own; the crate's part is never dropped, so that
+        // nothing else closes it, and nothing uses it after the end of `self`.
+        drop(unsafe { OwnedFd::from_raw_fd(self.device.as_raw_fd()) });
     }
 
     fn config16(&self, at: u64) -> Result<u16, DeviceError> {
@@ -387,14 +433,15 @@ impl PciDevice for VfioDevice {
     }
 
     fn is_wanted_back(&self) -> bool {
-        let Some(eventfd) = &self.wanted_back else {
-            return false;
-        };
-        rustix::io::read(eventfd, &mut [0; 8]).is_ok()
+        let told = |eventfd: &OwnedFd| rustix::io::read(eventfd, &mut [0; 8]).is_ok();
+        if self.wanted_back.as_ref().is_some_and(told) {
+            self.was_wanted_back.store(true, Ordering::Relaxed);
+        }
+        self.was_wanted_back.load(Ordering::Relaxed)
     }
 
     fn map(&mut self, memory: &ArenaMemory) -> Result<DmaWindow, DeviceError> {
-        self.space.map(memory)
+        self.container.map(memory)
     }
 
     fn set_bus_master(&mut self, on: bool) -> Result<(), DeviceError> {
@@ -428,13 +475,7 @@ impl Drop for VfioDevice {
     fn drop(&mut self) {
         let _ = self.set_bus_master(false);
         self.registers.0.detach();
-        let device = self.device.take();
-        // The crate closes the device first, and then panics where the kernel has taken an unplugged
-        // one out of sysfs meanwhile: it looks its group up there. What stays open then is the group
-        // of a device that is gone.
-        if catch_unwind(AssertUnwindSafe(|| drop(device))).is_err() {
-            tracing::warn!("an unplugged drive's IOMMU group stays open until the end");
-        }
+        self.let_go();
     }
 }
 
