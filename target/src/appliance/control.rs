@@ -36,8 +36,11 @@ const MESSAGE_BYTES_MAX: u64 = 64 << 10;
 /// How long a client may be silent.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
-/// How long an answer may take.
+/// How long an answer may take where the client does not say it (`timeout`, in seconds).
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The longest that a client may say.
+const ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
 /// A mistake of JSON-RPC, by its code, or ours.
 #[derive(Clone, Debug)]
@@ -220,6 +223,8 @@ fn respond(line: &[u8], events: &mpsc::Sender<Event>) -> Option<Value> {
 
 fn ask(method: &str, params: Value, events: &mpsc::Sender<Event>) -> Result<Value, RpcError> {
     let late = |_| RpcError::of(-32001, "the appliance does not answer: it may be ending");
+    let slow = |_| RpcError::of(-32002, "it is not done in the time given, and goes on");
+    let timeout = deadline(&params)?;
     let (answer, replies) = mpsc::channel();
     let request = ControlRequest {
         method: method.to_owned(),
@@ -228,13 +233,23 @@ fn ask(method: &str, params: Value, events: &mpsc::Sender<Event>) -> Result<Valu
     };
     // Where nobody receives it, its answer never comes either.
     let _ = events.send(Event::Control(request));
-    match replies.recv_timeout(ANSWER_TIMEOUT).map_err(late)? {
+    match replies.recv_timeout(timeout).map_err(late)? {
         Reply::Now(outcome) => outcome,
         Reply::Order(outcome) => {
-            let outcome = outcome.recv_timeout(ANSWER_TIMEOUT).map_err(late)?;
+            let outcome = outcome.recv_timeout(timeout).map_err(slow)?;
             outcome.map(|()| json!({})).map_err(RpcError::refused)
         }
     }
+}
+
+/// How long the client waits.
+fn deadline(params: &Value) -> Result<Duration, RpcError> {
+    let seconds = match params.get("timeout") {
+        None => return Ok(ANSWER_TIMEOUT),
+        Some(seconds) => seconds.as_u64().map(Duration::from_secs),
+    };
+    let good = seconds.filter(|time| (Duration::from_secs(1)..=ANSWER_TIMEOUT_MAX).contains(time));
+    good.ok_or_else(|| RpcError::params("`timeout` is a number of seconds, 1 to 86400"))
 }
 
 #[cfg(test)]

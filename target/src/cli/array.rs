@@ -1,25 +1,14 @@
 //! `corebay array`: looks at the arrays of a running appliance, and changes them, by its control socket.
 
-use std::{
-    io::{BufRead, BufReader, Write},
-    os::unix::net::UnixStream,
-    path::PathBuf,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{process::ExitCode, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::{Failure, Format, table::Table};
-
-/// How long an answer may take.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(130);
-
-/// Where appliances have their control socket.
-const SOCKETS: [&str; 2] = [
-    "./corebay-data/corebay.sock",
-    "/var/lib/corebay/corebay.sock",
-];
+use super::{
+    Failure, Format,
+    client::{Asking, Client, word},
+    table::Table,
+};
 
 /// What `corebay array` is asked.
 #[derive(Debug, clap::Args)]
@@ -32,12 +21,8 @@ Examples:
 pub struct Args {
     #[command(subcommand)]
     action: Action,
-    /// The appliance's control socket [default: corebay.sock in ./corebay-data or /var/lib/corebay]
-    #[arg(long, value_name = "PATH", global = true)]
-    control: Option<PathBuf>,
-    /// How results are printed
-    #[arg(short, long, value_enum, default_value_t, global = true)]
-    output: Format,
+    #[command(flatten)]
+    asking: Asking,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -91,7 +76,7 @@ pub fn run(args: &Args) -> ExitCode {
 }
 
 fn act(args: &Args) -> Result<(), Failure> {
-    let mut client = Client::connect(args.control.clone())?;
+    let mut client = Client::connect(&args.asking)?;
     let (method, params) = match &args.action {
         Action::List => ("list", json!({})),
         Action::Status { array, .. } => ("status", json!({ "array": array })),
@@ -110,7 +95,7 @@ fn act(args: &Args) -> Result<(), Failure> {
     let watch = matches!(args.action, Action::Status { watch: true, .. });
     loop {
         let result = client.call(&format!("array.{method}"), &params)?;
-        match (args.output, &args.action) {
+        match (args.asking.output, &args.action) {
             (Format::Json, _) => println!("{result:#}"),
             (_, Action::List) => print!("{}", list(&result)),
             (_, Action::Status { .. }) => print!("{}", status(&result)),
@@ -129,61 +114,6 @@ fn act(args: &Args) -> Result<(), Failure> {
 )]
 fn pause() {
     std::thread::sleep(Duration::from_secs(1));
-}
-
-struct Client(BufReader<UnixStream>);
-
-impl Client {
-    fn connect(path: Option<PathBuf>) -> Result<Self, Failure> {
-        let paths = match path {
-            Some(path) => vec![path],
-            None => SOCKETS.iter().map(PathBuf::from).collect(),
-        };
-        let stream = paths.iter().find_map(|path| UnixStream::connect(path).ok());
-        let stream = stream.ok_or_else(|| {
-            let paths: Vec<_> = paths
-                .iter()
-                .map(|path| path.display().to_string())
-                .collect();
-            Failure::new(
-                format!("no appliance answers at {}", paths.join(" or ")),
-                "start it (`corebay serve`), or name its socket with --control",
-            )
-        })?;
-        let limited = stream.set_read_timeout(Some(ANSWER_TIMEOUT));
-        limited.map_err(|error| Failure::new(error.to_string(), ""))?;
-        Ok(Self(BufReader::new(stream)))
-    }
-
-    fn call(&mut self, method: &str, params: &Value) -> Result<Value, Failure> {
-        let lost = |error: std::io::Error| {
-            Failure::new(
-                format!("the appliance does not answer: {error}"),
-                "look at its log",
-            )
-        };
-        let request = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
-        let stream = self.0.get_mut();
-        stream
-            .write_all(format!("{request}\n").as_bytes())
-            .map_err(lost)?;
-        let mut line = String::new();
-        self.0.read_line(&mut line).map_err(lost)?;
-        let answer: Value = serde_json::from_str(&line)
-            .map_err(|_| Failure::new("the appliance closed the connection", "look at its log"))?;
-        match answer["error"]["message"].as_str() {
-            Some(message) => Err(Failure::new(message, "")),
-            None => Ok(answer["result"].clone()),
-        }
-    }
-}
-
-fn word(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Null => "-".to_owned(),
-        other => other.to_string(),
-    }
 }
 
 fn gib(bytes: &Value) -> String {

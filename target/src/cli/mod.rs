@@ -10,11 +10,13 @@ mod address;
 mod array;
 mod bench;
 mod check;
+mod client;
 mod discover;
 mod doctor;
 mod drives;
 mod failure;
 mod id;
+mod manual;
 mod serve;
 mod session;
 mod table;
@@ -22,7 +24,7 @@ mod table;
 pub use failure::Failure;
 use std::{io::IsTerminal, process::ExitCode};
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 /// An NVMe-oF target appliance: takes drives, files or memory, and exports them over NVMe/TCP.
@@ -52,6 +54,8 @@ enum Command {
     Serve(serve::Args),
     /// Look at the arrays of a running appliance, and change them
     Array(array::Args),
+    /// Print the completion script of a shell
+    Completion(manual::Completion),
     /// Check a configuration file without starting anything
     Check(check::Args),
     /// Measure a target: throughput and latency, or the truth of its data
@@ -64,6 +68,8 @@ enum Command {
     Drives(drives::Args),
     /// Print what a controller and its namespaces say about themselves
     Id(id::Args),
+    /// Write the manual pages
+    Man(manual::Man),
 }
 
 /// How results are printed.
@@ -87,11 +93,13 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Array(args) => array::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Completion(args) => manual::complete(&args, Cli::command()),
         Command::Bench(args) => bench::run(args),
         Command::Discover(args) => discover::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Drives(args) => drives::run(&args),
         Command::Id(args) => id::run(&args),
+        Command::Man(args) => manual::write(&args, Cli::command()),
     }
 }
 
@@ -108,7 +116,6 @@ fn log_to_stderr() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_well_formed() {
