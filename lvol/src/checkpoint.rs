@@ -92,6 +92,8 @@ impl State {
             journal_page: journal.page,
             root_len,
             root_crc: crc32c(&root),
+            owner: self.owner.clone(),
+            clean: self.clean,
         };
         root.resize(root.len().next_multiple_of(PAGE_BYTES), 0);
         Ok(Sealed {
@@ -136,7 +138,8 @@ impl<D: Disk> Shared<D> {
             self.checkpoint_wanted
                 .until(|| (self.checkpoint_due.get() || self.stopped().is_some()).then_some(()))
                 .await;
-            if self.failed.get() || (self.stopped().is_some() && !self.checkpoint_due.get()) {
+            // Whoever closed the pool has waited for the last one.
+            if self.stopped().is_some() {
                 return;
             }
             if let Err(error) = self.checkpoint().await {
@@ -158,6 +161,7 @@ impl<D: Disk> Shared<D> {
             self.load(crate::state::Missing::Counts(page)).await?;
         }
         self.checkpoint_due.set(false);
+        self.checkpoint_under_way.set(true);
         let generation = self.generation.get() + 1;
         let journal_pages = self.journal.used_pages.get();
         let mut sealed = {
@@ -173,6 +177,7 @@ impl<D: Disk> Shared<D> {
         }
         drop(state);
         self.generation.set(generation);
+        self.checkpoint_under_way.set(false);
         let journal = &self.journal;
         journal
             .used_pages

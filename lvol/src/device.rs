@@ -116,10 +116,7 @@ impl<D: Disk> Device<D> {
 
     /// Makes room for a new pool: there is none afterwards.
     pub async fn clear(&self, layout: &Layout) -> Result<(), DiskError> {
-        for at in SUPERBLOCK_AT {
-            self.write(at, &[0; PAGE_BYTES], Durability::Durable)
-                .await?;
-        }
+        self.erase().await?;
         let journal = [layout.journal_at(0), layout.journal_at(1)];
         let zeroes = vec![0; TRANSFER_BYTES];
         let mut from = 0;
@@ -133,8 +130,20 @@ impl<D: Disk> Device<D> {
         Ok(())
     }
 
-    /// The newest superblock; writes it over one that is damaged or older.
-    pub async fn read_superblock(&self) -> Result<Superblock, PoolError> {
+    /// There is no pool any more. A crash in between leaves one superblock, and so the pool.
+    pub async fn erase(&self) -> Result<(), DiskError> {
+        for at in SUPERBLOCK_AT {
+            self.write(at, &[0; PAGE_BYTES], Durability::Durable)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// The newest superblock; once it is allowed, it is written over one that is damaged or older.
+    pub async fn read_superblock(
+        &self,
+        allow: impl Fn(&Superblock) -> Result<(), PoolError>,
+    ) -> Result<Superblock, PoolError> {
         let mut found: [Result<Superblock, PoolError>; COPIES] =
             [Err(PoolError::NotAPool), Err(PoolError::NotAPool)];
         for (copy, at) in SUPERBLOCK_AT.into_iter().enumerate() {
@@ -158,6 +167,7 @@ impl<D: Disk> Device<D> {
             [Ok(one), Err(_)] | [Err(_), Ok(one)] => one.clone(),
             [Err(error), Err(_)] => return Err(error.clone()),
         };
+        allow(&newest)?;
         for (copy, at) in SUPERBLOCK_AT.into_iter().enumerate() {
             if found[copy].as_ref() != Ok(&newest) && !self.read_only.get() {
                 self.repairs.set(self.repairs.get() + 1);

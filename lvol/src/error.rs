@@ -23,6 +23,10 @@ pub enum PoolError {
     NoSpace,
     /// The disk is too small for a pool.
     TooSmall,
+    /// Another machine has the pool, or had it and has not released it.
+    Foreign(String),
+    /// An export that no host could use, or one that is too large.
+    BadExport,
     /// Nothing has this name or number.
     NotFound,
     /// Something else has this name.
@@ -54,6 +58,11 @@ impl fmt::Display for PoolError {
             Self::Failed => write!(f, "the pool stopped after its disk failed"),
             Self::NoSpace => write!(f, "not enough space is left in the pool"),
             Self::TooSmall => write!(f, "the disk is too small for a pool"),
+            Self::Foreign(owner) => write!(
+                f,
+                "the pool is {owner}'s, which has not released it and may be using it"
+            ),
+            Self::BadExport => write!(f, "the export names no subsystem or is too large"),
             Self::NotFound => write!(f, "there is no such volume"),
             Self::Exists => write!(f, "the name is taken"),
             Self::BadName => write!(f, "a name has 1 to 255 bytes"),

@@ -16,7 +16,7 @@
 //!    as it did when it was written. It ends where no copy has the next batch.
 //! 4. If there was a batch, a checkpoint is made, before any other record is taken: so the next
 //!    batch never follows one that only one copy holds. A crash before it is complete leaves
-//!    everything as it was, and opening begins again.
+//!    everything as it was, and opening begins again. The same checkpoint says who has the pool now.
 
 use std::{collections::BTreeSet, rc::Rc};
 
@@ -31,10 +31,11 @@ use crate::{
         page::{Body, COUNTS_PER_PAGE, POINTERS_PER_PIECE, PageBytes, Piece},
         record::{Batch, Record},
         root::{Pointer, Root},
-        superblock::Superblock,
+        superblock::{Owner, Superblock},
     },
     journal::Position,
     manage::Pool,
+    owner::ImportOptions,
     pool::{PoolContext, Shared},
     state::{State, corrupt, table::Table},
 };
@@ -82,11 +83,21 @@ impl<D: Disk> Pool<D> {
         disk: D,
         options: &CreateOptions,
     ) -> Result<Self, PoolError> {
+        Self::make(context, disk, options, None).await
+    }
+
+    pub(crate) async fn make(
+        context: &PoolContext,
+        disk: D,
+        options: &CreateOptions,
+        owner: Option<Owner>,
+    ) -> Result<Self, PoolError> {
         if options.name.is_empty() || options.name.len() > crate::format::NAME_BYTES_MAX {
             return Err(PoolError::BadName);
         }
         let layout = layout_for(&disk.info(), options)?;
-        let state = State::new(layout, options.uuid, options.name.clone());
+        let mut state = State::new(layout, options.uuid, options.name.clone());
+        state.owner = owner;
         if state.available(0) == 0 {
             return Err(PoolError::TooSmall);
         }
@@ -101,16 +112,30 @@ impl<D: Disk> Pool<D> {
         Self::start(context, Rc::new(shared))
     }
 
-    /// Opens the pool on a disk.
+    /// Opens the pool on a disk, whoever has it, and leaves it theirs: for tools and tests.
+    /// [`import_as`](Self::import_as) is what an appliance does.
     ///
     /// # Errors
     /// Where there is none, or it cannot be trusted.
     pub async fn import(context: &PoolContext, disk: D) -> Result<Self, PoolError> {
+        Self::open_on(context, disk, &ImportOptions::default()).await
+    }
+
+    pub(crate) async fn open_on(
+        context: &PoolContext,
+        disk: D,
+        options: &ImportOptions,
+    ) -> Result<Self, PoolError> {
         let device = Device::new(disk, context.buffers.clone());
-        let shared = read(device).await?;
+        let shared = read(device, options).await?;
         let batches = shared.replay().await?;
-        if batches > 0 {
+        if let Some(owner) = &options.owner {
+            shared.state.borrow_mut().owner = Some(owner.clone());
+        }
+        if batches > 0 || options.owner.is_some() {
             shared.checkpoint().await?;
+        }
+        if batches > 0 {
             info!(
                 "pool {}: {batches} batches of its journal replayed",
                 shared.name()
@@ -121,8 +146,11 @@ impl<D: Disk> Pool<D> {
 }
 
 /// The newest checkpoint of the pool on a disk.
-pub(crate) async fn read<D: Disk>(device: Device<D>) -> Result<Shared<D>, PoolError> {
-    let superblock = device.read_superblock().await?;
+pub(crate) async fn read<D: Disk>(
+    device: Device<D>,
+    options: &ImportOptions,
+) -> Result<Shared<D>, PoolError> {
+    let superblock = device.read_superblock(|found| options.allow(found)).await?;
     let layout = superblock.layout;
     let info = device.disk.info();
     if info.block_size != layout.block_size {
@@ -173,6 +201,7 @@ async fn read_state<D: Disk>(
 ) -> Result<State, PoolError> {
     let layout = superblock.layout;
     let mut state = State::new(layout, superblock.uuid, superblock.name.clone());
+    state.owner.clone_from(&superblock.owner);
     let mut extents = BTreeSet::new();
     for pair in &root.chunks {
         if !pair.iter().all(|extent| extents.insert(*extent)) {

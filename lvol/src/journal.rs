@@ -71,6 +71,13 @@ pub(crate) struct Journal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(u64);
 
+impl Journal {
+    /// Everything that was ever appended is in a checkpoint.
+    pub fn is_idle(&self) -> bool {
+        self.committed.get() == self.appended.get() && self.used_pages.get() == 0
+    }
+}
+
 impl<D: Disk> Shared<D> {
     /// Appends records that take effect together, once there is room for them.
     pub async fn append(&self, records: &[Record]) -> Result<Ticket, PoolError> {

@@ -13,6 +13,14 @@
 //!   last checkpoint refers to is free only when both superblocks refer to the next one.
 //! - What is read from the disk is an allegation until `format` has parsed it: a wrong byte is
 //!   mended from the other copy, or refused, and never makes a panic.
+//!
+//! # What there is to call
+//! - Pools ([`Pool`]): `create`, `create_as`, `import`, `import_as`, `close`, `release`, `destroy`,
+//!   `rename_pool`, `owner`, `status`, `check`, `checkpoint`, `settled`; without opening one: [`probe`],
+//!   [`destroy`], [`check`].
+//! - Volumes: `create_volume`, `snapshot` (of several at one point in time), `clone_volume`, `roll_back`,
+//!   `resize`, `rename`, `delete`, `set_read_only`, `set_flags`, `open` (a [`Volume`] is a disk).
+//! - Exports: `set_namespace_ids`, `set_export`, `exports`, `free_nsid`, `set_attributes`.
 
 #![forbid(unsafe_code)]
 
@@ -23,16 +31,21 @@ mod bits;
 mod check;
 mod checkpoint;
 mod device;
+mod identity;
 mod import;
 mod journal;
 mod manage;
+mod owner;
 mod pool;
 mod state;
 mod sync;
 mod volume;
 
 pub use check::{CheckReport, check};
+pub use format::{export::Export, superblock::Owner};
+pub use identity::NamespaceIds;
 pub use import::CreateOptions;
 pub use manage::{Identity, Pool, PoolStatus, VolumeId};
+pub use owner::{ImportOptions, PoolLabel, destroy, probe};
 pub use pool::PoolContext;
 pub use volume::Volume;

@@ -108,7 +108,7 @@ impl<D: Disk> Pool<D> {
         Ok(pool)
     }
 
-    async fn control(&self) -> Result<Permit, PoolError> {
+    pub(crate) async fn control(&self) -> Result<Permit, PoolError> {
         let permit = self.control.acquire(1).await;
         match self.shared.stopped() {
             Some(error) => Err(error),
@@ -116,7 +116,7 @@ impl<D: Disk> Pool<D> {
         }
     }
 
-    async fn change(&self, records: &[Record]) -> Result<(), PoolError> {
+    pub(crate) async fn change(&self, records: &[Record]) -> Result<(), PoolError> {
         for record in records {
             self.shared.prepare(record).await?;
         }
@@ -496,14 +496,16 @@ impl<D: Disk> Pool<D> {
         Ok(Volume::new(self.shared.clone(), id.0))
     }
 
-    /// Makes a checkpoint now.
+    /// Makes a checkpoint now, of everything that has taken effect by now.
     ///
     /// # Errors
     /// Where the pool has failed.
     pub async fn checkpoint(&self) -> Result<(), PoolError> {
-        let generation = self.shared.generation.get();
+        // One that is under way was begun before.
+        let under_way = u64::from(self.shared.checkpoint_under_way.get());
+        let wanted = self.shared.generation.get() + 1 + under_way;
         self.shared.want_checkpoint();
-        let done = || self.shared.generation.get() > generation || self.shared.failed.get();
+        let done = || self.shared.generation.get() >= wanted || self.shared.failed.get();
         self.shared
             .checkpoint_done
             .until(|| done().then_some(()))
@@ -529,19 +531,35 @@ impl<D: Disk> Pool<D> {
         self.shared.stopped().map_or(Ok(()), Err)
     }
 
-    /// Closes the pool: everything is in a checkpoint afterwards, and the disk is nobody's.
+    /// Closes the pool: everything is in a checkpoint afterwards, and nobody works on the disk.
     ///
     /// # Errors
     /// Where a volume is open, or the pool has failed.
     pub async fn close(&self) -> Result<(), PoolError> {
         let _control = self.control().await?;
+        self.finish(false).await
+    }
+
+    /// Closes the pool, and releases it where that is told.
+    pub(crate) async fn finish(&self, release: bool) -> Result<(), PoolError> {
         if self.shared.open_handles() > 0 {
             return Err(PoolError::Busy);
         }
         self.leaving.set(true);
         self.shared.dying.notify();
-        self.shared.drained().await;
-        self.checkpoint().await?;
+        {
+            let mut state = self.shared.state.borrow_mut();
+            state.clean = true;
+            state.owner = state.owner.take().filter(|_| !release);
+        }
+        // What was dropping a volume may still append one record.
+        loop {
+            self.shared.drained().await;
+            self.checkpoint().await?;
+            if self.shared.journal.is_idle() && !self.shared.checkpoint_under_way.get() {
+                break;
+            }
+        }
         self.shared.closed.set(true);
         self.shared.wake_all();
         Ok(())

@@ -77,6 +77,8 @@ pub(crate) struct Shared<D> {
     pub journal: Journal,
     pub generation: Cell<u64>,
     pub checkpoint_due: Cell<bool>,
+    /// One has taken the state that it writes, and is not done.
+    pub checkpoint_under_way: Cell<bool>,
     pub checkpoint_wanted: Signal,
     pub checkpoint_done: Signal,
     pub failed: Cell<bool>,
@@ -99,18 +101,17 @@ pub(crate) struct Shared<D> {
     loading: RefCell<BTreeSet<(bool, u32)>>,
     loaded: Signal,
     gates: RefCell<BTreeMap<u32, Rc<Gate>>>,
-    name: String,
 }
 
 impl<D: Disk> Shared<D> {
     pub fn new(device: Device<D>, state: State, generation: u64) -> Self {
-        let name = state.name.clone();
         Self {
             device,
             state: RefCell::new(state),
             journal: Journal::default(),
             generation: Cell::new(generation),
             checkpoint_due: Cell::new(false),
+            checkpoint_under_way: Cell::new(false),
             checkpoint_wanted: Signal::default(),
             checkpoint_done: Signal::default(),
             failed: Cell::new(false),
@@ -130,12 +131,11 @@ impl<D: Disk> Shared<D> {
             loading: RefCell::default(),
             loaded: Signal::default(),
             gates: RefCell::default(),
-            name,
         }
     }
 
-    pub fn name(&self) -> &str {
-        &self.name
+    pub fn name(&self) -> String {
+        self.state.borrow().name.clone()
     }
 
     /// Why nothing more is taken, if so.

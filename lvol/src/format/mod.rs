@@ -5,6 +5,7 @@
 //!   refers to it.
 //! - Nothing is taken from the disk but through a function here that has checked its ranges.
 
+pub mod export;
 pub mod page;
 pub mod record;
 pub mod root;
@@ -20,7 +21,7 @@ pub const BLOCKS_PER_EXTENT: usize = 256;
 pub const PAGE_BYTES: usize = 4096;
 
 /// The version of the format that this program writes, and the newest that it reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The two copies that everything but data is kept in.
 pub const COPIES: usize = 2;
@@ -36,6 +37,18 @@ pub const BATCH_BYTES_MAX: usize = 64 << 10;
 
 /// The most bytes of a volume's or a pool's name.
 pub const NAME_BYTES_MAX: usize = 255;
+
+/// The most bytes of an NQN.
+pub const NQN_BYTES_MAX: usize = 223;
+
+/// The most bytes of a subsystem's serial number.
+pub const SERIAL_BYTES_MAX: usize = 20;
+
+/// The most bytes that a volume's export takes.
+pub const EXPORT_BYTES_MAX: usize = 1536;
+
+/// The most bytes of an owner's name.
+pub const OWNER_NAME_BYTES_MAX: usize = 64;
 
 /// The most blocks of a volume: 2^36 of them are 256 TiB at 4 KiB.
 pub const VOLUME_BLOCKS_MAX: u64 = 1 << 40;

@@ -7,11 +7,12 @@ use std::mem::size_of;
 
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
-    little_endian::{U32, U64},
+    little_endian::{U16, U32, U64},
 };
 
 use super::{
-    BLOCKS_PER_EXTENT, Extent, NAME_BYTES_MAX, PAGE_BYTES, VOLUME_BLOCKS_MAX, root::Pointer,
+    BLOCKS_PER_EXTENT, EXPORT_BYTES_MAX, Extent, NAME_BYTES_MAX, PAGE_BYTES, VOLUME_BLOCKS_MAX,
+    export::Export, root::Pointer,
 };
 use crate::bits::Bits;
 
@@ -336,6 +337,12 @@ pub struct VolumeRecord {
     pub mapped: u64,
     /// What its exporter keeps with it.
     pub attributes: Vec<u8>,
+    /// The namespace's NGUID; zeroes are none.
+    pub nguid: [u8; 16],
+    /// The namespace's EUI64; zeroes are none.
+    pub eui64: [u8; 8],
+    /// How hosts reach it, if they do.
+    pub export: Option<Export>,
     pub(crate) root: NodeId,
     pub(crate) height: u8,
     /// Extents that were given to it and not shared since.
@@ -361,6 +368,22 @@ struct RawVolume {
 
 const _: () = assert!(size_of::<RawVolume>() == 312);
 const _: () = assert!(HEADER + size_of::<RawVolume>() + ATTRIBUTES_MAX <= PAGE_BYTES);
+
+/// What lies behind a volume's attributes, whatever their length. In pools of version 1 all of it is
+/// zero.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawExtra {
+    nguid: [u8; 16],
+    eui64: [u8; 8],
+    reserved: [u8; 118],
+    export_len: U16,
+}
+
+const EXTRA_AT: usize = HEADER + size_of::<RawVolume>() + ATTRIBUTES_MAX;
+const EXPORT_AT: usize = EXTRA_AT + size_of::<RawExtra>();
+const _: () = assert!(EXTRA_AT == 2376 && EXPORT_AT == 2520);
+const _: () = assert!(EXPORT_AT + EXPORT_BYTES_MAX <= PAGE_BYTES);
 
 const READ_ONLY: u8 = 1;
 const THICK: u8 = 2;
@@ -388,6 +411,16 @@ impl Body for VolumeRecord {
         let body = &mut page[HEADER..];
         body[..size_of::<RawVolume>()].copy_from_slice(raw.as_bytes());
         body[size_of::<RawVolume>()..][..self.attributes.len()].copy_from_slice(&self.attributes);
+        let export = self.export.as_ref().map(Export::encode);
+        let export = export.map_or(Vec::new(), |bytes| bytes.expect("exports were checked"));
+        let extra = RawExtra {
+            nguid: self.nguid,
+            eui64: self.eui64,
+            reserved: [0; 118],
+            export_len: u16::try_from(export.len()).expect("few").into(),
+        };
+        page[EXTRA_AT..EXPORT_AT].copy_from_slice(extra.as_bytes());
+        page[EXPORT_AT..][..export.len()].copy_from_slice(&export);
         page
     }
 
@@ -397,6 +430,11 @@ impl Body for VolumeRecord {
         let kinds = [Kind::Volume, Kind::Snapshot, Kind::Dying];
         let is = *kinds.iter().find(|kind| **kind as u8 == detail)?;
         let attributes = rest.get(..raw.attributes_len.get() as usize)?;
+        let (extra, export) = RawExtra::read_from_prefix(&page[EXTRA_AT..]).ok()?;
+        let export = match usize::from(extra.export_len.get()) {
+            0 => None,
+            len => Some(Export::parse(export.get(..len)?)?),
+        };
         let sane = kind == VOLUME
             && attributes.len() <= ATTRIBUTES_MAX
             && (1..=VOLUME_BLOCKS_MAX).contains(&raw.blocks.get())
@@ -412,6 +450,9 @@ impl Body for VolumeRecord {
             origin: raw.origin.get(),
             mapped: raw.mapped.get(),
             attributes: attributes.to_vec(),
+            nguid: extra.nguid,
+            eui64: extra.eui64,
+            export,
             root: raw.root.get(),
             height: raw.height,
             own_extents: raw.own_extents.get(),
@@ -466,6 +507,26 @@ mod tests {
         assert_eq!(Node::parse(&page, 9), Some(Node::Leaf(Box::new(leaf))));
         assert_eq!(Node::parse(&page, 10), None);
         assert_eq!(Counts::parse(&page, 9), None);
+    }
+
+    #[test]
+    fn a_volume_reads_back_with_all_that_it_carries() {
+        let mut record = VolumeRecord::new(Kind::Volume, [3; 16], &"n".repeat(255));
+        record.attributes = vec![7; ATTRIBUTES_MAX];
+        (record.nguid, record.eui64) = ([4; 16], [5; 8]);
+        let page = record.encode(9);
+        assert_eq!(VolumeRecord::parse(&page, 9), Some(record.clone()));
+        let mut export = Export {
+            subsystem: "s".repeat(223),
+            nsid: 1,
+            ..Export::default()
+        };
+        while export.encode().is_some() {
+            record.export = Some(export.clone());
+            export.hosts.push(format!("{:0223}", export.hosts.len()));
+        }
+        let page = record.encode(9);
+        assert_eq!(VolumeRecord::parse(&page, 9), Some(record));
     }
 
     #[test]

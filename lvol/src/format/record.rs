@@ -111,6 +111,29 @@ pub enum Record {
         /// The bytes.
         bytes: Vec<u8>,
     },
+    /// Who the volume's namespace is to hosts.
+    Identity {
+        /// The volume.
+        volume: u32,
+        /// Its UUID.
+        uuid: [u8; 16],
+        /// Its NGUID, or zeroes.
+        nguid: [u8; 16],
+        /// Its EUI64, or zeroes.
+        eui64: [u8; 8],
+    },
+    /// How hosts reach the volume.
+    Export {
+        /// The volume.
+        volume: u32,
+        /// The export's bytes; none where they do not any more.
+        bytes: Vec<u8>,
+    },
+    /// The pool has another name.
+    RenamePool {
+        /// Its new name.
+        name: String,
+    },
 }
 
 /// A record as it lies in the journal, before its tail.
@@ -148,8 +171,9 @@ impl Record {
             Self::Create { uuid, name, .. } | Self::Share { uuid, name, .. } => {
                 (Some(uuid), name.as_bytes())
             }
-            Self::Rename { name, .. } => (None, name.as_bytes()),
-            Self::Attributes { bytes, .. } => (None, bytes),
+            Self::Rename { name, .. } | Self::RenamePool { name } => (None, name.as_bytes()),
+            Self::Attributes { bytes, .. } | Self::Export { bytes, .. } => (None, bytes),
+            Self::Identity { uuid, nguid, .. } => (Some(uuid), nguid),
             _ => (None, &[]),
         }
     }
@@ -201,6 +225,11 @@ impl Record {
                 old,
             } => (10, volume, 0, [u64::from(*snapshot), u64::from(*old), 0]),
             Self::Attributes { volume, .. } => (11, volume, 0, [0; 3]),
+            Self::Identity { volume, eui64, .. } => {
+                (12, volume, 0, [u64::from_le_bytes(*eui64), 0, 0])
+            }
+            Self::Export { volume, .. } => (13, volume, 0, [0; 3]),
+            Self::RenamePool { .. } => (14, &0, 0, [0; 3]),
         };
         let tail = self.encoded_len() - size_of::<Raw>();
         let [a, b, c] = numbers.map(U64::new);
@@ -294,6 +323,17 @@ impl Record {
                 volume,
                 bytes: tail.to_vec(),
             },
+            12 => Self::Identity {
+                volume,
+                uuid: uuid()?,
+                nguid: tail.get(16..)?.try_into().ok()?,
+                eui64: a.to_le_bytes(),
+            },
+            13 => Self::Export {
+                volume,
+                bytes: tail.to_vec(),
+            },
+            14 => Self::RenamePool { name: text(tail)? },
             _ => return None,
         })
     }
@@ -452,6 +492,19 @@ mod tests {
             Record::Attributes {
                 volume: 4,
                 bytes: vec![1, 2, 3],
+            },
+            Record::Identity {
+                volume: 4,
+                uuid,
+                nguid: [5; 16],
+                eui64: [1, 2, 3, 4, 5, 6, 7, 8],
+            },
+            Record::Export {
+                volume: 4,
+                bytes: vec![4; 99],
+            },
+            Record::RenamePool {
+                name: "another".to_owned(),
             },
         ]
     }

@@ -8,7 +8,7 @@ use zerocopy::{
     little_endian::{U32, U64},
 };
 
-use super::{Layout, PAGE_BYTES, VERSION, crc32c};
+use super::{Layout, OWNER_NAME_BYTES_MAX, PAGE_BYTES, VERSION, crc32c};
 use crate::error::PoolError;
 
 /// What a superblock begins with.
@@ -35,14 +35,47 @@ struct Raw {
     root_len: U32,
     root_crc: U32,
     name_len: U32,
-    reserved: [u8; 4],
+    flags: U32,
     name: [u8; 256],
-    reserved_end: [u8; 160],
+    owner: [u8; 16],
+    owner_name: [u8; OWNER_NAME_BYTES_MAX],
+    reserved_end: [u8; 80],
 }
 
 const _: () = assert!(size_of::<Raw>() == 512);
 const _: () = assert!(offset_of!(Raw, crc) == 12 && offset_of!(Raw, generation) == 32);
 const _: () = assert!(offset_of!(Raw, journal_page) == 72 && offset_of!(Raw, name) == 96);
+const _: () = assert!(offset_of!(Raw, owner) == 352 && offset_of!(Raw, reserved_end) == 432);
+
+const CLEAN: u32 = 1;
+
+/// A machine that has a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Its identity, the same after every start; not zero.
+    pub id: [u8; 16],
+    /// What its operator calls it. Of longer names the first 64 bytes are kept.
+    pub name: String,
+}
+
+impl Owner {
+    fn name_as_kept(&self) -> [u8; OWNER_NAME_BYTES_MAX] {
+        let mut kept = [0; OWNER_NAME_BYTES_MAX];
+        let mut len = self.name.len().min(kept.len());
+        while !self.name.is_char_boundary(len) {
+            len -= 1;
+        }
+        kept[..len].copy_from_slice(&self.name.as_bytes()[..len]);
+        kept
+    }
+
+    fn parse(raw: &Raw) -> Option<Self> {
+        let name = raw.owner_name.split(|byte| *byte == 0).next();
+        let name = String::from_utf8_lossy(name.unwrap_or_default()).into_owned();
+        let id = raw.owner;
+        (id != [0; 16]).then_some(Self { id, name })
+    }
+}
 
 /// A superblock, parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +96,10 @@ pub struct Superblock {
     pub root_len: u32,
     /// The checksum of the root.
     pub root_crc: u32,
+    /// The machine that has the pool; none where it was released.
+    pub owner: Option<Owner>,
+    /// The pool was closed after this checkpoint.
+    pub clean: bool,
 }
 
 impl Superblock {
@@ -87,9 +124,14 @@ impl Superblock {
             root_len: self.root_len.into(),
             root_crc: self.root_crc.into(),
             name_len: u32::try_from(self.name.len()).expect("checked").into(),
-            reserved: [0; 4],
+            flags: if self.clean { CLEAN } else { 0 }.into(),
             name: [0; 256],
-            reserved_end: [0; 160],
+            owner: self.owner.as_ref().map_or([0; 16], |owner| owner.id),
+            owner_name: self
+                .owner
+                .as_ref()
+                .map_or([0; OWNER_NAME_BYTES_MAX], Owner::name_as_kept),
+            reserved_end: [0; 80],
         };
         raw.name[..self.name.len()].copy_from_slice(self.name.as_bytes());
         raw.crc = crc32c(raw.as_bytes()).into();
@@ -147,6 +189,8 @@ impl Superblock {
             journal_page,
             root_len: raw.root_len.get(),
             root_crc: raw.root_crc.get(),
+            owner: Owner::parse(raw),
+            clean: raw.flags.get() & CLEAN != 0,
         })
     }
 }

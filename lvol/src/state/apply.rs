@@ -7,6 +7,7 @@ use crate::{
     error::PoolError,
     format::{
         BLOCKS_PER_EXTENT, NAME_BYTES_MAX, VOLUME_BLOCKS_MAX,
+        export::Export,
         page::{ATTRIBUTES_MAX, FANOUT, Kind, LEAF_EXTENTS, Node, VolumeRecord, height_for},
         record::Record,
     },
@@ -22,7 +23,7 @@ impl VolumeRecord {
         }
     }
 
-    fn new(kind: Kind, uuid: [u8; 16], name: &str) -> Self {
+    pub(crate) fn new(kind: Kind, uuid: [u8; 16], name: &str) -> Self {
         Self {
             kind,
             read_only: kind == Kind::Snapshot,
@@ -33,6 +34,9 @@ impl VolumeRecord {
             origin: 0,
             mapped: 0,
             attributes: Vec::new(),
+            nguid: [0; 16],
+            eui64: [0; 8],
+            export: None,
             root: 0,
             height: 0,
             own_extents: 0,
@@ -116,6 +120,7 @@ impl State {
                 self.change_reservation(*volume, |record| {
                     record.kind = Kind::Dying;
                     record.thick = false;
+                    record.export = None;
                 })
             }
             Record::Resize { volume, blocks } => self.resize(*volume, *blocks),
@@ -152,9 +157,44 @@ impl State {
                 self.change_volume(*volume)?.attributes.clone_from(bytes);
                 Ok(())
             }
+            Record::Identity { .. } | Record::Export { .. } | Record::RenamePool { .. } => {
+                self.apply_to_names(record)
+            }
             Record::Map { .. } | Record::Unmap { .. } | Record::Drop { .. } => {
                 Err(corrupt("a change of a map is none of a volume"))
             }
+        }
+    }
+
+    /// A change of who the pool and its volumes are to others.
+    fn apply_to_names(&mut self, record: &Record) -> Result<(), PoolError> {
+        match record {
+            Record::Identity {
+                volume,
+                uuid,
+                nguid,
+                eui64,
+            } => {
+                self.known(*volume)?;
+                let record = self.change_volume(*volume)?;
+                (record.uuid, record.nguid, record.eui64) = (*uuid, *nguid, *eui64);
+                Ok(())
+            }
+            Record::Export { volume, bytes } => {
+                self.known(*volume)?;
+                let export = match bytes.is_empty() {
+                    true => None,
+                    false => Some(Export::parse(bytes).ok_or_else(|| corrupt("an export"))?),
+                };
+                self.change_volume(*volume)?.export = export;
+                Ok(())
+            }
+            Record::RenamePool { name } => {
+                check_name(name)?;
+                self.name.clone_from(name);
+                Ok(())
+            }
+            _ => Err(corrupt("a change of something else is none of names")),
         }
     }
 

@@ -19,6 +19,7 @@ use crate::{
     format::{
         Extent, Layout,
         page::{COUNTS_PER_PAGE, Counts, Entry, Node, NodeId, VolumeRecord},
+        superblock::Owner,
     },
 };
 
@@ -43,6 +44,10 @@ pub(crate) struct State {
     pub layout: Layout,
     pub uuid: [u8; 16],
     pub name: String,
+    /// The machine that has the pool.
+    pub owner: Option<Owner>,
+    /// The next checkpoint is the pool's last one before it is closed.
+    pub clean: bool,
     pub nodes: Table<Node>,
     pub counts: Table<Counts>,
     pub volumes: Table<VolumeRecord>,
@@ -61,6 +66,8 @@ impl State {
             layout,
             uuid,
             name,
+            owner: None,
+            clean: false,
             nodes: Table::new(),
             counts: Table::new(),
             volumes: Table::new(),

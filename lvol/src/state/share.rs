@@ -68,6 +68,7 @@ impl State {
         let mut dying = self.volume(volume)?.clone();
         dying.kind = Kind::Dying;
         dying.thick = false;
+        dying.export = None;
         self.volumes.put(old, dying, 1);
         self.change_reservation(volume, |record| {
             record.root = root;

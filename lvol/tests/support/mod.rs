@@ -1,6 +1,7 @@
 //! What the tests of pools share: a disk whose power can be cut, and a node that runs a pool.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod cuts;
 pub mod disk;
 pub mod model;
 
@@ -10,7 +11,8 @@ use corebay_conformance::TestCore;
 use corebay_core::disk::{Disk, Durability};
 use corebay_core::units::Lba;
 use corebay_lvol::{
-    CheckReport, CreateOptions, Identity, Pool, PoolContext, Volume, VolumeId, check,
+    CheckReport, CreateOptions, Identity, ImportOptions, Owner, Pool, PoolContext, Volume,
+    VolumeId, check,
 };
 
 pub use disk::{Medium, MediumDisk};
@@ -36,6 +38,14 @@ pub fn options() -> CreateOptions {
     }
 }
 
+/// A machine that may have pools.
+pub fn machine_named(machine: u8) -> Owner {
+    Owner {
+        id: [machine; 16],
+        name: format!("machine {machine}"),
+    }
+}
+
 pub fn named(name: &str) -> Identity {
     Identity {
         name: name.to_owned(),
@@ -56,6 +66,20 @@ impl Node {
         let core = TestCore::single();
         let (context, disk) = (context(&core), medium.open());
         let pool = core.run(async move { Pool::import(&context, disk).await })?;
+        Ok(Self { core, pool })
+    }
+
+    /// Imports the pool for a machine.
+    pub fn import_as(
+        medium: &Medium,
+        machine: u8,
+        force: bool,
+    ) -> Result<Self, corebay_lvol::error::PoolError> {
+        let core = TestCore::single();
+        let (context, disk) = (context(&core), medium.open());
+        let owner = Some(machine_named(machine));
+        let options = ImportOptions { owner, force };
+        let pool = core.run(async move { Pool::import_as(&context, disk, &options).await })?;
         Ok(Self { core, pool })
     }
 

@@ -1,0 +1,121 @@
+//! Who volumes are to hosts: their identifiers and exports, kept in the pool so that they move with it.
+//!
+//! Invariants:
+//! - A namespace's number is used once in each subsystem, by volumes that live.
+//! - An export belongs to one volume: snapshots and clones begin without one, and without NGUID and
+//!   EUI64; a volume that is rolled back keeps its own.
+
+use corebay_core::disk::Disk;
+
+use crate::{
+    error::PoolError,
+    format::{
+        export::Export,
+        page::{Kind, VolumeRecord},
+        record::Record,
+    },
+    manage::{Pool, VolumeId},
+};
+
+/// The identifiers of a volume's namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct NamespaceIds {
+    /// The volume's UUID.
+    pub uuid: [u8; 16],
+    /// The NGUID; zeroes are none.
+    pub nguid: [u8; 16],
+    /// The EUI64; zeroes are none.
+    pub eui64: [u8; 8],
+}
+
+impl<D: Disk> Pool<D> {
+    /// Gives a volume's namespace other identifiers.
+    ///
+    /// # Errors
+    /// Where there is no such volume.
+    pub async fn set_namespace_ids(
+        &self,
+        id: VolumeId,
+        ids: &NamespaceIds,
+    ) -> Result<(), PoolError> {
+        let _control = self.control().await?;
+        let record = self.volume(id)?;
+        let NamespaceIds { uuid, nguid, eui64 } = *ids;
+        if (record.uuid, record.nguid, record.eui64) == (uuid, nguid, eui64) {
+            return Ok(());
+        }
+        let volume = id.0;
+        self.change(&[Record::Identity {
+            volume,
+            uuid,
+            nguid,
+            eui64,
+        }])
+        .await
+    }
+
+    /// Keeps how hosts reach a volume, or that they do not any more.
+    ///
+    /// # Errors
+    /// [`PoolError::Exists`] where another volume has that number in that subsystem,
+    /// [`PoolError::BadExport`] where a part is empty, too long, or named twice.
+    pub async fn set_export(&self, id: VolumeId, export: Option<&Export>) -> Result<(), PoolError> {
+        let _control = self.control().await?;
+        if self.volume(id)?.export.as_ref() == export {
+            return Ok(());
+        }
+        let bytes = match export {
+            None => Vec::new(),
+            Some(export) => {
+                if self.export_taken(id, export) {
+                    return Err(PoolError::Exists);
+                }
+                export.encode().ok_or(PoolError::BadExport)?
+            }
+        };
+        self.change(&[Record::Export {
+            volume: id.0,
+            bytes,
+        }])
+        .await
+    }
+
+    fn export_taken(&self, id: VolumeId, wanted: &Export) -> bool {
+        let place = |export: &Export| (export.nsid, export.subsystem.clone());
+        self.exports()
+            .iter()
+            .any(|(other, _, export)| *other != id && place(export) == place(wanted))
+    }
+
+    /// Everything that is exported, in the order of the volumes' numbers.
+    #[must_use]
+    pub fn exports(&self) -> Vec<(VolumeId, VolumeRecord, Export)> {
+        let exported = |(id, record): (VolumeId, VolumeRecord)| {
+            let export = record.export.clone().filter(|_| record.kind != Kind::Dying);
+            export.map(|export| (id, record, export))
+        };
+        self.volumes().into_iter().filter_map(exported).collect()
+    }
+
+    /// A number that nobody has in a subsystem: the lowest.
+    #[must_use]
+    pub fn free_nsid(&self, subsystem: &str) -> u32 {
+        let exports = self.exports();
+        let of_it = exports
+            .iter()
+            .filter(|(_, _, export)| export.subsystem == subsystem);
+        let taken: Vec<u32> = of_it.map(|(_, _, export)| export.nsid).collect();
+        (1..)
+            .find(|nsid| !taken.contains(nsid))
+            .expect("fewer volumes than numbers")
+    }
+
+    /// Says whether a volume may be written.
+    ///
+    /// # Errors
+    /// Where it is a snapshot.
+    pub async fn set_read_only(&self, id: VolumeId, read_only: bool) -> Result<(), PoolError> {
+        let thick = self.volume(id)?.thick;
+        self.set_flags(id, read_only, thick).await
+    }
+}
