@@ -94,6 +94,7 @@ impl State {
             root_crc: crc32c(&root),
             owner: self.owner.clone(),
             clean: self.clean,
+            thresholds: self.thresholds,
         };
         root.resize(root.len().next_multiple_of(PAGE_BYTES), 0);
         Ok(Sealed {

@@ -202,6 +202,7 @@ async fn read_state<D: Disk>(
     let layout = superblock.layout;
     let mut state = State::new(layout, superblock.uuid, superblock.name.clone());
     state.owner.clone_from(&superblock.owner);
+    state.thresholds = superblock.thresholds;
     let mut extents = BTreeSet::new();
     for pair in &root.chunks {
         if !pair.iter().all(|extent| extents.insert(*extent)) {

@@ -20,6 +20,8 @@
 //!   [`destroy`], [`check`].
 //! - Volumes: `create_volume`, `snapshot` (of several at one point in time), `clone_volume`, `roll_back`,
 //!   `resize`, `rename`, `delete`, `set_read_only`, `set_flags`, `open` (a [`Volume`] is a disk).
+//! - Space: `watch` (events for whoever runs the pool), `space_level`, `thresholds`, `set_thresholds`,
+//!   `namespace_space` (NSZE, NCAP, NUSE), `volume_space` (exclusive and shared bytes), `status`.
 //! - Exports: `set_namespace_ids`, `set_export`, `exports`, `free_nsid`, `set_attributes`.
 
 #![forbid(unsafe_code)]
@@ -37,15 +39,20 @@ mod journal;
 mod manage;
 mod owner;
 mod pool;
+mod space;
 mod state;
 mod sync;
 mod volume;
 
 pub use check::{CheckReport, check};
-pub use format::{export::Export, superblock::Owner};
+pub use format::{
+    export::Export,
+    superblock::{Owner, Thresholds},
+};
 pub use identity::NamespaceIds;
 pub use import::CreateOptions;
 pub use manage::{Identity, Pool, PoolStatus, VolumeId};
 pub use owner::{ImportOptions, PoolLabel, destroy, probe};
 pub use pool::PoolContext;
+pub use space::{NamespaceSpace, PoolEvent, PoolWatch, SpaceLevel, VolumeSpace};
 pub use volume::Volume;

@@ -22,6 +22,7 @@ use crate::{
         record::Record,
     },
     pool::{Frozen, PoolContext, Shared},
+    space::SpaceLevel,
     volume::Volume,
 };
 
@@ -55,6 +56,12 @@ pub struct PoolStatus {
     pub available_bytes: u64,
     /// Bytes that are reserved for thick volumes and not taken yet.
     pub reserved_bytes: u64,
+    /// Bytes of all volumes' sizes, without snapshots: more than the pool has where it is overcommitted.
+    pub provisioned_bytes: u64,
+    /// How full the pool is.
+    pub level: SpaceLevel,
+    /// The same in percent: all that is taken, reserved or kept for metadata.
+    pub used_percent: u8,
     /// Bytes that the journal took since the pool was opened, of each copy.
     pub journal_bytes: u64,
     /// Bytes of metadata that checkpoints wrote since then, of each copy.
@@ -92,6 +99,7 @@ impl<D: Disk> Pool<D> {
             control: Permits::new(1, WAITERS),
             leaving: Rc::default(),
         };
+        pool.shared.look_at_space();
         let (writer, maker, dropper) = (pool.shared.clone(), pool.shared.clone(), pool.clone());
         // On the heap, once for each pool, so that a task's slot bounds nothing here.
         let tasks: [std::pin::Pin<Box<dyn Future<Output = ()>>>; 3] = [
@@ -146,6 +154,9 @@ impl<D: Disk> Pool<D> {
             free_bytes: state.extents.unreferenced * extent,
             available_bytes: state.available(0) * extent,
             reserved_bytes: state.extents.reserved * extent,
+            provisioned_bytes: state.layout.block_size.bytes_of(state.provisioned_blocks()),
+            level: self.shared.space_level.get(),
+            used_percent: state.used_percent(),
             journal_bytes: self.shared.journal.bytes_written.get(),
             metadata_bytes: self.shared.metadata_written.get(),
             repairs: self.shared.device.repairs.get(),

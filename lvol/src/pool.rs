@@ -22,6 +22,7 @@ use crate::{
     error::PoolError,
     format::{Extent, record::Record},
     journal::Journal,
+    space::SpaceLevel,
     state::{Missing, State, corrupt, extents::Attempt},
     sync::Signal,
 };
@@ -82,6 +83,9 @@ pub(crate) struct Shared<D> {
     pub checkpoint_wanted: Signal,
     pub checkpoint_done: Signal,
     pub failed: Cell<bool>,
+    pub space_level: Cell<SpaceLevel>,
+    /// The level has changed, or the pool has failed or was closed.
+    pub events: Signal,
     pub closed: Cell<bool>,
     /// Bytes of pages that checkpoints wrote, of each copy.
     pub metadata_written: Cell<u64>,
@@ -115,6 +119,8 @@ impl<D: Disk> Shared<D> {
             checkpoint_wanted: Signal::default(),
             checkpoint_done: Signal::default(),
             failed: Cell::new(false),
+            space_level: Cell::default(),
+            events: Signal::default(),
             closed: Cell::new(false),
             metadata_written: Cell::new(0),
             dying: Signal::default(),
@@ -154,6 +160,7 @@ impl<D: Disk> Shared<D> {
         self.checkpoint_done.notify();
         self.dying.notify();
         self.space.notify();
+        self.events.notify();
     }
 
     pub fn want_checkpoint(&self) {
@@ -240,6 +247,7 @@ impl<D: Disk> Shared<D> {
             self.limbo.borrow_mut()[self.phase.get()].extend(released);
             self.reap();
         }
+        self.look_at_space();
         self.space.notify();
     }
 
@@ -265,6 +273,7 @@ impl<D: Disk> Shared<D> {
             }
             drop(state);
             if freed {
+                self.look_at_space();
                 self.space.notify();
             }
         }

@@ -38,6 +38,19 @@ impl Signal {
     }
 }
 
+/// Lets other tasks have their turn.
+pub(crate) async fn breathe() {
+    let mut done = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut done, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 /// Runs two futures at once to the end of both.
 pub(crate) async fn both<A: Future, B: Future>(first: A, second: B) -> (A::Output, B::Output) {
     let (mut first, mut second) = (pin!(first), pin!(second));

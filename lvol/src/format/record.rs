@@ -7,7 +7,9 @@ use zerocopy::{
     little_endian::{U16, U32, U64},
 };
 
-use super::{BATCH_BYTES_MAX, BLOCKS_PER_EXTENT, Extent, PAGE_BYTES, crc32c};
+use super::{
+    BATCH_BYTES_MAX, BLOCKS_PER_EXTENT, Extent, PAGE_BYTES, crc32c, superblock::Thresholds,
+};
 
 /// A change of a pool's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,6 +136,8 @@ pub enum Record {
         /// Its new name.
         name: String,
     },
+    /// When the pool's owner is told that space runs out.
+    Thresholds(Thresholds),
 }
 
 /// A record as it lies in the journal, before its tail.
@@ -230,6 +234,7 @@ impl Record {
             }
             Self::Export { volume, .. } => (13, volume, 0, [0; 3]),
             Self::RenamePool { .. } => (14, &0, 0, [0; 3]),
+            Self::Thresholds(thresholds) => (15, &0, 0, thresholds.encode().map(u64::from)),
         };
         let tail = self.encoded_len() - size_of::<Raw>();
         let [a, b, c] = numbers.map(U64::new);
@@ -334,6 +339,10 @@ impl Record {
                 bytes: tail.to_vec(),
             },
             14 => Self::RenamePool { name: text(tail)? },
+            15 => {
+                let byte = |value: u64| u8::try_from(value).ok();
+                Self::Thresholds(Thresholds::parse([byte(a)?, byte(b)?, byte(c)?])?)
+            }
             _ => return None,
         })
     }
@@ -506,6 +515,11 @@ mod tests {
             Record::RenamePool {
                 name: "another".to_owned(),
             },
+            Record::Thresholds(Thresholds {
+                warning_percent: 70,
+                critical_percent: 90,
+                hysteresis_percent: 5,
+            }),
         ]
     }
 

@@ -39,13 +39,15 @@ struct Raw {
     name: [u8; 256],
     owner: [u8; 16],
     owner_name: [u8; OWNER_NAME_BYTES_MAX],
-    reserved_end: [u8; 80],
+    /// Warning, critical, hysteresis; where all are zero, the default.
+    thresholds: [u8; 3],
+    reserved_end: [u8; 77],
 }
 
 const _: () = assert!(size_of::<Raw>() == 512);
 const _: () = assert!(offset_of!(Raw, crc) == 12 && offset_of!(Raw, generation) == 32);
 const _: () = assert!(offset_of!(Raw, journal_page) == 72 && offset_of!(Raw, name) == 96);
-const _: () = assert!(offset_of!(Raw, owner) == 352 && offset_of!(Raw, reserved_end) == 432);
+const _: () = assert!(offset_of!(Raw, owner) == 352 && offset_of!(Raw, thresholds) == 432);
 
 const CLEAN: u32 = 1;
 
@@ -77,6 +79,62 @@ impl Owner {
     }
 }
 
+/// How full a pool is when its owner is told, in percent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Thresholds {
+    /// The operator is warned.
+    pub warning_percent: u8,
+    /// It is urgent. Not below the warning.
+    pub critical_percent: u8,
+    /// By how much usage falls below a threshold before it counts as left. Below the warning.
+    pub hysteresis_percent: u8,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self {
+            warning_percent: 80,
+            critical_percent: 95,
+            hysteresis_percent: 2,
+        }
+    }
+}
+
+impl Thresholds {
+    /// True where they can be reached, in order, and left again.
+    #[must_use]
+    pub fn are_sane(&self) -> bool {
+        self.hysteresis_percent < self.warning_percent
+            && self.warning_percent <= self.critical_percent
+            && self.critical_percent <= 100
+    }
+
+    /// The bytes they are kept in.
+    #[must_use]
+    pub fn encode(&self) -> [u8; 3] {
+        [
+            self.warning_percent,
+            self.critical_percent,
+            self.hysteresis_percent,
+        ]
+    }
+
+    /// The thresholds that are kept so; `None` where they cannot be.
+    #[must_use]
+    pub fn parse(bytes: [u8; 3]) -> Option<Self> {
+        let [warning_percent, critical_percent, hysteresis_percent] = bytes;
+        let this = Self {
+            warning_percent,
+            critical_percent,
+            hysteresis_percent,
+        };
+        match bytes {
+            [0, 0, 0] => Some(Self::default()),
+            _ => this.are_sane().then_some(this),
+        }
+    }
+}
+
 /// A superblock, parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
@@ -100,6 +158,8 @@ pub struct Superblock {
     pub owner: Option<Owner>,
     /// The pool was closed after this checkpoint.
     pub clean: bool,
+    /// When the owner is told that space runs out.
+    pub thresholds: Thresholds,
 }
 
 impl Superblock {
@@ -131,7 +191,8 @@ impl Superblock {
                 .owner
                 .as_ref()
                 .map_or([0; OWNER_NAME_BYTES_MAX], Owner::name_as_kept),
-            reserved_end: [0; 80],
+            thresholds: self.thresholds.encode(),
+            reserved_end: [0; 77],
         };
         raw.name[..self.name.len()].copy_from_slice(self.name.as_bytes());
         raw.crc = crc32c(raw.as_bytes()).into();
@@ -191,6 +252,7 @@ impl Superblock {
             root_crc: raw.root_crc.get(),
             owner: Owner::parse(raw),
             clean: raw.flags.get() & CLEAN != 0,
+            thresholds: Thresholds::parse(raw.thresholds)?,
         })
     }
 }

@@ -160,6 +160,10 @@ impl State {
             Record::Identity { .. } | Record::Export { .. } | Record::RenamePool { .. } => {
                 self.apply_to_names(record)
             }
+            Record::Thresholds(thresholds) => {
+                self.thresholds = *thresholds;
+                Ok(())
+            }
             Record::Map { .. } | Record::Unmap { .. } | Record::Drop { .. } => {
                 Err(corrupt("a change of a map is none of a volume"))
             }

@@ -19,7 +19,7 @@ use crate::{
     format::{
         Extent, Layout,
         page::{COUNTS_PER_PAGE, Counts, Entry, Node, NodeId, VolumeRecord},
-        superblock::Owner,
+        superblock::{Owner, Thresholds},
     },
 };
 
@@ -48,6 +48,7 @@ pub(crate) struct State {
     pub owner: Option<Owner>,
     /// The next checkpoint is the pool's last one before it is closed.
     pub clean: bool,
+    pub thresholds: Thresholds,
     pub nodes: Table<Node>,
     pub counts: Table<Counts>,
     pub volumes: Table<VolumeRecord>,
@@ -68,6 +69,7 @@ impl State {
             name,
             owner: None,
             clean: false,
+            thresholds: Thresholds::default(),
             nodes: Table::new(),
             counts: Table::new(),
             volumes: Table::new(),
