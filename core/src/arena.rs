@@ -263,6 +263,27 @@ impl Region {
         Some(first)
     }
 
+    /// This region and the one right behind it as one.
+    ///
+    /// # Errors
+    /// Gives both back where `next` does not lie right behind this one.
+    pub fn join(self, next: Self) -> Result<Self, (Self, Self)> {
+        let same = Arc::ptr_eq(&self.mapping, &next.mapping);
+        if !same || self.offset + self.len != next.offset {
+            return Err((self, next));
+        }
+        Ok(Self {
+            len: self.len + next.len,
+            ..self
+        })
+    }
+
+    /// Where it lies in the arena: orders the regions of one arena.
+    #[must_use]
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+
     /// The region's memory, to be registered with a device.
     #[must_use]
     pub fn memory(&self) -> ArenaMemory {
@@ -307,6 +328,16 @@ mod tests {
             b.base().as_ptr() as usize - a.base().as_ptr() as usize,
             a.len()
         );
+    }
+
+    #[test]
+    fn neighbours_join() {
+        let mut arena = Arena::new(1, Hugepages::Off).unwrap();
+        let mut take = || arena.take(1 << 19).unwrap();
+        let (a, b, c) = (take(), take(), take());
+        let (a, c) = a.join(c).unwrap_err();
+        let all = a.join(b).unwrap().join(c).unwrap();
+        assert_eq!((all.offset(), all.len()), (0, 3 << 19));
     }
 
     #[test]

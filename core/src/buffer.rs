@@ -149,6 +149,18 @@ impl BufferPool {
         }
     }
 
+    /// The pool's memory, once nobody else holds the pool or a buffer of it.
+    ///
+    /// # Errors
+    /// Gives the pool back where somebody does.
+    pub fn reclaim(self) -> Result<Region, Self> {
+        // Buffers, and pins of them, hold the pool too.
+        match Rc::try_unwrap(self.shared) {
+            Ok(shared) => Ok(shared.region),
+            Err(shared) => Err(Self { shared }),
+        }
+    }
+
     /// A buffer of `len` bytes, waiting for it in turn. Its content is what the block's last user
     /// left. `len` is 1 to [`BLOCK_BYTES_MAX`].
     pub async fn allocate(&self, len: usize) -> Buffer {

@@ -217,3 +217,16 @@ fn blocks_never_overlap_and_all_come_back() {
         );
     }
 }
+
+#[test]
+fn a_pool_gives_its_region_back_once_nobody_uses_it() {
+    let mut arena = Arena::new(1 << 20, Hugepages::Off).unwrap();
+    let pool = BufferPool::new(arena.take(1 << 20).unwrap(), 4);
+    let pin = pool.try_allocate(4096).unwrap().pin(Direction::ToDevice);
+    let pool = pool.reclaim().err().unwrap();
+    drop(pin);
+    let other = pool.clone();
+    let pool = pool.reclaim().err().unwrap();
+    drop(other);
+    assert_eq!(pool.reclaim().ok().unwrap().len(), 1 << 20);
+}

@@ -44,6 +44,11 @@ pub trait PollSource {
     /// The reactor is awake again: disarms what [`prepare_sleep`](Self::prepare_sleep) armed.
     fn awake(&self) {}
 
+    /// It has nothing to do any more, for good: the reactor lets it go.
+    fn is_over(&self) -> bool {
+        false
+    }
+
     /// What becomes readable when there is work, if the source does not merely wait for others.
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
         None
@@ -67,6 +72,8 @@ struct Inner {
     executor: Executor,
     timers: Rc<Timers>,
     sources: RefCell<Vec<Rc<dyn PollSource>>>,
+    /// A source was added since the last turn began.
+    added: Cell<bool>,
     stopping: Cell<bool>,
     counters: Cell<ReactorCounters>,
 }
@@ -88,6 +95,7 @@ impl Reactor {
                 executor: Executor::new(tasks),
                 timers: Timers::new(TIMERS),
                 sources: RefCell::default(),
+                added: Cell::new(false),
                 stopping: Cell::new(false),
                 counters: Cell::default(),
             }),
@@ -138,9 +146,10 @@ impl Reactor {
         self.inner.timers.at(deadline)
     }
 
-    /// Adds a source, to be polled from the next turn on.
+    /// Adds a source, to be polled from the next turn on. With it those go that are over.
     pub fn add_source(&self, source: Rc<dyn PollSource>) {
         self.inner.sources.borrow_mut().push(source);
+        self.inner.added.set(true);
     }
 
     /// Makes one turn at time `now`; returns how much there was to do.
@@ -148,7 +157,11 @@ impl Reactor {
         let inner = &*self.inner;
         inner.now.set(now);
         let mut work = inner.timers.fire(now);
-        // Sources are only ever added, and by index one may be added during the turn.
+        if inner.added.take() {
+            let mut sources = inner.sources.borrow_mut();
+            sources.retain(|source| !source.is_over());
+        }
+        // During a turn sources are only added, so each keeps its index.
         let sources = inner.sources.borrow().len();
         for index in 0..sources {
             let source = inner.sources.borrow()[index].clone();
@@ -309,6 +322,29 @@ mod tests {
         assert_eq!(reactor.poll_once(Time(99)), 0);
         assert!(reactor.poll_once(Time(100)) > 0);
         assert!(done.get());
+    }
+
+    #[test]
+    fn a_source_that_is_over_is_let_go() {
+        struct Source(Cell<bool>);
+        impl PollSource for Source {
+            fn poll(&self, _now: Time) -> usize {
+                1
+            }
+
+            fn is_over(&self) -> bool {
+                self.0.get()
+            }
+        }
+        let reactor = Reactor::new(CoreId(0), 4, Time(0));
+        let source = || Rc::new(Source(Cell::new(false)));
+        let (first, second) = (source(), source());
+        reactor.add_source(first.clone());
+        assert_eq!(reactor.poll_once(Time(0)), 1);
+        first.0.set(true);
+        reactor.add_source(second);
+        assert_eq!(reactor.poll_once(Time(1)), 1);
+        assert_eq!(Rc::strong_count(&first), 1);
     }
 
     #[test]

@@ -71,6 +71,12 @@ impl Assembled {
         Arc::strong_count(&self.shared)
     }
 
+    /// The array is about to be closed: the sweep under way ends at its next stripe, a rebuild with its
+    /// progress recorded, and none goes on from now on.
+    pub fn halt_sweeps(&self) {
+        self.shared.halt_sweeps();
+    }
+
     /// What has been counted since it was assembled.
     #[must_use]
     pub fn counters(&self) -> Counters {

@@ -186,6 +186,8 @@ pub struct Report {
     pub replayed: usize,
 }
 
+type Found = Result<Candidate, Refusal>;
+
 struct Candidate {
     superblock: Superblock,
     damaged_copies: usize,
@@ -201,6 +203,62 @@ pub async fn assemble<D: Disk>(
     reactor: &Reactor,
     scratch: &BufferPool,
 ) -> Result<Assembly<D>, AssembleError> {
+    assemble_with(disks, wanted, Stale::AreRefused, reactor, scratch).await
+}
+
+/// The same, but where too few members are up to date, stale ones are taken as if they were: the newest
+/// first, and no more than are needed. What was written without them is lost in part, so blocks may
+/// hold something older, or, where a stripe's strips are of different times, nothing sensible.
+///
+/// # Errors
+/// Where that cannot be either.
+pub async fn assemble_with_stale<D: Disk>(
+    disks: Vec<D>,
+    wanted: Option<Uuid>,
+    reactor: &Reactor,
+    scratch: &BufferPool,
+) -> Result<Assembly<D>, AssembleError> {
+    assemble_with(disks, wanted, Stale::AreTaken, reactor, scratch).await
+}
+
+/// What becomes of members that are not up to date.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stale {
+    AreRefused,
+    AreTaken,
+}
+
+/// Takes as many stale members as are needed, the newest first; true where that were any.
+fn take_stale(report: &mut Report, found: &[Found], superblock: &mut Superblock) -> bool {
+    let mut stale: Vec<(u64, usize, usize)> = Vec::new();
+    for (place, refusal) in &report.refused {
+        let (Refusal::Stale { role, .. } | Refusal::Diverged { role }) = *refusal else {
+            continue;
+        };
+        if let Ok(candidate) = &found[*place] {
+            stale.push((candidate.superblock.state.generation, role, *place));
+        }
+    }
+    stale.sort_unstable();
+    let mut any = false;
+    while !superblock.state.is_viable(&superblock.geometry)
+        && let Some((_, role, place)) = stale.pop()
+    {
+        superblock.state.roles[role].state = RoleState::Active;
+        report.roles[role] = Some(place);
+        report.refused.retain(|(refused, _)| *refused != place);
+        any = true;
+    }
+    any
+}
+
+async fn assemble_with<D: Disk>(
+    disks: Vec<D>,
+    wanted: Option<Uuid>,
+    stale: Stale,
+    reactor: &Reactor,
+    scratch: &BufferPool,
+) -> Result<Assembly<D>, AssembleError> {
     let mut found = Vec::new();
     for disk in &disks {
         found.push(look(disk, scratch).await);
@@ -212,7 +270,7 @@ pub async fn assemble<D: Disk>(
         .filter(|(_, refusal)| matches!(refusal, Refusal::Diverged { .. }))
         .map(|(place, _)| *place)
         .collect();
-    if !disks_apart.is_empty() {
+    if !disks_apart.is_empty() && stale == Stale::AreRefused {
         return Err(AssembleError::Diverged { disks: disks_apart });
     }
     let mut superblock = newest.clone();
@@ -222,6 +280,7 @@ pub async fn assemble<D: Disk>(
         }
     }
     let geometry = superblock.geometry;
+    let took_stale = stale == Stale::AreTaken && take_stale(&mut report, &found, &mut superblock);
     if !superblock.state.is_viable(&geometry) {
         let roles = superblock.state.roles.iter().enumerate();
         let missing = roles.filter(|(_, record)| record.state != RoleState::Active);
@@ -264,6 +323,10 @@ pub async fn assemble<D: Disk>(
     start(&array, &mut report)
         .await
         .map_err(AssembleError::Member)?;
+    if took_stale {
+        let all = Marks::all(regions(geometry.stripes()));
+        array.core.shared.dirty.unequal.store(&all);
+    }
     Ok(Assembly {
         array,
         report,
@@ -287,6 +350,15 @@ async fn start<D: Disk>(array: &Array<D>, report: &mut Report) -> Result<(), Dis
         Ok(true)
     })
     .await
+}
+
+/// What a disk says of itself and of its array. Nothing is written.
+///
+/// # Errors
+/// Where it is no member of an array, or cannot say.
+pub async fn examine<D: Disk>(disk: &D, pool: &BufferPool) -> Result<Superblock, Refusal> {
+    let found = look(disk, pool).await;
+    found.map(|candidate| candidate.superblock)
 }
 
 /// Reads both copies of a disk's superblock.
@@ -338,10 +410,7 @@ async fn look<D: Disk>(disk: &D, pool: &BufferPool) -> Result<Candidate, Refusal
 }
 
 /// The newest superblock of the array.
-fn newest(
-    found: &[Result<Candidate, Refusal>],
-    wanted: Option<Uuid>,
-) -> Result<Superblock, AssembleError> {
+fn newest(found: &[Found], wanted: Option<Uuid>) -> Result<Superblock, AssembleError> {
     let superblocks = || {
         found
             .iter()
@@ -368,7 +437,7 @@ fn newest(
 }
 
 /// What each disk is.
-fn sort<D: Disk>(disks: &[D], found: &[Result<Candidate, Refusal>], newest: &Superblock) -> Report {
+fn sort<D: Disk>(disks: &[D], found: &[Found], newest: &Superblock) -> Report {
     let mut report = Report {
         roles: vec![None; newest.geometry.roles()],
         spares: Vec::new(),

@@ -39,6 +39,61 @@ impl<D: Disk> Core<D> {
         outcome
     }
 
+    /// Changes the state, and makes void what the journal holds.
+    ///
+    /// The new member of a role has no part of any record there is. Were one replayed that asks for
+    /// it, it would be dropped as if nobody had acknowledged it, and older ones would be carried out
+    /// over it.
+    ///
+    /// 1. No write begins with the journal; those that have are waited for.
+    /// 2. Members are flushed: everything is durable in place. A crash replays what is there already.
+    /// 3. The state is written with the next epoch. From here on there are no records.
+    pub(crate) async fn change_member(
+        &self,
+        change: impl FnOnce(&mut ArrayState) -> Result<bool, DiskError>,
+    ) -> Outcome {
+        let shared = &self.shared;
+        if !shared.geometry.is_journaled() {
+            return self.change(change).await;
+        }
+        let locked = shared.voiding.acquire(&self.parking, 0).await;
+        shared.ring.close();
+        let outcome = self.void_and_change(change).await;
+        shared.ring.open();
+        shared.voiding.release(locked);
+        outcome
+    }
+
+    /// With the ring closed.
+    async fn void_and_change(
+        &self,
+        change: impl FnOnce(&mut ArrayState) -> Result<bool, DiskError>,
+    ) -> Outcome {
+        let shared = &self.shared;
+        while !shared.ring.is_drained() {
+            if shared.is_stopped() {
+                return Err(DiskError::WriteFault);
+            }
+            self.next_turn().await;
+        }
+        self.flush_members().await?;
+        shared.ring.retire(shared.ring.settled());
+        let epoch = shared.epoch() + 1;
+        let mut changed = false;
+        self.change(|state| {
+            changed = change(state)?;
+            if changed {
+                state.epoch = epoch;
+            }
+            Ok(changed)
+        })
+        .await?;
+        if changed {
+            shared.set_epoch(epoch);
+        }
+        Ok(())
+    }
+
     /// With the update lock held.
     async fn write_state(&self, next: &mut ArrayState) -> Outcome {
         loop {

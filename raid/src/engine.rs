@@ -390,6 +390,10 @@ impl<D: Disk> PollSource for Source<D> {
     fn prepare_sleep(&self) -> bool {
         self.0.upgrade().is_none_or(|core| core.is_idle())
     }
+
+    fn is_over(&self) -> bool {
+        self.0.strong_count() == 0
+    }
 }
 
 /// Several transfers, each to another role.

@@ -148,6 +148,9 @@ pub(crate) struct Ring {
     stripes: Box<[AtomicU64]>,
 }
 
+/// Set in the head while nothing may be reserved.
+const CLOSED: u64 = 1 << 63;
+
 impl Ring {
     /// A ring that begins at a sequence.
     pub(crate) fn new(slots: u32, first: u64) -> Self {
@@ -176,11 +179,27 @@ impl Ring {
     /// The next sequence for a write to a stripe, if the ring has room for it, and the tail.
     pub(crate) fn reserve(&self, stripe: u64) -> Option<(u64, u64)> {
         let tail = self.tail.load(Ordering::SeqCst);
-        let next = |head: u64| (head - tail < self.slots / 2).then_some(head + 1);
+        let is_open = |head: u64| head & CLOSED == 0;
+        let next = |head: u64| (is_open(head) && head - tail < self.slots / 2).then_some(head + 1);
         let (done, looked) = (Ordering::SeqCst, Ordering::SeqCst);
         let head = self.head.fetch_update(done, looked, next).ok()?;
         self.stripes[self.slot(head) as usize].store(stripe, Ordering::SeqCst);
         Some((head, tail))
+    }
+
+    /// Nothing is reserved from now on.
+    pub(crate) fn close(&self) {
+        self.head.fetch_or(CLOSED, Ordering::SeqCst);
+    }
+
+    /// Writes may be reserved again.
+    pub(crate) fn open(&self) {
+        self.head.fetch_and(!CLOSED, Ordering::SeqCst);
+    }
+
+    /// True where every write that was reserved is in place.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.head.load(Ordering::SeqCst) & !CLOSED == self.settled()
     }
 
     /// A write is in place.
@@ -210,7 +229,8 @@ impl Ring {
 
     /// The stripes of the writes that are not retired. A write that is being reserved may be missing.
     pub(crate) fn unretired(&self) -> impl Iterator<Item = u64> {
-        let sequences = self.tail.load(Ordering::SeqCst)..self.head.load(Ordering::SeqCst);
+        let head = self.head.load(Ordering::SeqCst) & !CLOSED;
+        let sequences = self.tail.load(Ordering::SeqCst)..head;
         sequences.map(|at| self.stripes[self.slot(at) as usize].load(Ordering::SeqCst))
     }
 
@@ -273,6 +293,19 @@ mod tests {
         ring.retire(ring.settled());
         assert_eq!(ring.reserve(7), Some((104, 102)));
         assert_eq!(ring.unretired().collect::<Vec<_>>(), [9, 9, 7]);
+    }
+
+    #[test]
+    fn a_closed_ring_drains() {
+        let ring = Ring::new(8, 5);
+        let (given, _) = ring.reserve(1).unwrap();
+        ring.close();
+        assert_eq!((ring.reserve(1), ring.is_drained()), (None, false));
+        assert_eq!(ring.unretired().count(), 1);
+        ring.settle(given);
+        assert!(ring.is_drained());
+        ring.open();
+        assert_eq!(ring.reserve(1), Some((6, 5)));
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod kernels;
 mod lock;
 mod read;
 mod recovery;
+pub mod reshape;
 mod shared;
 pub mod state;
 pub mod superblock;

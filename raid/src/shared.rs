@@ -116,6 +116,8 @@ pub(crate) struct Shared {
     whole: AtomicBool,
     /// More is lost than there is redundancy for: nothing is written any more.
     stopped: AtomicBool,
+    /// Sweeps are to end.
+    halted: AtomicBool,
     /// Some member has a volatile cache.
     pub(crate) volatile: bool,
     pub(crate) stripes: TicketLocks,
@@ -123,6 +125,8 @@ pub(crate) struct Shared {
     pub(crate) update: TicketLocks,
     /// Held while the dirty map is written.
     pub(crate) marking: TicketLocks,
+    /// Held while the journal is made void.
+    pub(crate) voiding: TicketLocks,
     /// Held while caches are flushed to make room in the journal.
     pub(crate) flushing: TicketLocks,
     pub(crate) ring: Ring,
@@ -146,10 +150,12 @@ impl Shared {
             missed: dirty.empty_bits(),
             whole: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
+            halted: AtomicBool::new(false),
             volatile,
             stripes: TicketLocks::new(STRIPE_LOCKS),
             update: TicketLocks::new(1),
             marking: TicketLocks::new(1),
+            voiding: TicketLocks::new(1),
             flushing: TicketLocks::new(1),
             ring,
             dirty,
@@ -240,6 +246,11 @@ impl Shared {
         self.epoch.load(Ordering::Relaxed)
     }
 
+    /// Records of other epochs are void from now on.
+    pub(crate) fn set_epoch(&self, epoch: u64) {
+        self.epoch.store(epoch, Ordering::Relaxed);
+    }
+
     /// The journal begins anew at a sequence: what it held is in place. What a crash may have left
     /// unequal is to be made equal.
     pub(crate) fn begin_epoch(&self, next: u64) {
@@ -265,6 +276,14 @@ impl Shared {
 
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn sweeps_halted(&self) -> bool {
+        self.halted.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn halt_sweeps(&self) {
+        self.halted.store(true, Ordering::Relaxed);
     }
 
     /// The superblock of a member in a state.

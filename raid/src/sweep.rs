@@ -74,6 +74,8 @@ pub enum SweepError {
         /// Which stripe.
         stripe: u64,
     },
+    /// It was to end: see [`Assembled::halt_sweeps`](crate::array::Assembled::halt_sweeps).
+    Halted,
 }
 
 impl fmt::Display for SweepError {
@@ -85,6 +87,7 @@ impl fmt::Display for SweepError {
             Self::Occupied(by) => write!(f, "the disk is not free: {by}"),
             Self::Disk(error) => write!(f, "{error}"),
             Self::Lost { stripe } => write!(f, "blocks of stripe {stripe} are lost"),
+            Self::Halted => write!(f, "it was to end early"),
         }
     }
 }
@@ -120,7 +123,11 @@ struct Meter {
 }
 
 impl Meter {
-    async fn rest<D: Disk>(&mut self, core: &Core<D>) {
+    /// Between two stripes, with neither locked.
+    async fn rest<D: Disk>(&mut self, core: &Core<D>) -> Result<(), SweepError> {
+        if core.shared.sweeps_halted() {
+            return Err(SweepError::Halted);
+        }
         let activity = core.activity();
         let busy = std::mem::replace(&mut self.activity, activity) != activity;
         let rate = match busy {
@@ -129,11 +136,12 @@ impl Meter {
         };
         if rate == 0 {
             core.next_turn().await;
-            return;
+            return Ok(());
         }
         let bytes = u64::from(core.shared.geometry.strip_bytes());
         let nanos = bytes * 1_000_000_000 / (u64::from(rate) << 20);
         core.reactor.sleep(Duration::from_nanos(nanos)).await;
+        Ok(())
     }
 }
 
@@ -163,7 +171,7 @@ impl<D: Disk> Array<D> {
         bytes[6] = bytes[6] & 0x0f | 0x40;
         bytes[8] = bytes[8] & 0x3f | 0x80;
         self.core
-            .change(|state| {
+            .change_member(|state| {
                 state.roles[role].member = Uuid(bytes);
                 state.roles[role].state = RoleState::Rebuilding {
                     stripes: 0,
@@ -184,7 +192,7 @@ impl<D: Disk> Array<D> {
         self.fit(role)?;
         let mut known = false;
         self.core
-            .change(|state| {
+            .change_member(|state| {
                 let Some(place) = state.spares.iter().position(|known| *known == spare) else {
                     return Ok(false);
                 };
@@ -210,7 +218,7 @@ impl<D: Disk> Array<D> {
         self.fit(role)?;
         self.core.shared.prepare_delta();
         self.core
-            .change(|state| {
+            .change_member(|state| {
                 state.roles[role].state = RoleState::Rebuilding {
                     stripes: 0,
                     delta: true,
@@ -284,13 +292,15 @@ impl<D: Disk> Array<D> {
             shared.stripes.release(locked);
             outcome?;
             core.set_swept(stripe + 1);
-            if needed {
-                meter.rest(core).await;
-            }
-            if stripe + 1 >= recorded + STRIPES_PER_RECORD {
+            let rested = match needed {
+                true => meter.rest(core).await,
+                false => Ok(()),
+            };
+            if rested.is_err() || stripe + 1 >= recorded + STRIPES_PER_RECORD {
                 recorded = stripe + 1;
                 self.record(role, recorded).await?;
             }
+            rested?;
         }
         core.flush_members().await?;
         core.change(|state| {
@@ -343,7 +353,7 @@ impl<D: Disk> Array<D> {
                 let outcome = check_stripe(core, stripe).await;
                 shared.stripes.release(locked);
                 outcome?;
-                meter.rest(core).await;
+                meter.rest(core).await?;
             }
             dirty.unequal.clear(region);
         }
@@ -383,7 +393,7 @@ impl<D: Disk> Array<D> {
                 Err(error) => return Err(error.into()),
             }
             core.set_swept(stripe + 1);
-            meter.rest(core).await;
+            meter.rest(core).await?;
         }
         Ok(report)
     }

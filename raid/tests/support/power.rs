@@ -97,6 +97,21 @@ impl Medium {
         }
     }
 
+    /// The medium has so many bytes from now on.
+    pub fn enlarge(&mut self, bytes: u64) {
+        self.info.blocks = self.info.block_size.blocks_in(bytes);
+    }
+
+    pub fn last_block(&self) -> u64 {
+        self.info.blocks - 1
+    }
+
+    /// Somebody has left something in a block.
+    pub fn scribble(&mut self, at: u64) {
+        let bytes = vec![0x5a; self.info.block_size.bytes()];
+        self.durable.insert(at, Some(bytes.into()));
+    }
+
     fn newest(&self, at: u64) -> Content {
         if let Some((_, content)) = self.cached.get(&at).and_then(|versions| versions.last()) {
             return content.clone();
