@@ -59,7 +59,7 @@ impl CheckReport {
 pub async fn check<D: Disk>(context: &PoolContext, disk: D) -> Result<CheckReport, PoolError> {
     let device = Device::new(disk, context.buffers.clone());
     device.read_only.set(true);
-    let shared = read(device, &ImportOptions::default()).await?;
+    let shared = read(context, device, &ImportOptions::default()).await?;
     shared.replay().await?;
     shared.check().await
 }

@@ -6,7 +6,7 @@
 //! - The buffers come from a pool whose holders wait for the disk alone, so that metadata move also
 //!   where hosts' data have taken all other memory.
 
-use std::cell::Cell;
+use std::{cell::Cell, rc::Rc};
 
 use corebay_core::{
     buffer::BufferPool,
@@ -29,7 +29,7 @@ pub(crate) const TRANSFER_BYTES: usize = 64 << 10;
 
 /// A disk that a pool lies on.
 pub(crate) struct Device<D> {
-    pub disk: D,
+    pub disk: Rc<D>,
     buffers: BufferPool,
     /// Copies that were damaged and have been written again.
     pub repairs: Cell<u64>,
@@ -40,7 +40,7 @@ pub(crate) struct Device<D> {
 impl<D: Disk> Device<D> {
     pub fn new(disk: D, buffers: BufferPool) -> Self {
         Self {
-            disk,
+            disk: Rc::new(disk),
             buffers,
             repairs: Cell::new(0),
             read_only: Cell::new(false),

@@ -103,7 +103,7 @@ impl<D: Disk> Pool<D> {
         }
         let device = Device::new(disk, context.buffers.clone());
         device.clear(&layout).await?;
-        let shared = Shared::new(device, state, 0);
+        let shared = Shared::new(&context.reactor, device, state, 0);
         shared.journal.applied.set(Position {
             sequence: 1,
             page: 0,
@@ -127,7 +127,7 @@ impl<D: Disk> Pool<D> {
         options: &ImportOptions,
     ) -> Result<Self, PoolError> {
         let device = Device::new(disk, context.buffers.clone());
-        let shared = read(device, options).await?;
+        let shared = read(context, device, options).await?;
         let batches = shared.replay().await?;
         if let Some(owner) = &options.owner {
             shared.state.borrow_mut().owner = Some(owner.clone());
@@ -147,6 +147,7 @@ impl<D: Disk> Pool<D> {
 
 /// The newest checkpoint of the pool on a disk.
 pub(crate) async fn read<D: Disk>(
+    context: &PoolContext,
     device: Device<D>,
     options: &ImportOptions,
 ) -> Result<Shared<D>, PoolError> {
@@ -167,7 +168,7 @@ pub(crate) async fn read<D: Disk>(
     }
     let root = read_root(&device, &superblock).await?;
     let state = read_state(&device, &superblock, root).await?;
-    let shared = Shared::new(device, state, superblock.generation);
+    let shared = Shared::new(&context.reactor, device, state, superblock.generation);
     shared.journal.applied.set(Position {
         sequence: superblock.journal_sequence,
         page: superblock.journal_page,

@@ -234,6 +234,7 @@ impl<D: Disk> Shared<D> {
         let mut state = self.state.borrow_mut();
         for record in records {
             state.apply(record)?;
+            self.follow(&state, record);
         }
         drop(state);
         self.collect_released();

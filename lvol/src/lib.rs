@@ -1,6 +1,23 @@
 //! Pools over a disk, and the volumes in them: thin maps, snapshots, clones, and what makes them
 //! survive a loss of power. `FORMAT.md` beside this crate maps what lies on the disk.
 //!
+//! # On several cores
+//! A pool lives on one core, its *home*; its volumes are disks on every core.
+//!
+//! 1. On the home core: [`Pool::import`] or [`Pool::create`], over that core's disk. All administration
+//!    is done there, by [`Pool`]'s methods. [`Pool::share`], once, gives a [`PoolHandle`] (`Send`,
+//!    `Sync`); it says how many cores there are and whether they sleep.
+//! 2. On each other core: [`PoolCore::open`], once, with the handle, the core's reactor, and that core's
+//!    own disk over the same medium. The home core has its own: [`Pool::core`].
+//! 3. [`Pool::volume_handle`] gives a [`VolumeHandle`] (`Send`, `Sync`), which any core opens, at once:
+//!    [`Volume::open`] with its `PoolCore`. The [`Volume`] is a [`Disk`](corebay_core::disk::Disk).
+//!    [`Pool::open`] is short for that on the home core.
+//! 4. A volume that is open on some core is not deleted, and its pool not closed ([`PoolError::Busy`]).
+//!
+//! A core finds blocks by the volume's flat map, and reads and overwrites them itself. First writes,
+//! writes after a snapshot, deallocation, and reads of what has not been looked at since the pool was
+//! opened ask the home core by message, which the reactors of both deliver in their turns.
+//!
 //! Invariants:
 //! - A pool's state changes by [records](format::record) alone. A record takes effect, in memory and
 //!   for readers, once its batch is durable in the journal, and in the journal's order; replaying the
@@ -8,7 +25,7 @@
 //! - A block is readable only where a record said so, and a record is written only after the data
 //!   that it makes readable are durable. What a block's place held before is never read.
 //! - An extent that lost its last reference is given out again only once that is durable and every
-//!   operation that might still use the old map has ended.
+//!   operation, of any core, that might still use the old map has ended.
 //! - A page of metadata is never written over: a checkpoint writes new pages elsewhere, and what the
 //!   last checkpoint refers to is free only when both superblocks refer to the next one.
 //! - What is read from the disk is an allegation until `format` has parsed it: a wrong byte is
@@ -23,27 +40,34 @@
 //! - Space: `watch` (events for whoever runs the pool), `space_level`, `thresholds`, `set_thresholds`,
 //!   `namespace_space` (NSZE, NCAP, NUSE), `volume_space` (exclusive and shared bytes), `status`.
 //! - Exports: `set_namespace_ids`, `set_export`, `exports`, `free_nsid`, `set_attributes`.
+//!
+//! [`PoolError::Busy`]: error::PoolError::Busy
 
 #![forbid(unsafe_code)]
 
 pub mod error;
 pub mod format;
 
+mod across;
 mod bits;
 mod check;
 mod checkpoint;
 mod device;
+mod epoch;
+mod flat;
 mod identity;
 mod import;
 mod journal;
 mod manage;
 mod owner;
 mod pool;
+mod publish;
 mod space;
 mod state;
 mod sync;
 mod volume;
 
+pub use across::{PoolCore, PoolHandle, VolumeHandle};
 pub use check::{CheckReport, check};
 pub use format::{
     export::Export,

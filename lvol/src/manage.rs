@@ -7,14 +7,16 @@
 //! - A deleted volume's name is free at once; its space follows in the background, and goes on after
 //!   a restart.
 
-use std::{cell::Cell, rc::Rc};
+use std::{cell::Cell, rc::Rc, sync::atomic::Ordering};
 
 use corebay_core::{
     disk::Disk,
+    mesh::Wakeups,
     sync::{Permit, Permits},
 };
 
 use crate::{
+    across::{self, PoolCore, PoolHandle, VolumeHandle},
     error::PoolError,
     format::{
         BLOCKS_PER_EXTENT, NAME_BYTES_MAX, VOLUME_BLOCKS_MAX,
@@ -77,6 +79,7 @@ pub struct PoolStatus {
 /// An open pool, on its home core; clones name the same one.
 pub struct Pool<D: Disk> {
     pub(crate) shared: Rc<Shared<D>>,
+    core: Rc<PoolCore<D>>,
     control: Rc<Permits>,
     leaving: Rc<Cell<bool>>,
 }
@@ -85,6 +88,7 @@ impl<D: Disk> Clone for Pool<D> {
     fn clone(&self) -> Self {
         Self {
             shared: self.shared.clone(),
+            core: self.core.clone(),
             control: self.control.clone(),
             leaving: self.leaving.clone(),
         }
@@ -95,6 +99,7 @@ impl<D: Disk> Pool<D> {
     /// Starts the pool's tasks.
     pub(crate) fn start(context: &PoolContext, shared: Rc<Shared<D>>) -> Result<Self, PoolError> {
         let pool = Self {
+            core: PoolCore::home(&shared),
             shared,
             control: Permits::new(1, WAITERS),
             leaving: Rc::default(),
@@ -258,7 +263,7 @@ impl<D: Disk> Pool<D> {
         ids.dedup();
         let mut frozen = Vec::new();
         for id in ids {
-            frozen.push(self.shared.gate(id).freeze().await);
+            frozen.push(self.shared.freeze(id).await);
         }
         frozen
     }
@@ -333,10 +338,18 @@ impl<D: Disk> Pool<D> {
     pub async fn delete(&self, id: VolumeId) -> Result<(), PoolError> {
         let _control = self.control().await?;
         self.volume(id)?;
-        if self.shared.gate(id.0).handles.get() > 0 {
-            return Err(PoolError::Busy);
+        let flat = self.shared.flat_volume(id.0);
+        // Whoever opens it meanwhile finds one of the two.
+        flat.gone.store(true, Ordering::SeqCst);
+        let busy = flat.handles.load(Ordering::SeqCst) > 0;
+        let deleted = match busy {
+            true => Err(PoolError::Busy),
+            false => self.change(&[Record::Delete { volume: id.0 }]).await,
+        };
+        if deleted.is_err() {
+            flat.gone.store(false, Ordering::SeqCst);
+            return deleted;
         }
-        self.change(&[Record::Delete { volume: id.0 }]).await?;
         self.shared.dying.notify();
         Ok(())
     }
@@ -498,13 +511,39 @@ impl<D: Disk> Pool<D> {
         self.change(&[Record::Attributes { volume, bytes }]).await
     }
 
+    /// A volume, for any core to open: see [`Volume::open`].
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn volume_handle(&self, id: VolumeId) -> Result<VolumeHandle, PoolError> {
+        self.volume(id)?;
+        Ok(VolumeHandle {
+            flat: self.shared.flat_volume(id.0),
+            common: self.shared.common.clone(),
+        })
+    }
+
     /// Opens a volume on the pool's home core.
     ///
     /// # Errors
     /// Where there is none.
     pub fn open(&self, id: VolumeId) -> Result<Volume<D>, PoolError> {
-        self.volume(id)?;
-        Ok(Volume::new(self.shared.clone(), id.0))
+        Volume::open(&self.core, &self.volume_handle(id)?)
+    }
+
+    /// The home core's part of the pool, to open volumes by.
+    #[must_use]
+    pub fn core(&self) -> &Rc<PoolCore<D>> {
+        &self.core
+    }
+
+    /// Lets so many cores in all use the pool, by number; once. Each of them but the home core then calls
+    /// [`PoolCore::open`].
+    ///
+    /// # Errors
+    /// Where the means to wake a core are not to be had, or it was called before.
+    pub fn share(&self, cores: usize, wakeups: Wakeups) -> Result<PoolHandle, PoolError> {
+        across::share(&self.shared, &self.core, cores, wakeups)
     }
 
     /// Makes a checkpoint now, of everything that has taken effect by now.
@@ -553,7 +592,9 @@ impl<D: Disk> Pool<D> {
 
     /// Closes the pool, and releases it where that is told.
     pub(crate) async fn finish(&self, release: bool) -> Result<(), PoolError> {
+        self.shared.common.closing.store(true, Ordering::SeqCst);
         if self.shared.open_handles() > 0 {
+            self.shared.common.closing.store(false, Ordering::SeqCst);
             return Err(PoolError::Busy);
         }
         self.leaving.set(true);

@@ -1,31 +1,39 @@
 //! A pool that is open: its tasks, what waits in it, and how its parts find each other.
 //!
 //! Invariants:
-//! - A pool belongs to one core, its home. What other cores need of it they ask for by message; no
-//!   state is shared with them.
-//! - An extent that was released goes to the limbo of the phase that is current, and is free once no
-//!   operation is left that began in that phase or before.
-//! - A future that is dropped before its end leaves its phase open for good: whatever was released
-//!   since stays in limbo until the pool is opened again, as the disk may still work for it.
+//! - A pool belongs to one core, its home. Other cores read its [flat maps](crate::flat), and ask for the
+//!   rest by message ([`across`](crate::across)).
+//! - What has left the maps is in limbo, and free once no core can be [looking](crate::epoch) at it.
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     ops::Range,
     rc::Rc,
+    sync::{Arc, atomic::Ordering},
 };
 
+use arrayvec::ArrayVec;
 use corebay_core::{buffer::BufferPool, disk::Disk, reactor::Reactor, sync::Permits};
 
 use crate::{
+    across::{Common, Desk},
     device::{Device, copies_at},
+    epoch::Looks,
     error::PoolError,
-    format::{Extent, record::Record},
+    flat::FlatVolume,
+    format::{BLOCKS_PER_EXTENT, Extent, record::Record},
     journal::Journal,
+    publish::{Flat, Slot},
     space::SpaceLevel,
     state::{Missing, State, corrupt, extents::Attempt},
     sync::Signal,
 };
+
+const PER_EXTENT: u64 = BLOCKS_PER_EXTENT as u64;
+
+/// The most extents that one write touches: 2048 blocks that begin amid one.
+pub(crate) const WRITE_EXTENTS_MAX: usize = 9;
 
 /// What a pool takes from its surroundings.
 #[derive(Clone)]
@@ -48,6 +56,8 @@ struct Staged {
 enum Leaving {
     /// It is free then.
     Extent(Extent),
+    /// So is this.
+    Slot(Slot),
     /// Somebody waits for that moment.
     Waiter(Rc<Cell<bool>>),
 }
@@ -60,19 +70,8 @@ struct Held {
     blocks: Range<u64>,
 }
 
-/// What a volume's handles share.
-#[derive(Debug, Default)]
-pub(crate) struct Gate {
-    /// New writes wait.
-    frozen: Cell<bool>,
-    /// Writes under way.
-    writers: Cell<u32>,
-    changed: Signal,
-    pub handles: Cell<u32>,
-}
-
 /// The insides of a pool.
-pub(crate) struct Shared<D> {
+pub(crate) struct Shared<D: Disk> {
     pub device: Device<D>,
     pub state: RefCell<State>,
     pub journal: Journal,
@@ -93,23 +92,36 @@ pub(crate) struct Shared<D> {
     pub dying: Signal,
     /// Held while a page's place must not be given to another page.
     pub places_stay: Rc<Permits>,
-    phase: Cell<usize>,
-    under_way: [Cell<u32>; 2],
-    limbo: RefCell<[Vec<Leaving>; 2]>,
+    /// What other cores know.
+    pub common: Arc<Common>,
+    /// The home core's own looks.
+    pub looks: Rc<Looks>,
+    pub reactor: Reactor,
+    pub desk: Desk<D>,
+    pub flat: RefCell<Flat>,
+    limbo: RefCell<VecDeque<(u64, Leaving)>>,
+    /// Somebody waits for other cores: they are looked at in each turn.
+    awaited: Cell<u32>,
+    /// Volumes take writes again, or none is under way any more.
+    pub thawed: Signal,
     held: RefCell<Vec<Held>>,
     held_changed: Signal,
     next_ticket: Cell<u64>,
-    abandoned: Cell<bool>,
     space: Signal,
     staged: RefCell<BTreeMap<(u32, u64), Staged>>,
     loading: RefCell<BTreeSet<(bool, u32)>>,
     loaded: Signal,
-    gates: RefCell<BTreeMap<u32, Rc<Gate>>>,
 }
 
 impl<D: Disk> Shared<D> {
-    pub fn new(device: Device<D>, state: State, generation: u64) -> Self {
+    pub fn new(reactor: &Reactor, device: Device<D>, state: State, generation: u64) -> Self {
+        let common = Arc::new(Common::new(&state, device.disk.info(), reactor.core()));
         Self {
+            looks: Rc::new(Looks::new(common.epochs.clone(), None)),
+            common,
+            reactor: reactor.clone(),
+            desk: Desk::default(),
+            flat: RefCell::default(),
             device,
             state: RefCell::new(state),
             journal: Journal::default(),
@@ -125,18 +137,16 @@ impl<D: Disk> Shared<D> {
             metadata_written: Cell::new(0),
             dying: Signal::default(),
             places_stay: Permits::new(1, 2),
-            phase: Cell::new(0),
-            under_way: Default::default(),
             limbo: RefCell::default(),
+            awaited: Cell::new(0),
+            thawed: Signal::default(),
             held: RefCell::default(),
             held_changed: Signal::default(),
             next_ticket: Cell::new(0),
-            abandoned: Cell::new(false),
             space: Signal::default(),
             staged: RefCell::default(),
             loading: RefCell::default(),
             loaded: Signal::default(),
-            gates: RefCell::default(),
         }
     }
 
@@ -161,6 +171,7 @@ impl<D: Disk> Shared<D> {
         self.dying.notify();
         self.space.notify();
         self.events.notify();
+        self.thawed.notify();
     }
 
     pub fn want_checkpoint(&self) {
@@ -228,70 +239,104 @@ impl<D: Disk> Shared<D> {
         }
     }
 
-    /// An operation that uses what the map says begins.
-    pub fn begin(&self) -> Look<'_, D> {
-        let phase = self.phase.get();
-        self.under_way[phase].set(self.under_way[phase].get() + 1);
-        Look {
-            shared: self,
-            phase,
-            ended: false,
-        }
-    }
-
-    /// Extents that were released since go to limbo.
+    /// Extents and slots that left the maps go to limbo.
     pub fn collect_released(&self) {
-        let released = std::mem::take(&mut self.state.borrow_mut().extents.released);
-        if !released.is_empty() {
-            let released = released.into_iter().map(Leaving::Extent);
-            self.limbo.borrow_mut()[self.phase.get()].extend(released);
-            self.reap();
+        let mut state = self.state.borrow_mut();
+        let mut flat = self.flat.borrow_mut();
+        if !state.extents.released.is_empty() || !flat.released.is_empty() {
+            let epoch = self.common.epochs.now();
+            let mut limbo = self.limbo.borrow_mut();
+            let extents = state.extents.released.drain(..).map(Leaving::Extent);
+            let slots = flat.released.drain(..).map(Leaving::Slot);
+            limbo.extend(extents.chain(slots).map(|leaving| (epoch, leaving)));
+            drop(limbo);
+            self.common.epochs.advance();
         }
+        drop((state, flat));
+        self.reap();
         self.look_at_space();
         self.space.notify();
     }
 
-    /// Frees what nobody can be using any more.
-    fn reap(&self) {
-        for _ in 0..2 {
-            let (current, other) = (self.phase.get(), 1 - self.phase.get());
-            if self.under_way[other].get() > 0 {
-                return;
-            }
-            let mut limbo = self.limbo.borrow_mut();
-            let mut state = self.state.borrow_mut();
-            let freed = !limbo[other].is_empty();
-            for leaving in limbo[other].drain(..) {
-                match leaving {
-                    Leaving::Extent(extent) => state.free(extent),
-                    Leaving::Waiter(ended) => ended.set(true),
-                }
-            }
-            // All that is left began in this phase; from the next one on, it is the older.
-            if !limbo[current].is_empty() {
-                self.phase.set(other);
-            }
-            drop(state);
-            if freed {
-                self.look_at_space();
-                self.space.notify();
-            }
+    /// Frees what nobody can be using any more. How much that was.
+    pub fn reap(&self) -> usize {
+        self.looks.turn();
+        let mut limbo = self.limbo.borrow_mut();
+        if limbo.is_empty() {
+            return 0;
         }
+        let oldest = self.common.epochs.oldest();
+        let mut state = self.state.borrow_mut();
+        let mut freed = 0;
+        while limbo.front().is_some_and(|(epoch, _)| *epoch < oldest) {
+            match limbo.pop_front() {
+                Some((_, Leaving::Extent(extent))) => state.free(extent),
+                Some((_, Leaving::Slot(slot))) => self.flat.borrow_mut().free(slot),
+                Some((_, Leaving::Waiter(ended))) => ended.set(true),
+                None => {}
+            }
+            freed += 1;
+        }
+        drop((state, limbo));
+        if freed > 0 {
+            self.look_at_space();
+            self.space.notify();
+        }
+        freed
     }
 
-    /// Waits until every operation that is under way has ended. The caller has none itself.
+    /// True where nobody waits for what another core does.
+    pub fn may_sleep(&self) -> bool {
+        self.awaited.get() == 0 && (self.limbo.borrow().is_empty() || self.is_abandoned())
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.common.epochs.is_abandoned()
+    }
+
+    /// Waits until every operation that is under way on any core has ended. The caller looks at
+    /// nothing itself.
     pub async fn grace(&self) {
         let ended = Rc::new(Cell::new(false));
         let waiter = Leaving::Waiter(ended.clone());
-        self.limbo.borrow_mut()[self.phase.get()].push(waiter);
+        let epoch = self.common.epochs.now();
+        self.limbo.borrow_mut().push_back((epoch, waiter));
+        self.common.epochs.advance();
         self.reap();
         // Of what was abandoned, nobody will ever say that it has ended.
-        let done = || ended.get() || self.abandoned.get() || self.stopped().is_some();
+        let done = || ended.get() || self.is_abandoned() || self.stopped().is_some();
         self.space.until(|| done().then_some(())).await;
     }
 
+    /// Keeps new writes from a volume, and waits until none is under way on any core.
+    ///
+    /// 1. The volume says that it is frozen. Whoever begins to look from then on sees that.
+    /// 2. All looks from before have ended: the writes of these have too, or they are counted.
+    /// 3. None is counted.
+    pub async fn freeze(&self, volume: u32) -> Frozen {
+        let flat = self.flat_volume(volume);
+        let _awaiting = Awaiting::begin(&self.awaited);
+        self.thawed
+            .until(|| (!flat.frozen.swap(true, Ordering::SeqCst)).then_some(()))
+            .await;
+        let frozen = Frozen { volume: flat };
+        self.grace().await;
+        let none = || frozen.volume.writers.load(Ordering::SeqCst) == 0;
+        let done = || none() || self.stopped().is_some();
+        self.thawed.until(|| done().then_some(())).await;
+        frozen
+    }
+
+    /// What the home core does in each of its turns: looks at what other cores have done.
+    pub fn turn(&self) -> usize {
+        if self.awaited.get() > 0 {
+            self.thawed.notify();
+        }
+        self.reap()
+    }
+
     /// Waits until no earlier slow operation works on these blocks.
-    pub async fn hold(&self, volume: u32, blocks: Range<u64>) -> Holding<'_, D> {
+    pub async fn hold(self: &Rc<Self>, volume: u32, blocks: Range<u64>) -> Holding<D> {
         let ticket = self.next_ticket.get();
         self.next_ticket.set(ticket + 1);
         let held = Held {
@@ -301,7 +346,7 @@ impl<D: Disk> Shared<D> {
         };
         self.held.borrow_mut().push(held);
         let holding = Holding {
-            shared: self,
+            shared: self.clone(),
             ticket,
         };
         let free = || {
@@ -332,7 +377,7 @@ impl<D: Disk> Shared<D> {
                 Attempt::Got(extent) => return Ok(extent),
                 Attempt::Load(page) => self.load(Missing::Counts(page)).await?,
                 Attempt::Full => return Err(PoolError::NoSpace),
-                Attempt::Wait if self.abandoned.get() => return Err(PoolError::NoSpace),
+                Attempt::Wait if self.is_abandoned() => return Err(PoolError::NoSpace),
                 Attempt::Wait => {
                     let mut first = true;
                     let again = || !std::mem::take(&mut first) || self.stopped().is_some();
@@ -347,7 +392,7 @@ impl<D: Disk> Shared<D> {
     }
 
     /// The extent that new blocks of a volume's extent go to. It is pinned until [`Target`] ends.
-    pub async fn target(&self, volume: u32, index: u64) -> Result<Target<'_, D>, PoolError> {
+    async fn target(self: &Rc<Self>, volume: u32, index: u64) -> Result<Target<D>, PoolError> {
         let (leaf, _) = crate::state::map::leaf_place(index);
         loop {
             let missing = self.state.borrow_mut().missing_for(volume, leaf)?;
@@ -382,7 +427,7 @@ impl<D: Disk> Shared<D> {
             let staged = Staged { extent, pins: 1 };
             self.staged.borrow_mut().insert((volume, index), staged);
             return Ok(Target {
-                shared: self,
+                shared: self.clone(),
                 key: (volume, index),
                 extent,
                 ended: false,
@@ -390,13 +435,13 @@ impl<D: Disk> Shared<D> {
         }
     }
 
-    fn join_staged(&self, volume: u32, index: u64) -> Option<Target<'_, D>> {
+    fn join_staged(self: &Rc<Self>, volume: u32, index: u64) -> Option<Target<D>> {
         let mut staged = self.staged.borrow_mut();
         let found = staged.get_mut(&(volume, index))?;
         found.pins += 1;
         let extent = found.extent;
         Some(Target {
-            shared: self,
+            shared: self.clone(),
             key: (volume, index),
             extent,
             ended: false,
@@ -408,28 +453,125 @@ impl<D: Disk> Shared<D> {
         self.collect_released();
     }
 
-    /// Handles of volumes that are open.
-    pub fn open_handles(&self) -> u32 {
-        self.gates
-            .borrow()
-            .values()
-            .map(|gate| gate.handles.get())
-            .sum()
+    /// A slow write begins: it waits its turn, and gets an extent for each of the volume's extents that
+    /// it touches.
+    pub async fn begin_write(
+        self: &Rc<Self>,
+        volume: u32,
+        blocks: Range<u64>,
+    ) -> Result<SlowWrite<D>, PoolError> {
+        let holding = self.hold(volume, blocks.clone()).await;
+        let mut write = SlowWrite {
+            volume,
+            blocks: blocks.clone(),
+            targets: ArrayVec::new(),
+            _holding: holding,
+        };
+        for index in blocks.start / PER_EXTENT..blocks.end.div_ceil(PER_EXTENT) {
+            match self.target(volume, index).await {
+                Ok(target) => write.targets.push(target),
+                Err(error) => {
+                    write.end();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(write)
     }
 
-    /// The gate of a volume.
-    pub fn gate(&self, volume: u32) -> Rc<Gate> {
-        self.gates.borrow_mut().entry(volume).or_default().clone()
+    /// The data of a slow write are where they belong, or could not be written.
+    pub async fn finish_write(
+        &self,
+        write: SlowWrite<D>,
+        is_written: bool,
+    ) -> Result<(), PoolError> {
+        let result = match is_written {
+            true => self.show(&write).await,
+            false => Ok(()),
+        };
+        write.end();
+        result
+    }
+
+    async fn show(&self, write: &SlowWrite<D>) -> Result<(), PoolError> {
+        let mut records: ArrayVec<Record, WRITE_EXTENTS_MAX> = ArrayVec::new();
+        for (extent, part) in write.parts() {
+            if !self.is_own(write.volume, part.start, part.end) {
+                records.push(Record::Map {
+                    volume: write.volume,
+                    index: part.start / PER_EXTENT,
+                    start: u8::try_from(part.start % PER_EXTENT).expect("below an extent's blocks"),
+                    count: u16::try_from(part.end - part.start).expect("an extent's blocks"),
+                    extent,
+                });
+            } else {
+                self.publish(write.volume, part.start / PER_EXTENT);
+            }
+        }
+        if records.is_empty() {
+            return Ok(());
+        }
+        let ticket = self.append(&records).await?;
+        self.committed(ticket).await
+    }
+}
+
+/// A slow write that has begun.
+pub(crate) struct SlowWrite<D: Disk> {
+    volume: u32,
+    blocks: Range<u64>,
+    targets: ArrayVec<Target<D>, WRITE_EXTENTS_MAX>,
+    _holding: Holding<D>,
+}
+
+impl<D: Disk> SlowWrite<D> {
+    /// Where its data go: an extent for each of the volume's extents.
+    pub fn extents(&self) -> impl Iterator<Item = Extent> + '_ {
+        self.targets.iter().map(|target| target.extent)
+    }
+
+    fn parts(&self) -> impl Iterator<Item = (Extent, Range<u64>)> + '_ {
+        self.extents().zip(parts_of(self.blocks.clone()))
+    }
+
+    fn end(self) {
+        self.targets.into_iter().for_each(Target::end);
+    }
+}
+
+/// The parts of a range of blocks that lie in one extent each.
+pub(crate) fn parts_of(blocks: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let mut from = blocks.start;
+    std::iter::from_fn(move || {
+        let part = from..blocks.end.min((from / PER_EXTENT + 1) * PER_EXTENT);
+        from = part.end;
+        (!part.is_empty()).then_some(part)
+    })
+}
+
+/// Somebody waits for what other cores do.
+struct Awaiting<'a>(&'a Cell<u32>);
+
+impl<'a> Awaiting<'a> {
+    fn begin(count: &'a Cell<u32>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Awaiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
 /// Blocks that a slow operation works on, or waits for.
-pub(crate) struct Holding<'a, D: Disk> {
-    shared: &'a Shared<D>,
+pub(crate) struct Holding<D: Disk> {
+    shared: Rc<Shared<D>>,
     ticket: u64,
 }
 
-impl<D: Disk> Drop for Holding<'_, D> {
+impl<D: Disk> Drop for Holding<D> {
     fn drop(&mut self) {
         let mut held = self.shared.held.borrow_mut();
         held.retain(|held| held.ticket != self.ticket);
@@ -450,44 +592,17 @@ impl<D: Disk> Drop for Loading<'_, D> {
     }
 }
 
-/// An operation under way that uses what the map said.
-pub(crate) struct Look<'a, D: Disk> {
-    shared: &'a Shared<D>,
-    phase: usize,
-    ended: bool,
-}
-
-impl<D: Disk> Look<'_, D> {
-    /// The disk works no more for it.
-    pub fn end(mut self) {
-        self.ended = true;
-        let count = &self.shared.under_way[self.phase];
-        count.set(count.get() - 1);
-        if count.get() == 0 {
-            self.shared.reap();
-        }
-    }
-}
-
-impl<D: Disk> Drop for Look<'_, D> {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.shared.abandoned.set(true);
-        }
-    }
-}
-
 /// A pinned extent that a first write goes to.
-pub(crate) struct Target<'a, D: Disk> {
-    shared: &'a Shared<D>,
+struct Target<D: Disk> {
+    shared: Rc<Shared<D>>,
     key: (u32, u64),
-    pub extent: Extent,
+    extent: Extent,
     ended: bool,
 }
 
-impl<D: Disk> Target<'_, D> {
+impl<D: Disk> Target<D> {
     /// The disk works no more for it, and what it made readable has taken effect, or will not.
-    pub fn end(mut self) {
+    fn end(mut self) {
         self.ended = true;
         let mut staged = self.shared.staged.borrow_mut();
         let found = staged.get_mut(&self.key);
@@ -503,61 +618,23 @@ impl<D: Disk> Target<'_, D> {
     }
 }
 
-impl<D: Disk> Drop for Target<'_, D> {
+impl<D: Disk> Drop for Target<D> {
     fn drop(&mut self) {
         if !self.ended {
-            self.shared.abandoned.set(true);
+            self.shared.common.epochs.abandon();
             // The pin stays; but nobody may join, as the volume may be shared from now on.
             self.shared.staged.borrow_mut().remove(&self.key);
         }
     }
 }
 
-impl Gate {
-    /// A write begins, once writes may.
-    pub async fn enter(&self) -> Writing<'_> {
-        self.changed
-            .until(|| (!self.frozen.get()).then_some(()))
-            .await;
-        self.writers.set(self.writers.get() + 1);
-        Writing { gate: self }
-    }
-
-    /// Keeps new writes out, and waits until none is under way.
-    pub async fn freeze(self: &Rc<Self>) -> Frozen {
-        self.changed
-            .until(|| (!self.frozen.replace(true)).then_some(()))
-            .await;
-        let frozen = Frozen { gate: self.clone() };
-        self.changed
-            .until(|| (self.writers.get() == 0).then_some(()))
-            .await;
-        frozen
-    }
-}
-
-/// A write under way.
-pub(crate) struct Writing<'a> {
-    gate: &'a Gate,
-}
-
-impl Drop for Writing<'_> {
-    fn drop(&mut self) {
-        self.gate.writers.set(self.gate.writers.get() - 1);
-        if self.gate.frozen.get() {
-            self.gate.changed.notify();
-        }
-    }
-}
-
-/// A volume that takes no writes.
+/// A volume that takes no writes. Whoever waits to write looks again in each turn of its core.
 pub(crate) struct Frozen {
-    gate: Rc<Gate>,
+    volume: Arc<FlatVolume>,
 }
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        self.gate.frozen.set(false);
-        self.gate.changed.notify();
+        self.volume.frozen.store(false, Ordering::SeqCst);
     }
 }

@@ -22,6 +22,11 @@ impl Signal {
         }
     }
 
+    /// True where nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.wakers.borrow().is_empty()
+    }
+
     /// Waits until `look` gives a value.
     pub async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
         poll_fn(|context| {

@@ -1,18 +1,20 @@
-//! A volume as a disk.
+//! A volume as a disk, on whichever core.
 //!
 //! Invariants:
-//! - Fast path: blocks that the map gives to this volume alone are read and written where they lie,
-//!   without a lock and without the heap.
-//! - Slow path: a write to any other block goes to an extent of the volume's own, each block to its
-//!   place there, and is answered once the record that makes it readable is durable.
-//! - A read looks at the map only after it has said that it is under way, so that what it finds
-//!   there is not given to anybody else before it has ended.
-//!
+//! - Fast path: blocks that the flat map gives to this volume alone are read and written where they lie,
+//!   by the core's own disk, without a lock and without the heap.
+//! - Slow path: a write to any other block goes to an extent of the volume's own, which the home core
+//!   names, each block to its place there, and is answered once the record that makes it readable is
+//!   durable.
+//! - An operation reads the map only while it [looks](crate::epoch), so that what it finds there is not
+//!   given to anybody else before it has ended.
+//! - A write looks first, then whether the volume is frozen; a slow one counts itself before it looks
+//!   no more. So whoever freezes a volume and waits for all looks from before has them all.
 //! - Slow writes and clearings of the same blocks go one after the other, in the order they came. Else a
 //!   write whose data are in place already could be seen early by another's record, then be cleared,
 //!   and be seen again by its own.
-//! - Whoever waits for others holds no [look](Shared::begin): what is released is free only when all
-//!   looks from before have ended.
+//! - Whoever waits for others holds no look: what is released is free only when all looks from before
+//!   have ended.
 //!
 //! # A first write, step by step
 //! 1. An extent of the volume's own is found or allocated, and pinned. Nothing of this is on the disk.
@@ -22,7 +24,11 @@
 //!    cache. A crash leaves the old blocks, or the new ones if the batch is whole.
 //! 4. The map shows the new blocks, and the write is answered. A crash loses nothing.
 
-use std::{ops::Range, rc::Rc};
+use std::{
+    ops::Range,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+};
 
 use arrayvec::ArrayVec;
 use corebay_core::{
@@ -32,42 +38,70 @@ use corebay_core::{
 };
 
 use crate::{
+    across::{PoolCore, VolumeHandle},
     error::PoolError,
-    format::{
-        BLOCKS_PER_EXTENT,
-        page::{Kind, LEAF_EXTENTS},
-        record::Record,
-    },
+    flat::FlatVolume,
+    format::{BLOCKS_PER_EXTENT, Extent, page::LEAF_EXTENTS, record::Record},
     journal::Ticket,
-    pool::{Gate, Shared, Target},
+    pool::{Shared, parts_of},
     state::{Missing, map::Run},
 };
 
 const PER_EXTENT: u64 = BLOCKS_PER_EXTENT as u64;
 
-/// A volume, on the core that is its pool's home.
+/// One core's disk over a volume.
 pub struct Volume<D: Disk> {
-    shared: Rc<Shared<D>>,
-    id: u32,
-    gate: Rc<Gate>,
+    core: Rc<PoolCore<D>>,
+    flat: Arc<FlatVolume>,
+}
+
+/// A slow write or a clearing, which whoever freezes the volume waits for.
+struct Writing<'a>(&'a FlatVolume);
+
+impl<'a> Writing<'a> {
+    fn begin(flat: &'a FlatVolume) -> Self {
+        flat.writers.fetch_add(1, Ordering::SeqCst);
+        Self(flat)
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.0.writers.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl<D: Disk> Volume<D> {
-    pub(crate) fn new(shared: Rc<Shared<D>>, id: u32) -> Self {
-        let gate = shared.gate(id);
-        gate.handles.set(gate.handles.get() + 1);
-        Self { shared, id, gate }
+    /// Opens a volume on the core of `core`.
+    ///
+    /// # Errors
+    /// Where it was deleted, its pool is being closed, or `core` is of another pool.
+    pub fn open(core: &Rc<PoolCore<D>>, handle: &VolumeHandle) -> Result<Self, PoolError> {
+        if !Arc::ptr_eq(&core.common, &handle.common) {
+            return Err(PoolError::NotFound);
+        }
+        let flat = handle.flat.clone();
+        flat.handles.fetch_add(1, Ordering::SeqCst);
+        let core = core.clone();
+        // Its end takes the handle back, whatever comes of it.
+        let opened = Self { core, flat };
+        let common = &opened.core.common;
+        if opened.flat.gone.load(Ordering::SeqCst) || common.closing.load(Ordering::SeqCst) {
+            return Err(PoolError::NotFound);
+        }
+        Ok(opened)
     }
 
     /// The blocks that hold something, in this volume's own view (NUSE).
     #[must_use]
     pub fn mapped_blocks(&self) -> u64 {
-        let state = self.shared.state.borrow();
-        state.volume(self.id).map_or(0, |record| record.mapped)
+        self.flat.mapped.load(Ordering::Relaxed)
     }
 
     fn check(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
-        match self.info().contains(at, blocks) && blocks > 0 {
+        let there = self.flat.blocks.load(Ordering::Relaxed);
+        let end = at.0.checked_add(blocks);
+        match blocks > 0 && end.is_some_and(|end| end <= there) {
             true => Ok(()),
             false => Err(DiskError::OutOfRange),
         }
@@ -75,122 +109,122 @@ impl<D: Disk> Volume<D> {
 
     fn check_buffers(&self, at: Lba, buffers: &[Buffer]) -> Result<u64, DiskError> {
         let bytes: usize = buffers.iter().map(Buffer::len).sum();
-        let blocks = self.info().block_size.blocks_in(bytes as u64);
+        let blocks = (bytes >> self.core.common.info.block_size.shift()) as u64;
         self.check(at, blocks).map(|()| blocks)
     }
 
-    fn check_writable(&self) -> Result<(), DiskError> {
-        let state = self.shared.state.borrow();
-        match state.volume(self.id) {
-            Ok(record) if record.kind == Kind::Volume && !record.read_only => Ok(()),
-            Ok(_) => Err(DiskError::Unsupported),
-            Err(_) => Err(DiskError::Gone),
+    /// Whether the volume takes writes; false: not now.
+    fn takes_writes(&self) -> Result<bool, DiskError> {
+        let flat = &*self.flat;
+        if flat.gone.load(Ordering::Relaxed) {
+            return Err(DiskError::Gone);
         }
+        if flat.read_only.load(Ordering::Relaxed) {
+            return Err(DiskError::Unsupported);
+        }
+        // Whoever sees that it is thawed sees the generation, too.
+        Ok(!flat.frozen.load(Ordering::Acquire))
     }
 
+    async fn thawed(&self) {
+        let frozen = || self.flat.frozen.load(Ordering::Relaxed);
+        self.core.thawed.until(|| (!frozen()).then_some(())).await;
+    }
+
+    fn run(&self, block: u64, end: u64) -> Option<Run> {
+        self.flat.run(&self.core.common.slots, block, end)
+    }
+
+    fn place(&self, extent: Extent, block: u64) -> Lba {
+        Lba(self.core.common.data + extent.0 * PER_EXTENT + block % PER_EXTENT)
+    }
+
+    /// Reads blocks that lie in several places, or that the flat map does not know.
     async fn read_runs(&self, at: Lba, blocks: u64, into: &[Buffer]) -> Result<(), DiskError> {
-        let block_bytes = self.info().block_size.bytes();
+        let shift = self.core.common.info.block_size.shift();
         let end = at.0 + blocks;
         let mut from = at.0;
         while from < end {
-            let run = self.shared.run(self.id, from, end).await?;
-            let first = to_usize(from - at.0) * block_bytes;
-            let part = window(into, first..first + run.blocks * block_bytes);
-            match run.extent {
-                Some(extent) => {
-                    let place = self.shared.place(extent, from);
-                    self.shared.device.disk.read(place, &part).await?;
-                }
-                None => part
-                    .into_iter()
-                    .for_each(|mut part| part.bytes_mut().fill(0)),
-            }
+            let look = self.core.looks.begin();
+            let Some(run) = self.run(from, end) else {
+                look.end();
+                Box::pin(self.core.look_up(self.flat.id, from)).await?;
+                continue;
+            };
+            let first = to_usize(from - at.0) << shift;
+            let part = window(into, first..first + (run.blocks << shift));
+            let read = self.read_run(run, from, &part).await;
+            look.end();
+            read?;
             from += run.blocks as u64;
         }
         Ok(())
     }
 
-    /// Writes the first blocks in place, as long as they are the volume's own; how many that were.
-    async fn write_own(
+    async fn read_run(&self, run: Run, from: u64, into: &[Buffer]) -> Result<(), DiskError> {
+        match run.extent {
+            Some(extent) => {
+                let place = self.place(extent, from);
+                self.core.disk.read(place, into).await
+            }
+            None => {
+                for part in into {
+                    part.slice(0..part.len()).bytes_mut().fill(0);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes what is not all the volume's own, or not in one place.
+    async fn write_runs(
         &self,
         at: Lba,
         blocks: u64,
         from: &[Buffer],
         durability: Durability,
-    ) -> Result<u64, DiskError> {
-        let block_bytes = self.info().block_size.bytes();
+        _writing: Writing<'_>,
+    ) -> Result<(), DiskError> {
+        let shift = self.core.common.info.block_size.shift();
         let end = at.0 + blocks;
         let mut block = at.0;
         while block < end {
-            let Some((extent, count)) = self.shared.own_run(self.id, block, end) else {
-                break;
+            let look = self.core.looks.begin();
+            let own = self.run(block, end).filter(|run| run.own);
+            let first = to_usize(block - at.0) << shift;
+            let Some((extent, count)) = own.and_then(|run| Some((run.extent?, run.blocks))) else {
+                look.end();
+                let rest = window(from, first..to_usize(blocks) << shift);
+                return self.write_slowly(block..end, &rest, durability).await;
             };
-            let first = to_usize(block - at.0) * block_bytes;
-            let part = window(from, first..first + count * block_bytes);
-            let place = self.shared.place(extent, block);
-            let disk = &self.shared.device.disk;
-            disk.write(place, &part, durability).await?;
+            let part = window(from, first..first + (count << shift));
+            let place = self.place(extent, block);
+            let written = self.core.disk.write(place, &part, durability).await;
+            look.end();
+            written?;
             block += count as u64;
         }
-        Ok(block - at.0)
+        Ok(())
     }
 
     async fn write_slowly(
         &self,
-        first: u64,
-        end: u64,
+        blocks: Range<u64>,
         from: &[Buffer],
         durability: Durability,
     ) -> Result<(), DiskError> {
-        let _held = self.shared.hold(self.id, first..end).await;
-        let mut targets = Vec::new();
-        let written = self
-            .write_parts(first..end, from, durability, &mut targets)
-            .await;
-        targets.into_iter().for_each(Target::end);
-        written.map_err(DiskError::from)
-    }
-
-    async fn write_parts<'a>(
-        &'a self,
-        range: Range<u64>,
-        from: &[Buffer],
-        durability: Durability,
-        targets: &mut Vec<Target<'a, D>>,
-    ) -> Result<(), PoolError> {
-        let block_bytes = self.info().block_size.bytes();
-        let mut records = Vec::new();
-        let mut block = range.start;
-        while block < range.end {
-            let index = block / PER_EXTENT;
-            let end = range.end.min((index + 1) * PER_EXTENT);
-            let target = self.shared.target(self.id, index).await?;
-            let extent = target.extent;
-            targets.push(target);
-            let bytes = |at: u64| to_usize(at - range.start) * block_bytes;
-            let part = window(from, bytes(block)..bytes(end));
-            let place = self.shared.place(extent, block);
-            self.shared
-                .device
-                .disk
-                .write(place, &part, durability)
-                .await?;
-            if !self.shared.is_own(self.id, block, end) {
-                records.push(Record::Map {
-                    volume: self.id,
-                    index,
-                    start: u8::try_from(block % PER_EXTENT).expect("below an extent's blocks"),
-                    count: u16::try_from(end - block).expect("at most an extent's blocks"),
-                    extent,
-                });
-            }
-            block = end;
+        let begun = self.core.begin_write(self.flat.id, blocks.clone()).await?;
+        let shift = self.core.common.info.block_size.shift();
+        let mut written = Ok(());
+        for (extent, part) in begun.extents().into_iter().zip(parts_of(blocks.clone())) {
+            let bytes = |at: u64| to_usize(at - blocks.start) << shift;
+            let buffers = window(from, bytes(part.start)..bytes(part.end));
+            let place = self.place(extent, part.start);
+            let disk = &self.core.disk;
+            written = written.and(disk.write(place, &buffers, durability).await);
         }
-        if records.is_empty() {
-            return Ok(());
-        }
-        let ticket = self.shared.append(&records).await?;
-        self.shared.committed(ticket).await
+        let shown = begun.finish(written.is_ok()).await;
+        written.and(shown.map_err(DiskError::from))
     }
 
     async fn clear(&self, at: Lba, blocks: u64, keep: bool) -> Result<(), DiskError> {
@@ -198,24 +232,26 @@ impl<D: Disk> Volume<D> {
             return Ok(());
         }
         self.check(at, blocks)?;
-        self.check_writable()?;
-        let _writing = self.gate.enter().await;
-        let end = at.0 + blocks;
-        Box::pin(async {
-            let _held = self.shared.hold(self.id, at.0..end).await;
-            self.shared.unmap(self.id, at.0, end, keep).await?;
-            // A write in place that began before may still land: only when it has ended may the
-            // blocks' places be filled and shown again.
-            self.shared.grace().await;
-            Ok(())
-        })
-        .await
+        loop {
+            let look = self.core.looks.begin();
+            let takes = self.takes_writes();
+            let writing = matches!(takes, Ok(true)).then(|| Writing::begin(&self.flat));
+            look.end();
+            takes?;
+            let Some(_writing) = writing else {
+                self.thawed().await;
+                continue;
+            };
+            let range = at.0..at.0 + blocks;
+            let cleared = Box::pin(self.core.clear(self.flat.id, range, keep)).await;
+            return cleared.map_err(DiskError::from);
+        }
     }
 }
 
 impl<D: Disk> Drop for Volume<D> {
     fn drop(&mut self) {
-        self.gate.handles.set(self.gate.handles.get() - 1);
+        self.flat.handles.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -240,27 +276,26 @@ fn window(buffers: &[Buffer], range: Range<usize>) -> ArrayVec<Buffer, SEGMENTS_
 
 impl<D: Disk> Disk for Volume<D> {
     fn info(&self) -> DiskInfo {
-        let below = self.shared.device.disk.info();
-        let state = self.shared.state.borrow();
         DiskInfo {
-            block_size: state.layout.block_size,
-            blocks: state.volume(self.id).map_or(0, |record| record.blocks),
-            volatile_cache: below.volatile_cache,
-            deallocate_granularity: Some(1),
-            write_uncorrectable: false,
-            // Beyond a block, neighbours may lie in different extents.
-            atomic_write_bytes: below
-                .atomic_write_bytes
-                .min(1 << state.layout.block_size.shift()),
+            blocks: self.flat.blocks.load(Ordering::Relaxed),
+            ..self.core.common.info
         }
     }
 
     async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
         let blocks = self.check_buffers(at, into)?;
-        let look = self.shared.begin();
-        let result = self.read_runs(at, blocks, into).await;
-        look.end();
-        result
+        let look = self.core.looks.begin();
+        match self.run(at.0, at.0 + blocks) {
+            Some(run) if run.blocks as u64 == blocks => {
+                let read = self.read_run(run, at.0, into).await;
+                look.end();
+                read
+            }
+            _ => {
+                look.end();
+                self.read_runs(at, blocks, into).await
+            }
+        }
     }
 
     async fn write(
@@ -270,27 +305,34 @@ impl<D: Disk> Disk for Volume<D> {
         durability: Durability,
     ) -> Result<(), DiskError> {
         let blocks = self.check_buffers(at, from)?;
-        self.check_writable()?;
-        let _writing = self.gate.enter().await;
-        let look = self.shared.begin();
-        let written = self.write_own(at, blocks, from, durability).await;
-        look.end();
-        let written = written?;
-        if written == blocks {
-            return Ok(());
+        loop {
+            let look = self.core.looks.begin();
+            let takes = self.takes_writes();
+            if takes != Ok(true) {
+                look.end();
+                takes?;
+                self.thawed().await;
+                continue;
+            }
+            if let Some(run) = self.run(at.0, at.0 + blocks)
+                && run.own
+                && run.blocks as u64 == blocks
+                && let Some(extent) = run.extent
+            {
+                let place = self.place(extent, at.0);
+                let written = self.core.disk.write(place, from, durability).await;
+                look.end();
+                return written;
+            }
+            let writing = Writing::begin(&self.flat);
+            look.end();
+            // On the heap, so that the fast path's future stays small.
+            return Box::pin(self.write_runs(at, blocks, from, durability, writing)).await;
         }
-        let block_bytes = self.info().block_size.bytes();
-        let rest = window(
-            from,
-            to_usize(written) * block_bytes..to_usize(blocks) * block_bytes,
-        );
-        let (first, end) = (at.0 + written, at.0 + blocks);
-        // On the heap, so that the fast path's future stays small.
-        Box::pin(self.write_slowly(first, end, &rest, durability)).await
     }
 
     async fn flush(&self) -> Result<(), DiskError> {
-        self.shared.device.disk.flush().await
+        self.core.disk.flush().await
     }
 
     async fn deallocate(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
@@ -313,10 +355,19 @@ impl<D: Disk> Disk for Volume<D> {
 }
 
 impl<D: Disk> Shared<D> {
-    /// Where a block of a volume lies, whose extent lies in `extent`.
-    fn place(&self, extent: crate::format::Extent, block: u64) -> Lba {
-        let within = to_usize(block % PER_EXTENT);
-        self.state.borrow().layout.block_of(extent, within)
+    /// Makes blocks of a volume zeroes, in its turn, for whoever asks.
+    pub(crate) async fn clear(
+        self: &Rc<Self>,
+        volume: u32,
+        blocks: Range<u64>,
+        keep: bool,
+    ) -> Result<(), PoolError> {
+        let _held = self.hold(volume, blocks.clone()).await;
+        self.unmap(volume, blocks.start, blocks.end, keep).await?;
+        // A write in place that began before may still land: only when it has ended may the
+        // blocks' places be filled and shown again.
+        self.grace().await;
+        Ok(())
     }
 
     /// Where blocks from `block` on lie, up to `end` and within one extent.
@@ -331,19 +382,6 @@ impl<D: Disk> Shared<D> {
                 Err(missing) => Box::pin(self.load(missing)).await?,
             }
         }
-    }
-
-    /// The volume's own blocks from `block` on, which may be written in place.
-    fn own_run(&self, volume: u32, block: u64, end: u64) -> Option<(crate::format::Extent, usize)> {
-        let state = self.state.borrow();
-        let found = state.run(volume, block / PER_EXTENT, within_extent(block, end));
-        let run = found.ok()?.ok().filter(|run| run.own)?;
-        Some((run.extent?, run.blocks))
-    }
-
-    fn is_own(&self, volume: u32, block: u64, end: u64) -> bool {
-        let run = self.own_run(volume, block, end);
-        run.is_some_and(|(_, blocks)| blocks as u64 == end - block)
     }
 
     /// The first leaf at or after `leaf` that is there.

@@ -42,6 +42,17 @@ pub(crate) struct Run {
     pub own: bool,
 }
 
+/// What an extent of a volume is made of, and whether the volume may write valid blocks in place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum View<'a> {
+    /// A page has to be read first.
+    Missing,
+    Hole,
+    Single(Extent, Bits, bool),
+    /// Own are the blocks in the target.
+    Fragments(&'a Fragments, bool),
+}
+
 /// The way to a leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -108,6 +119,30 @@ impl State {
         match self.nodes.change(id) {
             Some(Node::Fragments(fragments)) => Ok(fragments),
             _ => Err(corrupt("a page of fragments is not there")),
+        }
+    }
+
+    /// What an extent of a volume is made of.
+    pub fn view(&self, volume: u32, index: u64) -> View<'_> {
+        let (leaf_number, at) = leaf_place(index);
+        let (leaf, exclusive) = match self.way(volume, leaf_number) {
+            Ok(Way::Leaf(id, exclusive)) => match self.leaf(id) {
+                Ok(leaf) => (leaf, exclusive),
+                Err(_) => return View::Missing,
+            },
+            Ok(Way::Absent) => return View::Hole,
+            Ok(Way::Missing(_)) | Err(_) => return View::Missing,
+        };
+        let owner = (volume, self.epoch(volume));
+        let owned = exclusive && leaf.owner == owner && leaf.owned >> at & 1 != 0;
+        match &leaf.entries[at] {
+            Entry::Hole => View::Hole,
+            Entry::Whole(extent) => View::Single(*extent, Bits::ALL, owned),
+            Entry::Partial(partial) => View::Single(partial.0, partial.1, owned),
+            Entry::Fragments(page) => match self.fragments(*page) {
+                Ok(fragments) => View::Fragments(fragments, owned),
+                Err(_) => View::Missing,
+            },
         }
     }
 

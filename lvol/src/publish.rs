@@ -1,0 +1,304 @@
+//! How the home core keeps the [flat maps](crate::flat) true.
+//!
+//! Invariants:
+//! - An entry is brought up to date when a record has taken effect, before anybody is told: whoever was
+//!   answered finds what was promised, on every core.
+//! - A slot that no entry names any more is released like an extent, and used again once no look from
+//!   before is left.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use corebay_core::disk::Disk;
+
+use crate::{
+    bits::Bits,
+    error::PoolError,
+    flat::{FlatVolume, Kind, OWN_MAX, Slots, Word},
+    format::{
+        BLOCKS_PER_EXTENT,
+        page::{Fragments, Kind as VolumeKind},
+        record::Record,
+    },
+    pool::Shared,
+    state::{State, map::View},
+};
+
+/// A place that an entry of a flat map may name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slot {
+    Partial(u64),
+    Fragments(u64),
+}
+
+/// Numbers of slots.
+#[derive(Debug, Default)]
+struct Numbers {
+    free: Vec<u64>,
+    next: u64,
+}
+
+impl Numbers {
+    fn take(&mut self) -> u64 {
+        self.free.pop().unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
+        })
+    }
+}
+
+/// The home core's side of the flat maps.
+#[derive(Default)]
+pub(crate) struct Flat {
+    volumes: Vec<Option<Arc<FlatVolume>>>,
+    partial: Numbers,
+    fragments: Numbers,
+    /// Slots that no entry names any more.
+    pub released: Vec<Slot>,
+}
+
+impl Flat {
+    pub fn volume(&self, id: u32) -> Option<&Arc<FlatVolume>> {
+        self.volumes.get(id as usize)?.as_ref()
+    }
+
+    /// All volumes that some core may have open.
+    pub fn volumes(&self) -> impl Iterator<Item = &Arc<FlatVolume>> {
+        self.volumes.iter().flatten()
+    }
+
+    /// Nobody can be looking at it any more.
+    pub fn free(&mut self, slot: Slot) {
+        match slot {
+            Slot::Partial(slot) => self.partial.free.push(slot),
+            Slot::Fragments(slot) => self.fragments.free.push(slot),
+        }
+    }
+
+    fn leave(&mut self, word: Word) {
+        match word.kind {
+            Kind::Partial => self.released.push(Slot::Partial(word.number)),
+            Kind::Fragments => self.released.push(Slot::Fragments(word.number)),
+            Kind::Unknown | Kind::Hole | Kind::Whole => {}
+        }
+    }
+
+    /// Makes an entry say what the state says.
+    fn show(&mut self, slots: &Slots, volume: &FlatVolume, index: u64, view: View<'_>) {
+        let before = volume.entry(index);
+        let present = volume.own.load(Ordering::Relaxed);
+        let word = |kind, own, number| Word { kind, own, number };
+        let generation = |own| if own { present } else { 0 };
+        let after = match view {
+            View::Missing => Word::UNKNOWN,
+            View::Hole => word(Kind::Hole, 0, 0),
+            View::Single(extent, valid, own) if valid == Bits::ALL => {
+                word(Kind::Whole, generation(own), extent.0)
+            }
+            View::Single(extent, valid, own) => {
+                let of = word(Kind::Whole, generation(own), extent.0);
+                // In its place only while it is of the same extent: a reader takes the extent first.
+                let keep = before.kind == Kind::Partial
+                    && Word::of(slots.partial(before.number)[0].load(Ordering::Relaxed)).number
+                        == extent.0;
+                let number = if keep {
+                    before.number
+                } else {
+                    self.partial.take()
+                };
+                let slot = slots.partial(number);
+                for (place, bits) in slot[1..].iter().zip(valid.0) {
+                    place.store(bits, Ordering::Release);
+                }
+                slot[0].store(of.bits(), Ordering::Release);
+                word(Kind::Partial, 0, number)
+            }
+            View::Fragments(fragments, own) => {
+                let number = match before.kind {
+                    Kind::Fragments => before.number,
+                    _ => self.fragments.take(),
+                };
+                show_fragments(slots, number, fragments, generation(own));
+                word(Kind::Fragments, 0, number)
+            }
+        };
+        if after != before {
+            volume.set_entry(index, after);
+            self.leave(before);
+        }
+    }
+}
+
+fn show_fragments(slots: &Slots, number: u64, fragments: &Fragments, own: u64) {
+    let slot = slots.fragments(number);
+    for (place, owner) in slot[1..].iter().zip(&fragments.owners) {
+        if place.load(Ordering::Relaxed) != *owner {
+            place.store(*owner, Ordering::Release);
+        }
+    }
+    let target = Word {
+        kind: Kind::Whole,
+        own,
+        number: fragments.target.0,
+    };
+    slot[0].store(target.bits(), Ordering::Release);
+}
+
+impl<D: Disk> Shared<D> {
+    /// What all cores know of a volume.
+    pub fn flat_volume(&self, id: u32) -> Arc<FlatVolume> {
+        let mut flat = self.flat.borrow_mut();
+        if let Some(known) = flat.volume(id) {
+            return known.clone();
+        }
+        let at = id as usize;
+        if flat.volumes.len() <= at {
+            flat.volumes.resize(at + 1, None);
+        }
+        let made = Arc::new(FlatVolume::new(id));
+        flat.volumes[at] = Some(made.clone());
+        drop(flat);
+        self.refresh(&self.state.borrow(), id);
+        made
+    }
+
+    /// Handles of volumes that are open, on all cores.
+    pub fn open_handles(&self) -> u32 {
+        let flat = self.flat.borrow();
+        let handles = flat.volumes().map(|v| v.handles.load(Ordering::SeqCst));
+        handles.sum()
+    }
+
+    /// Brings what is known of an extent of a volume up to date.
+    pub fn publish(&self, volume: u32, index: u64) {
+        self.publish_from(&self.state.borrow(), volume, index);
+    }
+
+    fn publish_from(&self, state: &State, volume: u32, index: u64) {
+        let flat = &mut *self.flat.borrow_mut();
+        if let Some(known) = flat.volume(volume).cloned() {
+            let view = state.view(volume, index);
+            flat.show(&self.common.slots, &known, index, view);
+        }
+    }
+
+    /// Brings up to date what is known of a volume as a whole.
+    fn refresh(&self, state: &State, id: u32) {
+        let flat = self.flat.borrow();
+        let Some(volume) = flat.volume(id) else {
+            return;
+        };
+        let record = state.volume(id).ok();
+        let record = record.filter(|record| record.kind != VolumeKind::Dying);
+        volume.gone.store(record.is_none(), Ordering::SeqCst);
+        let Some(record) = record else { return };
+        let read_only = record.read_only || record.kind != VolumeKind::Volume;
+        volume.read_only.store(read_only, Ordering::SeqCst);
+        volume.blocks.store(record.blocks, Ordering::SeqCst);
+        volume.mapped.store(record.mapped, Ordering::Relaxed);
+    }
+
+    /// The volume owns nothing for itself alone any more.
+    fn next_generation(&self, id: u32) {
+        let flat = self.flat.borrow();
+        let Some(volume) = flat.volume(id).cloned() else {
+            return;
+        };
+        drop(flat);
+        let next = volume.own.load(Ordering::Relaxed) + 1;
+        if next > OWN_MAX {
+            self.forget(&volume);
+        }
+        let next = if next > OWN_MAX { 1 } else { next };
+        volume.own.store(next, Ordering::SeqCst);
+    }
+
+    fn forget(&self, volume: &FlatVolume) {
+        let mut flat = self.flat.borrow_mut();
+        for word in volume.forget() {
+            flat.leave(word);
+        }
+    }
+
+    /// A record has taken effect: the flat maps follow.
+    pub fn follow(&self, state: &State, record: &Record) {
+        match record {
+            Record::Map { volume, index, .. } => {
+                self.publish_from(state, *volume, *index);
+                self.refresh_mapped(state, *volume);
+            }
+            Record::Unmap {
+                volume,
+                first,
+                blocks,
+                ..
+            } => {
+                let per_extent = BLOCKS_PER_EXTENT as u64;
+                for index in first / per_extent..(first + blocks).div_ceil(per_extent) {
+                    self.publish_from(state, *volume, index);
+                }
+                self.refresh_mapped(state, *volume);
+            }
+            Record::Share { source, volume, .. } => {
+                self.next_generation(*source);
+                self.refresh(state, *volume);
+            }
+            Record::Rollback { volume, .. } => {
+                let known = self.flat.borrow().volume(*volume).cloned();
+                if let Some(known) = known {
+                    self.forget(&known);
+                    self.next_generation(*volume);
+                }
+                self.refresh(state, *volume);
+            }
+            Record::Create { volume, .. }
+            | Record::Delete { volume }
+            | Record::Resize { volume, .. }
+            | Record::Flags { volume, .. } => {
+                if let Record::Delete { .. } = record {
+                    let known = self.flat.borrow().volume(*volume).cloned();
+                    if let Some(known) = known {
+                        self.forget(&known);
+                    }
+                }
+                self.refresh(state, *volume);
+                if let Record::Delete { .. } = record
+                    && let Some(known) = self.flat.borrow_mut().volumes.get_mut(*volume as usize)
+                {
+                    // Its number may be another volume's later; who still holds this one finds it gone.
+                    *known = None;
+                }
+            }
+            Record::Rename { .. }
+            | Record::Attributes { .. }
+            | Record::Identity { .. }
+            | Record::Export { .. }
+            | Record::RenamePool { .. }
+            | Record::Thresholds(_)
+            | Record::Drop { .. } => {}
+        }
+    }
+
+    fn refresh_mapped(&self, state: &State, volume: u32) {
+        let flat = self.flat.borrow();
+        if let (Some(known), Ok(record)) = (flat.volume(volume), state.volume(volume)) {
+            known.mapped.store(record.mapped, Ordering::Relaxed);
+        }
+    }
+
+    /// Reads what is missing, so that other cores find where a block lies.
+    pub async fn look_up(&self, volume: u32, block: u64) -> Result<(), PoolError> {
+        self.run(volume, block, block + 1).await?;
+        self.publish(volume, block / BLOCKS_PER_EXTENT as u64);
+        Ok(())
+    }
+
+    /// True where all these blocks, within one extent, may be written in place.
+    pub fn is_own(&self, volume: u32, block: u64, end: u64) -> bool {
+        let state = self.state.borrow();
+        let per_extent = BLOCKS_PER_EXTENT as u64;
+        let first = usize::try_from(block % per_extent).expect("within an extent");
+        let last = first + usize::try_from(end - block).expect("within an extent");
+        let run = state.run(volume, block / per_extent, first..last);
+        matches!(run, Ok(Ok(run)) if run.own && run.blocks == last - first)
+    }
+}
