@@ -373,6 +373,19 @@ impl Buddies {
         index
     }
 
+    fn is_used(&self, window: &Buffer) -> bool {
+        let mut other = self.pages[window.page as usize].uses;
+        while other != NONE {
+            let entry = self.uses[other as usize];
+            if entry.offset < window.offset + window.len && window.offset < entry.offset + entry.len
+            {
+                return true;
+            }
+            other = entry.next;
+        }
+        false
+    }
+
     fn put_use(&mut self, entry: InUse) -> u32 {
         if self.free_use == NONE {
             self.uses.push(entry);
@@ -543,6 +556,24 @@ impl Buffer {
             using: self.begin_use(by),
             buffer: self.clone(),
         }
+    }
+
+    /// True while anybody, a device among others, uses some of the window's bytes.
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        self.pool.buddies.borrow().is_used(self)
+    }
+
+    /// True where both are windows on the same block.
+    #[must_use]
+    pub fn is_of(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.pool, &other.pool) && self.page == other.page
+    }
+
+    /// True while others have windows on the same block.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.pool.buddies.borrow().pages[self.page as usize].handles > 1
     }
 
     fn begin_use(&self, by: Use) -> u32 {

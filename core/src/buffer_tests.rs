@@ -35,6 +35,16 @@ fn a_pinned_block_outlives_its_buffer() {
 }
 
 #[test]
+fn a_window_is_used_where_its_own_bytes_are() {
+    let buffer = pool(BLOCK_BYTES_MAX).try_allocate(8192).unwrap();
+    let pin = buffer.slice(0..4096).pin(Direction::FromDevice);
+    assert!(buffer.is_used() && buffer.slice(4095..4097).is_used());
+    assert!(!buffer.slice(4096..8192).is_used() && buffer.is_shared());
+    drop(pin);
+    assert!(!buffer.is_used() && !buffer.is_shared());
+}
+
+#[test]
 #[should_panic(expected = "the block is being written")]
 fn nobody_looks_at_what_a_device_writes() {
     let buffer = pool(BLOCK_BYTES_MAX).try_allocate(4096).unwrap();

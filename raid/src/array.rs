@@ -7,6 +7,7 @@
 
 use std::{
     ops::Range,
+    pin::pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
 };
@@ -20,12 +21,12 @@ use corebay_core::{
 };
 
 use crate::{
-    engine::{Core, Flight, Job, Outcome, Transfer, one, window},
-    geometry::{Band, Geometry, ROLES_MAX, UNIT_BYTES_MAX},
+    engine::{Core, Flight, Job, Outcome, Transfer, fixed_bytes, one, window},
+    geometry::{Band, Geometry, ROLES_MAX},
     read::{Recover, reader},
     shared::{Counters, Shared},
     state::{ArrayState, Uuid},
-    superblock::SUPERBLOCK_BYTES,
+    watch::{Patience, Takes},
     write::{Payload, Write},
 };
 
@@ -63,6 +64,22 @@ impl Assembled {
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.shared.is_stopped()
+    }
+
+    /// How long its members may take.
+    #[must_use]
+    pub fn patience(&self) -> Patience {
+        self.shared.manners.patience()
+    }
+
+    /// From now on its members may take so long.
+    pub fn set_patience(&self, patience: Patience) {
+        self.shared.manners.set_patience(patience);
+    }
+
+    /// The roles whose members have been much slower than the others for some time.
+    pub fn slow(&self) -> impl Iterator<Item = usize> + use<> {
+        self.shared.manners.slow().iter()
     }
 
     /// How many hold it: this value, its clones, and two for each core that has it open.
@@ -117,11 +134,8 @@ impl Assembled {
     pub fn scratch_bytes(geometry: &Geometry) -> usize {
         let strips = geometry.data() + geometry.parity() + 2;
         let unit = geometry.unit_bytes() as usize;
-        let headers = ROLES_MAX * geometry.block_size().bytes();
-        // One operation always fits; several, so that they need not take turns.
-        let fixed =
-            (UNIT_BYTES_MAX as usize + ROLES_MAX * SUPERBLOCK_BYTES + headers).next_power_of_two();
-        (fixed + 4 * strips * unit.next_power_of_two()).next_multiple_of(2 << 20)
+        // Several operations, so that they need not take turns.
+        (fixed_bytes(geometry) + 4 * strips * unit.next_power_of_two()).next_multiple_of(2 << 20)
     }
 }
 
@@ -176,14 +190,23 @@ impl<D: Disk> Array<D> {
         let core = &self.core;
         let mut failed = None;
         if let Some(role) = reader(core, &piece)
-            && let Some(disk) = core.member(role)
+            && let Some(disk) = core.usable(role)
         {
-            let at = core.shared.geometry.row_lba(piece.stripe, piece.rows.start);
-            match disk.read(at, into).await {
-                Ok(()) => return Ok(()),
-                Err(DiskError::UnrecoveredRead) => {}
-                Err(error) if !core.shared.has_redundancy() => return Err(error),
-                Err(_) => failed = Some(role),
+            let (shared, reactor) = (&core.shared, &core.reactor);
+            let at = shared.geometry.row_lba(piece.stripe, piece.rows.start);
+            let incarnation = shared.manners.incarnation(role);
+            let ended = {
+                let reading = pin!(disk.read(at, into));
+                core.watch
+                    .over(shared, reactor, role, Takes::Usual, reading)
+                    .await
+            };
+            match ended {
+                Some(Ok(())) => return Ok(()),
+                Some(Err(DiskError::UnrecoveredRead)) => {}
+                Some(Err(error)) if !shared.has_redundancy() => return Err(error),
+                _ if shared.manners.incarnation(role) != incarnation => {}
+                _ => failed = Some(role),
             }
         }
         let all = |piece: &Band| 0..piece.row_bytes();

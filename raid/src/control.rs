@@ -19,6 +19,7 @@ use crate::{
     geometry::{MAP_OFFSETS, SUPERBLOCK_OFFSETS},
     shared::{Set, Tally},
     state::{ArrayState, RoleState},
+    superblock::SUPERBLOCK_BYTES,
 };
 
 impl<D: Disk> Core<D> {
@@ -116,6 +117,7 @@ impl<D: Disk> Core<D> {
     /// The roles whose superblock could not be written.
     async fn write_superblocks(&self, state: &ArrayState) -> Set {
         let mut failed = Set::default();
+        let buffers = self.superblock_buffer().await;
         for offset in SUPERBLOCK_OFFSETS {
             let at = self.shared.geometry.member_lba(offset);
             let mut fan = Fan::new();
@@ -123,7 +125,8 @@ impl<D: Disk> Core<D> {
                 if record.state == RoleState::Failed || failed.has(role) {
                     continue;
                 }
-                let mut buffer = self.superblock_buffer(role);
+                let place = role * SUPERBLOCK_BYTES;
+                let mut buffer = buffers.slice(place..place + SUPERBLOCK_BYTES);
                 let superblock = self.shared.superblock(record.member, state);
                 buffer.bytes_mut().copy_from_slice(&superblock.encode());
                 let write = Transfer::Write(one(buffer), Durability::Durable);
@@ -213,7 +216,7 @@ impl<D: Disk> Core<D> {
         let shared = &self.shared;
         loop {
             let (marks, sequence) = shared.dirty.next();
-            let mut buffer = self.map_buffer();
+            let mut buffer = self.map_buffer().await;
             let bytes = marks.encode(shared.array, shared.dirty.region_stripes(), sequence);
             buffer.bytes_mut().copy_from_slice(&bytes);
             let at = MAP_OFFSETS[(sequence % 2) as usize];

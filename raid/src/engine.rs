@@ -34,12 +34,13 @@ use hashbrown::HashMap;
 
 use crate::{
     dirty::MAP_BYTES,
-    geometry::{ROLES_MAX, UNIT_BYTES_MAX},
-    kernels::Plan,
+    geometry::{Geometry, ROLES_MAX, UNIT_BYTES_MAX},
+    kernels::{PARITY_MAX, Plan},
     lock::Parking,
     read::{Recover, recover},
     shared::{Set, Shared},
     superblock::SUPERBLOCK_BYTES,
+    watch::{Strays, Takes, Watch, keep_watch},
     write::{Write, write_mirrored, write_with_parity, zero_stripe},
 };
 
@@ -51,6 +52,9 @@ const TRANSFERS: usize = 320;
 
 /// Tasks of the layers above that may wait for either.
 const WAITERS: usize = 4096;
+
+/// Buffers for superblocks and for the dirty map: one for each member that may be given up, and one.
+const STATES: usize = PARITY_MAX + 1;
 
 /// Ways to restore lost strips that are kept ready.
 const PLANS_MAX: usize = 1024;
@@ -90,9 +94,24 @@ pub(crate) enum Job {
 
 /// A transfer and its member.
 struct Errand<D> {
+    role: usize,
     disk: Option<Rc<D>>,
     at: Lba,
     what: Transfer,
+}
+
+impl<D> Errand<D> {
+    /// It may change the member when it ends, however late that is.
+    fn changes(&self) -> bool {
+        !matches!(self.what, Transfer::Read(_))
+    }
+
+    fn takes(&self) -> Takes {
+        match self.what {
+            Transfer::Read(_) | Transfer::Write(..) => Takes::Usual,
+            Transfer::Zero(..) | Transfer::Flush => Takes::Long,
+        }
+    }
 }
 
 /// What is handed to workers, by their number, and how they are told.
@@ -108,7 +127,8 @@ struct Place<J> {
 }
 
 impl<J: 'static> Desk<J> {
-    fn new(workers: usize) -> Self {
+    /// For so many workers, and room for `others` tasks beside them.
+    fn new(workers: usize, others: usize) -> Self {
         let empty = || Place {
             job: None,
             waker: None,
@@ -116,7 +136,7 @@ impl<J: 'static> Desk<J> {
         Self {
             places: (0..workers).map(|_| RefCell::new(empty())).collect(),
             table: OpTable::new(workers, WAITERS),
-            executor: Executor::new(workers),
+            executor: Executor::new(workers + others),
         }
     }
 
@@ -165,16 +185,19 @@ pub(crate) struct Core<D> {
     gate: Rc<Permits>,
     operations: Rc<Desk<Job>>,
     transfers: Rc<Desk<Errand<D>>>,
+    pub(crate) watch: Rc<Watch>,
+    strays: Strays,
     pub(crate) parking: Parking,
     plans: RefCell<HashMap<u32, Rc<Plan>>>,
     zeroes: Buffer,
-    /// For superblocks, by role; used with the update lock held.
-    superblocks: Buffer,
+    /// For superblocks, by role; used with the update lock held. More than one, because a member that
+    /// was given up may still read from one.
+    superblocks: ArrayVec<Buffer, STATES>,
     /// For the dirty map; used with the map's lock held.
-    map: Buffer,
+    maps: ArrayVec<Buffer, STATES>,
+    /// What one operation needs at most.
+    reserve: Vec<Buffer>,
     turn: Cell<usize>,
-    /// Counts what hosts ask for.
-    activity: Cell<u64>,
 }
 
 impl<D: Disk> Core<D> {
@@ -187,28 +210,48 @@ impl<D: Disk> Core<D> {
     ) -> Option<Rc<Self>> {
         let mut zeroes = pool.try_allocate(UNIT_BYTES_MAX as usize)?;
         zeroes.bytes_mut().fill(0);
-        let superblocks = pool.try_allocate(ROLES_MAX * SUPERBLOCK_BYTES)?;
-        let map = pool.try_allocate(MAP_BYTES)?;
+        let states = state_buffers(&shared.geometry);
+        let bytes = shared.geometry.roles() * SUPERBLOCK_BYTES;
+        let superblocks: ArrayVec<_, STATES> = (0..states)
+            .map_while(|_| pool.try_allocate(bytes))
+            .collect();
+        let maps: ArrayVec<_, STATES> = (0..states)
+            .map_while(|_| pool.try_allocate(MAP_BYTES))
+            .collect();
+        if superblocks.len() < states || maps.len() < states {
+            return None;
+        }
+        let reserve: Vec<Buffer> = operation_lengths(&shared.geometry)
+            .map_while(|bytes| pool.try_allocate(bytes))
+            .collect();
+        if reserve.len() < operation_lengths(&shared.geometry).count() {
+            return None;
+        }
         let core = Rc::new(Self {
             shared,
             reactor: reactor.clone(),
             members: RefCell::new(members),
             pool: pool.clone(),
             gate: Permits::new(1, OPERATIONS),
-            operations: Rc::new(Desk::new(OPERATIONS)),
-            transfers: Rc::new(Desk::new(TRANSFERS)),
+            operations: Rc::new(Desk::new(OPERATIONS, 1)),
+            transfers: Rc::new(Desk::new(TRANSFERS, 0)),
+            watch: Watch::new(WAITERS + TRANSFERS),
+            strays: Strays::new(),
             parking: Parking::new(2 * OPERATIONS),
             plans: RefCell::new(HashMap::with_capacity(PLANS_MAX)),
             zeroes,
             superblocks,
-            map,
+            maps,
+            reserve,
             turn: Cell::new(0),
-            activity: Cell::new(0),
         });
         let (operations, me) = (&core.operations, Rc::downgrade(&core));
         operations.employ(|number| operator(operations.clone(), number, me.clone()));
         let transfers = &core.transfers;
-        transfers.employ(|number| carrier(transfers.clone(), number));
+        transfers.employ(|number| carrier(transfers.clone(), number, me.clone(), carry_out::<D>));
+        let watching = keep_watch(core.watch.clone(), me.clone());
+        let watching = operations.executor.spawn(watching);
+        assert!(watching.is_ok(), "a slot for whoever keeps watch");
         reactor.add_source(Rc::new(Source(me)));
         Some(core)
     }
@@ -216,6 +259,14 @@ impl<D: Disk> Core<D> {
     /// The member with a role, if it is open.
     pub(crate) fn member(&self, role: usize) -> Option<Rc<D>> {
         self.members.borrow().get(role)?.clone()
+    }
+
+    /// The member with a role, if there is any use in asking it.
+    pub(crate) fn usable(&self, role: usize) -> Option<Rc<D>> {
+        match self.shared.manners.doomed().has(role) {
+            true => None,
+            false => self.member(role),
+        }
     }
 
     /// Replaces the disk of a role.
@@ -236,7 +287,8 @@ impl<D: Disk> Core<D> {
         what: impl FnOnce() -> Transfer,
     ) -> Flight<'_> {
         let errand = || Errand {
-            disk: self.member(role),
+            role,
+            disk: self.usable(role),
             at,
             what: what(),
         };
@@ -261,7 +313,32 @@ impl<D: Disk> Core<D> {
     pub(crate) async fn scratch(&self, lengths: impl Iterator<Item = usize>, into: &mut Scratch) {
         let _turn = self.gate.acquire(1).await;
         for length in lengths {
-            into.push(self.pool.allocate(length).await);
+            let buffer = match self.pool.try_allocate(length) {
+                Some(buffer) => buffer,
+                None => {
+                    let wanting = || self.last_resort(into, length);
+                    self.parking
+                        .until(|| self.pool.try_allocate(length).or_else(wanting))
+                        .await
+                }
+            };
+            into.push(buffer);
+        }
+    }
+
+    /// Of the memory that is kept for when strays hold the rest: what an operation has not taken of it.
+    fn last_resort(&self, taken: &Scratch, length: usize) -> Option<Buffer> {
+        if self.strays.is_empty() {
+            return None;
+        }
+        let begun = self
+            .reserve
+            .iter()
+            .any(|own| taken.iter().any(|it| it.is_of(own)));
+        let free = |own: &&Buffer| !own.is_shared() && own.len() >= length;
+        match begun || self.reserve.iter().all(|own| !own.is_shared()) {
+            true => Some(self.reserve.iter().find(free)?.slice(0..length)),
+            false => None,
         }
     }
 
@@ -286,15 +363,23 @@ impl<D: Disk> Core<D> {
         Some(plan)
     }
 
-    /// The place for the superblock of a role. With the update lock held.
-    pub(crate) fn superblock_buffer(&self, role: usize) -> Buffer {
-        let at = role * SUPERBLOCK_BYTES;
-        self.superblocks.slice(at..at + SUPERBLOCK_BYTES)
+    /// The place for the superblocks, by role. With the update lock held.
+    pub(crate) async fn superblock_buffer(&self) -> Buffer {
+        self.parking
+            .until(|| {
+                self.superblocks
+                    .iter()
+                    .find(|buffer| !buffer.is_used())
+                    .cloned()
+            })
+            .await
     }
 
     /// The place for the dirty map. With the map's lock held.
-    pub(crate) fn map_buffer(&self) -> Buffer {
-        self.map.clone()
+    pub(crate) async fn map_buffer(&self) -> Buffer {
+        self.parking
+            .until(|| self.maps.iter().find(|buffer| !buffer.is_used()).cloned())
+            .await
     }
 
     /// A number that turns, to share reads out among mirrors.
@@ -304,20 +389,16 @@ impl<D: Disk> Core<D> {
         turn
     }
 
-    /// Requests of hosts so far.
-    pub(crate) fn activity(&self) -> u64 {
-        self.activity.get()
-    }
-
     /// A host asks for something.
     pub(crate) fn count_activity(&self) {
-        self.activity.set(self.activity.get() + 1);
+        self.shared.activity.count(self.reactor.core());
     }
 
     /// Drops all tasks where they stand: the core ends.
     pub(crate) fn end(&self) {
         self.operations.executor.drop_tasks();
         self.transfers.executor.drop_tasks();
+        self.strays.end();
     }
 
     fn is_idle(&self) -> bool {
@@ -350,19 +431,56 @@ async fn operator<D: Disk>(desk: Rc<Desk<Job>>, number: usize, core: Weak<Core<D
 }
 
 /// Carries out transfers for as long as the array is open.
-async fn carrier<D: Disk>(desk: Rc<Desk<Errand<D>>>, number: usize) {
+async fn carrier<D: Disk, F: Future<Output = Outcome> + 'static>(
+    desk: Rc<Desk<Errand<D>>>,
+    number: usize,
+    core: Weak<Core<D>>,
+    carry_out: impl Fn(Errand<D>) -> F,
+) {
+    let mut place: Pin<Box<Option<F>>> = Box::pin(None);
     loop {
         let (token, errand) = desk.take(number).await;
-        let outcome = match errand.disk {
-            Some(disk) => carry_out(&*disk, errand.at, errand.what).await,
-            None => Err(DiskError::Gone),
+        let Some(core) = core.upgrade() else { return };
+        let (shared, role, changes) = (&core.shared, errand.role, errand.changes());
+        let (takes, incarnation) = (errand.takes(), shared.manners.incarnation(role));
+        place.set(Some(carry_out(errand)));
+        let command = place.as_mut().as_pin_mut().expect("it was just put there");
+        let ended = core
+            .watch
+            .over(shared, &core.reactor, role, takes, command)
+            .await;
+        let outcome = match ended {
+            Some(Err(_)) | None if shared.manners.incarnation(role) != incarnation => {
+                // The role's member is another one by now, which has nothing to do with it.
+                match changes {
+                    true => Ok(()),
+                    false => Err(DiskError::UnrecoveredRead),
+                }
+            }
+            ended => ended.unwrap_or(Err(DiskError::TimedOut)),
         };
+        if ended.is_none() && changes {
+            // On the heap: it happens while a member is given up.
+            let mut stray = std::mem::replace(&mut place, Box::pin(None));
+            let stray = async move {
+                match stray.as_mut().as_pin_mut() {
+                    Some(command) => command.await,
+                    None => Ok(()),
+                }
+            };
+            core.strays.keep(shared, role, Box::pin(stray));
+        }
+        place.set(None);
         desk.table.complete(token, outcome);
     }
 }
 
-async fn carry_out<D: Disk>(disk: &D, at: Lba, what: Transfer) -> Outcome {
-    match what {
+async fn carry_out<D: Disk>(errand: Errand<D>) -> Outcome {
+    let Some(disk) = errand.disk else {
+        return Err(DiskError::Gone);
+    };
+    let at = errand.at;
+    match errand.what {
         Transfer::Read(into) => disk.read(at, &into).await,
         Transfer::Write(from, durability) => disk.write(at, &from, durability).await,
         Transfer::Zero(blocks, space, durability) => {
@@ -379,7 +497,7 @@ impl<D: Disk> PollSource for Source<D> {
     fn poll(&self, _now: Time) -> usize {
         self.0.upgrade().map_or(0, |core| {
             core.parking.wake();
-            core.run()
+            core.strays.look(&core.shared) + core.run()
         })
     }
 
@@ -406,6 +524,28 @@ pub(crate) struct Ends {
     pub(crate) unreadable: Set,
     /// Roles whose member failed otherwise.
     pub(crate) failed: Set,
+}
+
+/// Buffers of each kind that the state is written from.
+fn state_buffers(geometry: &Geometry) -> usize {
+    1 + geometry.parity().max(geometry.copies() - 1)
+}
+
+/// The buffers that an operation takes at most.
+fn operation_lengths(geometry: &Geometry) -> impl Iterator<Item = usize> + use<> {
+    let strips = geometry.data().max(1) + geometry.parity() + 1;
+    let headers = geometry.roles() * geometry.block_size().bytes();
+    std::iter::repeat_n(geometry.unit_bytes() as usize, strips).chain([headers])
+}
+
+/// The bytes that a core takes for good of its scratch memory.
+pub(crate) fn fixed_bytes(geometry: &Geometry) -> usize {
+    let superblocks = geometry.roles() * SUPERBLOCK_BYTES;
+    let states = superblocks.next_power_of_two() + MAP_BYTES;
+    let reserve: usize = operation_lengths(geometry)
+        .map(usize::next_power_of_two)
+        .sum();
+    UNIT_BYTES_MAX as usize + state_buffers(geometry) * states + reserve
 }
 
 impl<'a> Fan<'a> {

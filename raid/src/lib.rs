@@ -24,6 +24,8 @@ mod shared;
 pub mod state;
 pub mod superblock;
 pub mod sweep;
+mod watch;
 mod write;
 
 pub use shared::Counters;
+pub use watch::{Patience, SlowMembers};

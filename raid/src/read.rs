@@ -54,6 +54,10 @@ pub(crate) async fn recover<D: Disk>(core: &Core<D>, job: &Recover) -> Outcome {
         // Where the array cannot do without it, what can be read still is.
         let _ = core.fail(role).await;
     }
+    if job.into.iter().any(Buffer::is_used) {
+        // The member that was given up may still write there. Into other buffers it can be read.
+        return Err(DiskError::TimedOut);
+    }
     let piece = &job.piece;
     let locked = core
         .shared
@@ -133,6 +137,9 @@ async fn recover_mirrored<D: Disk>(
             unreadable = unreadable.with(role);
         } else {
             let _ = core.fail(role).await;
+            if into.iter().any(Buffer::is_used) {
+                return Err(DiskError::TimedOut);
+            }
         }
     }
     Err(DiskError::UnrecoveredRead)
@@ -181,6 +188,10 @@ async fn recover_by_parity<D: Disk>(
         let ends = fan.land(core).await;
         if ends.unreadable.is_empty() && ends.failed.is_empty() {
             return Ok(());
+        }
+        if into.iter().any(Buffer::is_used) {
+            let _ = core.fail(role).await;
+            return Err(DiskError::TimedOut);
         }
     }
     let mut scratch = Scratch::new();

@@ -18,6 +18,7 @@ use crate::{
     lock::TicketLocks,
     state::{ArrayState, RoleState, Uuid},
     superblock::Superblock,
+    watch::{Activity, Manners},
 };
 
 /// Stripes that can be locked at a time; others share a lock with one of them.
@@ -80,6 +81,8 @@ pub struct Counters {
     pub repaired: u64,
     /// Members that failed.
     pub failed_members: u64,
+    /// Members that were much slower than the others for some time.
+    pub slow_members: u64,
     /// Rows found by a scrub that did not agree.
     pub mismatches: u64,
 }
@@ -89,6 +92,7 @@ pub(crate) struct Tally {
     pub(crate) reconstructed: AtomicU64,
     pub(crate) repaired: AtomicU64,
     pub(crate) failed_members: AtomicU64,
+    pub(crate) slow_members: AtomicU64,
     pub(crate) mismatches: AtomicU64,
 }
 
@@ -132,6 +136,8 @@ pub(crate) struct Shared {
     pub(crate) ring: Ring,
     pub(crate) dirty: DirtyMap,
     pub(crate) tally: Tally,
+    pub(crate) manners: Manners,
+    pub(crate) activity: Activity,
     /// The stripes that the sweep under way has done.
     pub(crate) swept: AtomicU64,
 }
@@ -160,6 +166,8 @@ impl Shared {
             ring,
             dirty,
             tally: Tally::default(),
+            manners: Manners::default(),
+            activity: Activity::new(),
             swept: AtomicU64::new(0),
         };
         let state = shared.state().clone();
@@ -297,6 +305,7 @@ impl Shared {
             reconstructed: load(&self.tally.reconstructed),
             repaired: load(&self.tally.repaired),
             failed_members: load(&self.tally.failed_members),
+            slow_members: load(&self.tally.slow_members),
             mismatches: load(&self.tally.mismatches),
         }
     }

@@ -67,6 +67,9 @@ pub enum SweepError {
     Occupied(Occupant),
     /// The array has no such spare.
     NoSpare,
+    /// The member was given up because it did not answer, and still has not ended what was asked of
+    /// it: a write that comes late would spoil newer data.
+    StillOut,
     /// A member failed, or more than the redundancy is lost.
     Disk(DiskError),
     /// Blocks of a stripe are lost on too many members, and the new one cannot be told so.
@@ -84,6 +87,10 @@ impl fmt::Display for SweepError {
             Self::State(state) => write!(f, "the role is {state:?}"),
             Self::Unfit => write!(f, "the disk is too small, or its blocks have another size"),
             Self::NoSpare => write!(f, "the array has no such spare"),
+            Self::StillOut => write!(
+                f,
+                "the member has not ended what was asked of it before it was given up"
+            ),
             Self::Occupied(by) => write!(f, "the disk is not free: {by}"),
             Self::Disk(error) => write!(f, "{error}"),
             Self::Lost { stripe } => write!(f, "blocks of stripe {stripe} are lost"),
@@ -128,7 +135,7 @@ impl Meter {
         if core.shared.sweeps_halted() {
             return Err(SweepError::Halted);
         }
-        let activity = core.activity();
+        let activity = core.shared.activity.sum();
         let busy = std::mem::replace(&mut self.activity, activity) != activity;
         let rate = match busy {
             true => self.pace.floor_mib_s.max(1),
@@ -170,6 +177,7 @@ impl<D: Disk> Array<D> {
         rng.fill(&mut bytes);
         bytes[6] = bytes[6] & 0x0f | 0x40;
         bytes[8] = bytes[8] & 0x3f | 0x80;
+        self.core.shared.manners.begin_anew(role);
         self.core
             .change_member(|state| {
                 state.roles[role].member = Uuid(bytes);
@@ -190,6 +198,7 @@ impl<D: Disk> Array<D> {
     /// Where the role has not failed, or there is no such spare.
     pub async fn use_spare(&self, role: usize, spare: Uuid) -> Result<(), SweepError> {
         self.fit(role)?;
+        self.core.shared.manners.begin_anew(role);
         let mut known = false;
         self.core
             .change_member(|state| {
@@ -213,9 +222,13 @@ impl<D: Disk> Array<D> {
     /// Then [`rebuild`](Self::rebuild), which goes over what was written meanwhile.
     ///
     /// # Errors
-    /// Where the role has not failed.
+    /// Where the role has not failed, or commands of the member are still out.
     pub async fn take_back(&self, role: usize) -> Result<(), SweepError> {
         self.fit(role)?;
+        if self.core.shared.manners.strays(role) > 0 {
+            return Err(SweepError::StillOut);
+        }
+        self.core.shared.manners.begin_anew(role);
         self.core.shared.prepare_delta();
         self.core
             .change_member(|state| {
@@ -269,7 +282,7 @@ impl<D: Disk> Array<D> {
         let (core, shared) = (&self.core, &self.core.shared);
         let mut meter = Meter {
             pace,
-            activity: core.activity(),
+            activity: shared.activity.sum(),
         };
         let total = shared.geometry.stripes();
         let mut recorded = shared.good(role);
@@ -339,7 +352,7 @@ impl<D: Disk> Array<D> {
         let (core, shared) = (&self.core, &self.core.shared);
         let mut meter = Meter {
             pace,
-            activity: core.activity(),
+            activity: shared.activity.sum(),
         };
         let dirty = &shared.dirty;
         for region in 0..dirty.regions() {
@@ -369,7 +382,7 @@ impl<D: Disk> Array<D> {
         let (core, shared) = (&self.core, &self.core.shared);
         let mut meter = Meter {
             pace,
-            activity: core.activity(),
+            activity: shared.activity.sum(),
         };
         let mut report = Scrubbed::default();
         for stripe in 0..shared.geometry.stripes() {

@@ -137,7 +137,8 @@ pub enum DiskError {
     NoSpace,
     /// The disk does not know this operation.
     Unsupported,
-    /// The device did not answer in time, and the operation was taken back.
+    /// The device did not answer in time, and the operation was taken back, or is not waited for any
+    /// longer: then the device may still use the buffers. The same with others may succeed.
     TimedOut,
     /// The disk is gone: unplugged, failed or closed.
     Gone,

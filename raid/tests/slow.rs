@@ -1,0 +1,516 @@
+//! Members that are slow or do not answer at all, in simulated time.
+
+mod support;
+
+use std::{
+    cell::{Cell, RefCell},
+    future::{Future, poll_fn},
+    pin::Pin,
+    rc::Rc,
+    task::{Poll, Waker},
+    time::Duration,
+};
+
+use corebay_core::{
+    arena::{Arena, Hugepages},
+    buffer::{Buffer, BufferPool, DevicePin, Direction},
+    disk::{
+        Disk, DiskError, DiskInfo, Durability, Space,
+        fault::{Effect, FaultDisk, Faults, Operation, Rule},
+        ram::{RamDisk, RamMedium},
+    },
+    reactor::Reactor,
+    rng::Rng,
+    units::{BlockSize, CoreId, Lba, Time},
+};
+use corebay_raid::{
+    Patience, SlowMembers,
+    array::Array,
+    assemble::assemble,
+    create::create,
+    geometry::{Geometry, Level, Wish},
+    state::RoleState,
+    sweep::{Pace, SweepError},
+};
+
+use support::{ec, scratch};
+
+const SIZE: BlockSize = BlockSize::B4096;
+const STRIP: usize = 16 << 10;
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// A device that can be told to leave its commands unanswered. As a real one, it keeps their buffers
+/// whoever still waits, and what it has begun it ends some day.
+struct Device<D> {
+    disk: D,
+    state: Rc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    holds: Cell<bool>,
+    held: RefCell<Vec<DevicePin>>,
+    waiting: RefCell<Vec<Waker>>,
+}
+
+impl State {
+    fn let_go(&self) {
+        self.holds.set(false);
+        self.held.borrow_mut().clear();
+        self.waiting.take().into_iter().for_each(Waker::wake);
+    }
+}
+
+impl<D> Device<D> {
+    async fn hold(&self, buffers: &[Buffer], direction: Direction) {
+        if self.state.holds.get() {
+            let pins = buffers.iter().map(|buffer| buffer.pin(direction));
+            self.state.held.borrow_mut().extend(pins);
+        }
+        poll_fn(|context| match self.state.holds.get() {
+            true => {
+                self.state
+                    .waiting
+                    .borrow_mut()
+                    .push(context.waker().clone());
+                Poll::Pending
+            }
+            false => Poll::Ready(()),
+        })
+        .await;
+    }
+}
+
+impl<D: Disk> Disk for Device<D> {
+    fn info(&self) -> DiskInfo {
+        self.disk.info()
+    }
+
+    async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
+        self.hold(into, Direction::FromDevice).await;
+        self.disk.read(at, into).await
+    }
+
+    async fn write(&self, at: Lba, from: &[Buffer], d: Durability) -> Result<(), DiskError> {
+        self.hold(from, Direction::ToDevice).await;
+        self.disk.write(at, from, d).await
+    }
+
+    async fn flush(&self) -> Result<(), DiskError> {
+        self.hold(&[], Direction::ToDevice).await;
+        self.disk.flush().await
+    }
+
+    async fn deallocate(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
+        self.hold(&[], Direction::ToDevice).await;
+        self.disk.deallocate(at, blocks).await
+    }
+
+    async fn write_zeroes(
+        &self,
+        at: Lba,
+        blocks: u64,
+        space: Space,
+        durability: Durability,
+    ) -> Result<(), DiskError> {
+        self.hold(&[], Direction::ToDevice).await;
+        self.disk.write_zeroes(at, blocks, space, durability).await
+    }
+
+    async fn write_uncorrectable(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
+        self.disk.write_uncorrectable(at, blocks).await
+    }
+}
+
+type Member = Device<FaultDisk<RamDisk>>;
+
+/// An array, its members' faults and devices, and a clock that is set by hand.
+struct Rig {
+    reactor: Reactor,
+    pool: BufferPool,
+    now: Cell<u64>,
+    media: Vec<std::sync::Arc<RamMedium>>,
+    faults: Vec<Faults>,
+    devices: Vec<Rc<State>>,
+    array: Rc<Array<Member>>,
+}
+
+impl Rig {
+    fn new(level: Level, roles: usize) -> Self {
+        let wish = Wish {
+            strip_bytes: STRIP as u32,
+            journal_slots: 64,
+            ..Wish::new(level, roles, SIZE)
+        };
+        let bytes = 8 << 20;
+        let medium = || RamMedium::new(SIZE, SIZE.blocks_in(bytes)).unwrap();
+        let media: Vec<_> = (0..roles).map(|_| medium()).collect();
+        let faults: Vec<_> = (0..roles as u64).map(Faults::new).collect();
+        let devices: Vec<Rc<State>> = (0..roles).map(|_| Rc::default()).collect();
+        let reactor = Reactor::new(CoreId(0), 512, Time(0));
+        let mut arena = Arena::new(8 << 20, Hugepages::Off).unwrap();
+        let pool = BufferPool::new(arena.take(8 << 20).unwrap(), 512);
+        let geometry = Geometry::new(wish, bytes).unwrap();
+        let disks: Vec<_> = (0..roles)
+            .map(|role| member(&media[role], &faults[role], &devices[role], &reactor))
+            .collect();
+        let (scratch, on) = (scratch(&geometry), reactor.clone());
+        let now = Cell::new(0);
+        let array = run(&reactor, &now, async move {
+            let mut rng = Rng::from_seed(1);
+            let made = create(&disks, wish, "slow", &[], &mut rng, &scratch).await;
+            made.expect("an array");
+            assemble(disks, None, &on, &scratch).await.unwrap().array
+        });
+        Self {
+            reactor,
+            pool,
+            now,
+            media,
+            faults,
+            devices,
+            array: Rc::new(array),
+        }
+    }
+
+    /// Starts a task; its value comes later.
+    fn start<T: 'static>(&self, task: impl Future<Output = T> + 'static) -> Rc<Cell<Option<T>>> {
+        start(&self.reactor, task)
+    }
+
+    fn run<T: 'static>(&self, task: impl Future<Output = T> + 'static) -> T {
+        run(&self.reactor, &self.now, task)
+    }
+
+    fn turn(&self, step: Duration) {
+        self.now.set(self.now.get() + step.as_nanos() as u64);
+        self.reactor.poll_once(Time(self.now.get()));
+    }
+
+    /// Turns for a time, in many turns.
+    fn pass(&self, time: Duration) {
+        (0..1000).for_each(|_| self.turn(time / 1000));
+    }
+
+    fn filled(&self, bytes: usize, byte: u8) -> Buffer {
+        let mut buffer = self.pool.try_allocate(bytes).expect("memory");
+        buffer.bytes_mut().fill(byte);
+        buffer
+    }
+
+    fn write(&self, at: u64, bytes: usize, byte: u8) -> Rc<Cell<Option<Result<(), DiskError>>>> {
+        let (array, buffer) = (self.array.clone(), self.filled(bytes, byte));
+        self.start(async move { array.write(Lba(at), &[buffer], Durability::Cached).await })
+    }
+
+    fn read(&self, at: u64, into: &Buffer) -> Rc<Cell<Option<Result<(), DiskError>>>> {
+        let (array, into) = (self.array.clone(), into.clone());
+        self.start(async move { array.read(Lba(at), &[into]).await })
+    }
+
+    fn state(&self, role: usize) -> RoleState {
+        self.array.assembled().state().roles[role].state
+    }
+
+    /// The role that a block's strip lies on, by whom a read of it asks.
+    fn role_of(&self, at: u64) -> usize {
+        let before: Vec<u64> = self.faults.iter().map(Faults::seen).collect();
+        let into = self.filled(4096, 0);
+        let array = self.array.clone();
+        self.run(async move { array.read(Lba(at), &[into]).await })
+            .unwrap();
+        let asked = |role: &usize| self.faults[*role].seen() > before[*role];
+        (0..before.len()).find(asked).expect("somebody was asked")
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.reactor.tear_down();
+    }
+}
+
+fn member(
+    medium: &std::sync::Arc<RamMedium>,
+    faults: &Faults,
+    state: &Rc<State>,
+    reactor: &Reactor,
+) -> Member {
+    let ram = RamDisk::new(medium.clone(), reactor);
+    Device {
+        disk: FaultDisk::new(ram, faults.clone(), reactor),
+        state: state.clone(),
+    }
+}
+
+fn start<T: 'static>(
+    reactor: &Reactor,
+    task: impl Future<Output = T> + 'static,
+) -> Rc<Cell<Option<T>>> {
+    let value = Rc::new(Cell::new(None));
+    let into = value.clone();
+    let task: Pin<Box<dyn Future<Output = ()>>> =
+        Box::pin(async move { into.set(Some(task.await)) });
+    assert!(reactor.spawn(task).is_ok());
+    value
+}
+
+fn run<T: 'static>(
+    reactor: &Reactor,
+    now: &Cell<u64>,
+    task: impl Future<Output = T> + 'static,
+) -> T {
+    let value = start(reactor, task);
+    for _ in 0..1_000_000 {
+        if let Some(value) = value.take() {
+            return value;
+        }
+        now.set(now.get() + 1_000);
+        reactor.poll_once(Time(now.get()));
+    }
+    panic!("nothing moves any more");
+}
+
+fn hang() -> Rule {
+    Rule::new(Effect::Hang)
+}
+
+#[test]
+fn a_read_of_a_member_that_does_not_answer_is_made_of_the_others() {
+    for (level, roles) in [
+        (Level::Mirrored, 2),
+        (Level::Raid5, 4),
+        (Level::Raid6, 5),
+        (ec(3, 3), 6),
+    ] {
+        let rig = Rig::new(level, roles);
+        assert_eq!(rig.array.assembled().patience().deadline, DEADLINE);
+        let wrote = rig.write(0, 64 << 10, 7);
+        rig.pass(Duration::from_millis(1));
+        assert_eq!(wrote.take(), Some(Ok(())));
+        let role = rig.role_of(0);
+        rig.faults[role].add(hang());
+        // One piece, which goes to its member directly; several, which do not.
+        for (at, bytes) in [(0, 4096), (1, 60 << 10)] {
+            let began = rig.now.get();
+            let into = rig.filled(bytes, 0);
+            let read = rig.read(at, &into);
+            let ended = loop {
+                rig.turn(Duration::from_millis(20));
+                if let Some(outcome) = read.take() {
+                    break outcome;
+                }
+                let waited = Duration::from_nanos(rig.now.get() - began);
+                assert!(waited < DEADLINE * 5 / 4, "{level}: waited {waited:?}");
+            };
+            assert_eq!(ended, Ok(()), "{level}");
+            assert!(into.bytes().iter().all(|byte| *byte == 7), "{level}");
+        }
+        rig.pass(Duration::from_millis(1));
+        assert_eq!(rig.state(role), RoleState::Failed, "{level}");
+        // From now on nobody waits.
+        let (into, began) = (rig.filled(64 << 10, 0), rig.now.get());
+        let array = rig.array.clone();
+        let own = into.clone();
+        rig.run(async move { array.read(Lba(0), &[own]).await })
+            .unwrap();
+        assert!(into.bytes().iter().all(|byte| *byte == 7));
+        assert!(rig.now.get() - began < 1_000_000, "{level}");
+    }
+}
+
+#[test]
+fn writes_go_on_without_a_member_that_does_not_answer() {
+    for (level, roles) in [(Level::Mirrored, 3), (Level::Raid5, 4), (Level::Raid6, 5)] {
+        let rig = Rig::new(level, roles);
+        rig.devices[1].holds.set(true);
+        // Small ones and large ones, many more than there is scratch memory for at once.
+        let writes: Vec<_> = (0..150)
+            .map(|write| rig.write(write * 11 % 300, 4096 * (1 + write as usize % 5), 9))
+            .collect();
+        rig.pass(DEADLINE * 6 / 5);
+        rig.pass(Duration::from_secs(1));
+        for write in writes {
+            assert_eq!(write.take(), Some(Ok(())), "{level}");
+        }
+        assert_eq!(rig.state(1), RoleState::Failed);
+        assert_eq!(rig.array.assembled().counters().failed_members, 1);
+        let into = rig.filled(4096, 0);
+        let read = rig.read(0, &into);
+        rig.pass(Duration::from_millis(1));
+        assert_eq!(read.take(), Some(Ok(())));
+        assert!(into.bytes().iter().all(|byte| *byte == 9), "{level}");
+    }
+}
+
+#[test]
+fn a_buffer_that_the_member_may_still_write_is_not_filled_by_others() {
+    for (level, roles, bytes) in [
+        (Level::Raid5, 4, 4096),
+        (Level::Raid5, 4, 64 << 10),
+        (Level::Mirrored, 2, 4096),
+    ] {
+        let rig = Rig::new(level, roles);
+        let wrote = rig.write(0, 64 << 10, 7);
+        rig.pass(Duration::from_millis(1));
+        assert_eq!(wrote.take(), Some(Ok(())));
+        let role = rig.role_of(0);
+        if level == Level::Mirrored {
+            rig.role_of(0);
+        }
+        rig.devices[role].holds.set(true);
+        let into = rig.filled(bytes, 0);
+        let read = rig.read(0, &into);
+        rig.pass(DEADLINE * 6 / 5);
+        assert_eq!(read.take(), Some(Err(DiskError::TimedOut)), "{level}");
+        assert!(into.is_used(), "the device keeps it");
+        // Into another one it is read at once.
+        let other = rig.filled(bytes, 0);
+        let again = rig.read(0, &other);
+        rig.pass(Duration::from_millis(1));
+        assert_eq!(again.take(), Some(Ok(())), "{level}");
+        assert!(other.bytes().iter().all(|byte| *byte == 7));
+        rig.devices[role].let_go();
+        assert!(!into.is_used());
+    }
+}
+
+#[test]
+fn a_member_comes_back_only_after_its_late_writes_have_ended() {
+    let rig = Rig::new(Level::Raid5, 4);
+    let first = rig.write(0, 48 << 10, 1);
+    rig.pass(Duration::from_millis(1));
+    assert_eq!(first.take(), Some(Ok(())));
+    rig.devices[2].holds.set(true);
+    let late = rig.write(0, 48 << 10, 2);
+    rig.pass(DEADLINE * 6 / 5);
+    assert_eq!(late.take(), Some(Ok(())));
+    let newer = rig.write(0, 48 << 10, 3);
+    rig.pass(Duration::from_millis(1));
+    assert_eq!(newer.take(), Some(Ok(())));
+    let (array, disk) = (
+        rig.array.clone(),
+        RamDisk::new(rig.media[2].clone(), &rig.reactor),
+    );
+    let fresh = Device {
+        disk: FaultDisk::new(disk, Faults::new(0), &rig.reactor),
+        state: Rc::default(),
+    };
+    array.set_member(2, Some(fresh));
+    let returning = array.clone();
+    let refused = rig.run(async move { returning.take_back(2).await });
+    assert_eq!(refused, Err(SweepError::StillOut));
+    // The device does now what it was asked for long ago.
+    rig.devices[2].let_go();
+    rig.pass(Duration::from_millis(1));
+    let outcome = rig.run(async move {
+        array.take_back(2).await?;
+        array.rebuild(2, Pace::default()).await?;
+        array.scrub(Pace::default()).await
+    });
+    assert_eq!(outcome.unwrap().mismatch_count, 0);
+    assert_eq!(rig.state(2), RoleState::Active);
+    // Its content counts: the others are held against it.
+    rig.devices[0].holds.set(true);
+    let into = rig.filled(48 << 10, 0);
+    for _ in 0..2 {
+        // A read whose buffer the device keeps is repeated with another one.
+        let again = rig.read(0, &rig.filled(48 << 10, 0));
+        rig.pass(DEADLINE * 6 / 5);
+        assert!(again.take().is_some());
+    }
+    let read = rig.read(0, &into);
+    rig.pass(Duration::from_millis(1));
+    assert_eq!(read.take(), Some(Ok(())));
+    assert!(into.bytes().iter().all(|byte| *byte == 3));
+}
+
+#[test]
+fn nobody_is_given_up_whom_the_array_needs() {
+    // No redundancy; or more that are silent than it bears.
+    for (level, roles, silent) in [
+        (Level::Striped, 3, vec![0, 1, 2]),
+        (Level::Raid5, 4, vec![1, 2]),
+        (Level::Mirrored, 2, vec![0, 1]),
+    ] {
+        let rig = Rig::new(level, roles);
+        for &role in &silent {
+            rig.devices[role].holds.set(true);
+        }
+        let write = rig.write(0, 96 << 10, 4);
+        rig.pass(DEADLINE * 10);
+        assert!(write.take().is_none(), "{level}: it waits");
+        for &role in &silent {
+            rig.devices[role].let_go();
+        }
+        rig.pass(Duration::from_secs(1));
+        // The task was dropped by nobody, so it ended by itself.
+        assert!(rig.array.assembled().state().is_whole(), "{level}");
+        let into = rig.filled(96 << 10, 0);
+        let read = rig.read(0, &into);
+        rig.pass(Duration::from_millis(1));
+        assert_eq!(read.take(), Some(Ok(())), "{level}");
+        assert!(into.bytes().iter().all(|byte| *byte == 4), "{level}");
+    }
+}
+
+#[test]
+fn a_machine_that_stood_still_has_given_nobody_up() {
+    let rig = Rig::new(Level::Raid5, 4);
+    let wait = Duration::from_millis(5);
+    rig.faults[0].add(Rule::new(Effect::Delay(wait)));
+    rig.faults[1].add(Rule::new(Effect::Delay(wait)));
+    let write = rig.write(0, 48 << 10, 5);
+    rig.turn(Duration::from_millis(1));
+    rig.turn(Duration::from_secs(3600));
+    rig.pass(Duration::from_secs(1));
+    assert_eq!(write.take(), Some(Ok(())));
+    assert!(rig.array.assembled().state().is_whole());
+}
+
+#[test]
+fn a_member_that_hangs_while_another_failure_is_recorded_is_failed_too() {
+    let rig = Rig::new(Level::Raid6, 5);
+    rig.faults[0].add(Rule::new(Effect::Fail(DiskError::WriteFault)));
+    rig.faults[3].add(hang().on(Operation::Write).at(Lba(0), 1));
+    let write = rig.write(0, 48 << 10, 6);
+    rig.pass(DEADLINE * 6 / 5);
+    assert_eq!(write.take(), Some(Ok(())));
+    assert_eq!(
+        (rig.state(0), rig.state(3)),
+        (RoleState::Failed, RoleState::Failed)
+    );
+}
+
+#[test]
+fn a_member_much_slower_than_the_others_is_told_or_failed_by_choice() {
+    for slow in [SlowMembers::Warn, SlowMembers::Fail] {
+        let rig = Rig::new(Level::Raid5, 4);
+        rig.array.assembled().set_patience(Patience {
+            slow,
+            slow_window: Duration::from_secs(1),
+            ..Patience::default()
+        });
+        for (role, faults) in rig.faults.iter().enumerate() {
+            let takes = if role == 2 { 60 } else { 1 };
+            faults.add(Rule::new(Effect::Delay(Duration::from_millis(takes))));
+        }
+        for turn in 0..120 {
+            let writes: Vec<_> = (0..4)
+                .map(|stripe| rig.write(stripe * 12, 48 << 10, turn))
+                .collect();
+            rig.pass(Duration::from_millis(300));
+            let ended = |write: &Rc<Cell<Option<Result<(), DiskError>>>>| write.take().is_some();
+            assert!(writes.iter().all(ended));
+        }
+        let assembled = rig.array.assembled();
+        assert_eq!(assembled.counters().slow_members, 1, "{slow:?}");
+        match slow {
+            SlowMembers::Warn => {
+                assert_eq!(assembled.slow().collect::<Vec<_>>(), [2]);
+                assert!(assembled.state().is_whole());
+            }
+            SlowMembers::Fail => assert_eq!(rig.state(2), RoleState::Failed),
+        }
+    }
+}
