@@ -5,12 +5,12 @@
 //!   on how much it has asked for; an answer comes for each.
 //! - The data of a write never change core: the home core says where they go, the asking core writes
 //!   them, and the home core then makes the record.
-//! - A slow write whose future is dropped is given up at the home core too, which keeps its extents for
-//!   good: the disk may still work for it.
+//! - A slow write whose future is dropped, or whose core ends, is given up at the home core too, which
+//!   keeps its extents for good: the disk may still work for it.
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     ops::Range,
     os::fd::BorrowedFd,
     rc::{Rc, Weak},
@@ -46,6 +46,9 @@ const ASKS_MAX: usize = 512;
 /// The messages that fit the ring between two cores.
 const RING: usize = 1024;
 
+/// The home core's number among the cores that share a pool.
+const HOME_PORT: CoreId = CoreId(0);
+
 /// What all cores know of a pool.
 pub(crate) struct Common {
     pub epochs: Arc<Epochs>,
@@ -59,7 +62,7 @@ pub(crate) struct Common {
     uuid: [u8; 16],
     home: CoreId,
     /// Each core takes its own, once.
-    ports: Mutex<Vec<Option<Port<Message>>>>,
+    ports: Mutex<Vec<Port<Message>>>,
 }
 
 impl Common {
@@ -166,6 +169,8 @@ pub(crate) enum Ask {
     Finish { ticket: u64, is_written: bool },
     /// It will not be finished.
     GiveUp { ticket: u64 },
+    /// The core has ended: nor will anything else that it began.
+    Leave,
     /// Blocks become zeroes.
     Clear {
         volume: u32,
@@ -208,7 +213,6 @@ enum Seat<D: Disk> {
 }
 
 struct Away {
-    home: CoreId,
     port: Rc<Port<Message>>,
     asked: RefCell<Vec<Asked>>,
     free: RefCell<Vec<usize>>,
@@ -245,16 +249,13 @@ impl<D: Disk> PoolCore<D> {
     /// what the pool lies on.
     ///
     /// # Errors
-    /// Where the core is not among those that the pool is shared by, or has it open already.
+    /// Where as many cores have it as it is shared by.
     pub fn open(handle: &PoolHandle, reactor: &Reactor, disk: D) -> Result<Rc<Self>, PoolError> {
         let common = &handle.common;
-        let core = reactor.core();
         let mut ports = common.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        let port = ports.get_mut(core.0).and_then(Option::take);
-        let port = Rc::new(port.ok_or(PoolError::Busy)?);
+        let port = Rc::new(ports.pop().ok_or(PoolError::Busy)?);
         drop(ports);
         let away = Away {
-            home: common.home,
             port: port.clone(),
             asked: RefCell::new((0..ASKS_MAX).map(|_| Asked::Free).collect()),
             free: RefCell::new((0..ASKS_MAX).rev().collect()),
@@ -262,7 +263,7 @@ impl<D: Disk> PoolCore<D> {
         };
         let opened = Rc::new(Self {
             common: common.clone(),
-            looks: Rc::new(Looks::new(common.epochs.clone(), Some(core.0))),
+            looks: Rc::new(Looks::new(common.epochs.clone(), Some(port.core().0))),
             disk: Rc::new(disk),
             seat: Seat::Away(away),
             thawed: Signal::default(),
@@ -385,11 +386,17 @@ impl Drop for Ticket<'_> {
     }
 }
 
+impl Drop for Away {
+    fn drop(&mut self) {
+        self.tell(Ask::Leave);
+    }
+}
+
 impl Away {
     fn tell(&self, ask: Ask) {
         let from = self.port.core();
         let token = u64::MAX;
-        self.port.send(self.home, Message::Ask { from, token, ask });
+        self.port.send(HOME_PORT, Message::Ask { from, token, ask });
     }
 
     /// Asks, and waits for the answer.
@@ -402,7 +409,7 @@ impl Away {
             token: index as u64,
             ask,
         };
-        self.port.send(self.home, message);
+        self.port.send(HOME_PORT, message);
         let answer = std::future::poll_fn(|context| {
             let asked = &mut self.asked.borrow_mut()[index];
             match std::mem::replace(asked, Asked::Free) {
@@ -516,8 +523,10 @@ impl<D: Disk> PollSource for CoreSource<D> {
 /// The home core's side of what others ask.
 pub(crate) struct Desk<D: Disk> {
     port: OnceCell<Rc<Port<Message>>>,
-    /// Slow writes of other cores.
-    writes: RefCell<BTreeMap<u64, SlowWrite<D>>>,
+    /// Slow writes of other cores, by number.
+    writes: RefCell<BTreeMap<u64, (CoreId, SlowWrite<D>)>>,
+    /// Cores that have ended.
+    left: RefCell<BTreeSet<CoreId>>,
     next_ticket: Cell<u64>,
     /// Asked for while no task slot was free.
     waiting: RefCell<VecDeque<(CoreId, u64, Ask)>>,
@@ -528,6 +537,7 @@ impl<D: Disk> Default for Desk<D> {
         Self {
             port: OnceCell::new(),
             writes: RefCell::default(),
+            left: RefCell::default(),
             next_ticket: Cell::new(0),
             waiting: RefCell::default(),
         }
@@ -542,12 +552,12 @@ pub(crate) fn share<D: Disk>(
     wakeups: Wakeups,
 ) -> Result<PoolHandle, PoolError> {
     let common = &shared.common;
-    if common.home.0 >= cores || shared.desk.port.get().is_some() {
+    if shared.desk.port.get().is_some() {
         return Err(PoolError::Busy);
     }
-    let ports = mesh(cores, RING, wakeups).map_err(|_| PoolError::TooMany)?;
-    let mut ports: Vec<_> = ports.into_iter().map(Some).collect();
-    let port = Rc::new(ports[common.home.0].take().expect("it was just made"));
+    let cores = cores.max(1);
+    let mut ports = mesh(cores, RING, wakeups).map_err(|_| PoolError::TooMany)?;
+    let port = Rc::new(ports.remove(HOME_PORT.0));
     common.epochs.share(cores);
     *common.ports.lock().unwrap_or_else(PoisonError::into_inner) = ports;
     let _ = shared.desk.port.set(port.clone());
@@ -603,6 +613,11 @@ impl<D: Disk> Shared<D> {
             match ask {
                 // It frees what others wait for, so it waits for no slot.
                 Ask::GiveUp { ticket } => drop(self.desk.writes.borrow_mut().remove(&ticket)),
+                Ask::Leave => {
+                    self.desk.left.borrow_mut().insert(from);
+                    let mut writes = self.desk.writes.borrow_mut();
+                    writes.retain(|_, (by, _)| *by != from);
+                }
                 ask => self.desk.waiting.borrow_mut().push_back((from, token, ask)),
             }
         }
@@ -613,7 +628,7 @@ impl<D: Disk> Shared<D> {
             };
             let shared = self.clone();
             let started = self.reactor.start(move || async move {
-                let answer = shared.answer(&ask).await;
+                let answer = shared.answer(from, &ask).await;
                 let port = shared.desk.port.get().expect("it is shared");
                 port.send(from, Message::Answer { token, answer });
             });
@@ -623,20 +638,26 @@ impl<D: Disk> Shared<D> {
         taken
     }
 
-    async fn answer(self: &Rc<Self>, ask: &Ask) -> Answer {
+    async fn answer(self: &Rc<Self>, from: CoreId, ask: &Ask) -> Answer {
         match ask {
             Ask::LookUp { volume, block } => self.look_up(*volume, *block).await?,
             Ask::Begin { volume, blocks } => {
                 let write = self.begin_write(*volume, blocks.clone()).await?;
+                if self.desk.left.borrow().contains(&from) {
+                    return Ok(Reply::Done);
+                }
                 let extents = write.extents().collect();
                 let ticket = self.desk.next_ticket.get();
                 self.desk.next_ticket.set(ticket + 1);
-                self.desk.writes.borrow_mut().insert(ticket, write);
+                self.desk.writes.borrow_mut().insert(ticket, (from, write));
                 return Ok(Reply::Begun { ticket, extents });
             }
             Ask::Finish { ticket, is_written } => {
                 let write = self.desk.writes.borrow_mut().remove(ticket);
-                let write = write.expect("a ticket is finished once");
+                // A core that has ended has given it up.
+                let Some((_, write)) = write else {
+                    return Ok(Reply::Done);
+                };
                 self.finish_write(write, *is_written).await?;
             }
             Ask::Clear {
@@ -644,7 +665,7 @@ impl<D: Disk> Shared<D> {
                 blocks,
                 keep,
             } => self.clear(*volume, blocks.clone(), *keep).await?,
-            Ask::GiveUp { .. } => {}
+            Ask::GiveUp { .. } | Ask::Leave => {}
         }
         Ok(Reply::Done)
     }

@@ -537,8 +537,8 @@ impl<D: Disk> Pool<D> {
         &self.core
     }
 
-    /// Lets so many cores in all use the pool, by number; once. Each of them but the home core then calls
-    /// [`PoolCore::open`].
+    /// Lets so many cores in all use the pool, its home core among them; once. Each of the others then
+    /// calls [`PoolCore::open`].
     ///
     /// # Errors
     /// Where the means to wake a core are not to be had, or it was called before.

@@ -10,6 +10,7 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 use corebay_core::{
     buffer::Buffer,
     disk::{Disk, DiskError, DiskInfo, Durability, Space},
+    reactor::Reactor,
     rng::Rng,
     units::{BlockSize, Lba},
 };
@@ -88,6 +89,15 @@ impl Medium {
     pub fn open(&self) -> MediumDisk {
         MediumDisk {
             medium: self.clone(),
+            reactor: None,
+        }
+    }
+
+    /// A disk of which every command takes a turn of its core.
+    pub fn open_slow(&self, reactor: &Reactor) -> MediumDisk {
+        MediumDisk {
+            medium: self.clone(),
+            reactor: Some(reactor.clone()),
         }
     }
 
@@ -212,6 +222,16 @@ impl State {
 /// A way to a medium.
 pub struct MediumDisk {
     medium: Medium,
+    reactor: Option<Reactor>,
+}
+
+impl MediumDisk {
+    async fn pause(&self) {
+        match &self.reactor {
+            Some(reactor) => reactor.sleep(std::time::Duration::from_nanos(1)).await,
+            None => pause().await,
+        }
+    }
 }
 
 async fn pause() {
@@ -232,7 +252,7 @@ impl Disk for MediumDisk {
     }
 
     async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
-        pause().await;
+        self.pause().await;
         let size = self.info().block_size.bytes();
         let mut at = at.0;
         for buffer in into {
@@ -262,7 +282,7 @@ impl Disk for MediumDisk {
         from: &[Buffer],
         durability: Durability,
     ) -> Result<(), DiskError> {
-        pause().await;
+        self.pause().await;
         let state = &mut *self.medium.state.borrow_mut();
         if state.fail_writes {
             return Err(DiskError::WriteFault);
@@ -295,7 +315,7 @@ impl Disk for MediumDisk {
                 .map(|(at, versions)| (*at, versions.len()))
                 .collect()
         };
-        pause().await;
+        self.pause().await;
         let state = &mut *self.medium.state.borrow_mut();
         if !state.may_change() {
             return Ok(());

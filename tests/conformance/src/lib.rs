@@ -18,7 +18,7 @@ mod test_core;
 
 use corebay_core::{disk::Disk, units::BlockSize};
 
-pub use test_core::TestCore;
+pub use test_core::{Outcome, TestCore};
 
 /// A medium to test, and how to reach it.
 pub trait Bed: Sync {
