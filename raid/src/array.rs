@@ -21,7 +21,7 @@ use corebay_core::{
 };
 
 use crate::{
-    engine::{Core, Flight, Job, Outcome, Transfer, fixed_bytes, one, window},
+    engine::{Core, Flight, Job, Outcome, Transfer, one, scratch_bytes, window},
     geometry::{Band, Geometry, ROLES_MAX},
     read::{Recover, reader},
     shared::{Counters, Shared},
@@ -132,10 +132,7 @@ impl Assembled {
     /// The scratch memory that each core needs for an array of this geometry.
     #[must_use]
     pub fn scratch_bytes(geometry: &Geometry) -> usize {
-        let strips = geometry.data() + geometry.parity() + 2;
-        let unit = geometry.unit_bytes() as usize;
-        // Several operations, so that they need not take turns.
-        (fixed_bytes(geometry) + 4 * strips * unit.next_power_of_two()).next_multiple_of(2 << 20)
+        scratch_bytes(geometry).next_multiple_of(2 << 20)
     }
 }
 

@@ -39,6 +39,7 @@ use crate::{
     lock::Parking,
     read::{Recover, recover},
     shared::{Set, Shared},
+    stripe::{Work, work},
     superblock::SUPERBLOCK_BYTES,
     watch::{Strays, Takes, Watch, keep_watch},
     write::{Write, write_mirrored, write_with_parity, zero_stripe},
@@ -55,6 +56,9 @@ const WAITERS: usize = 4096;
 
 /// Buffers for superblocks and for the dirty map: one for each member that may be given up, and one.
 const STATES: usize = PARITY_MAX + 1;
+
+/// As many of the largest operations fit the scratch memory at a time.
+pub(crate) const OPERATIONS_WITH_SCRATCH: usize = 4;
 
 /// Ways to restore lost strips that are kept ready.
 const PLANS_MAX: usize = 1024;
@@ -84,6 +88,8 @@ pub(crate) enum Job {
     Mirror(Write),
     /// Of what a member alone cannot answer.
     Recover(Recover),
+    /// Of a sweep.
+    Stripe(Work),
     /// Of a whole stripe.
     Zero {
         stripe: u64,
@@ -419,6 +425,10 @@ async fn operator<D: Disk>(desk: Rc<Desk<Job>>, number: usize, core: Weak<Core<D
         let outcome = match job {
             Job::Write(write) => write_with_parity(&core, &write).await,
             Job::Mirror(write) => write_mirrored(&core, &write).await,
+            Job::Stripe(part) => {
+                work(&core, part).await;
+                Ok(())
+            }
             Job::Recover(recovering) => recover(&core, &recovering).await,
             Job::Zero {
                 stripe,
@@ -532,20 +542,21 @@ fn state_buffers(geometry: &Geometry) -> usize {
 }
 
 /// The buffers that an operation takes at most.
-fn operation_lengths(geometry: &Geometry) -> impl Iterator<Item = usize> + use<> {
-    let strips = geometry.data().max(1) + geometry.parity() + 1;
+pub(crate) fn operation_lengths(geometry: &Geometry) -> impl Iterator<Item = usize> + use<> {
+    let strips = (geometry.data() + 2 * geometry.parity()).max(geometry.copies());
     let headers = geometry.roles() * geometry.block_size().bytes();
     std::iter::repeat_n(geometry.unit_bytes() as usize, strips).chain([headers])
 }
 
-/// The bytes that a core takes for good of its scratch memory.
-pub(crate) fn fixed_bytes(geometry: &Geometry) -> usize {
+/// The scratch memory that a core takes: some of it for good, and for some operations.
+pub(crate) fn scratch_bytes(geometry: &Geometry) -> usize {
     let superblocks = geometry.roles() * SUPERBLOCK_BYTES;
     let states = superblocks.next_power_of_two() + MAP_BYTES;
-    let reserve: usize = operation_lengths(geometry)
+    let operation: usize = operation_lengths(geometry)
         .map(usize::next_power_of_two)
         .sum();
-    UNIT_BYTES_MAX as usize + state_buffers(geometry) * states + reserve
+    let all = (1 + OPERATIONS_WITH_SCRATCH) * operation;
+    UNIT_BYTES_MAX as usize + state_buffers(geometry) * states + all
 }
 
 impl<'a> Fan<'a> {

@@ -1,14 +1,14 @@
 //! Owns what goes over a whole array beside the hosts: rebuilding a member, making equal what a crash
 //! left unequal, scrubbing.
 //!
-//! A sweep takes one stripe at a time, locked, so hosts wait for one stripe's work at most. It goes at
-//! its [`Pace`]: at the ceiling while the core's hosts are idle, at the floor while they are not.
+//! A sweep has a few stripes in flight, each locked and worked on by an operation of its own
+//! (`stripe.rs`); fewer of them while hosts are busy. It goes at its [`Pace`].
 //!
 //! # A rebuild
 //! 1. The role's state becomes *rebuilding* from stripe 0, on all members and the new one. Writes to
 //!    stripes that are not done yet leave the new member out; so nothing of it is read.
-//! 2. Stripe by stripe its strip is made of the others, written, and counts from then on, while the
-//!    stripe is still locked.
+//! 2. Stripe by stripe its strip is made of the others, written, and counts from then on, in the
+//!    stripes' order, while the stripe is still locked.
 //! 3. From time to time the new member is flushed and the progress recorded. After a crash it goes on
 //!    there: stripes after it are made again.
 //! 4. At the end it is flushed once more and the state becomes *active*.
@@ -16,45 +16,34 @@
 //! A member that comes back is rebuilt in the same way, but counts at once in all regions that are not
 //! marked as written since it went.
 
-use std::{fmt, ops::Range, rc::Rc, time::Duration};
+use std::{fmt, rc::Rc};
 
+use arrayvec::ArrayVec;
 use corebay_core::{
-    buffer::{Buffer, BufferPool},
-    disk::{Disk, DiskError, Durability},
+    buffer::BufferPool,
+    disk::{Disk, DiskError},
     rng::Rng,
 };
 
+pub use crate::pace::Pace;
 use crate::{
     array::Array,
     create::{Occupant, occupant_of},
-    engine::{Core, Fan, Outcome, Scratch, Segments, Transfer, one},
-    geometry::Band,
-    read::{Recover, gather, make, recover_locked},
-    shared::{Set, Tally},
+    engine::{Core, Flight, Job, OPERATIONS_WITH_SCRATCH, Outcome, operation_lengths},
+    geometry::Geometry,
+    pace::Meter,
     state::{RoleState, Uuid},
-    write::encode,
+    stripe::{Run, Work},
 };
+
+/// The most stripes of a sweep in flight.
+const STRIPES_MAX: usize = 16;
+
+/// The most while hosts are busy: each is locked as long as it takes.
+const STRIPES_BESIDE_HOSTS: usize = 2;
 
 /// Stripes after which a rebuild's progress is recorded.
 const STRIPES_PER_RECORD: u64 = 1024;
-
-/// How fast a sweep goes, in MiB of each member per second.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pace {
-    /// While hosts are busy.
-    pub floor_mib_s: u32,
-    /// While they are not; 0 is as fast as it gets.
-    pub ceiling_mib_s: u32,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self {
-            floor_mib_s: 20,
-            ceiling_mib_s: 0,
-        }
-    }
-}
 
 /// Why a sweep ended early, or did not begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,32 +112,71 @@ impl Scrubbed {
     pub const LISTED_MAX: usize = 64;
 }
 
-/// A stretch of a sweep, for its pace.
-struct Meter {
-    pace: Pace,
-    activity: u64,
+/// Stripes that a sweep has in flight.
+struct Convoy<'a, D> {
+    core: &'a Core<D>,
+    meter: Meter,
+    run: Rc<Run>,
+    flights: ArrayVec<Flight<'a>, STRIPES_MAX>,
+    /// As many as there is scratch memory for beside the hosts'.
+    widest: usize,
 }
 
-impl Meter {
-    /// Between two stripes, with neither locked.
-    async fn rest<D: Disk>(&mut self, core: &Core<D>) -> Result<(), SweepError> {
+impl<'a, D: Disk> Convoy<'a, D> {
+    /// A convoy whose stripes take so many buffers each.
+    fn new(core: &'a Core<D>, pace: Pace, buffers: usize) -> Self {
+        let geometry = &core.shared.geometry;
+        let room = 3 * OPERATIONS_WITH_SCRATCH * operation_lengths(geometry).count() / 4;
+        Self {
+            core,
+            meter: Meter::new(pace, &core.shared, core.reactor.now()),
+            run: Rc::default(),
+            flights: ArrayVec::new(),
+            widest: (room / buffers.max(1)).clamp(1, STRIPES_MAX),
+        }
+    }
+
+    /// Starts with a stripe when it is time for it.
+    async fn start(&mut self, work: impl FnOnce(Rc<Run>) -> Work) -> Result<(), SweepError> {
+        let core = self.core;
         if core.shared.sweeps_halted() {
+            self.drain().await?;
             return Err(SweepError::Halted);
         }
-        let activity = core.shared.activity.sum();
-        let busy = std::mem::replace(&mut self.activity, activity) != activity;
-        let rate = match busy {
-            true => self.pace.floor_mib_s.max(1),
-            false => self.pace.ceiling_mib_s,
-        };
-        if rate == 0 {
-            core.next_turn().await;
-            return Ok(());
+        let pause = self.meter.pause(&core.shared, core.reactor.now());
+        if !pause.is_zero() {
+            core.reactor.sleep(pause).await;
         }
-        let bytes = u64::from(core.shared.geometry.strip_bytes());
-        let nanos = bytes * 1_000_000_000 / (u64::from(rate) << 20);
-        core.reactor.sleep(Duration::from_nanos(nanos)).await;
+        let most = match self.meter.is_busy() {
+            true => STRIPES_BESIDE_HOSTS.min(self.widest),
+            false => self.widest,
+        };
+        while self.flights.len() >= most {
+            self.end_one().await;
+        }
+        if self.run.failed().is_some() {
+            return self.drain().await;
+        }
+        let run = self.run.clone();
+        let flight = core.operate(|| Job::Stripe(work(run))).await;
+        self.flights.push(flight);
+        core.run();
         Ok(())
+    }
+
+    /// Waits for the stripe that was started first.
+    async fn end_one(&mut self) {
+        self.core.next_turn().await;
+        // How it ended is with the run.
+        let _ = self.flights.remove(0).outcome().await;
+    }
+
+    /// Waits for all stripes that were started.
+    async fn drain(&mut self) -> Result<(), SweepError> {
+        while !self.flights.is_empty() {
+            self.end_one().await;
+        }
+        self.run.failed().map_or(Ok(()), Err)
     }
 }
 
@@ -272,49 +300,24 @@ impl<D: Disk> Array<D> {
         fits.then_some(disk).ok_or(SweepError::Unfit)
     }
 
-    /// Rebuilds a role from where it stands; after a restart, from the recorded progress. As all
-    /// sweeps it is run to its end, by a task of its own and one sweep at a time: dropped, it leaves a
-    /// stripe locked.
+    /// Rebuilds a role from where it stands; after a restart, from the recorded progress. One sweep at
+    /// a time goes over an array.
     ///
     /// # Errors
     /// Where the role is not rebuilding (any more), or what it needs is lost.
     pub async fn rebuild(&self, role: usize, pace: Pace) -> Result<(), SweepError> {
         let (core, shared) = (&self.core, &self.core.shared);
-        let mut meter = Meter {
-            pace,
-            activity: shared.activity.sum(),
-        };
-        let total = shared.geometry.stripes();
-        let mut recorded = shared.good(role);
-        while shared.good(role) < total {
-            let state = shared.state().roles[role].state;
-            if !matches!(state, RoleState::Rebuilding { .. }) {
-                return Err(SweepError::State(state));
-            }
-            let stripe = shared.good(role);
-            let locked = shared.stripes.acquire(&core.parking, stripe).await;
-            let mut outcome = Ok(());
-            let needed = !shared.is_good(role, stripe);
-            if needed {
-                outcome = rebuild_stripe(core, role, stripe).await;
-            }
-            // With the stripe locked: a write that comes next includes the role.
-            if outcome.is_ok() && !matches!(shared.state().roles[role].state, RoleState::Failed) {
-                shared.advance(role, stripe + 1);
-            }
-            shared.stripes.release(locked);
-            outcome?;
-            core.set_swept(stripe + 1);
-            let rested = match needed {
-                true => meter.rest(core).await,
-                false => Ok(()),
-            };
-            if rested.is_err() || stripe + 1 >= recorded + STRIPES_PER_RECORD {
-                recorded = stripe + 1;
-                self.record(role, recorded).await?;
-            }
-            rested?;
+        let state = shared.state().roles[role].state;
+        if !matches!(state, RoleState::Rebuilding { .. }) {
+            return Err(SweepError::State(state));
         }
+        let mut convoy = Convoy::new(core, pace, shared.geometry.data() + 1);
+        let swept = self.rebuild_stripes(role, &mut convoy).await;
+        let swept = swept.and(convoy.drain().await);
+        if swept == Err(SweepError::Halted) {
+            self.record(role).await?;
+        }
+        swept?;
         core.flush_members().await?;
         core.change(|state| {
             let rebuilt = matches!(state.roles[role].state, RoleState::Rebuilding { .. });
@@ -331,7 +334,43 @@ impl<D: Disk> Array<D> {
         }
     }
 
-    async fn record(&self, role: usize, done: u64) -> Outcome {
+    async fn rebuild_stripes(
+        &self,
+        role: usize,
+        convoy: &mut Convoy<'_, D>,
+    ) -> Result<(), SweepError> {
+        let shared = &self.core.shared;
+        let total = shared.geometry.stripes();
+        let mut next = shared.good(role);
+        let mut recorded = next;
+        while next < total {
+            if shared.is_good(role, next) {
+                // What a member that returned has not missed counts already, locked or not.
+                convoy.drain().await?;
+                let region = shared.dirty.region_stripes();
+                let end = (next / region + 1) * region;
+                next = end.min(total);
+                shared.advance(role, next);
+            } else {
+                let stripe = next;
+                convoy.start(|run| Work::Rebuild(run, role, stripe)).await?;
+                next += 1;
+            }
+            let done = shared.good(role).min(next);
+            self.core.set_swept(done);
+            if done >= recorded + STRIPES_PER_RECORD {
+                recorded = done;
+                self.record(role).await?;
+            }
+        }
+        convoy.drain().await?;
+        self.core.set_swept(total);
+        Ok(())
+    }
+
+    /// Records on the members how far a rebuild is.
+    async fn record(&self, role: usize) -> Outcome {
+        let done = self.core.shared.good(role);
         self.core.flush_members().await?;
         self.core
             .change(|state| match &mut state.roles[role].state {
@@ -350,10 +389,7 @@ impl<D: Disk> Array<D> {
     /// Where members fail beyond the redundancy.
     pub async fn resync(&self, pace: Pace) -> Result<(), SweepError> {
         let (core, shared) = (&self.core, &self.core.shared);
-        let mut meter = Meter {
-            pace,
-            activity: shared.activity.sum(),
-        };
+        let mut convoy = Convoy::new(core, pace, checked_buffers(&shared.geometry));
         let dirty = &shared.dirty;
         for region in 0..dirty.regions() {
             if !dirty.unequal.get(region) {
@@ -362,11 +398,11 @@ impl<D: Disk> Array<D> {
             let first = region as u64 * dirty.region_stripes();
             let last = (first + dirty.region_stripes()).min(shared.geometry.stripes());
             for stripe in first..last {
-                let locked = shared.stripes.acquire(&core.parking, stripe).await;
-                let outcome = check_stripe(core, stripe).await;
-                shared.stripes.release(locked);
-                outcome?;
-                meter.rest(core).await?;
+                convoy.start(|run| Work::Check(run, stripe)).await?;
+            }
+            convoy.drain().await?;
+            if !convoy.run.found.borrow().lost.is_empty() {
+                return Err(DiskError::UnrecoveredRead.into());
             }
             dirty.unequal.clear(region);
         }
@@ -380,35 +416,17 @@ impl<D: Disk> Array<D> {
     /// Where members fail beyond the redundancy.
     pub async fn scrub(&self, pace: Pace) -> Result<Scrubbed, SweepError> {
         let (core, shared) = (&self.core, &self.core.shared);
-        let mut meter = Meter {
-            pace,
-            activity: shared.activity.sum(),
-        };
-        let mut report = Scrubbed::default();
+        let mut convoy = Convoy::new(core, pace, checked_buffers(&shared.geometry));
         for stripe in 0..shared.geometry.stripes() {
-            let locked = shared.stripes.acquire(&core.parking, stripe).await;
-            let outcome = check_stripe(core, stripe).await;
-            shared.stripes.release(locked);
-            match outcome {
-                Ok(false) => {}
-                Ok(true) => {
-                    report.mismatch_count += 1;
-                    Tally::count(&shared.tally.mismatches);
-                    if report.mismatches.len() < Scrubbed::LISTED_MAX {
-                        report.mismatches.push(stripe);
-                    }
-                }
-                Err(DiskError::UnrecoveredRead) => {
-                    if report.lost.len() < Scrubbed::LISTED_MAX {
-                        report.lost.push(stripe);
-                    }
-                }
-                Err(error) => return Err(error.into()),
-            }
-            core.set_swept(stripe + 1);
-            meter.rest(core).await?;
+            convoy.start(|run| Work::Check(run, stripe)).await?;
+            core.set_swept((stripe + 1).saturating_sub(convoy.flights.len() as u64));
         }
-        Ok(report)
+        convoy.drain().await?;
+        core.set_swept(shared.geometry.stripes());
+        let mut found = convoy.run.found.take();
+        found.mismatches.sort_unstable();
+        found.lost.sort_unstable();
+        Ok(found)
     }
 
     /// Takes marks away where nothing is being written and nobody is missing; how many. To be called
@@ -427,248 +445,10 @@ impl<D: Disk> Array<D> {
     }
 }
 
-/// The row ranges that a strip is worked on in.
-fn units<D: Disk>(core: &Core<D>) -> impl Iterator<Item = Range<u32>> + use<D> {
-    let (strip, unit) = (
-        core.shared.geometry.strip_bytes(),
-        core.shared.geometry.unit_bytes(),
-    );
-    (0..strip)
-        .step_by(unit as usize)
-        .map(move |row| row..strip.min(row + unit))
-}
-
-/// With the stripe locked.
-async fn rebuild_stripe<D: Disk>(
-    core: &Core<D>,
-    role: usize,
-    stripe: u64,
-) -> Result<(), SweepError> {
-    let block = core.shared.geometry.block_size().bytes() as u32;
-    for rows in units(core) {
-        match rebuild_rows(core, role, stripe, &rows).await {
-            Err(DiskError::UnrecoveredRead) => {}
-            other => {
-                other?;
-                continue;
-            }
-        }
-        for row in rows.step_by(block as usize) {
-            let rows = row..row + block;
-            match rebuild_rows(core, role, stripe, &rows).await {
-                // The new member has to say that it is lost, or zeroes would be taken for it.
-                Err(DiskError::UnrecoveredRead) => spoil(core, role, stripe, row).await?,
-                other => other?,
-            }
-        }
+/// The buffers that checking a stripe takes.
+fn checked_buffers(geometry: &Geometry) -> usize {
+    match geometry.parity() {
+        0 => geometry.copies(),
+        parity => geometry.data() + 2 * parity,
     }
-    Ok(())
-}
-
-async fn spoil<D: Disk>(
-    core: &Core<D>,
-    role: usize,
-    stripe: u64,
-    row: u32,
-) -> Result<(), SweepError> {
-    let disk = core.member(role).ok_or(SweepError::Unfit)?;
-    let at = core.shared.geometry.row_lba(stripe, row);
-    let spoiled = disk.write_uncorrectable(at, 1).await;
-    spoiled.map_err(|_| SweepError::Lost { stripe })
-}
-
-async fn rebuild_rows<D: Disk>(
-    core: &Core<D>,
-    role: usize,
-    stripe: u64,
-    rows: &Range<u32>,
-) -> Outcome {
-    let geometry = core.shared.geometry;
-    let bytes = (rows.end - rows.start) as usize;
-    let mut scratch = Scratch::new();
-    if geometry.parity() == 0 {
-        core.scratch(std::iter::once(bytes), &mut scratch).await;
-        let into = one(scratch[0].clone());
-        let strip = geometry.index_of(stripe, role);
-        read_leg(core, stripe, strip, rows, into.clone()).await?;
-        return write_rows(core, role, stripe, rows, into).await;
-    }
-    let index = geometry.index_of(stripe, role);
-    let mut unreadable = Set::default();
-    loop {
-        let lost = core.shared.absent(stripe).union(unreadable);
-        let plan = core.plan(lost).ok_or(DiskError::UnrecoveredRead)?;
-        scratch.clear();
-        let lengths = std::iter::repeat_n(bytes, plan.sources().len() + 1);
-        core.scratch(lengths, &mut scratch).await;
-        let more = gather(core, stripe, rows, plan.sources(), &scratch).await;
-        unreadable = unreadable.union(more);
-        if more.is_empty() {
-            let number = plan.lost().iter().position(|&lost| lost == index);
-            let mut made = scratch.pop().expect("one more than sources");
-            make(&plan, number.expect("it is lost"), &scratch, &mut made);
-            return write_rows(core, role, stripe, rows, one(made)).await;
-        }
-    }
-}
-
-async fn read_leg<D: Disk>(
-    core: &Core<D>,
-    stripe: u64,
-    strip: usize,
-    rows: &Range<u32>,
-    into: Segments,
-) -> Outcome {
-    let job = Recover {
-        piece: Band {
-            stripe,
-            rows: rows.clone(),
-            strips: strip..strip + 1,
-        },
-        into,
-        failed: None,
-    };
-    recover_locked(core, &job, rows).await
-}
-
-async fn write_rows<D: Disk>(
-    core: &Core<D>,
-    role: usize,
-    stripe: u64,
-    rows: &Range<u32>,
-    from: Segments,
-) -> Outcome {
-    let at = core.shared.geometry.row_lba(stripe, rows.start);
-    let write = Transfer::Write(from, Durability::Cached);
-    let flight = core.transfer(role, at, || write).await;
-    core.run();
-    if flight.outcome().await.is_err() {
-        core.fail(role).await?;
-    }
-    Ok(())
-}
-
-/// Makes a stripe agree with itself; true where it did not. With the stripe locked.
-async fn check_stripe<D: Disk>(core: &Core<D>, stripe: u64) -> Result<bool, DiskError> {
-    let geometry = core.shared.geometry;
-    let mut differed = false;
-    for rows in units(core) {
-        if geometry.parity() > 0 {
-            differed |= check_parity(core, stripe, &rows).await?;
-        } else {
-            for strip in 0..geometry.data() {
-                differed |= check_legs(core, stripe, strip, &rows).await?;
-            }
-        }
-    }
-    Ok(differed)
-}
-
-async fn check_parity<D: Disk>(
-    core: &Core<D>,
-    stripe: u64,
-    rows: &Range<u32>,
-) -> Result<bool, DiskError> {
-    let (shared, geometry) = (&core.shared, core.shared.geometry);
-    let (data, parity) = (geometry.data(), geometry.parity());
-    let bytes = (rows.end - rows.start) as usize;
-    // What cannot be read is made of the others and written back; parity, as if it were wrong.
-    let mut scratch = Scratch::new();
-    let lengths = std::iter::repeat_n(bytes, data + parity);
-    core.scratch(lengths, &mut scratch).await;
-    let absent = shared.absent(stripe);
-    if Set::first(data).meets(absent) {
-        // Without all data there is nothing to compare; what is there has to make the rest.
-        return Ok(false);
-    }
-    let present = Set::first(data + parity).without(absent);
-    let indices: Vec<usize> = present.iter().collect();
-    let into: Vec<Buffer> = indices
-        .iter()
-        .map(|&index| scratch[index].clone())
-        .collect();
-    let unreadable = gather(core, stripe, rows, &indices, &into).await;
-    drop((into, scratch));
-    for strip in Set(unreadable.0 & Set::first(data).0).iter() {
-        let mut scratch = Scratch::new();
-        core.scratch(std::iter::once(bytes), &mut scratch).await;
-        read_leg(core, stripe, strip, rows, one(scratch[0].clone())).await?;
-    }
-    compare_parity(core, stripe, rows, unreadable).await
-}
-
-async fn compare_parity<D: Disk>(
-    core: &Core<D>,
-    stripe: u64,
-    rows: &Range<u32>,
-    was_unreadable: Set,
-) -> Result<bool, DiskError> {
-    let (shared, geometry) = (&core.shared, core.shared.geometry);
-    let (data, parity) = (geometry.data(), geometry.parity());
-    let bytes = (rows.end - rows.start) as usize;
-    let mut scratch = Scratch::new();
-    let lengths = std::iter::repeat_n(bytes, data + parity + 1);
-    core.scratch(lengths, &mut scratch).await;
-    let indices: Vec<usize> = (0..data).collect();
-    if !gather(core, stripe, rows, &indices, &scratch)
-        .await
-        .is_empty()
-    {
-        return Err(DiskError::UnrecoveredRead);
-    }
-    let sources: Vec<Segments> = scratch[..data].iter().map(|b| one(b.clone())).collect();
-    let codec = shared.codec.as_ref().expect("a level with parity");
-    encode(codec, &sources, &mut scratch[data..data + parity]);
-    let mut differed = false;
-    for index in data..data + parity {
-        if shared.absent(stripe).has(index) {
-            continue;
-        }
-        let old = scratch[data + parity].clone();
-        let read = gather(core, stripe, rows, &[index], std::slice::from_ref(&old)).await;
-        let same = read.is_empty() && old.bytes()[..] == scratch[index].bytes()[..];
-        if !same {
-            differed |= !was_unreadable.has(index);
-            let role = geometry.role_of(stripe, index);
-            write_rows(core, role, stripe, rows, one(scratch[index].clone())).await?;
-        }
-    }
-    Ok(differed)
-}
-
-async fn check_legs<D: Disk>(
-    core: &Core<D>,
-    stripe: u64,
-    strip: usize,
-    rows: &Range<u32>,
-) -> Result<bool, DiskError> {
-    let geometry = core.shared.geometry;
-    if geometry.copies() == 1 {
-        return Ok(false);
-    }
-    let bytes = (rows.end - rows.start) as usize;
-    let mut scratch = Scratch::new();
-    core.scratch(std::iter::repeat_n(bytes, 2), &mut scratch)
-        .await;
-    let first = scratch[0].clone();
-    read_leg(core, stripe, strip, rows, one(first.clone())).await?;
-    let mut differed = false;
-    for role in geometry.legs_of(strip) {
-        if !core.shared.is_good(role, stripe) {
-            continue;
-        }
-        let at = geometry.row_lba(stripe, rows.start);
-        let mut fan = Fan::new();
-        let read = Transfer::Read(one(scratch[1].clone()));
-        fan.add(role, core.transfer(role, at, || read).await);
-        let ends = fan.land(core).await;
-        let same = ends.unreadable.is_empty()
-            && ends.failed.is_empty()
-            && scratch[1].bytes()[..] == first.bytes()[..];
-        if !same {
-            differed |= ends.unreadable.is_empty();
-            write_rows(core, role, stripe, rows, one(first.clone())).await?;
-        }
-    }
-    Ok(differed)
 }

@@ -253,7 +253,17 @@ fn a_halted_rebuild_goes_on_where_it_was() {
         failing.replace(1, &mut Rng::from_seed(5), &pool).await
     });
     replaced.unwrap().unwrap();
-    array.assembled().halt_sweeps();
+    let halting = array.assembled().clone();
+    let halt: std::pin::Pin<Box<dyn Future<Output = ()>>> =
+        Box::pin(std::future::poll_fn(move |context| {
+            if halting.progress().0 > 0 {
+                halting.halt_sweeps();
+                return std::task::Poll::Ready(());
+            }
+            context.waker().wake_by_ref();
+            std::task::Poll::Pending
+        }));
+    assert!(rig.bench.reactor.spawn(halt).is_ok());
     assert_eq!(rig.rebuild(&array, 1), Err(SweepError::Halted));
     drop(array);
     let array = rig.all();

@@ -514,3 +514,95 @@ fn a_member_much_slower_than_the_others_is_told_or_failed_by_choice() {
         }
     }
 }
+
+impl Rig {
+    /// Gives role 1 up and to a new member; how long its rebuild takes, and a scrub after it.
+    fn replaced(&self, pace: Pace, while_it_lasts: impl Fn()) -> [Duration; 2] {
+        let array = self.array.clone();
+        let medium = RamMedium::new(SIZE, self.media[1].info().blocks).unwrap();
+        let fresh = member(&medium, &self.faults[1], &self.devices[1], &self.reactor);
+        let (pool, replacing) = (self.pool.clone(), array.clone());
+        let replaced = self.start(async move {
+            replacing.give_up(1).await?;
+            replacing.set_member(1, Some(fresh));
+            replacing.replace(1, &mut Rng::from_seed(2), &pool).await
+        });
+        self.pass(Duration::from_secs(1));
+        assert!(replaced.take().expect("it has ended").is_ok());
+        let rebuilding = array.clone();
+        let rebuilt = self.start(async move { rebuilding.rebuild(1, pace).await });
+        let rebuild = self.lasts(|| rebuilt.take().map(Result::unwrap), &while_it_lasts);
+        let scrubbed = self.start(async move { array.scrub(pace).await });
+        let mismatches = || {
+            scrubbed
+                .take()
+                .map(|found| assert_eq!(found.unwrap().mismatch_count, 0))
+        };
+        [rebuild, self.lasts(mismatches, &while_it_lasts)]
+    }
+
+    fn lasts(&self, ended: impl Fn() -> Option<()>, while_it_lasts: &impl Fn()) -> Duration {
+        let began = self.now.get();
+        while ended().is_none() {
+            self.turn(Duration::from_micros(500));
+            while_it_lasts();
+            assert!(self.now.get() - began < 600_000_000_000, "it does not end");
+        }
+        Duration::from_nanos(self.now.get() - began)
+    }
+
+    fn stripes(&self) -> u32 {
+        self.array.assembled().geometry().stripes() as u32
+    }
+}
+
+#[test]
+fn sweeps_have_several_stripes_in_flight() {
+    let rig = Rig::new(Level::Raid5, 4);
+    let takes = Duration::from_millis(4);
+    for faults in &rig.faults {
+        faults.add(Rule::new(Effect::Delay(takes)));
+    }
+    let write = rig.write(0, 900 << 10, 3);
+    rig.pass(Duration::from_secs(2));
+    assert_eq!(write.take(), Some(Ok(())));
+    let [rebuild, scrub] = rig.replaced(Pace::default(), || {});
+    // One after the other: reads, then a write; reads.
+    let (serial_rebuild, serial_scrub) = (2 * takes * rig.stripes(), takes * rig.stripes());
+    assert!(
+        rebuild < serial_rebuild / 2,
+        "{rebuild:?} of {serial_rebuild:?}"
+    );
+    assert!(scrub < serial_scrub / 2, "{scrub:?} of {serial_scrub:?}");
+}
+
+#[test]
+fn sweeps_keep_their_pace_beside_hosts() {
+    let rig = Rig::new(Level::Raid5, 4);
+    let mib = f64::from(rig.stripes()) * STRIP as f64 / f64::from(1 << 20);
+    let pace = Pace {
+        floor_mib_s: 1,
+        ceiling_mib_s: 8,
+    };
+    let per_second = |time: Duration| mib / time.as_secs_f64();
+    for time in rig.replaced(pace, || {}) {
+        let rate = per_second(time);
+        assert!(
+            (7.0..8.2).contains(&rate),
+            "{rate} MiB/s beside quiet hosts"
+        );
+    }
+    let writes = Cell::new(0);
+    let host = || {
+        writes.set(writes.get() + 1);
+        let write = rig.write(writes.get() % 500, 4096, 1);
+        assert!(write.take().is_none_or(|outcome| outcome.is_ok()));
+    };
+    for time in rig.replaced(pace, host) {
+        let rate = per_second(time);
+        assert!(
+            (0.95..2.0).contains(&rate),
+            "{rate} MiB/s beside busy hosts"
+        );
+    }
+}

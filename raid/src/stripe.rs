@@ -1,0 +1,404 @@
+//! Owns what a sweep does to one stripe: making a role's strip anew, or making all strips agree.
+//!
+//! Invariants:
+//! - A stripe is locked by the operation that works on it, and held by it alone.
+//! - A rebuild's stripes count in their order, each while it is locked: a stripe that is done before
+//!   its predecessors stays locked until they are. So a write finds the role out of a stripe only where
+//!   the rebuild is still to come. No scratch memory is held while waiting for predecessors, and they
+//!   have their workers already, so the wait ends.
+
+use std::{
+    cell::{Cell, RefCell},
+    ops::Range,
+    rc::Rc,
+};
+
+use arrayvec::ArrayVec;
+use corebay_core::{
+    buffer::Buffer,
+    disk::{Disk, DiskError, Durability},
+};
+
+use crate::{
+    engine::{Core, Fan, Outcome, Scratch, Segments, Transfer, one},
+    geometry::{Band, ROLES_MAX},
+    kernels::DATA_MAX,
+    read::{Recover, gather, make, recover_locked},
+    shared::{Set, Tally},
+    state::RoleState,
+    sweep::{Scrubbed, SweepError},
+    write::encode,
+};
+
+/// One stripe's part of a sweep.
+pub(crate) enum Work {
+    /// A role's strip is made of the others.
+    Rebuild(Rc<Run>, usize, u64),
+    /// Strips are made to agree.
+    Check(Rc<Run>, u64),
+}
+
+/// What the stripes of a sweep have in common.
+#[derive(Default)]
+pub(crate) struct Run {
+    /// What a check has found.
+    pub(crate) found: RefCell<Scrubbed>,
+    failed: Cell<Option<SweepError>>,
+}
+
+impl Run {
+    /// Why it does not go on, if it does not.
+    pub(crate) fn failed(&self) -> Option<SweepError> {
+        self.failed.get()
+    }
+
+    fn fail(&self, error: SweepError) {
+        self.failed.set(self.failed.get().or(Some(error)));
+    }
+}
+
+/// Does one stripe's part; how it ended is with the sweep.
+pub(crate) async fn work<D: Disk>(core: &Core<D>, work: Work) {
+    match work {
+        Work::Rebuild(run, role, stripe) => rebuild(core, &run, role, stripe).await,
+        Work::Check(run, stripe) => check(core, &run, stripe).await,
+    }
+}
+
+async fn rebuild<D: Disk>(core: &Core<D>, run: &Run, role: usize, stripe: u64) {
+    let shared = &core.shared;
+    let locked = shared.stripes.acquire(&core.parking, stripe).await;
+    if run.failed().is_none() && !shared.is_good(role, stripe) {
+        let done = rebuild_stripe(core, role, stripe).await;
+        let state = shared.state().roles[role].state;
+        match done {
+            Err(error) => run.fail(error),
+            Ok(()) if matches!(state, RoleState::Rebuilding { .. }) => {}
+            Ok(()) => run.fail(SweepError::State(state)),
+        }
+    }
+    let in_turn = || (shared.good(role) >= stripe || run.failed().is_some()).then_some(());
+    core.parking.until(in_turn).await;
+    // With the stripe locked: a write that comes next includes the role.
+    if run.failed().is_none() && shared.good(role) == stripe {
+        shared.advance(role, stripe + 1);
+    }
+    shared.stripes.release(locked);
+}
+
+async fn check<D: Disk>(core: &Core<D>, run: &Run, stripe: u64) {
+    let shared = &core.shared;
+    let locked = shared.stripes.acquire(&core.parking, stripe).await;
+    let checked = match run.failed() {
+        None => check_stripe(core, stripe).await,
+        Some(_) => Ok(false),
+    };
+    shared.stripes.release(locked);
+    let found = &mut *run.found.borrow_mut();
+    match checked {
+        Ok(false) => {}
+        Ok(true) => {
+            found.mismatch_count += 1;
+            Tally::count(&shared.tally.mismatches);
+            if found.mismatches.len() < Scrubbed::LISTED_MAX {
+                found.mismatches.push(stripe);
+            }
+        }
+        Err(DiskError::UnrecoveredRead) => {
+            if found.lost.len() < Scrubbed::LISTED_MAX {
+                found.lost.push(stripe);
+            }
+        }
+        Err(error) => run.fail(error.into()),
+    }
+}
+
+/// The row ranges that a strip is worked on in.
+fn units<D: Disk>(core: &Core<D>) -> impl Iterator<Item = Range<u32>> + use<D> {
+    let (strip, unit) = (
+        core.shared.geometry.strip_bytes(),
+        core.shared.geometry.unit_bytes(),
+    );
+    (0..strip)
+        .step_by(unit as usize)
+        .map(move |row| row..strip.min(row + unit))
+}
+
+/// With the stripe locked.
+async fn rebuild_stripe<D: Disk>(
+    core: &Core<D>,
+    role: usize,
+    stripe: u64,
+) -> Result<(), SweepError> {
+    let block = core.shared.geometry.block_size().bytes() as u32;
+    for rows in units(core) {
+        match rebuild_rows(core, role, stripe, &rows).await {
+            Err(DiskError::UnrecoveredRead) => {}
+            other => {
+                other?;
+                continue;
+            }
+        }
+        for row in rows.step_by(block as usize) {
+            let rows = row..row + block;
+            match rebuild_rows(core, role, stripe, &rows).await {
+                // The new member has to say that it is lost, or zeroes would be taken for it.
+                Err(DiskError::UnrecoveredRead) => spoil(core, role, stripe, row).await?,
+                other => other?,
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn spoil<D: Disk>(
+    core: &Core<D>,
+    role: usize,
+    stripe: u64,
+    row: u32,
+) -> Result<(), SweepError> {
+    let disk = core.member(role).ok_or(SweepError::Unfit)?;
+    let at = core.shared.geometry.row_lba(stripe, row);
+    let spoiled = disk.write_uncorrectable(at, 1).await;
+    spoiled.map_err(|_| SweepError::Lost { stripe })
+}
+
+async fn rebuild_rows<D: Disk>(
+    core: &Core<D>,
+    role: usize,
+    stripe: u64,
+    rows: &Range<u32>,
+) -> Outcome {
+    let geometry = core.shared.geometry;
+    let bytes = (rows.end - rows.start) as usize;
+    let mut scratch = Scratch::new();
+    if geometry.parity() == 0 {
+        core.scratch(std::iter::once(bytes), &mut scratch).await;
+        let into = one(scratch[0].clone());
+        let strip = geometry.index_of(stripe, role);
+        read_leg(core, stripe, strip, rows, into.clone()).await?;
+        return write_rows(core, role, stripe, rows, into).await;
+    }
+    let index = geometry.index_of(stripe, role);
+    let mut unreadable = Set::default();
+    loop {
+        let lost = core.shared.absent(stripe).union(unreadable);
+        let plan = core.plan(lost).ok_or(DiskError::UnrecoveredRead)?;
+        scratch.clear();
+        let lengths = std::iter::repeat_n(bytes, plan.sources().len() + 1);
+        core.scratch(lengths, &mut scratch).await;
+        let more = gather(core, stripe, rows, plan.sources(), &scratch).await;
+        unreadable = unreadable.union(more);
+        if more.is_empty() {
+            let number = plan.lost().iter().position(|&lost| lost == index);
+            let mut made = scratch.pop().expect("one more than sources");
+            make(&plan, number.expect("it is lost"), &scratch, &mut made);
+            return write_rows(core, role, stripe, rows, one(made)).await;
+        }
+    }
+}
+
+async fn read_leg<D: Disk>(
+    core: &Core<D>,
+    stripe: u64,
+    strip: usize,
+    rows: &Range<u32>,
+    into: Segments,
+) -> Outcome {
+    let job = Recover {
+        piece: Band {
+            stripe,
+            rows: rows.clone(),
+            strips: strip..strip + 1,
+        },
+        into,
+        failed: None,
+    };
+    recover_locked(core, &job, rows).await
+}
+
+async fn write_rows<D: Disk>(
+    core: &Core<D>,
+    role: usize,
+    stripe: u64,
+    rows: &Range<u32>,
+    from: Segments,
+) -> Outcome {
+    let at = core.shared.geometry.row_lba(stripe, rows.start);
+    let write = Transfer::Write(from, Durability::Cached);
+    let flight = core.transfer(role, at, || write).await;
+    core.run();
+    if flight.outcome().await.is_err() {
+        core.fail(role).await?;
+    }
+    Ok(())
+}
+
+/// Makes a stripe agree with itself; true where it did not. With the stripe locked.
+async fn check_stripe<D: Disk>(core: &Core<D>, stripe: u64) -> Result<bool, DiskError> {
+    let geometry = core.shared.geometry;
+    let mut differed = false;
+    for rows in units(core) {
+        if geometry.parity() > 0 {
+            differed |= check_parity(core, stripe, &rows).await?;
+        } else {
+            for strip in 0..geometry.data() {
+                differed |= check_legs(core, stripe, strip, &rows).await?;
+            }
+        }
+    }
+    Ok(differed)
+}
+
+async fn check_parity<D: Disk>(
+    core: &Core<D>,
+    stripe: u64,
+    rows: &Range<u32>,
+) -> Result<bool, DiskError> {
+    let (shared, geometry) = (&core.shared, core.shared.geometry);
+    let (data, parity) = (geometry.data(), geometry.parity());
+    let absent = shared.absent(stripe);
+    if Set::first(data).meets(absent) {
+        // Without all data there is nothing to compare; what is there has to make the rest.
+        return Ok(false);
+    }
+    let unreadable = {
+        let mut scratch = Scratch::new();
+        let bytes = (rows.end - rows.start) as usize;
+        // All strips as they are, then parity as it should be.
+        let lengths = std::iter::repeat_n(bytes, data + 2 * parity);
+        core.scratch(lengths, &mut scratch).await;
+        let present = Set::first(data + parity).without(absent);
+        let indices: ArrayVec<usize, ROLES_MAX> = present.iter().collect();
+        let into: ArrayVec<Buffer, ROLES_MAX> = indices
+            .iter()
+            .map(|&index| scratch[index].clone())
+            .collect();
+        let unreadable = gather(core, stripe, rows, &indices, &into).await;
+        drop(into);
+        if unreadable.is_empty() {
+            return compare_parity(core, stripe, rows, &mut scratch, absent).await;
+        }
+        unreadable
+    };
+    // What cannot be read is made of the others and written back; parity, as if it were wrong.
+    for strip in Set(unreadable.0 & Set::first(data).0).iter() {
+        let mut scratch = Scratch::new();
+        let bytes = (rows.end - rows.start) as usize;
+        core.scratch(std::iter::once(bytes), &mut scratch).await;
+        read_leg(core, stripe, strip, rows, one(scratch[0].clone())).await?;
+    }
+    check_again(core, stripe, rows, unreadable).await
+}
+
+/// Makes parity agree with the data, all of which `scratch` holds.
+async fn compare_parity<D: Disk>(
+    core: &Core<D>,
+    stripe: u64,
+    rows: &Range<u32>,
+    scratch: &mut Scratch,
+    absent: Set,
+) -> Result<bool, DiskError> {
+    let (shared, geometry) = (&core.shared, core.shared.geometry);
+    let (data, parity) = (geometry.data(), geometry.parity());
+    let codec = shared.codec.as_ref().expect("a level with parity");
+    {
+        let sources: ArrayVec<Segments, DATA_MAX> = scratch[..data]
+            .iter()
+            .map(|strip| one(strip.clone()))
+            .collect();
+        encode(codec, &sources, &mut scratch[data + parity..]);
+    }
+    let mut differed = false;
+    for index in (data..data + parity).filter(|index| !absent.has(*index)) {
+        let made = &scratch[index + parity];
+        if scratch[index].bytes()[..] != made.bytes()[..] {
+            differed = true;
+            let role = geometry.role_of(stripe, index);
+            write_rows(core, role, stripe, rows, one(made.clone())).await?;
+        }
+    }
+    Ok(differed)
+}
+
+async fn check_again<D: Disk>(
+    core: &Core<D>,
+    stripe: u64,
+    rows: &Range<u32>,
+    was_unreadable: Set,
+) -> Result<bool, DiskError> {
+    let (shared, geometry) = (&core.shared, core.shared.geometry);
+    let (data, parity) = (geometry.data(), geometry.parity());
+    let bytes = (rows.end - rows.start) as usize;
+    let mut scratch = Scratch::new();
+    let lengths = std::iter::repeat_n(bytes, data + parity + 1);
+    core.scratch(lengths, &mut scratch).await;
+    let indices: Vec<usize> = (0..data).collect();
+    if !gather(core, stripe, rows, &indices, &scratch)
+        .await
+        .is_empty()
+    {
+        return Err(DiskError::UnrecoveredRead);
+    }
+    let sources: Vec<Segments> = scratch[..data].iter().map(|b| one(b.clone())).collect();
+    let codec = shared.codec.as_ref().expect("a level with parity");
+    encode(codec, &sources, &mut scratch[data..data + parity]);
+    let mut differed = false;
+    for index in data..data + parity {
+        if shared.absent(stripe).has(index) {
+            continue;
+        }
+        let old = scratch[data + parity].clone();
+        let read = gather(core, stripe, rows, &[index], std::slice::from_ref(&old)).await;
+        let same = read.is_empty() && old.bytes()[..] == scratch[index].bytes()[..];
+        if !same {
+            differed |= !was_unreadable.has(index);
+            let role = geometry.role_of(stripe, index);
+            write_rows(core, role, stripe, rows, one(scratch[index].clone())).await?;
+        }
+    }
+    Ok(differed)
+}
+
+async fn check_legs<D: Disk>(
+    core: &Core<D>,
+    stripe: u64,
+    strip: usize,
+    rows: &Range<u32>,
+) -> Result<bool, DiskError> {
+    let geometry = core.shared.geometry;
+    if geometry.copies() == 1 {
+        return Ok(false);
+    }
+    let bytes = (rows.end - rows.start) as usize;
+    let good = |role: &usize| core.shared.is_good(*role, stripe);
+    let legs: ArrayVec<usize, ROLES_MAX> = geometry.legs_of(strip).filter(good).collect();
+    let mut scratch = Scratch::new();
+    let lengths = std::iter::repeat_n(bytes, legs.len());
+    core.scratch(lengths, &mut scratch).await;
+    let at = geometry.row_lba(stripe, rows.start);
+    let mut fan = Fan::new();
+    for (&role, into) in legs.iter().zip(&scratch) {
+        let read = Transfer::Read(one(into.clone()));
+        fan.add(role, core.transfer(role, at, || read).await);
+    }
+    let ends = fan.land(core).await;
+    core.fail_all(ends.failed).await?;
+    let wanting = ends.unreadable.union(ends.failed);
+    let Some(first) = legs.iter().position(|&leg| !wanting.has(leg)) else {
+        return Err(DiskError::UnrecoveredRead);
+    };
+    if legs.iter().any(|&leg| ends.unreadable.has(leg)) {
+        // Block by block, another leg may have what this one has not.
+        read_leg(core, stripe, strip, rows, one(scratch[first].clone())).await?;
+    }
+    let mut differed = false;
+    for (place, &role) in legs.iter().enumerate() {
+        let same = !wanting.has(role) && scratch[place].bytes()[..] == scratch[first].bytes()[..];
+        if place != first && !same && !ends.failed.has(role) {
+            differed |= !wanting.has(role);
+            write_rows(core, role, stripe, rows, one(scratch[first].clone())).await?;
+        }
+    }
+    Ok(differed)
+}
