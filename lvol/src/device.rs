@@ -9,7 +9,7 @@
 use std::{cell::Cell, rc::Rc};
 
 use corebay_core::{
-    buffer::BufferPool,
+    buffer::{Buffer, BufferPool},
     disk::{Disk, DiskError, Durability},
 };
 
@@ -49,6 +49,11 @@ impl<D: Disk> Device<D> {
 
     fn lba(&self, at: u64) -> corebay_core::units::Lba {
         corebay_core::units::Lba(self.disk.info().block_size.blocks_in(at))
+    }
+
+    /// A buffer of at most [`TRANSFER_BYTES`].
+    pub async fn buffer(&self, len: usize) -> Buffer {
+        self.buffers.allocate(len).await
     }
 
     /// Reads bytes, of which there are at most [`TRANSFER_BYTES`].

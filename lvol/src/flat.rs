@@ -183,6 +183,8 @@ pub(crate) struct FlatVolume {
     pub frozen: AtomicBool,
     /// It is deleted, or its pool is closed.
     pub gone: AtomicBool,
+    /// It is being received: nobody opens it.
+    pub receiving: AtomicBool,
     /// Disks over it.
     pub handles: AtomicU32,
     /// Slow writes and clearings that are under way. Those that only look are not counted.
@@ -200,6 +202,7 @@ impl FlatVolume {
             read_only: AtomicBool::new(true),
             frozen: AtomicBool::new(false),
             gone: AtomicBool::new(false),
+            receiving: AtomicBool::new(false),
             handles: AtomicU32::new(0),
             writers: AtomicU32::new(0),
         }

@@ -40,6 +40,11 @@
 //! - Space: `watch` (events for whoever runs the pool), `space_level`, `thresholds`, `set_thresholds`,
 //!   `namespace_space` (NSZE, NCAP, NUSE), `volume_space` (exclusive and shared bytes), `status`.
 //! - Exports: `set_namespace_ids`, `set_export`, `exports`, `free_nsid`, `set_attributes`.
+//! - Streams: `send` gives a [`Sender`], whose `next` makes a frame at a time for any sink; `receive` a
+//!   [`Receiver`], whose `push` takes bytes as they come; `abort_receive`. `VolumeRecord::receiving` says
+//!   from which block an interrupted stream is to be sent again.
+//! - Images: `read_image`, `write_image`, and [`SparseFile`] for the file's side, on a thread that may
+//!   wait.
 //!
 //! [`PoolError::Busy`]: error::PoolError::Busy
 
@@ -56,12 +61,15 @@ mod device;
 mod epoch;
 mod flat;
 mod identity;
+mod image;
 mod import;
 mod journal;
 mod manage;
 mod owner;
 mod pool;
 mod publish;
+mod receive;
+mod send;
 mod space;
 mod state;
 mod sync;
@@ -74,9 +82,12 @@ pub use format::{
     superblock::{Owner, Thresholds},
 };
 pub use identity::NamespaceIds;
+pub use image::{ImageReader, ImageWriter, Piece, SparseFile};
 pub use import::CreateOptions;
 pub use manage::{Identity, Pool, PoolStatus, VolumeId};
 pub use owner::{ImportOptions, PoolLabel, destroy, probe};
 pub use pool::PoolContext;
+pub use receive::{ReceiveError, ReceiveOptions, Receiver};
+pub use send::{SendProgress, Sender};
 pub use space::{NamespaceSpace, PoolEvent, PoolWatch, SpaceLevel, VolumeSpace};
 pub use volume::Volume;

@@ -199,7 +199,16 @@ impl<D: Disk> Pool<D> {
         }
     }
 
-    fn check_identity(&self, identity: &Identity) -> Result<(), PoolError> {
+    /// A volume or snapshot that is whole.
+    pub(crate) fn whole_volume(&self, id: VolumeId) -> Result<VolumeRecord, PoolError> {
+        let record = self.volume(id)?;
+        match record.receiving {
+            Some(_) => Err(PoolError::Busy),
+            None => Ok(record),
+        }
+    }
+
+    pub(crate) fn check_identity(&self, identity: &Identity) -> Result<(), PoolError> {
         if !(1..=NAME_BYTES_MAX).contains(&identity.name.len()) {
             return Err(PoolError::BadName);
         }
@@ -209,7 +218,7 @@ impl<D: Disk> Pool<D> {
         }
     }
 
-    fn free_id(&self, beyond: u32) -> Result<u32, PoolError> {
+    pub(crate) fn free_id(&self, beyond: u32) -> Result<u32, PoolError> {
         let id = self.shared.state.borrow().free_volume_id(beyond);
         if id < VOLUMES_MAX {
             Ok(id)
@@ -219,7 +228,7 @@ impl<D: Disk> Pool<D> {
     }
 
     /// Refuses where so many more extents cannot be reserved.
-    fn check_space(&self, extents: u64) -> Result<(), PoolError> {
+    pub(crate) fn check_space(&self, extents: u64) -> Result<(), PoolError> {
         match self.shared.state.borrow().available(0) >= extents {
             true => Ok(()),
             false => Err(PoolError::NoSpace),
@@ -277,7 +286,7 @@ impl<D: Disk> Pool<D> {
         let mut records = Vec::new();
         let (mut last, mut growth) = (0, 0);
         for (number, (source, identity)) in of.iter().enumerate() {
-            let record = self.volume(*source)?;
+            let record = self.whole_volume(*source)?;
             self.check_identity(identity)?;
             if of[..number]
                 .iter()
@@ -315,7 +324,7 @@ impl<D: Disk> Pool<D> {
         identity: &Identity,
     ) -> Result<VolumeId, PoolError> {
         let _control = self.control().await?;
-        let record = self.volume(source)?;
+        let record = self.whole_volume(source)?;
         self.check_identity(identity)?;
         self.check_space(record.reservation_when_shared() - record.unused_reservation())?;
         let volume = self.free_id(0)?;
@@ -360,7 +369,7 @@ impl<D: Disk> Pool<D> {
     /// Where it is not one, or a thick volume's space could not be kept.
     pub async fn roll_back(&self, id: VolumeId, to: VolumeId) -> Result<(), PoolError> {
         let _control = self.control().await?;
-        let (record, snapshot) = (self.volume(id)?, self.volume(to)?);
+        let (record, snapshot) = (self.whole_volume(id)?, self.volume(to)?);
         if record.kind != Kind::Volume || snapshot.kind != Kind::Snapshot {
             return Err(PoolError::WrongKind);
         }
@@ -389,6 +398,17 @@ impl<D: Disk> Pool<D> {
     /// Where blocks are in use, or a thick volume's space is not there.
     pub async fn resize(&self, id: VolumeId, blocks: u64, cut: bool) -> Result<(), PoolError> {
         let _control = self.control().await?;
+        self.whole_volume(id)?;
+        self.resize_locked(id, blocks, cut).await
+    }
+
+    /// As [`resize`](Self::resize), for who has the control already.
+    pub(crate) async fn resize_locked(
+        &self,
+        id: VolumeId,
+        blocks: u64,
+        cut: bool,
+    ) -> Result<(), PoolError> {
         let record = self.volume(id)?;
         if record.kind != Kind::Volume {
             return Err(PoolError::WrongKind);
@@ -526,7 +546,7 @@ impl<D: Disk> Pool<D> {
     /// Opens a volume on the pool's home core.
     ///
     /// # Errors
-    /// Where there is none.
+    /// Where there is none, or it is being received.
     pub fn open(&self, id: VolumeId) -> Result<Volume<D>, PoolError> {
         Volume::open(&self.core, &self.volume_handle(id)?)
     }
@@ -648,7 +668,7 @@ impl<D: Disk> Pool<D> {
 
 impl VolumeRecord {
     /// What the volume would have reserved if all its extents were shared.
-    fn reservation_when_shared(&self) -> u64 {
+    pub(crate) fn reservation_when_shared(&self) -> u64 {
         let alone = Self {
             own_extents: 0,
             ..self.clone()

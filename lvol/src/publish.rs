@@ -193,6 +193,8 @@ impl<D: Disk> Shared<D> {
         let Some(record) = record else { return };
         let read_only = record.read_only || record.kind != VolumeKind::Volume;
         volume.read_only.store(read_only, Ordering::SeqCst);
+        let receiving = record.receiving.is_some();
+        volume.receiving.store(receiving, Ordering::SeqCst);
         volume.blocks.store(record.blocks, Ordering::SeqCst);
         volume.mapped.store(record.mapped, Ordering::Relaxed);
     }
@@ -253,6 +255,7 @@ impl<D: Disk> Shared<D> {
             Record::Create { volume, .. }
             | Record::Delete { volume }
             | Record::Resize { volume, .. }
+            | Record::Receive { volume, .. }
             | Record::Flags { volume, .. } => {
                 if let Record::Delete { .. } = record {
                     let known = self.flat.borrow().volume(*volume).cloned();

@@ -75,21 +75,28 @@ impl<D: Disk> Volume<D> {
     /// Opens a volume on the core of `core`.
     ///
     /// # Errors
-    /// Where it was deleted, its pool is being closed, or `core` is of another pool.
+    /// Where it was deleted or is being received, its pool is being closed, or `core` is of another pool.
     pub fn open(core: &Rc<PoolCore<D>>, handle: &VolumeHandle) -> Result<Self, PoolError> {
         if !Arc::ptr_eq(&core.common, &handle.common) {
             return Err(PoolError::NotFound);
         }
-        let flat = handle.flat.clone();
-        flat.handles.fetch_add(1, Ordering::SeqCst);
-        let core = core.clone();
         // Its end takes the handle back, whatever comes of it.
-        let opened = Self { core, flat };
+        let opened = Self::open_received(core, handle.flat.clone());
         let common = &opened.core.common;
+        if opened.flat.receiving.load(Ordering::SeqCst) {
+            return Err(PoolError::Busy);
+        }
         if opened.flat.gone.load(Ordering::SeqCst) || common.closing.load(Ordering::SeqCst) {
             return Err(PoolError::NotFound);
         }
         Ok(opened)
+    }
+
+    /// Opens a volume for whoever receives it.
+    pub(crate) fn open_received(core: &Rc<PoolCore<D>>, flat: Arc<FlatVolume>) -> Self {
+        flat.handles.fetch_add(1, Ordering::SeqCst);
+        let core = core.clone();
+        Self { core, flat }
     }
 
     /// The blocks that hold something, in this volume's own view (NUSE).

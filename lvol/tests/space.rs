@@ -234,9 +234,7 @@ fn a_full_pool_serves_all_that_needs_no_space() {
     let medium = medium(8);
     let node = Node::create(&medium);
     let make = |name: &'static str, blocks, thick| {
-        let made = node
-            .run(move |pool| async move { pool.create_volume(&named(name), blocks, thick).await });
-        made
+        node.run(move |pool| async move { pool.create_volume(&named(name), blocks, thick).await })
     };
     let thin = make("thin", 1 << 20, false).unwrap();
     let thick = make("thick", 8 * PER_EXTENT, true).unwrap();

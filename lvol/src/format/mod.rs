@@ -9,6 +9,7 @@ pub mod export;
 pub mod page;
 pub mod record;
 pub mod root;
+pub mod stream;
 pub mod superblock;
 
 use corebay_core::units::{BlockSize, Lba};

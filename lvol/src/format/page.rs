@@ -316,6 +316,34 @@ pub enum Kind {
     Dying,
 }
 
+/// How much of a stream a volume has received.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Receiving {
+    /// The UUID of the snapshot that it is the difference to; zeroes for a whole one.
+    pub from: [u8; 16],
+    /// The UUID of the snapshot that comes.
+    pub to: [u8; 16],
+    next: U64,
+}
+
+impl Receiving {
+    /// A stream of which everything before block `next` is there.
+    #[must_use]
+    pub fn new(from: [u8; 16], to: [u8; 16], next: u64) -> Self {
+        let next = next.into();
+        Self { from, to, next }
+    }
+
+    /// The block from which on the stream is to be sent again.
+    #[must_use]
+    pub fn next(&self) -> u64 {
+        self.next.get()
+    }
+}
+
 /// A volume, as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeRecord {
@@ -343,6 +371,8 @@ pub struct VolumeRecord {
     pub eui64: [u8; 8],
     /// How hosts reach it, if they do.
     pub export: Option<Export>,
+    /// The stream that it is being made of; nobody may use it before that is done.
+    pub receiving: Option<Receiving>,
     pub(crate) root: NodeId,
     pub(crate) height: u8,
     /// Extents that were given to it and not shared since.
@@ -376,7 +406,9 @@ const _: () = assert!(HEADER + size_of::<RawVolume>() + ATTRIBUTES_MAX <= PAGE_B
 struct RawExtra {
     nguid: [u8; 16],
     eui64: [u8; 8],
-    reserved: [u8; 118],
+    receiving: Receiving,
+    flags: u8,
+    reserved: [u8; 77],
     export_len: U16,
 }
 
@@ -387,6 +419,8 @@ const _: () = assert!(EXPORT_AT + EXPORT_BYTES_MAX <= PAGE_BYTES);
 
 const READ_ONLY: u8 = 1;
 const THICK: u8 = 2;
+
+const RECEIVING: u8 = 1;
 
 impl Body for VolumeRecord {
     fn encode(&self, number: u64) -> PageBytes {
@@ -416,7 +450,15 @@ impl Body for VolumeRecord {
         let extra = RawExtra {
             nguid: self.nguid,
             eui64: self.eui64,
-            reserved: [0; 118],
+            receiving: self
+                .receiving
+                .unwrap_or(Receiving::new([0; 16], [0; 16], 0)),
+            flags: if self.receiving.is_some() {
+                RECEIVING
+            } else {
+                0
+            },
+            reserved: [0; 77],
             export_len: u16::try_from(export.len()).expect("few").into(),
         };
         page[EXTRA_AT..EXPORT_AT].copy_from_slice(extra.as_bytes());
@@ -453,6 +495,7 @@ impl Body for VolumeRecord {
             nguid: extra.nguid,
             eui64: extra.eui64,
             export,
+            receiving: (extra.flags & RECEIVING != 0).then_some(extra.receiving),
             root: raw.root.get(),
             height: raw.height,
             own_extents: raw.own_extents.get(),
@@ -514,6 +557,7 @@ mod tests {
         let mut record = VolumeRecord::new(Kind::Volume, [3; 16], &"n".repeat(255));
         record.attributes = vec![7; ATTRIBUTES_MAX];
         (record.nguid, record.eui64) = ([4; 16], [5; 8]);
+        record.receiving = Some(Receiving::new([6; 16], [7; 16], 8));
         let page = record.encode(9);
         assert_eq!(VolumeRecord::parse(&page, 9), Some(record.clone()));
         let mut export = Export {

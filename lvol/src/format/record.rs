@@ -8,7 +8,8 @@ use zerocopy::{
 };
 
 use super::{
-    BATCH_BYTES_MAX, BLOCKS_PER_EXTENT, Extent, PAGE_BYTES, crc32c, superblock::Thresholds,
+    BATCH_BYTES_MAX, BLOCKS_PER_EXTENT, Extent, PAGE_BYTES, crc32c, page::Receiving,
+    superblock::Thresholds,
 };
 
 /// A change of a pool's state.
@@ -138,6 +139,13 @@ pub enum Record {
     },
     /// When the pool's owner is told that space runs out.
     Thresholds(Thresholds),
+    /// How much of a stream the volume has received.
+    Receive {
+        /// The volume.
+        volume: u32,
+        /// The stream, or none any more.
+        state: Option<Receiving>,
+    },
 }
 
 /// A record as it lies in the journal, before its tail.
@@ -178,6 +186,9 @@ impl Record {
             Self::Rename { name, .. } | Self::RenamePool { name } => (None, name.as_bytes()),
             Self::Attributes { bytes, .. } | Self::Export { bytes, .. } => (None, bytes),
             Self::Identity { uuid, nguid, .. } => (Some(uuid), nguid),
+            Self::Receive {
+                state: Some(state), ..
+            } => (Some(&state.from), &state.to),
             _ => (None, &[]),
         }
     }
@@ -234,6 +245,10 @@ impl Record {
             }
             Self::Export { volume, .. } => (13, volume, 0, [0; 3]),
             Self::RenamePool { .. } => (14, &0, 0, [0; 3]),
+            Self::Receive { volume, state } => {
+                let next = state.map_or(0, |state| state.next());
+                (16, volume, u8::from(state.is_some()), [next, 0, 0])
+            }
             Self::Thresholds(thresholds) => (15, &0, 0, thresholds.encode().map(u64::from)),
         };
         let tail = self.encoded_len() - size_of::<Raw>();
@@ -328,6 +343,17 @@ impl Record {
                 volume,
                 bytes: tail.to_vec(),
             },
+            _ => return Self::from_raw_later(raw, tail),
+        })
+    }
+
+    /// The kinds that version 2 has beyond the first.
+    fn from_raw_later(raw: &Raw, tail: &[u8]) -> Option<Self> {
+        let volume = raw.volume.get();
+        let (a, b, c) = (raw.a.get(), raw.b.get(), raw.c.get());
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+        let uuid = || tail.first_chunk::<16>().copied();
+        Some(match raw.kind {
             12 => Self::Identity {
                 volume,
                 uuid: uuid()?,
@@ -338,6 +364,14 @@ impl Record {
                 volume,
                 bytes: tail.to_vec(),
             },
+            16 => {
+                let to = || tail.get(16..)?.try_into().ok();
+                let state = match raw.detail {
+                    0 => None,
+                    _ => Some(Receiving::new(uuid()?, to()?, a)),
+                };
+                Self::Receive { volume, state }
+            }
             14 => Self::RenamePool { name: text(tail)? },
             15 => {
                 let byte = |value: u64| u8::try_from(value).ok();
@@ -514,6 +548,14 @@ mod tests {
             },
             Record::RenamePool {
                 name: "another".to_owned(),
+            },
+            Record::Receive {
+                volume: 4,
+                state: Some(Receiving::new([1; 16], [2; 16], 9)),
+            },
+            Record::Receive {
+                volume: 4,
+                state: None,
             },
             Record::Thresholds(Thresholds {
                 warning_percent: 70,

@@ -37,6 +37,7 @@ impl VolumeRecord {
             nguid: [0; 16],
             eui64: [0; 8],
             export: None,
+            receiving: None,
             root: 0,
             height: 0,
             own_extents: 0,
@@ -121,6 +122,7 @@ impl State {
                     record.kind = Kind::Dying;
                     record.thick = false;
                     record.export = None;
+                    record.receiving = None;
                 })
             }
             Record::Resize { volume, blocks } => self.resize(*volume, *blocks),
@@ -157,20 +159,11 @@ impl State {
                 self.change_volume(*volume)?.attributes.clone_from(bytes);
                 Ok(())
             }
-            Record::Identity { .. } | Record::Export { .. } | Record::RenamePool { .. } => {
-                self.apply_to_names(record)
-            }
-            Record::Thresholds(thresholds) => {
-                self.thresholds = *thresholds;
-                Ok(())
-            }
-            Record::Map { .. } | Record::Unmap { .. } | Record::Drop { .. } => {
-                Err(corrupt("a change of a map is none of a volume"))
-            }
+            other => self.apply_to_names(other),
         }
     }
 
-    /// A change of who the pool and its volumes are to others.
+    /// A change of who the pool and its volumes are to others, and of what is kept for these.
     fn apply_to_names(&mut self, record: &Record) -> Result<(), PoolError> {
         match record {
             Record::Identity {
@@ -198,7 +191,16 @@ impl State {
                 self.name.clone_from(name);
                 Ok(())
             }
-            _ => Err(corrupt("a change of something else is none of names")),
+            Record::Receive { volume, state } => {
+                self.known(*volume)?;
+                self.change_volume(*volume)?.receiving = *state;
+                Ok(())
+            }
+            Record::Thresholds(thresholds) => {
+                self.thresholds = *thresholds;
+                Ok(())
+            }
+            _ => Err(corrupt("a change of something else")),
         }
     }
 

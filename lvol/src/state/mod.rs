@@ -7,6 +7,7 @@
 //!   ([`State::missing_for`]); pages are not evicted.
 
 pub(crate) mod apply;
+pub(crate) mod diff;
 pub(crate) mod extents;
 pub(crate) mod map;
 pub(crate) mod places;

@@ -69,6 +69,7 @@ impl State {
         dying.kind = Kind::Dying;
         dying.thick = false;
         dying.export = None;
+        dying.receiving = None;
         self.volumes.put(old, dying, 1);
         self.change_reservation(volume, |record| {
             record.root = root;

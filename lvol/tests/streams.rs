@@ -1,0 +1,353 @@
+//! Snapshots sent from pool to pool: whole, as differences, interrupted, cut off, changed on the way.
+
+mod support;
+
+use corebay_core::{
+    disk::{Disk, Durability},
+    rng::Rng,
+    units::BlockSize,
+};
+use corebay_lvol::{
+    Identity, ReceiveError, ReceiveOptions, VolumeId,
+    error::PoolError,
+    format::stream::{FRAME_HEADER_BYTES, StreamFault},
+};
+use support::{Medium, Node, cuts::each_cut, named};
+
+const SIZE: u64 = 3000;
+
+fn medium() -> Medium {
+    Medium::new(BlockSize::B512, 16 << 20, true, 1)
+}
+
+fn snapshot(node: &Node, of: VolumeId, name: &str, uuid: u8) -> VolumeId {
+    let identity = Identity {
+        name: name.to_owned(),
+        uuid: [uuid; 16],
+    };
+    let list = [(of, identity)];
+    node.run(|pool| async move { pool.snapshot(&list).await })
+        .unwrap()[0]
+}
+
+/// The frames of a stream from a block on.
+fn frames(node: &Node, from: Option<VolumeId>, to: VolumeId, start: u64) -> Vec<Vec<u8>> {
+    node.run(move |pool| async move {
+        let mut sender = pool.send(from, to, start).unwrap();
+        let mut frames = Vec::new();
+        loop {
+            let mut frame = Vec::new();
+            if !sender.next(&mut frame).await.unwrap() {
+                assert!(frame.is_empty());
+                assert_eq!(sender.progress().position, sender.progress().blocks);
+                return frames;
+            }
+            frames.push(frame);
+        }
+    })
+}
+
+fn options() -> ReceiveOptions {
+    ReceiveOptions {
+        volume: named("copy"),
+        snapshot: None,
+    }
+}
+
+fn receive(node: &Node, bytes: &[u8]) -> Result<VolumeId, ReceiveError> {
+    let bytes = bytes.to_vec();
+    node.run(move |pool| async move {
+        let mut receiver = pool.receive(&options());
+        let mut done = None;
+        for part in bytes.chunks(1000) {
+            match receiver.push(part).await {
+                Ok(snapshot) => done = done.or(snapshot),
+                Err(error) => return Err(error),
+            }
+        }
+        receiver.finish().await?;
+        Ok(done.expect("a stream that has ended has made a snapshot"))
+    })
+}
+
+fn content(node: &Node, id: VolumeId) -> Vec<u64> {
+    let volume = node.open(id);
+    node.tags(&volume, 0, volume.info().blocks)
+}
+
+/// A pool with a volume and two snapshots of it.
+fn source() -> (Node, VolumeId, [VolumeId; 2]) {
+    let node = Node::create(&medium());
+    let id = node.create_volume("v", SIZE);
+    let volume = node.open(id);
+    node.write(&volume, 100, 600, 1, Durability::Cached)
+        .unwrap();
+    node.write(&volume, 2999, 1, 2, Durability::Cached).unwrap();
+    let first = snapshot(&node, id, "one", 11);
+    node.write(&volume, 150, 3, 3, Durability::Cached).unwrap();
+    node.write(&volume, 1500, 2, 4, Durability::Cached).unwrap();
+    node.deallocate(&volume, 400, 50);
+    let second = snapshot(&node, id, "two", 12);
+    node.write(&volume, 0, 2000, 9, Durability::Cached).unwrap();
+    drop(volume);
+    (node, id, [first, second])
+}
+
+#[test]
+fn a_snapshot_and_a_difference_arrive_as_they_were() {
+    let (node, _, [first, second]) = source();
+    let other = Node::create(&medium());
+    let whole = frames(&node, None, first, 0);
+    let received = receive(&other, &whole.concat()).unwrap();
+    let record = other.pool.volume(received).unwrap();
+    assert_eq!((&record.name[..], record.uuid), ("one", [11; 16]));
+    assert_eq!(content(&other, received), content(&node, first));
+    let copy = other.pool.find("copy").unwrap();
+    assert_eq!(content(&other, copy), content(&node, first));
+    // The difference: five blocks of data, fifty of zeroes.
+    let difference = frames(&node, Some(first), second, 0);
+    let bytes: usize = difference.iter().map(Vec::len).sum();
+    assert!(
+        bytes < 5 * 512 + 10 * FRAME_HEADER_BYTES + 100,
+        "{bytes} bytes"
+    );
+    let received = receive(&other, &difference.concat()).unwrap();
+    assert_eq!(content(&other, received), content(&node, second));
+    assert_eq!(content(&other, copy), content(&node, second));
+    // It is a volume like any other now.
+    let volume = other.open(copy);
+    other.write(&volume, 5, 5, 77, Durability::Durable).unwrap();
+    other.checked();
+    drop(volume);
+    // Between two that have nothing in common, all is sent that differs.
+    let alone = node.create_volume("w", SIZE);
+    let volume = node.open(alone);
+    node.write(&volume, 200, 600, 1, Durability::Cached)
+        .unwrap();
+    let third = snapshot(&node, alone, "three", 13);
+    drop(volume);
+    let back = other.pool.find("two").unwrap();
+    other
+        .run(move |pool| async move { pool.roll_back(copy, back).await })
+        .unwrap();
+    let received = receive(&other, &frames(&node, Some(second), third, 0).concat()).unwrap();
+    assert_eq!(content(&other, received), content(&node, third));
+    other.checked();
+}
+
+#[test]
+fn chains_of_random_changes_arrive() {
+    for seed in 0..5 {
+        let mut rng = Rng::from_seed(seed);
+        let (node, other) = (Node::create(&medium()), Node::create(&medium()));
+        let id = node.create_volume("v", SIZE);
+        let mut base = None;
+        for round in 0..8u8 {
+            for step in 0..rng.below(6) {
+                let blocks = node.pool.volume(id).unwrap().blocks;
+                let count = 1 + rng.below(300.min(blocks));
+                let at = rng.below(blocks - count + 1);
+                let volume = node.open(id);
+                match rng.below(5) {
+                    0 => node.deallocate(&volume, at, count),
+                    1 => {
+                        // To where the maps have more levels, and back.
+                        let blocks = [SIZE, 100, 20_000, 256 * 64 * 513][rng.below(4) as usize];
+                        node.run(move |pool| async move { pool.resize(id, blocks, true).await })
+                            .unwrap();
+                    }
+                    tag => node
+                        .write(
+                            &volume,
+                            at,
+                            count,
+                            u64::from(round) * 10 + step + (tag > 2) as u64,
+                            Durability::Cached,
+                        )
+                        .unwrap(),
+                }
+            }
+            let taken = snapshot(&node, id, &format!("s{round}"), round + 1);
+            let stream = frames(&node, base, taken, 0).concat();
+            let received = receive(&other, &stream).unwrap();
+            let (a, b) = (node.open(taken), other.open(received));
+            assert_eq!(a.info().blocks, b.info().blocks);
+            let most = a.info().blocks.min(21_000);
+            assert_eq!(
+                node.tags(&a, 0, most),
+                other.tags(&b, 0, most),
+                "seed {seed}"
+            );
+            assert!(a.mapped_blocks() >= b.mapped_blocks());
+            let end = a.info().blocks - 50;
+            assert_eq!(node.tags(&a, end, 50), other.tags(&b, end, 50));
+            base = Some(taken);
+        }
+        other.checked();
+    }
+}
+
+#[test]
+fn a_stream_that_breaks_off_goes_on_where_it_was() {
+    let (node, _, [first, second]) = source();
+    let whole = frames(&node, None, first, 0);
+    for cut in 1..whole.len() {
+        let medium = medium();
+        let mut other = Node::create(&medium);
+        let mut part = whole[..cut].concat();
+        part.extend(&whole[cut][..whole[cut].len() / 2]);
+        let broken = receive(&other, &part);
+        assert_eq!(broken, Err(ReceiveError::Stream(StreamFault::Truncated)));
+        // Nobody sees half of it.
+        let id = other.pool.find("copy").unwrap();
+        assert_eq!(other.pool.open(id).map(|_| ()), Err(PoolError::Busy));
+        assert_eq!(other.pool.find("one"), None);
+        let sharing =
+            other.run(move |pool| async move { pool.clone_volume(id, &named("clone")).await });
+        assert_eq!(sharing, Err(PoolError::Busy));
+        if cut % 2 == 1 {
+            drop(other);
+            medium.cut_power();
+            other = Node::import(&medium).unwrap();
+        }
+        let state = other.pool.volume(id).unwrap().receiving.unwrap();
+        // Too far on is refused, as is another stream.
+        if state.next() < SIZE {
+            let late = frames(&node, None, first, SIZE).concat();
+            assert_eq!(receive(&other, &late), Err(ReceiveError::Gap(state.next())));
+        }
+        let another = frames(&node, Some(first), second, 0).concat();
+        assert_eq!(receive(&other, &another), Err(ReceiveError::OtherStream));
+        let rest = frames(&node, None, first, state.next());
+        assert!(
+            cut < 3 || rest.len() < whole.len(),
+            "it does not begin anew"
+        );
+        let received = receive(&other, &rest.concat()).unwrap();
+        assert_eq!(content(&other, received), content(&node, first));
+        other.checked();
+    }
+}
+
+#[test]
+fn what_does_not_suit_is_refused() {
+    let (node, id, [first, second]) = source();
+    let whole = frames(&node, None, first, 0).concat();
+    let difference = frames(&node, Some(first), second, 0).concat();
+    let other = Node::create(&medium());
+    assert_eq!(receive(&other, &difference), Err(ReceiveError::NoBase));
+    let late = frames(&node, None, first, 7).concat();
+    assert_eq!(receive(&other, &late), Err(ReceiveError::Gap(0)));
+    assert_eq!(other.pool.volumes().len(), 0);
+    let received = receive(&other, &whole).unwrap();
+    assert_eq!(
+        receive(&other, &whole),
+        Err(ReceiveError::AlreadyThere(received))
+    );
+    let copy = other.pool.find("copy").unwrap();
+    // A volume that was written since is not overwritten.
+    let volume = other.open(copy);
+    other.write(&volume, 9, 1, 5, Durability::Cached).unwrap();
+    drop(volume);
+    assert_eq!(receive(&other, &difference), Err(ReceiveError::Changed));
+    other
+        .run(move |pool| async move { pool.roll_back(copy, received).await })
+        .unwrap();
+    receive(&other, &difference).unwrap();
+    let large = Node::create(&Medium::new(BlockSize::B4096, 64 << 20, false, 1));
+    assert_eq!(receive(&large, &whole), Err(ReceiveError::OtherBlockSize));
+    let sent = |from, to| node.pool.send(from, to, 0).map(|_| ());
+    assert_eq!(sent(None, id), Err(PoolError::WrongKind));
+    assert_eq!(sent(Some(id), first), Err(PoolError::WrongKind));
+    // What is being sent is not deleted.
+    let sender = node.pool.send(None, first, 0).unwrap();
+    let deleted = node.run(move |pool| async move { pool.delete(first).await });
+    assert_eq!(deleted, Err(PoolError::Busy));
+    drop(sender);
+}
+
+#[test]
+fn a_changed_stream_changes_nothing_that_anybody_sees() {
+    let (node, _, [first, second]) = source();
+    let base = medium();
+    let other = Node::create(&base);
+    receive(&other, &frames(&node, None, first, 0).concat()).unwrap();
+    other.run(|pool| async move { pool.close().await }).unwrap();
+    let difference = frames(&node, Some(first), second, 0).concat();
+    for at in (0..difference.len()).step_by(97) {
+        let medium = base.copy(1);
+        let other = Node::import(&medium).unwrap();
+        let mut wrong = difference.clone();
+        wrong[at] ^= 0x10;
+        let refused = receive(&other, &wrong);
+        assert!(
+            matches!(refused, Err(ReceiveError::Stream(_))),
+            "byte {at}: {refused:?}"
+        );
+        assert_eq!(other.pool.find("two"), None);
+        let copy = other.pool.find("copy").unwrap();
+        if other.pool.volume(copy).unwrap().receiving.is_some() {
+            other
+                .run(move |pool| async move { pool.abort_receive(copy).await })
+                .unwrap();
+        }
+        assert_eq!(content(&other, copy), content(&node, first));
+        other.settle();
+        let received = receive(&other, &difference).unwrap();
+        assert_eq!(content(&other, received), content(&node, second));
+        other.checked();
+    }
+}
+
+#[test]
+fn a_whole_snapshot_that_is_given_up_leaves_nothing() {
+    let (node, _, [first, _]) = source();
+    let whole = frames(&node, None, first, 0);
+    let other = Node::create(&medium());
+    let _ = receive(&other, &whole[..2].concat());
+    let copy = other.pool.find("copy").unwrap();
+    other
+        .run(move |pool| async move { pool.abort_receive(copy).await })
+        .unwrap();
+    other.settle();
+    assert_eq!(other.pool.volumes().len(), 0);
+    receive(&other, &whole.concat()).unwrap();
+    other.checked();
+}
+
+#[test]
+fn a_difference_is_there_or_goes_on_when_the_power_fails() {
+    let (node, _, [first, second]) = source();
+    let base = medium();
+    let other = Node::create(&base);
+    receive(&other, &frames(&node, None, first, 0).concat()).unwrap();
+    other.run(|pool| async move { pool.close().await }).unwrap();
+    drop(other);
+    let difference = frames(&node, Some(first), second, 0).concat();
+    let (before, after) = (content(&node, first), content(&node, second));
+    each_cut(
+        &base,
+        7,
+        |other| {
+            receive(other, &difference).unwrap();
+        },
+        |other, ended| {
+            let copy = other.pool.find("copy").unwrap();
+            let state = other.pool.volume(copy).unwrap().receiving;
+            let done = other.pool.find("two");
+            assert!(!ended || done.is_some());
+            assert!(done.is_none() || state.is_none());
+            if done.is_none() {
+                if state.is_none() {
+                    assert_eq!(content(other, copy), before);
+                }
+                let start = state.map_or(0, |state| state.next());
+                let rest = frames(&node, Some(first), second, start).concat();
+                receive(other, &rest).unwrap();
+            }
+            assert_eq!(content(other, other.pool.find("two").unwrap()), after);
+            assert_eq!(content(other, other.pool.find("one").unwrap()), before);
+            assert_eq!(content(other, copy), after);
+        },
+    );
+}
