@@ -63,7 +63,7 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let medium = Medium::new(BlockSize::B4096, 48 << 20, seed % 2 == 0, seed);
+        let medium = Medium::new(BlockSize::B4096, 48 << 20, seed.is_multiple_of(2), seed);
         medium.soil();
         let node = Node::create(&medium);
         let id = node.create_volume("v", BLOCKS);
