@@ -53,6 +53,21 @@ pub struct CreateOptions {
     pub journal_bytes: Option<u64>,
 }
 
+/// A root's place has a byte for so many bytes of the disk: more than it needs at first, as it cannot
+/// grow with the disk.
+const ROOT_SHIFT: u32 = 20;
+
+/// And never less than one for so many.
+pub(crate) const ROOT_SHIFT_LEAST: u32 = 24;
+
+const ROOT_BYTES_LEAST: u64 = 64 << 10;
+const ROOT_BYTES_MOST: u64 = 16 << 20;
+
+/// The least bytes of a root's place for a disk of so many.
+pub(crate) fn root_bytes_least(bytes: u64) -> u64 {
+    (bytes >> ROOT_SHIFT_LEAST).clamp(ROOT_BYTES_LEAST, ROOT_BYTES_MOST)
+}
+
 /// The layout for a disk.
 fn layout_for(
     info: &corebay_core::disk::DiskInfo,
@@ -63,7 +78,7 @@ fn layout_for(
         .journal_bytes
         .unwrap_or((bytes / 1024).clamp(128 << 10, 4 << 20))
         .max(128 << 10);
-    let root = (bytes / (1 << 24)).clamp(64 << 10, 16 << 20);
+    let root = (bytes >> ROOT_SHIFT).clamp(ROOT_BYTES_LEAST, ROOT_BYTES_MOST);
     let layout = Layout {
         block_size: info.block_size,
         disk_blocks: info.blocks,
@@ -345,6 +360,14 @@ impl<D: Disk> Shared<D> {
     }
 
     async fn replay_record(&self, record: &Record) -> Result<(), PoolError> {
+        if let Record::Extend { blocks } = record
+            && *blocks > self.device.disk.info().blocks
+        {
+            let now = self.device.disk.info().blocks;
+            return Err(PoolError::WrongDisk(format!(
+                "it has {now} blocks, not {blocks}"
+            )));
+        }
         let prepared = self.prepare(record).await;
         prepared
             .and_then(|()| self.state.borrow_mut().apply(record))

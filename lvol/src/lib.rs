@@ -33,7 +33,7 @@
 //!
 //! # What there is to call
 //! - Pools ([`Pool`]): `create`, `create_as`, `import`, `import_as`, `close`, `release`, `destroy`,
-//!   `rename_pool`, `owner`, `status`, `check`, `checkpoint`, `settled`; without opening one: [`probe`],
+//!   `extend` (onto a grown disk), `rename_pool`, `owner`, `status`, `check`, `checkpoint`, `settled`; without opening one: [`probe`],
 //!   [`destroy`], [`check`].
 //! - Volumes: `create_volume`, `snapshot` (of several at one point in time), `clone_volume`, `roll_back`,
 //!   `resize`, `rename`, `delete`, `set_read_only`, `set_flags`, `open` (a [`Volume`] is a disk).
@@ -59,6 +59,7 @@ mod check;
 mod checkpoint;
 mod device;
 mod epoch;
+mod extend;
 mod flat;
 mod identity;
 mod image;

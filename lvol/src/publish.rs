@@ -277,6 +277,7 @@ impl<D: Disk> Shared<D> {
             | Record::Export { .. }
             | Record::RenamePool { .. }
             | Record::Thresholds(_)
+            | Record::Extend { .. }
             | Record::Drop { .. } => {}
         }
     }

@@ -146,6 +146,11 @@ pub enum Record {
         /// The stream, or none any more.
         state: Option<Receiving>,
     },
+    /// The pool uses more of its disk.
+    Extend {
+        /// All blocks that it uses.
+        blocks: u64,
+    },
 }
 
 /// A record as it lies in the journal, before its tail.
@@ -249,6 +254,7 @@ impl Record {
                 let next = state.map_or(0, |state| state.next());
                 (16, volume, u8::from(state.is_some()), [next, 0, 0])
             }
+            Self::Extend { blocks } => (17, &0, 0, [*blocks, 0, 0]),
             Self::Thresholds(thresholds) => (15, &0, 0, thresholds.encode().map(u64::from)),
         };
         let tail = self.encoded_len() - size_of::<Raw>();
@@ -364,6 +370,7 @@ impl Record {
                 volume,
                 bytes: tail.to_vec(),
             },
+            17 => Self::Extend { blocks: a },
             16 => {
                 let to = || tail.get(16..)?.try_into().ok();
                 let state = match raw.detail {
@@ -557,6 +564,7 @@ mod tests {
                 volume: 4,
                 state: None,
             },
+            Record::Extend { blocks: 99 },
             Record::Thresholds(Thresholds {
                 warning_percent: 70,
                 critical_percent: 90,

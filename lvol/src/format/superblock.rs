@@ -233,7 +233,7 @@ impl Superblock {
             .all(|bytes| *bytes > 0 && bytes.is_multiple_of(page) && *bytes <= AREA_BYTES_MAX);
         let journal_page = u64::from(raw.journal_page.get());
         if !sane
-            || layout.disk_blocks > 1 << 50
+            || layout.disk_blocks > crate::extend::DISK_BLOCKS_MAX
             || layout.extents() == 0
             || journal_page > layout.journal_pages()
             || u64::from(raw.root_len.get()) > layout.root_bytes

@@ -196,6 +196,7 @@ impl State {
                 self.change_volume(*volume)?.receiving = *state;
                 Ok(())
             }
+            Record::Extend { blocks } => self.extend(*blocks),
             Record::Thresholds(thresholds) => {
                 self.thresholds = *thresholds;
                 Ok(())

@@ -5,7 +5,11 @@
 //!   seed says; of a command under way each block is done or not.
 //! - Every command suspends once before it has its effect, so that others come between.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+};
 
 use corebay_core::{
     buffer::Buffer,
@@ -50,6 +54,8 @@ struct State {
 pub struct Medium {
     state: Rc<RefCell<State>>,
     info: DiskInfo,
+    /// As many as there are now.
+    blocks: Rc<Cell<u64>>,
 }
 
 impl Medium {
@@ -74,6 +80,7 @@ impl Medium {
         };
         Self {
             state: Rc::new(RefCell::new(state)),
+            blocks: Rc::new(Cell::new(info.blocks)),
             info,
         }
     }
@@ -177,7 +184,7 @@ impl Medium {
     pub fn copy(&self, seed: u64) -> Self {
         let other = Self::new(
             self.info.block_size,
-            self.info.bytes(),
+            self.info().bytes(),
             self.info.volatile_cache,
             seed,
         );
@@ -186,7 +193,15 @@ impl Medium {
     }
 
     pub fn info(&self) -> DiskInfo {
-        self.info
+        DiskInfo {
+            blocks: self.blocks.get(),
+            ..self.info
+        }
+    }
+
+    /// The disk has so many bytes now.
+    pub fn resize(&self, bytes: u64) {
+        self.blocks.set(self.info.block_size.blocks_in(bytes));
     }
 }
 
@@ -248,7 +263,7 @@ async fn pause() {
 
 impl Disk for MediumDisk {
     fn info(&self) -> DiskInfo {
-        self.medium.info
+        self.medium.info()
     }
 
     async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
