@@ -202,6 +202,7 @@ pub struct PoolCore<D: Disk> {
     pub(crate) common: Arc<Common>,
     pub(crate) looks: Rc<Looks>,
     pub(crate) disk: Rc<D>,
+    pub(crate) reactor: Reactor,
     seat: Seat<D>,
     /// Volumes may take writes again: looked at in each turn.
     pub(crate) thawed: Signal,
@@ -234,6 +235,7 @@ impl<D: Disk> PoolCore<D> {
             common: shared.common.clone(),
             looks: shared.looks.clone(),
             disk: shared.device.disk.clone(),
+            reactor: shared.reactor.clone(),
             seat: Seat::Home(shared.clone()),
             thawed: Signal::default(),
         });
@@ -265,6 +267,7 @@ impl<D: Disk> PoolCore<D> {
             common: common.clone(),
             looks: Rc::new(Looks::new(common.epochs.clone(), Some(port.core().0))),
             disk: Rc::new(disk),
+            reactor: reactor.clone(),
             seat: Seat::Away(away),
             thawed: Signal::default(),
         });

@@ -19,6 +19,7 @@ use std::sync::{
 use crate::{
     bits::Bits,
     format::{BLOCKS_PER_EXTENT, Extent},
+    qos::Qos,
     state::map::Run,
 };
 
@@ -183,6 +184,8 @@ pub(crate) struct FlatVolume {
     pub frozen: AtomicBool,
     /// It is deleted, or its pool is closed.
     pub gone: AtomicBool,
+    /// How much hosts may do with it.
+    pub qos: Qos,
     /// It is being received: nobody opens it.
     pub receiving: AtomicBool,
     /// Disks over it.
@@ -202,6 +205,7 @@ impl FlatVolume {
             read_only: AtomicBool::new(true),
             frozen: AtomicBool::new(false),
             gone: AtomicBool::new(false),
+            qos: Qos::default(),
             receiving: AtomicBool::new(false),
             handles: AtomicU32::new(0),
             writers: AtomicU32::new(0),

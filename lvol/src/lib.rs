@@ -39,6 +39,7 @@
 //!   `resize`, `rename`, `delete`, `set_read_only`, `set_flags`, `open` (a [`Volume`] is a disk).
 //! - Space: `watch` (events for whoever runs the pool), `space_level`, `thresholds`, `set_thresholds`,
 //!   `namespace_space` (NSZE, NCAP, NUSE), `volume_space` (exclusive and shared bytes), `status`.
+//! - Limits: `set_limits` ([`Limits`]); every [`Volume`] holds to them by itself, on all cores together.
 //! - Exports: `set_namespace_ids`, `set_export`, `exports`, `free_nsid`, `set_attributes`.
 //! - Streams: `send` gives a [`Sender`], whose `next` makes a frame at a time for any sink; `receive` a
 //!   [`Receiver`], whose `push` takes bytes as they come; `abort_receive`. `VolumeRecord::receiving` says
@@ -69,6 +70,7 @@ mod manage;
 mod owner;
 mod pool;
 mod publish;
+mod qos;
 mod receive;
 mod send;
 mod space;
@@ -80,6 +82,7 @@ pub use across::{PoolCore, PoolHandle, VolumeHandle};
 pub use check::{CheckReport, check};
 pub use format::{
     export::Export,
+    limits::{Limits, Rate},
     superblock::{Owner, Thresholds},
 };
 pub use identity::NamespaceIds;

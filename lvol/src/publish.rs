@@ -197,6 +197,7 @@ impl<D: Disk> Shared<D> {
         volume.receiving.store(receiving, Ordering::SeqCst);
         volume.blocks.store(record.blocks, Ordering::SeqCst);
         volume.mapped.store(record.mapped, Ordering::Relaxed);
+        volume.qos.set(&record.limits);
     }
 
     /// The volume owns nothing for itself alone any more.
@@ -256,6 +257,7 @@ impl<D: Disk> Shared<D> {
             | Record::Delete { volume }
             | Record::Resize { volume, .. }
             | Record::Receive { volume, .. }
+            | Record::Limits { volume, .. }
             | Record::Flags { volume, .. } => {
                 if let Record::Delete { .. } = record {
                     let known = self.flat.borrow().volume(*volume).cloned();

@@ -44,6 +44,7 @@ use crate::{
     format::{BLOCKS_PER_EXTENT, Extent, page::LEAF_EXTENTS, record::Record},
     journal::Ticket,
     pool::{Shared, parts_of},
+    qos::Direction,
     state::{Missing, map::Run},
 };
 
@@ -131,6 +132,13 @@ impl<D: Disk> Volume<D> {
         }
         // Whoever sees that it is thawed sees the generation, too.
         Ok(!flat.frozen.load(Ordering::Acquire))
+    }
+
+    /// Waits for the volume's limits. Nothing is held meanwhile.
+    async fn admit(&self, direction: Direction, blocks: u64) {
+        let bytes = blocks << self.core.common.info.block_size.shift();
+        let reactor = &self.core.reactor;
+        self.flat.qos.admit(reactor, direction, bytes).await;
     }
 
     async fn thawed(&self) {
@@ -239,6 +247,9 @@ impl<D: Disk> Volume<D> {
             return Ok(());
         }
         self.check(at, blocks)?;
+        if self.flat.qos.is_limited() {
+            self.admit(Direction::Write, 0).await;
+        }
         loop {
             let look = self.core.looks.begin();
             let takes = self.takes_writes();
@@ -291,6 +302,9 @@ impl<D: Disk> Disk for Volume<D> {
 
     async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
         let blocks = self.check_buffers(at, into)?;
+        if self.flat.qos.is_limited() {
+            self.admit(Direction::Read, blocks).await;
+        }
         let look = self.core.looks.begin();
         match self.run(at.0, at.0 + blocks) {
             Some(run) if run.blocks as u64 == blocks => {
@@ -312,6 +326,9 @@ impl<D: Disk> Disk for Volume<D> {
         durability: Durability,
     ) -> Result<(), DiskError> {
         let blocks = self.check_buffers(at, from)?;
+        if self.flat.qos.is_limited() {
+            self.admit(Direction::Write, blocks).await;
+        }
         loop {
             let look = self.core.looks.begin();
             let takes = self.takes_writes();

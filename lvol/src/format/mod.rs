@@ -6,6 +6,7 @@
 //! - Nothing is taken from the disk but through a function here that has checked its ranges.
 
 pub mod export;
+pub mod limits;
 pub mod page;
 pub mod record;
 pub mod root;

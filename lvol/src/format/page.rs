@@ -12,7 +12,9 @@ use zerocopy::{
 
 use super::{
     BLOCKS_PER_EXTENT, EXPORT_BYTES_MAX, Extent, NAME_BYTES_MAX, PAGE_BYTES, VOLUME_BLOCKS_MAX,
-    export::Export, root::Pointer,
+    export::Export,
+    limits::{LIMITS_BYTES, Limits},
+    root::Pointer,
 };
 use crate::bits::Bits;
 
@@ -371,6 +373,8 @@ pub struct VolumeRecord {
     pub eui64: [u8; 8],
     /// How hosts reach it, if they do.
     pub export: Option<Export>,
+    /// How much hosts may do with it.
+    pub limits: Limits,
     /// The stream that it is being made of; nobody may use it before that is done.
     pub receiving: Option<Receiving>,
     pub(crate) root: NodeId,
@@ -408,7 +412,8 @@ struct RawExtra {
     eui64: [u8; 8],
     receiving: Receiving,
     flags: u8,
-    reserved: [u8; 77],
+    limits: [u8; LIMITS_BYTES],
+    reserved: [u8; 13],
     export_len: U16,
 }
 
@@ -458,7 +463,8 @@ impl Body for VolumeRecord {
             } else {
                 0
             },
-            reserved: [0; 77],
+            limits: self.limits.encode(),
+            reserved: [0; 13],
             export_len: u16::try_from(export.len()).expect("few").into(),
         };
         page[EXTRA_AT..EXPORT_AT].copy_from_slice(extra.as_bytes());
@@ -495,6 +501,7 @@ impl Body for VolumeRecord {
             nguid: extra.nguid,
             eui64: extra.eui64,
             export,
+            limits: Limits::parse(&extra.limits),
             receiving: (extra.flags & RECEIVING != 0).then_some(extra.receiving),
             root: raw.root.get(),
             height: raw.height,
@@ -557,6 +564,7 @@ mod tests {
         let mut record = VolumeRecord::new(Kind::Volume, [3; 16], &"n".repeat(255));
         record.attributes = vec![7; ATTRIBUTES_MAX];
         (record.nguid, record.eui64) = ([4; 16], [5; 8]);
+        record.limits.write_bytes.burst = 9;
         record.receiving = Some(Receiving::new([6; 16], [7; 16], 8));
         let page = record.encode(9);
         assert_eq!(VolumeRecord::parse(&page, 9), Some(record.clone()));

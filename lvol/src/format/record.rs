@@ -8,7 +8,9 @@ use zerocopy::{
 };
 
 use super::{
-    BATCH_BYTES_MAX, BLOCKS_PER_EXTENT, Extent, PAGE_BYTES, crc32c, page::Receiving,
+    BATCH_BYTES_MAX, BLOCKS_PER_EXTENT, Extent, PAGE_BYTES, crc32c,
+    limits::{LIMITS_BYTES, Limits},
+    page::Receiving,
     superblock::Thresholds,
 };
 
@@ -146,6 +148,13 @@ pub enum Record {
         /// The stream, or none any more.
         state: Option<Receiving>,
     },
+    /// How much hosts may do with the volume.
+    Limits {
+        /// The volume.
+        volume: u32,
+        /// Its limits.
+        limits: Limits,
+    },
     /// The pool uses more of its disk.
     Extend {
         /// All blocks that it uses.
@@ -180,6 +189,9 @@ impl Record {
         let (uuid, text) = self.tail();
         into.extend(uuid.into_iter().flatten());
         into.extend(text);
+        if let Self::Limits { limits, .. } = self {
+            into.extend(limits.encode());
+        }
     }
 
     /// The identity and the text or bytes that follow the numbers.
@@ -254,6 +266,7 @@ impl Record {
                 let next = state.map_or(0, |state| state.next());
                 (16, volume, u8::from(state.is_some()), [next, 0, 0])
             }
+            Self::Limits { volume, .. } => (18, volume, 0, [0; 3]),
             Self::Extend { blocks } => (17, &0, 0, [*blocks, 0, 0]),
             Self::Thresholds(thresholds) => (15, &0, 0, thresholds.encode().map(u64::from)),
         };
@@ -274,7 +287,11 @@ impl Record {
     #[must_use]
     pub fn encoded_len(&self) -> usize {
         let (uuid, text) = self.tail();
-        size_of::<Raw>() + uuid.map_or(0, |uuid| uuid.len()) + text.len()
+        let limits = match self {
+            Self::Limits { .. } => LIMITS_BYTES,
+            _ => 0,
+        };
+        size_of::<Raw>() + uuid.map_or(0, |uuid| uuid.len()) + text.len() + limits
     }
 
     /// The first record in `bytes`, and the bytes after it.
@@ -371,6 +388,10 @@ impl Record {
                 bytes: tail.to_vec(),
             },
             17 => Self::Extend { blocks: a },
+            18 => Self::Limits {
+                volume,
+                limits: Limits::parse(tail.try_into().ok()?),
+            },
             16 => {
                 let to = || tail.get(16..)?.try_into().ok();
                 let state = match raw.detail {
@@ -563,6 +584,10 @@ mod tests {
             Record::Receive {
                 volume: 4,
                 state: None,
+            },
+            Record::Limits {
+                volume: 4,
+                limits: Limits::parse(&[6; LIMITS_BYTES]),
             },
             Record::Extend { blocks: 99 },
             Record::Thresholds(Thresholds {

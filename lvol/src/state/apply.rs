@@ -8,6 +8,7 @@ use crate::{
     format::{
         BLOCKS_PER_EXTENT, NAME_BYTES_MAX, VOLUME_BLOCKS_MAX,
         export::Export,
+        limits::Limits,
         page::{ATTRIBUTES_MAX, FANOUT, Kind, LEAF_EXTENTS, Node, VolumeRecord, height_for},
         record::Record,
     },
@@ -37,6 +38,7 @@ impl VolumeRecord {
             nguid: [0; 16],
             eui64: [0; 8],
             export: None,
+            limits: Limits::default(),
             receiving: None,
             root: 0,
             height: 0,
@@ -194,6 +196,11 @@ impl State {
             Record::Receive { volume, state } => {
                 self.known(*volume)?;
                 self.change_volume(*volume)?.receiving = *state;
+                Ok(())
+            }
+            Record::Limits { volume, limits } => {
+                self.known(*volume)?;
+                self.change_volume(*volume)?.limits = *limits;
                 Ok(())
             }
             Record::Extend { blocks } => self.extend(*blocks),
