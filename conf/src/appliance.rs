@@ -2,9 +2,9 @@
 //!
 //! Invariants, which the binary relies on without looking again:
 //! - an [`Appliance`] is made by this crate alone, and is read-only once made;
-//! - every [`DiskId`], [`ArrayId`] and [`ListenerId`] in it is an index that exists in the same appliance;
+//! - every [`DiskId`], [`ArrayId`], [`NamedVolumeId`] and [`ListenerId`] in it is an index that exists in the same appliance;
 //! - NQNs of subsystems are unique and none is the discovery NQN; NSIDs are unique in a subsystem
-//!   and at most its `max_namespaces`; a disk is exported by at most one namespace, or in one array; UUIDs, NGUIDs
+//!   and at most its `max_namespaces`; a disk is exported by at most one namespace, or in one array or beneath one pool; UUIDs, NGUIDs
 //!   and EUI-64s of namespaces are unique; the addresses of listeners do not overlap;
 //! - sizes of disks are whole numbers of their blocks, and everything is within the limits of
 //!   [`crate::limits`].
@@ -30,6 +30,8 @@ pub struct Appliance {
     pub(crate) listeners: Vec<Listener>,
     pub(crate) disks: Vec<Disk>,
     pub(crate) arrays: Vec<Array>,
+    pub(crate) pools: Vec<Pool>,
+    pub(crate) volumes: Vec<NamedVolume>,
     pub(crate) subsystems: Vec<Subsystem>,
     pub(crate) referrals: Vec<Referral>,
     pub(crate) log: Log,
@@ -66,6 +68,11 @@ impl Appliance {
         &self.arrays
     }
 
+    /// The pools, in the order of the file.
+    pub fn pools(&self) -> &[Pool] {
+        &self.pools
+    }
+
     /// The subsystems, in the order of the file.
     pub fn subsystems(&self) -> &[Subsystem] {
         &self.subsystems
@@ -96,7 +103,21 @@ impl Appliance {
         match store {
             Store::Disk(id) => &self.disk(id).name,
             Store::Array(id) => &self.array(id).name,
+            Store::Volume(id) => &self.volume(id).name,
         }
+    }
+
+    /// The volume with this id.
+    pub fn volume(&self, id: NamedVolumeId) -> &NamedVolume {
+        &self.volumes[id.0]
+    }
+
+    /// The disk or array of this name.
+    pub fn store(&self, name: &str) -> Option<Store> {
+        let disk = self.disks.iter().position(|disk| disk.name == name);
+        let array = self.arrays.iter().position(|array| array.name == name);
+        let disk = disk.map(|at| Store::Disk(DiskId(at)));
+        disk.or(array.map(|at| Store::Array(ArrayId(at))))
     }
 
     /// The listener with this id.
@@ -134,6 +155,26 @@ pub enum Store {
     Disk(DiskId),
     /// A whole array.
     Array(ArrayId),
+    /// A volume of a pool.
+    Volume(NamedVolumeId),
+}
+
+/// A volume's place among those that namespaces name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamedVolumeId(pub(crate) usize);
+
+/// A volume that a namespace names. Whether there is one of this name, its pool knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedVolume {
+    /// Pool and volume, as in `pool/volume`.
+    pub name: String,
+}
+
+impl NamedVolume {
+    /// The names of the pool and of the volume.
+    pub fn parts(&self) -> (&str, &str) {
+        self.name.split_once('/').unwrap_or(("", &self.name))
+    }
 }
 
 /// A listener's place in [`Appliance::listeners`].
@@ -341,6 +382,24 @@ pub struct Array {
     pub rebuild_floor: Size,
     /// What it does at most; `None`: as much as it can.
     pub rebuild_ceiling: Option<Size>,
+}
+
+/// `[[pool]]`: a disk or an array that volumes are made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Pool {
+    /// Unique among the pools. A pool that is found keeps the name that it has.
+    pub name: String,
+    /// What it lies on: a disk or an array.
+    pub store: Store,
+    /// Where that is blank, the pool is made.
+    pub create: bool,
+    /// How full it may be, in percent, before operator and hosts are told; `None`: as the pool keeps it.
+    pub warn_at: Option<u8>,
+    /// How full it may be before that is urgent.
+    pub critical_at: Option<u8>,
+    /// The volume that the pool begins with, and its size.
+    pub first_volume: Option<(String, Size)>,
 }
 
 /// `[[subsystem]]`: what a host connects to.

@@ -14,6 +14,8 @@ pub const LISTENERS_MAX: usize = 64;
 pub const DISKS_MAX: usize = 1024;
 /// Arrays of one process.
 pub const ARRAYS_MAX: usize = 64;
+/// Pools of one process.
+pub const POOLS_MAX: usize = 16;
 /// Members, and as many spares, that one array lists.
 pub const ARRAY_DISKS_MAX: usize = 32;
 /// Subsystems of one process.

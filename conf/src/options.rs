@@ -11,8 +11,8 @@ use crate::limits::{CORES_MAX, DISKS_MAX, LISTENERS_MAX};
 use crate::machine::{Machine, PathState};
 use crate::reader::{At, Field};
 use crate::schema::{
-    self, RawAccess, RawAppliance, RawDisk, RawKind, RawListener, RawNamespace, RawReactor,
-    RawSubsystem, scalars,
+    self, RawAccess, RawAppliance, RawDisk, RawKind, RawListener, RawNamespace, RawPool,
+    RawReactor, RawSubsystem, scalars,
 };
 use crate::units::Size;
 use crate::{Outcome, check, finish};
@@ -23,7 +23,8 @@ use corebay_nvme::spec::nqn::Nqn;
 pub struct Options {
     /// `--data-dir`: the folder for data and identity.
     pub data_dir: PathBuf,
-    /// `--size`: the size of a file disk that is created and says none of its own.
+    /// `--size`: the size of a file disk that is created and says none of its own; without any disk,
+    /// of the first volume.
     pub size: Size,
     /// `--listen`: where subsystems (and discovery) are served. Port 0: any free port.
     pub listen: Vec<SocketAddr>,
@@ -31,7 +32,8 @@ pub struct Options {
     pub discovery: Vec<SocketAddr>,
     /// `--cores`: CPU numbers.
     pub cores: Vec<u32>,
-    /// `--disk`: each becomes the next NSID; none: the file `disk-1.img` in the data folder.
+    /// `--disk`: each becomes the next NSID; none: a pool on the file `pool-1.img` in the data folder,
+    /// or the file `disk-1.img` where an earlier start has left one.
     pub disks: Vec<DiskSpec>,
     /// `--nqn`: the subsystem; `None`: the name that the appliance keeps in its data folder.
     pub nqn: Option<Nqn>,
@@ -53,7 +55,16 @@ impl Default for Options {
 }
 
 /// The file of an appliance that was given no disk.
+const POOL_FILE: &str = "pool-1.img";
+
+/// What such an appliance served before it made pools: where it is there, it is served as it is.
 const DISK_FILE: &str = "disk-1.img";
+
+/// The pool that such an appliance makes.
+pub const DEFAULT_POOL: &str = "pool-1";
+
+/// The pool's first volume.
+pub const DEFAULT_VOLUME: &str = "volume-1";
 
 impl Appliance {
     /// The appliance that the options of `serve` describe: one subsystem, open to every host,
@@ -66,13 +77,17 @@ impl Appliance {
     /// Every mistake that could be found, as with a file; the carets point into the options.
     pub fn from_options(options: &Options, kept_nqn: &Nqn, machine: &dyn Machine) -> Outcome {
         let mut line = CommandLine::default();
-        let mut raw = raw(options, kept_nqn, &mut line);
+        let mut raw = raw(options, kept_nqn, machine, &mut line);
         let mut sink = Sink::new(Source::new("command line", &line.text));
         bounds(options, &mut sink);
         for listener in &raw.listeners {
             usable(listener, &mut sink);
         }
-        created_with(options.size, line.size, &mut raw, machine);
+        let size = match raw.pools.is_empty() {
+            true => options.size,
+            false => pool_size(options.size),
+        };
+        created_with(size, line.size, &mut raw, machine);
         let appliance = check::check(raw, machine, &mut sink);
         finish(appliance, sink)
     }
@@ -101,7 +116,12 @@ impl CommandLine {
     }
 }
 
-fn raw(options: &Options, kept_nqn: &Nqn, line: &mut CommandLine) -> RawAppliance {
+fn raw(
+    options: &Options,
+    kept_nqn: &Nqn,
+    machine: &dyn Machine,
+    line: &mut CommandLine,
+) -> RawAppliance {
     let data_dir = line.option("--data-dir", &options.data_dir.display());
     line.size = Some(line.option("--size", &options.size));
     let mut listeners: Vec<RawListener> = options
@@ -121,13 +141,12 @@ fn raw(options: &Options, kept_nqn: &Nqn, line: &mut CommandLine) -> RawApplianc
         .iter()
         .map(|core| line.at("--cores", *core))
         .collect();
-    let default_disk = [DiskSpec {
-        kind: DiskSpecKind::File {
-            path: options.data_dir.join(DISK_FILE),
-            size: None,
-        },
-        block_size: None,
-    }];
+    let (default_disk, is_pool) = default_disk(options, machine);
+    let default_disk = [default_disk];
+    let pool = (options.disks.is_empty() && is_pool).then(|| {
+        let first = (DEFAULT_VOLUME.to_owned(), options.size);
+        RawPool::default_of(DEFAULT_POOL, "disk-1", first)
+    });
     let disks = if options.disks.is_empty() {
         &default_disk[..]
     } else {
@@ -151,13 +170,38 @@ fn raw(options: &Options, kept_nqn: &Nqn, line: &mut CommandLine) -> RawApplianc
         },
         tcp: schema::default_tcp(),
         listeners,
-        subsystems: vec![subsystem(nqn, &disks)],
+        subsystems: vec![subsystem(nqn, if pool.is_some() { &[] } else { &disks })],
         disks,
         arrays: Vec::new(),
+        pools: pool.into_iter().collect(),
         referrals: Vec::new(),
         log: schema::default_log(),
         any_port: true,
     }
+}
+
+/// The disk of an appliance that was given none, and whether it is for a pool.
+fn default_disk(options: &Options, machine: &dyn Machine) -> (DiskSpec, bool) {
+    let plain = options.data_dir.join(DISK_FILE);
+    let state = machine.path(&check::disk_path(&PathBuf::new(), &plain));
+    let is_pool = matches!(state, PathState::Missing | PathState::MissingFolder);
+    let path = match is_pool {
+        true => options.data_dir.join(POOL_FILE),
+        false => plain,
+    };
+    let kind = DiskSpecKind::File { path, size: None };
+    let spec = DiskSpec {
+        kind,
+        block_size: None,
+    };
+    (spec, is_pool)
+}
+
+/// The size of a pool's sparse file whose first volume has `size`: as much again, for snapshots and
+/// further volumes, and something for its books.
+fn pool_size(size: Size) -> Size {
+    let bytes = size.bytes().saturating_mul(2).saturating_add(64 << 20);
+    Size::from_bytes(bytes.min(crate::limits::DISK_SIZE_MAX.bytes()))
 }
 
 fn listener(address: At<SocketAddr>, subsystems: bool) -> RawListener {
@@ -203,6 +247,7 @@ fn subsystem(nqn: At<Nqn>, disks: &[RawDisk]) -> RawSubsystem {
     let namespaces = disks.iter().map(|disk| RawNamespace {
         nsid: Field::Absent,
         disk: disk.name.clone(),
+        volume: Field::Absent,
         uuid: Field::Absent,
         nguid: Field::Absent,
         eui64: Field::Absent,

@@ -185,3 +185,17 @@ fn raid() {
     let store = appliance.subsystems()[0].namespaces[1].store;
     assert_eq!(appliance.store_name(store), "fast");
 }
+
+#[test]
+fn pool() {
+    let appliance = example("pool.toml");
+    let [fast, bulk] = appliance.pools() else {
+        panic!()
+    };
+    assert_eq!(appliance.store_name(fast.store), "mirror");
+    assert_eq!((fast.warn_at, fast.critical_at), (Some(85), Some(95)));
+    assert!(fast.create && bulk.warn_at.is_none());
+    assert_eq!(appliance.store_name(bulk.store), "bay-3");
+    let store = appliance.subsystems()[0].namespaces[0].store;
+    assert_eq!(appliance.store_name(store), "bulk/archive");
+}

@@ -52,12 +52,22 @@ fn without_any_option() {
     assert_eq!(subsystem.listeners.len(), 1);
     let [disk] = appliance.disks() else { panic!() };
     assert_eq!(disk.block_size, None, "what the medium keeps whole");
+    let size = Size::from_bytes((16 << 30) + (64 << 20));
     let expected = DiskKind::File {
-        path: "corebay-data/disk-1.img".into(),
-        size: Some(Size::GIB.times(8)),
+        path: "corebay-data/pool-1.img".into(),
+        size: Some(size),
         create: true,
     };
     assert_eq!(disk.kind, expected);
+    let [pool] = appliance.pools() else { panic!() };
+    assert_eq!(appliance.store_name(pool.store), "disk-1");
+    assert!(pool.create);
+    let first = Some(("volume-1".to_owned(), Size::GIB.times(8)));
+    assert_eq!(pool.first_volume, first);
+    assert!(
+        subsystem.namespaces.is_empty(),
+        "the pool knows its exports"
+    );
 }
 
 #[test]
@@ -83,6 +93,24 @@ fn a_second_start_takes_the_file_as_it_is() {
         panic!()
     };
     assert_eq!((*size, *create), (None, true));
+    // What was served before there were pools is served as it was.
+    assert!(appliance.pools().is_empty());
+    assert_eq!(appliance.subsystems()[0].namespaces.len(), 1);
+}
+
+#[test]
+fn a_second_start_takes_the_pool_as_it_is() {
+    let mut machine = FakeMachine::new();
+    machine
+        .paths
+        .insert("corebay-data".into(), PathState::Folder);
+    machine.file("corebay-data/pool-1.img", 2 << 30);
+    let appliance = right(&Options::default(), &machine);
+    let DiskKind::File { path, size, .. } = &appliance.disks()[0].kind else {
+        panic!()
+    };
+    assert_eq!(path, Path::new("corebay-data/pool-1.img"));
+    assert_eq!((*size, appliance.pools().len()), (None, 1));
 }
 
 #[test]
@@ -249,5 +277,6 @@ fn index(store: Store) -> usize {
     match store {
         Store::Disk(id) => id.index(),
         Store::Array(id) => id.index(),
+        Store::Volume(_) => panic!("the command line names no volumes"),
     }
 }

@@ -229,7 +229,10 @@ async fn refuse_occupied<D: Disk>(
 }
 
 /// What lies at the beginning of a disk, if anything does.
-pub(crate) async fn occupant_of<D: Disk>(
+///
+/// # Errors
+/// Where it cannot be read.
+pub async fn occupant_of<D: Disk>(
     disk: &D,
     pool: &BufferPool,
 ) -> Result<Option<Occupant>, DiskError> {

@@ -46,6 +46,8 @@ fn rounded_up(milliseconds: u32) -> u32 {
 pub enum Event {
     /// A persistent or transient error was added to the error information log.
     Error,
+    /// Less space is left than the health log's threshold says.
+    SpareBelowThreshold,
     /// Namespaces were attached, detached or resized.
     NamespaceAttributeChanged,
     /// The state of an ANA group changed.
@@ -61,6 +63,7 @@ impl Event {
         let (kind, info, log) = match self {
             // Transient Internal Error: hosts take a persistent one as a reason to reset.
             Self::Error => (0u32, 0x04, 0x01),
+            Self::SpareBelowThreshold => (1, 0x02, 0x02),
             Self::NamespaceAttributeChanged => (2, 0x00, 0x04),
             Self::AnaChanged => (2, 0x03, 0x0c),
             Self::DiscoveryLogChanged => (2, 0xf0, 0x70),
@@ -72,6 +75,7 @@ impl Event {
     fn enable_bit(self) -> Option<u32> {
         match self {
             Self::Error => None,
+            Self::SpareBelowThreshold => Some(1 << 0),
             Self::NamespaceAttributeChanged => Some(1 << 8),
             Self::AnaChanged => Some(1 << 11),
             Self::DiscoveryLogChanged => Some(1 << 31),

@@ -12,6 +12,10 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use corebay_core::{disk::DiskInfo, sync::FifoWait, units::Lba};
@@ -40,6 +44,59 @@ pub struct NamespaceSpec<M> {
     pub info: DiskInfo,
     /// Hosts may not change it.
     pub read_only: bool,
+    /// What may change of it while it is attached, for a volume.
+    pub live: Option<Arc<Live>>,
+}
+
+/// What may change of a namespace while it is attached. Whoever has the volume writes it; hosts are
+/// told by an event.
+#[derive(Debug, Default)]
+pub struct Live {
+    /// Its size (NSZE).
+    pub blocks: AtomicU64,
+    /// The blocks that may be in use at a time (NCAP).
+    pub capacity: AtomicU64,
+    /// The blocks in use (NUSE).
+    pub used: AtomicU64,
+    /// Space is taken as it is written (THINP).
+    pub thin: AtomicBool,
+    /// Nobody may write it.
+    pub read_only: AtomicBool,
+}
+
+impl<M> NamespaceSpec<M> {
+    /// Size, capacity and use, in blocks (NSZE, NCAP, NUSE).
+    #[must_use]
+    pub fn sizes(&self) -> (u64, u64, u64) {
+        let Some(live) = &self.live else {
+            return (self.info.blocks, self.info.blocks, self.info.blocks);
+        };
+        // NUSE <= NCAP <= NSZE, also where they are read while they change.
+        let size = live.blocks.load(Ordering::Relaxed);
+        let capacity = live.capacity.load(Ordering::Relaxed).min(size);
+        let used = live.used.load(Ordering::Relaxed).min(capacity);
+        (size, capacity, used)
+    }
+
+    /// The bytes of all its blocks.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.info.block_size.bytes_of(self.sizes().0)
+    }
+
+    /// True where space is taken as it is written.
+    #[must_use]
+    pub fn is_thin(&self) -> bool {
+        let live = self.live.as_ref();
+        live.is_some_and(|live| live.thin.load(Ordering::Relaxed))
+    }
+
+    /// True where hosts may not write it.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        let live = self.live.as_ref();
+        self.read_only || live.is_some_and(|live| live.read_only.load(Ordering::Relaxed))
+    }
 }
 
 /// One core's way to a namespace.

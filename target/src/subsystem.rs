@@ -244,6 +244,27 @@ pub struct SubsystemNames {
     pub model: String,
 }
 
+/// The space that is left beneath a subsystem's namespaces, as the health log says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spare {
+    /// What is left, in percent.
+    pub percent: u8,
+    /// Where less is left, hosts are warned.
+    pub threshold_percent: u8,
+    /// They are.
+    pub low: bool,
+}
+
+impl Default for Spare {
+    fn default() -> Self {
+        Self {
+            percent: 100,
+            threshold_percent: 10,
+            low: false,
+        }
+    }
+}
+
 /// An NVM subsystem.
 #[derive(Debug)]
 pub struct Subsystem<M> {
@@ -266,6 +287,7 @@ struct SubsystemState<M> {
     retired: Vec<Arc<Controller<M>>>,
     /// What the controllers that are forgotten have done.
     past: IoCounters,
+    spare: Spare,
 }
 
 /// No controller id is free.
@@ -287,6 +309,7 @@ impl<M> Subsystem<M> {
             saved_features: Features::default(),
             retired: Vec::new(),
             past: IoCounters::default(),
+            spare: Spare::default(),
         };
         Self {
             id,
@@ -306,6 +329,12 @@ impl<M> Subsystem<M> {
     #[must_use]
     pub fn admits(&self, host: &Nqn) -> bool {
         self.state().access.admits(host)
+    }
+
+    /// Who may connect.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        self.state().access.clone()
     }
 
     /// Replaces who may connect. Those who are connected stay.
@@ -451,6 +480,19 @@ impl<M> Subsystem<M> {
     /// this is known again at the next start.
     pub fn save_feature(&self, change: FeatureChange) {
         change.apply(&mut self.state().saved_features);
+    }
+
+    /// The space that is left beneath the namespaces.
+    #[must_use]
+    pub fn spare(&self) -> Spare {
+        self.state().spare
+    }
+
+    /// Notes the space that is left; true where hosts are to be warned from now on.
+    pub fn set_spare(&self, spare: Spare) -> bool {
+        let mut state = self.state();
+        let before = std::mem::replace(&mut state.spare, spare);
+        spare.low && !before.low
     }
 
     /// Adds what former runs have counted.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use corebay_raid::geometry::{Geometry, InvalidGeometry, Level, Wish};
 
 use super::subsystems::unknown_help;
-use crate::appliance::{Array, BlockSize, Disk, DiskId, DiskKind};
+use crate::appliance::{Array, BlockSize, Disk, DiskId, DiskKind, Store};
 use crate::diagnostic::{Draft, Sink, Span};
 use crate::machine::{Machine, PathState};
 use crate::reader::{At, Field};
@@ -19,8 +19,8 @@ pub(super) struct Owner {
     pub(super) span: Option<Span>,
 }
 
-/// The disks of arrays, by their place.
-pub(super) type Owners = HashMap<usize, Owner>;
+/// The disks of arrays, and what pools lie on.
+pub(super) type Owners = HashMap<Store, Owner>;
 
 /// `disks` are the checked ones, if all were right.
 pub(super) fn check(
@@ -136,7 +136,7 @@ impl Checker<'_, '_> {
             self.sink.push(draft.by_absence());
             return None;
         };
-        if let Some(first) = self.owners.get(&at) {
+        if let Some(first) = self.owners.get(&Store::Disk(DiskId(at))) {
             let message = format!(
                 "the disk `{}` is used twice: as {} and as {what}",
                 name.value, first.what
@@ -151,7 +151,7 @@ impl Checker<'_, '_> {
             what: what.to_owned(),
             span: name.span,
         };
-        self.owners.insert(at, owner);
+        self.owners.insert(Store::Disk(DiskId(at)), owner);
         if matches!(self.raw.disks[at].kind, Some(RawKind::Null { .. })) {
             let draft = Draft::error(format!("the disk `{}` keeps nothing", name.value));
             let draft = draft.at(name.span, "a `null` disk cannot be in an array");

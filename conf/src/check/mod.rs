@@ -5,6 +5,7 @@
 mod arrays;
 mod disks;
 mod listeners;
+mod pools;
 mod subsystems;
 
 use std::collections::HashMap;
@@ -28,9 +29,11 @@ pub(crate) fn check(
     data_dir(&raw, machine, sink);
     let listeners = listeners::check(&raw, machine, sink);
     let disks = disks::check(&raw, machine, sink);
-    let (arrays, owners) = arrays::check(&raw, disks.as_deref(), machine, sink);
+    let (arrays, mut owners) = arrays::check(&raw, disks.as_deref(), machine, sink);
+    let pools = pools::check(&raw, &mut owners, sink);
     let subsystems = subsystems::check(&raw, &owners, sink);
     let referrals = listeners::check_referrals(&raw, sink);
+    let (subsystems, volumes) = subsystems?;
     Some(Appliance {
         data_dir: raw.data_dir.value,
         reactor,
@@ -38,7 +41,9 @@ pub(crate) fn check(
         listeners: listeners?,
         disks: disks?,
         arrays: arrays?,
-        subsystems: subsystems?,
+        pools: pools?,
+        volumes,
+        subsystems,
         referrals: referrals?,
         log: raw.log,
     })

@@ -4,7 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 
 use super::arrays::Owners;
-use crate::appliance::{Access, ArrayId, DiskId, ListenerId, Namespace, Serial, Store, Subsystem};
+use crate::appliance::{
+    Access, ArrayId, DiskId, ListenerId, NamedVolume, NamedVolumeId, Namespace, Serial, Store,
+    Subsystem,
+};
 use crate::diagnostic::{Draft, Sink, Span};
 use crate::limits;
 use crate::reader::{At, Field, listed};
@@ -17,7 +20,7 @@ pub(super) fn check(
     raw: &RawAppliance,
     owners: &Owners,
     sink: &mut Sink,
-) -> Option<Vec<Subsystem>> {
+) -> Option<(Vec<Subsystem>, Vec<NamedVolume>)> {
     let mut checker = Checker::new(raw, owners, sink);
     checker.nqns();
     checker.count();
@@ -27,7 +30,9 @@ pub(super) fn check(
         .map(|subsystem| checker.subsystem(subsystem))
         .collect();
     checker.unused_disks();
-    subsystems.into_iter().collect()
+    let volumes = checker.volumes;
+    let subsystems: Option<Vec<_>> = subsystems.into_iter().collect();
+    Some((subsystems?, volumes))
 }
 
 /// What the subsystems have in common.
@@ -36,6 +41,7 @@ struct Checker<'r, 's> {
     /// Disks and arrays, by name.
     stores: HashMap<&'r str, Store>,
     owners: &'r Owners,
+    volumes: Vec<NamedVolume>,
     /// Some disk has no name that could be read: a name that is unknown may be that one's.
     stores_unnamed: bool,
     listeners: HashMap<&'r str, usize>,
@@ -56,20 +62,12 @@ struct Exported {
 
 impl<'r, 's> Checker<'r, 's> {
     fn new(raw: &'r RawAppliance, owners: &'r Owners, sink: &'s mut Sink) -> Checker<'r, 's> {
-        let disks = raw.disks.iter().enumerate().rev();
-        let disks =
-            disks.filter_map(|(at, disk)| Some((disk.name.value()?, Store::Disk(DiskId(at)))));
-        let arrays = raw.arrays.iter().enumerate().rev();
-        let arrays =
-            arrays.filter_map(|(at, array)| Some((array.name.value()?, Store::Array(ArrayId(at)))));
         let listener_names = raw.listeners.iter().enumerate().rev();
         Checker {
             raw,
-            stores: arrays
-                .chain(disks)
-                .map(|(name, store)| (name.as_str(), store))
-                .collect(),
+            stores: super::pools::stores(raw),
             owners,
+            volumes: Vec::new(),
             stores_unnamed: raw.disks.iter().any(|disk| disk.name.value().is_none())
                 || raw.arrays.iter().any(|array| array.name.value().is_none()),
             listeners: listener_names
@@ -113,7 +111,7 @@ impl<'r, 's> Checker<'r, 's> {
     }
 
     fn count(&mut self) {
-        if self.raw.subsystems.is_empty() {
+        if self.raw.subsystems.is_empty() && self.raw.pools.is_empty() {
             let draft = Draft::warning("there is no [[subsystem]]: nothing is exported");
             self.sink.push(
                 draft
@@ -273,7 +271,8 @@ impl<'r, 's> Checker<'r, 's> {
 
     fn namespaces(&mut self, raw: &RawSubsystem) -> Option<Vec<Namespace>> {
         let nsids = self.nsids(raw);
-        if raw.namespaces.is_empty() {
+        // What volumes are exported, their pools know.
+        if raw.namespaces.is_empty() && self.raw.pools.is_empty() {
             let draft = Draft::warning("this subsystem has no namespace: hosts will see no disk");
             let help = "add:\n[[subsystem.namespace]]\ndisk = \"...\"";
             self.sink.push(
@@ -350,10 +349,17 @@ impl<'r, 's> Checker<'r, 's> {
         nsid: Option<u32>,
         subsystem: &str,
     ) -> Option<Namespace> {
-        let store = raw
-            .disk
-            .given()
-            .and_then(|name| self.store(name, nsid, subsystem));
+        let store = match (raw.disk.given(), raw.volume.given()) {
+            (Some(disk), Some(volume)) => {
+                let draft = Draft::error("a namespace is a disk or a volume, not both");
+                let draft = draft.at(volume.span, "the volume");
+                self.sink.push(draft.and_at(disk.span, "the disk"));
+                None
+            }
+            (Some(name), None) => self.store(name, nsid, subsystem),
+            (None, Some(name)) => self.volume(name, nsid, subsystem),
+            (None, None) => None,
+        };
         let disk_uuid = match store {
             Some(Store::Disk(disk)) => self.raw.disks[disk.0].uuid.given(),
             _ => None,
@@ -410,22 +416,80 @@ impl<'r, 's> Checker<'r, 's> {
         let kind = match store {
             Store::Disk(_) => "disk",
             Store::Array(_) => "array",
+            Store::Volume(_) => "volume",
         };
-        if let Store::Disk(DiskId(at)) = store
-            && let Some(owner) = self.owners.get(&at)
-        {
+        if let Some(owner) = self.owners.get(&store) {
             let message = format!(
-                "the disk `{}` is {}, and cannot be {what} too",
+                "the {kind} `{}` is {}, and cannot be {what} too",
                 name.value, owner.what
             );
+            let pool = owner.what.contains("pool");
+            let (label, help) = match pool {
+                true => ("beneath the pool here", "export a volume of the pool"),
+                false => (
+                    "in the array here",
+                    "export the array: its hosts would overwrite each other's blocks",
+                ),
+            };
             let draft = Draft::error(message)
                 .at(name.span, "exported here")
-                .and_at(owner.span, "in the array here");
-            self.sink.push(
-                draft.help("export the array: its hosts would overwrite each other's blocks"),
-            );
+                .and_at(owner.span, label);
+            self.sink.push(draft.help(help));
             return None;
         }
+        self.export_once(store, name, kind, what)
+    }
+
+    /// The volume `pool/volume`, which is exported from now on.
+    fn volume(&mut self, name: &At<String>, nsid: Option<u32>, subsystem: &str) -> Option<Store> {
+        let mut pools = self.raw.pools.iter();
+        let known = name.value.split_once('/').is_some_and(|(pool, volume)| {
+            !volume.is_empty() && pools.any(|known| known.name.value().is_some_and(|k| k == pool))
+        });
+        if !known {
+            if self
+                .raw
+                .pools
+                .iter()
+                .any(|pool| pool.name.value().is_none())
+            {
+                // It may be that one's.
+                return None;
+            }
+            let message = format!("{} names no volume of a pool", quoted(&name.value));
+            let draft = Draft::error(message).at(name.span, "expected \"pool/volume\"");
+            let names = self.raw.pools.iter().filter_map(|pool| pool.name.value());
+            let names: Vec<&str> = names.map(String::as_str).collect();
+            self.sink.push(draft.help(match names.is_empty() {
+                true => "there is no [[pool]]".to_owned(),
+                false => format!("the pools are {}", listed(names)),
+            }));
+            return None;
+        }
+        let before = self
+            .volumes
+            .iter()
+            .position(|known| known.name == name.value);
+        let at = before.unwrap_or(self.volumes.len());
+        if before.is_none() {
+            self.volumes.push(NamedVolume {
+                name: name.value.clone(),
+            });
+        }
+        let what = match nsid {
+            Some(nsid) => format!("namespace {nsid} of {subsystem}"),
+            None => format!("a namespace of {subsystem}"),
+        };
+        self.export_once(Store::Volume(NamedVolumeId(at)), name, "volume", what)
+    }
+
+    fn export_once(
+        &mut self,
+        store: Store,
+        name: &At<String>,
+        kind: &str,
+        what: String,
+    ) -> Option<Store> {
         if let Some(first) = self.exported.get(&store) {
             let message = format!(
                 "the {kind} `{}` is exported twice: by {} and by {what}",
@@ -455,7 +519,7 @@ impl<'r, 's> Checker<'r, 's> {
             };
             let store = Store::Disk(DiskId(at));
             let second_of_its_name = self.stores.get(name.value.as_str()) != Some(&store);
-            let used = self.exported.contains_key(&store) || self.owners.contains_key(&at);
+            let used = self.exported.contains_key(&store) || self.owners.contains_key(&store);
             if used || second_of_its_name {
                 continue;
             }
@@ -470,6 +534,7 @@ impl<'r, 's> Checker<'r, 's> {
             if let Some(name) = array.name.given()
                 && self.stores.get(name.value.as_str()) == Some(&store)
                 && !self.exported.contains_key(&store)
+                && !self.owners.contains_key(&store)
             {
                 let draft = Draft::warning(format!("the array `{}` is not exported", name.value));
                 let draft = draft.at(name.span, "no [[subsystem.namespace]] names it");

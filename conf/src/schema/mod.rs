@@ -6,6 +6,7 @@
 mod array;
 mod disk;
 mod listener;
+mod pool;
 mod reactor;
 pub(crate) mod scalars;
 mod subsystem;
@@ -18,6 +19,7 @@ use toml::de::DeTable;
 pub(crate) use array::{RawArray, RawLevel};
 pub(crate) use disk::{RawDisk, RawKind};
 pub(crate) use listener::{RawListener, RawReferral};
+pub(crate) use pool::RawPool;
 pub(crate) use reactor::RawReactor;
 pub(crate) use reactor::default_log;
 pub(crate) use subsystem::default_model;
@@ -42,6 +44,7 @@ pub(crate) struct RawAppliance {
     pub(crate) listeners: Vec<RawListener>,
     pub(crate) disks: Vec<RawDisk>,
     pub(crate) arrays: Vec<RawArray>,
+    pub(crate) pools: Vec<RawPool>,
     pub(crate) subsystems: Vec<RawSubsystem>,
     pub(crate) referrals: Vec<RawReferral>,
     pub(crate) log: Log,
@@ -69,6 +72,7 @@ pub(crate) fn read(document: &DeTable<'_>, sink: &mut Sink) -> RawAppliance {
         ),
         disks: root.tables("disk", "[[disk]]", limits::DISKS_MAX, disk::read),
         arrays: root.tables("array", "[[array]]", limits::ARRAYS_MAX, array::read),
+        pools: root.tables("pool", "[[pool]]", limits::POOLS_MAX, pool::read),
         subsystems: root.tables(
             "subsystem",
             "[[subsystem]]",

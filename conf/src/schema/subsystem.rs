@@ -36,6 +36,8 @@ pub(crate) struct RawNamespace {
     pub(crate) nsid: Field<u32>,
     /// The name of a disk.
     pub(crate) disk: Field<String>,
+    /// The names of a pool and a volume of it, as in `pool/volume`.
+    pub(crate) volume: Field<String>,
     pub(crate) uuid: Field<Uuid>,
     pub(crate) nguid: Field<Nguid>,
     pub(crate) eui64: Field<Eui64>,
@@ -159,13 +161,16 @@ fn read_namespace(mut section: Section<'_, '_>) -> RawNamespace {
         disk: section
             .text("disk", "the name of a disk")
             .map(str::to_owned),
+        volume: section
+            .text("volume", "the name of a volume, as in \"pool/volume\"")
+            .map(str::to_owned),
         uuid: section.parsed("uuid", "a UUID", scalars::uuid),
         nguid: section.parsed("nguid", "an NGUID", scalars::nguid),
         eui64: section.parsed("eui64", "an EUI-64", scalars::eui64),
         read_only: section.boolean("read_only").or(false),
         span: section.span,
     };
-    if raw.disk.is_absent() {
+    if raw.disk.is_absent() && raw.volume.is_absent() {
         section.missing("disk", "disk = \"disk-1\"");
     }
     section.finish();

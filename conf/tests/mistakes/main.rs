@@ -3,6 +3,7 @@
 mod arrays;
 mod disks;
 mod network;
+mod pools;
 mod subsystems;
 #[path = "../support/mod.rs"]
 mod support;

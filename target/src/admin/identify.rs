@@ -171,13 +171,17 @@ fn descriptors<M>(spec: &NamespaceSpec<M>) -> Vec<u8> {
 fn namespace<M>(spec: &NamespaceSpec<M>) -> IdentifyNamespace {
     let info = &spec.info;
     let mut page = IdentifyNamespace::new_zeroed();
-    page.nsze = U64::new(info.blocks);
-    page.ncap = U64::new(info.blocks);
-    page.nuse = U64::new(info.blocks);
+    let (size, capacity, used) = spec.sizes();
+    page.nsze = U64::new(size);
+    page.ncap = U64::new(capacity);
+    page.nuse = U64::new(used);
     page.nsfeat = nsfeat::OPTIMAL_PERFORMANCE;
+    if spec.is_thin() {
+        page.nsfeat |= nsfeat::THIN;
+    }
     page.nmic = nmic::SHARED;
     page.dlfeat = dlfeat::READ_ZEROES | dlfeat::WRITE_ZEROES_DEALLOCATE;
-    page.nvmcap = u128::from(info.bytes()).to_le_bytes();
+    page.nvmcap = u128::from(spec.bytes()).to_le_bytes();
     // Writes and deallocations are best in pages of 4 KiB, whatever the block size; 0's based.
     let page_blocks = (4096 / info.block_size.bytes()) as u16;
     page.npwg = U16::new(page_blocks - 1);
@@ -192,7 +196,7 @@ fn namespace<M>(spec: &NamespaceSpec<M>) -> IdentifyNamespace {
     page.mcl = U32::new(COPY_BLOCKS_MAX);
     page.msrc = (COPY_RANGES_MAX - 1) as u8;
     page.anagrpid = U32::new(ANA_GROUP);
-    page.nsattr = if spec.read_only {
+    page.nsattr = if spec.is_read_only() {
         nsattr::WRITE_PROTECTED
     } else {
         0
@@ -207,7 +211,7 @@ fn independent<M>(spec: &NamespaceSpec<M>) -> IdentifyNamespaceIndependent {
     let mut page = IdentifyNamespaceIndependent::new_zeroed();
     page.nmic = nmic::SHARED;
     page.anagrpid = U32::new(ANA_GROUP);
-    page.nsattr = if spec.read_only {
+    page.nsattr = if spec.is_read_only() {
         nsattr::WRITE_PROTECTED
     } else {
         0
@@ -251,7 +255,7 @@ fn io_controller<E: Environment>(
     page: &mut IdentifyController,
 ) {
     let namespaces = binding.controller.subsystem.namespaces();
-    let bytes: u128 = namespaces.iter().map(|n| u128::from(n.info.bytes())).sum();
+    let bytes: u128 = namespaces.iter().map(|n| u128::from(n.bytes())).sum();
     let commands = commands::io(&namespaces).fold(0, |bits, command| bits | command.oncs);
     let cached = binding.controller.subsystem.has_volatile_cache();
     page.cntrltype = cntrltype::IO;

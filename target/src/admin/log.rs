@@ -7,7 +7,8 @@ use corebay_nvme::spec::{
     log::{
         AnaGroupDescriptor, AnaLogHeader, AnaState, ChangedNamespaceList,
         CommandsSupportedAndEffects, ErrorLogEntry, FeatureIdentifiersEffects, FirmwareSlotLog,
-        SmartLog, SupportedLogPages, ana_lsp, command_effects, feature_effects, lid, log_support,
+        SmartLog, SupportedLogPages, ana_lsp, command_effects, critical_warning, feature_effects,
+        lid, log_support,
     },
     status::Status,
 };
@@ -117,8 +118,12 @@ fn smart<E: Environment>(core: &Core<E>, binding: &Binding<E>) -> Vec<u8> {
     let health = core.registry.health();
     let up = core.reactor.now().0 / 1_000_000_000;
     let mut log = SmartLog::new_zeroed();
-    log.available_spare = 100;
-    log.available_spare_threshold = 10;
+    let spare = controller.subsystem.spare();
+    log.available_spare = spare.percent;
+    log.available_spare_threshold = spare.threshold_percent;
+    if spare.low {
+        log.critical_warning |= critical_warning::SPARE;
+    }
     log.data_units_read = data_units(count(&totals.read_bytes));
     log.data_units_written = data_units(count(&totals.written_bytes));
     log.host_read_commands = wide(count(&totals.reads));

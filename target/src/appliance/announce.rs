@@ -2,19 +2,24 @@
 
 use std::net::SocketAddr;
 
-use corebay_conf::{
-    Appliance, Size,
-    appliance::{Access, Store, Subsystem},
-};
+use corebay_conf::{Appliance, Size};
+use corebay_target::subsystem::{Access, Subsystem};
 
-use super::media::Exports;
+use super::{environment::Medium, media::Exports};
 
 /// Prints what is served, with the commands for a Linux host, and that it is ready.
 pub fn ready(appliance: &Appliance, exports: &Exports, addresses: &[SocketAddr]) {
     let mut text = format!("corebay {} serves\n", env!("CARGO_PKG_VERSION"));
-    for subsystem in appliance.subsystems() {
-        text += &describe(appliance, exports, subsystem, addresses);
+    let subsystems: Vec<_> = exports
+        .registry
+        .subsystems()
+        .into_iter()
+        .map(|subsystem| (addresses_of(appliance, &subsystem, addresses), subsystem))
+        .collect();
+    for (at, subsystem) in &subsystems {
+        text += &describe(appliance, subsystem, at);
     }
+    text += &pools(exports);
     text += "\non a Linux host (as root):\n  modprobe nvme-tcp\n";
     let listeners = appliance.listeners().iter().zip(addresses);
     let discovery: Vec<_> = listeners
@@ -25,13 +30,12 @@ pub fn ready(appliance: &Appliance, exports: &Exports, addresses: &[SocketAddr])
         text += &format!("  nvme discover {}\n", host_options(*address));
         text += &format!("  nvme connect-all {}\n", host_options(*address));
     }
-    for subsystem in appliance.subsystems() {
-        for &listener in &subsystem.listeners {
-            let address = addresses[listener.index()];
+    for (at, subsystem) in &subsystems {
+        for &address in at {
             text += &format!(
                 "  nvme connect {} -n {}\n",
                 host_options(address),
-                subsystem.nqn
+                subsystem.names.nqn
             );
         }
     }
@@ -40,52 +44,85 @@ pub fn ready(appliance: &Appliance, exports: &Exports, addresses: &[SocketAddr])
     let _ = std::io::Write::flush(&mut std::io::stdout());
 }
 
-fn describe(
+/// Where a subsystem is served.
+fn addresses_of(
     appliance: &Appliance,
-    exports: &Exports,
-    subsystem: &Subsystem,
+    subsystem: &Subsystem<Medium>,
     addresses: &[SocketAddr],
-) -> String {
-    let at: Vec<_> = subsystem
-        .listeners
-        .iter()
-        .map(|l| addresses[l.index()].to_string())
-        .collect();
-    let who = match &subsystem.access {
-        Access::AnyHost => "any host".to_owned(),
+) -> Vec<SocketAddr> {
+    let configured = appliance.subsystems().iter();
+    let mut configured = configured.filter(|known| known.nqn == subsystem.names.nqn);
+    match configured.next() {
+        Some(known) => {
+            let listeners = known.listeners.iter();
+            listeners.map(|l| addresses[l.index()]).collect()
+        }
+        // One that a pool brings is served wherever subsystems are.
+        None => {
+            let listeners = appliance.listeners().iter().zip(addresses);
+            let serving = listeners.filter(|(listener, _)| listener.subsystems);
+            serving.map(|(_, address)| *address).collect()
+        }
+    }
+}
+
+fn describe(appliance: &Appliance, subsystem: &Subsystem<Medium>, at: &[SocketAddr]) -> String {
+    let at: Vec<_> = at.iter().map(ToString::to_string).collect();
+    let who = match subsystem.access() {
+        Access::Any => "any host".to_owned(),
         Access::Hosts(hosts) if hosts.is_empty() => "no host: name some with hosts = [...]".into(),
         Access::Hosts(hosts) => format!("{} hosts", hosts.len()),
     };
     let mut text = format!(
         "\nsubsystem {}\n  serial {}, at {}, for {who}\n",
-        subsystem.nqn,
-        subsystem.serial.as_str(),
+        subsystem.names.nqn,
+        subsystem.names.serial,
         at.join(", ")
     );
-    let kept = exports.registry.find(&subsystem.nqn);
-    for namespace in &subsystem.namespaces {
-        let name = appliance.store_name(namespace.store);
-        let kind = match namespace.store {
-            Store::Disk(_) => "disk",
-            Store::Array(_) => "array",
-        };
-        let Some(spec) = kept
-            .as_ref()
-            .and_then(|kept| kept.namespace(namespace.nsid))
-        else {
-            continue;
+    for spec in subsystem.namespaces() {
+        let (kind, name) = match &spec.medium {
+            Medium::Volume(volume) => ("volume", volume.name.clone()),
+            Medium::Array(array) => ("array", array.name.clone()),
+            Medium::Plain(_) => {
+                let configured = appliance.subsystems().iter();
+                let mut configured = configured.filter(|known| known.nqn == subsystem.names.nqn);
+                let namespaces = configured.next().map(|known| &known.namespaces);
+                let mut namespaces = namespaces.into_iter().flatten();
+                let namespace = namespaces.find(|known| known.nsid == spec.nsid);
+                let name = namespace.map_or("", |known| appliance.store_name(known.store));
+                ("disk", name.to_owned())
+            }
         };
         text += &format!(
             "  namespace {}: {} in blocks of {} bytes, {kind} {name}, uuid {}{}\n",
-            namespace.nsid,
-            Size::from_bytes(spec.info.bytes()),
+            spec.nsid,
+            Size::from_bytes(spec.bytes()),
             spec.info.block_size.bytes(),
             uuid::Uuid::from_bytes(spec.identity.uuid),
-            if namespace.read_only {
+            if spec.is_read_only() {
                 ", read only"
             } else {
                 ""
             },
+        );
+    }
+    text
+}
+
+/// The pools, and how a volume is made in them.
+fn pools(exports: &Exports) -> String {
+    let pools = exports.media.pools.pools();
+    let mut text = String::new();
+    for pool in pools.iter() {
+        text += &match &pool.problem {
+            None => format!("\npool {} on {}\n", pool.name, pool.on),
+            Some(problem) => format!("\npool {} is not available: {problem}\n", pool.name),
+        };
+    }
+    if let Some(pool) = pools.iter().find(|pool| pool.problem.is_none()) {
+        text += &format!(
+            "  the next volume: corebay volume create {}/NAME --size 100GiB --export\n",
+            pool.name
         );
     }
     text

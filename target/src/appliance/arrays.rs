@@ -543,7 +543,10 @@ pub fn random() -> Rng {
 }
 
 /// Runs a task to its end by a reactor of its own, on this thread.
-fn run_here<T: 'static, F>(pool: &BufferPool, task: impl FnOnce(Devices) -> F) -> Result<T, Failure>
+pub fn run_here<T: 'static, F>(
+    pool: &BufferPool,
+    task: impl FnOnce(Devices) -> F,
+) -> Result<T, Failure>
 where
     F: Future<Output = Result<T, Failure>> + 'static,
 {

@@ -70,6 +70,33 @@ impl RpcError {
         }
     }
 
+    /// It is there already, and is not what was asked for.
+    pub fn conflict(message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self {
+            code: -32003,
+            message,
+        }
+    }
+
+    /// It is not there.
+    pub fn missing(message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self {
+            code: -32004,
+            message,
+        }
+    }
+
+    /// No space is left for it.
+    pub fn full(message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self {
+            code: -32005,
+            message,
+        }
+    }
+
     fn of(code: i32, message: &str) -> Self {
         Self {
             code,
@@ -84,6 +111,8 @@ pub enum Reply {
     Now(Result<Value, RpcError>),
     /// When the order was accepted or refused.
     Order(mpsc::Receiver<Result<(), String>>),
+    /// When it is done.
+    Later(mpsc::Receiver<Result<Value, RpcError>>),
 }
 
 /// What a client asks of the main thread.
@@ -239,11 +268,12 @@ fn ask(method: &str, params: Value, events: &mpsc::Sender<Event>) -> Result<Valu
             let outcome = outcome.recv_timeout(timeout).map_err(slow)?;
             outcome.map(|()| json!({})).map_err(RpcError::refused)
         }
+        Reply::Later(outcome) => outcome.recv_timeout(timeout).map_err(slow)?,
     }
 }
 
 /// How long the client waits.
-fn deadline(params: &Value) -> Result<Duration, RpcError> {
+pub fn deadline(params: &Value) -> Result<Duration, RpcError> {
     let seconds = match params.get("timeout") {
         None => return Ok(ANSWER_TIMEOUT),
         Some(seconds) => seconds.as_u64().map(Duration::from_secs),

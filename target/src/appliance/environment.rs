@@ -1,7 +1,7 @@
 //! The machine's own surroundings of the target: its network, its disks, its clocks. The one place
 //! that names all concrete disks.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc};
 
 use corebay_core::{
     buffer::Buffer,
@@ -25,9 +25,17 @@ use corebay_target::{
     subsystem::Subsystem,
 };
 
+use corebay_lvol::{PoolCore, Volume};
 use corebay_raid::array::Array;
 
-use super::{arrays::ArrayMedium, drives::NvmeMedium, keeper::Keeper};
+use crate::cli::Failure;
+
+use super::{
+    arrays::ArrayMedium,
+    drives::NvmeMedium,
+    keeper::Keeper,
+    pools::{Home, VolumeMedium},
+};
 
 /// What a namespace's disk is opened from.
 #[derive(Clone)]
@@ -36,6 +44,8 @@ pub enum Medium {
     Plain(PlainMedium),
     /// An array of disks.
     Array(Arc<ArrayMedium>),
+    /// A volume of a pool.
+    Volume(Arc<VolumeMedium>),
 }
 
 /// What a disk that consists of no others is opened from.
@@ -53,6 +63,12 @@ pub enum PlainMedium {
 
 /// One core's way to what a namespace exports.
 pub enum AnyDisk {
+    Floor(Floor),
+    Volume(Volume<Floor>),
+}
+
+/// One core's way to what a pool may lie on.
+pub enum Floor {
     Plain(PlainDisk),
     Array(Rc<Array<PlainDisk>>),
 }
@@ -71,6 +87,7 @@ impl Medium {
         match self {
             Self::Plain(medium) => medium.info(),
             Self::Array(array) => array.assembled.info(),
+            Self::Volume(volume) => volume.handle.info(),
         }
     }
 
@@ -79,6 +96,7 @@ impl Medium {
         match (self, other) {
             (Self::Plain(a), Self::Plain(b)) => a.is_same(b),
             (Self::Array(a), Self::Array(b)) => Arc::ptr_eq(a, b),
+            (Self::Volume(a), Self::Volume(b)) => Arc::ptr_eq(a, b),
             _ => false,
         }
     }
@@ -113,6 +131,15 @@ fn null(block_size: BlockSize, blocks: u64) -> NullDisk {
 
 /// Does the same with whichever disk it is.
 macro_rules! each {
+    ($any:expr, $disk:ident => $action:expr) => {
+        match $any {
+            Self::Floor($disk) => $action,
+            Self::Volume($disk) => $action,
+        }
+    };
+}
+
+macro_rules! each_floor {
     ($any:expr, $disk:ident => $action:expr) => {
         match $any {
             Self::Plain($disk) => $action,
@@ -170,6 +197,47 @@ impl Disk for AnyDisk {
 
     async fn write_uncorrectable(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
         each!(self, disk => disk.write_uncorrectable(at, blocks).await)
+    }
+}
+
+impl Disk for Floor {
+    fn info(&self) -> DiskInfo {
+        each_floor!(self, disk => disk.info())
+    }
+
+    async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
+        each_floor!(self, disk => disk.read(at, into).await)
+    }
+
+    async fn write(
+        &self,
+        at: Lba,
+        from: &[Buffer],
+        durability: Durability,
+    ) -> Result<(), DiskError> {
+        each_floor!(self, disk => disk.write(at, from, durability).await)
+    }
+
+    async fn flush(&self) -> Result<(), DiskError> {
+        each_floor!(self, disk => disk.flush().await)
+    }
+
+    async fn deallocate(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
+        each_floor!(self, disk => disk.deallocate(at, blocks).await)
+    }
+
+    async fn write_zeroes(
+        &self,
+        at: Lba,
+        blocks: u64,
+        space: Space,
+        durability: Durability,
+    ) -> Result<(), DiskError> {
+        each_floor!(self, disk => disk.write_zeroes(at, blocks, space, durability).await)
+    }
+
+    async fn write_uncorrectable(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
+        each_floor!(self, disk => disk.write_uncorrectable(at, blocks).await)
     }
 }
 
@@ -269,6 +337,9 @@ impl Devices {
 
 type CoreArray = Rc<Array<PlainDisk>>;
 
+/// A core's way to a pool, and the pool's identity.
+pub type CorePool = ([u8; 16], Rc<PoolCore<Floor>>);
+
 /// One core of the machine.
 pub struct MachineEnvironment {
     /// The core's sockets.
@@ -279,7 +350,16 @@ pub struct MachineEnvironment {
     pub keeper: Keeper,
     /// The arrays that are open here: each once, whoever uses it.
     pub arrays: RefCell<Vec<(Arc<ArrayMedium>, CoreArray)>>,
+    /// The core's ways to pools, by the pools' identities.
+    pub pool_cores: RefCell<Vec<CorePool>>,
+    /// The pools, on their home core.
+    pub pools: RefCell<Option<Rc<Home>>>,
+    /// Begins to listen: once all that hosts are to find is there.
+    pub listen: RefCell<Option<Listen>>,
 }
+
+/// Begins to listen, and says where.
+pub type Listen = Box<dyn FnOnce() -> Result<Vec<(usize, SocketAddr)>, Failure>>;
 
 impl MachineEnvironment {
     /// Opens this core's way to an array, once.
@@ -302,6 +382,18 @@ impl MachineEnvironment {
         open.push((medium.clone(), array.clone()));
         Ok(array)
     }
+
+    /// Opens this core's way to what a pool lies on.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn open_floor(&self, medium: &Medium) -> Result<Floor, DiskError> {
+        Ok(match medium {
+            Medium::Plain(medium) => Floor::Plain(self.devices.open(medium)?),
+            Medium::Array(medium) => Floor::Array(self.open_array(medium)?),
+            Medium::Volume(_) => return Err(DiskError::Unsupported),
+        })
+    }
 }
 
 impl Environment for MachineEnvironment {
@@ -314,10 +406,16 @@ impl Environment for MachineEnvironment {
     }
 
     fn open(&self, medium: &Medium) -> Result<AnyDisk, DiskError> {
-        Ok(match medium {
-            Medium::Plain(medium) => AnyDisk::Plain(self.devices.open(medium)?),
-            Medium::Array(medium) => AnyDisk::Array(self.open_array(medium)?),
-        })
+        match medium {
+            Medium::Volume(volume) => {
+                let cores = self.pool_cores.borrow();
+                let core = cores.iter().find(|(pool, _)| *pool == volume.pool);
+                let (_, core) = core.ok_or(DiskError::Gone)?;
+                let opened = Volume::open(core, &volume.handle);
+                opened.map(AnyDisk::Volume).map_err(DiskError::from)
+            }
+            floor => self.open_floor(floor).map(AnyDisk::Floor),
+        }
     }
 
     #[allow(clippy::disallowed_methods, reason = "this is the environment's clock")]

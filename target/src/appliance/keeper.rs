@@ -5,6 +5,7 @@
 
 use std::{
     cell::RefCell,
+    collections::BTreeMap,
     sync::{Arc, mpsc::Sender},
 };
 
@@ -18,18 +19,26 @@ use super::{control::ControlRequest, environment::Medium};
 pub enum Event {
     /// The process got a signal.
     Signal(i32),
-    /// A host saves a feature.
+    /// A core asks for something to be kept, or for what is kept.
     Save(SaveRequest),
     /// A client of the control socket asks for something.
     Control(ControlRequest),
 }
 
-/// A host saves a feature.
+/// What a core asks for.
+pub enum Keep {
+    /// A host saves a feature of its controller's subsystem.
+    Feature(Arc<Subsystem<Medium>>, FeatureChange),
+    /// A new subsystem gets what is kept of it.
+    Restore(Arc<Subsystem<Medium>>),
+    /// The pools that were added while the process ran, by what they lie on.
+    Pools(BTreeMap<String, String>),
+}
+
+/// A core asks for something.
 pub struct SaveRequest {
-    /// The subsystem of the host's controller.
-    pub subsystem: Arc<Subsystem<Medium>>,
-    /// What it saves.
-    pub change: FeatureChange,
+    /// What.
+    pub what: Keep,
     /// The core that waits for the answer, by [`Keeper::answer`].
     pub core: CoreId,
     /// Names the request within its core.
@@ -57,11 +66,25 @@ impl Keeper {
 
     /// Asks for a feature to be saved, and waits for the answer.
     pub async fn save(&self, subsystem: &Arc<Subsystem<Medium>>, change: FeatureChange) -> Outcome {
+        self.ask(Keep::Feature(subsystem.clone(), change)).await
+    }
+
+    /// Gives a new subsystem what is kept of it.
+    pub async fn restore(&self, subsystem: &Arc<Subsystem<Medium>>) {
+        // It fails only where the process ends.
+        let _ = self.ask(Keep::Restore(subsystem.clone())).await;
+    }
+
+    /// Notes the pools that were added while the process ran.
+    pub async fn keep_pools(&self, pools: BTreeMap<String, String>) -> Outcome {
+        self.ask(Keep::Pools(pools)).await
+    }
+
+    async fn ask(&self, what: Keep) -> Outcome {
         let answer = Oneshot::default();
         let key = self.waiting.borrow_mut().insert(answer.clone());
         let request = SaveRequest {
-            subsystem: subsystem.clone(),
-            change,
+            what,
             core: self.core,
             key,
         };

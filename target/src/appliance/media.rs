@@ -30,6 +30,7 @@ use super::{
     arrays::{self, ArrayMedium, ArrayMemory},
     drives::Drives,
     environment::{Medium, PlainMedium},
+    pools::{self, AtStart, PoolBook, PoolMemory},
     state::State,
 };
 use crate::cli::Failure;
@@ -42,6 +43,8 @@ pub struct Exports {
     pub namespaces: Vec<(SubsystemId, Arc<NamespaceSpec<Medium>>)>,
     /// The disks that are open.
     pub media: Media,
+    /// The pools that are to be opened.
+    pub pools: Option<AtStart>,
 }
 
 /// The disks that are open, by what the configuration says of them.
@@ -51,6 +54,8 @@ pub struct Media {
     missing: BTreeMap<String, String>,
     /// In the order of the configuration.
     arrays: Vec<Arc<ArrayMedium>>,
+    /// What is known of the pools.
+    pub pools: PoolBook,
     drives: Drives,
 }
 
@@ -146,17 +151,16 @@ impl Media {
         known.map(|(_, medium)| medium.clone())
     }
 
-    fn medium(&self, appliance: &Appliance, store: Store) -> Medium {
+    /// A disk or an array, where it is open; not a volume, which only its pool's home core knows.
+    pub fn medium(&self, appliance: &Appliance, store: Store) -> Option<Medium> {
         match store {
-            Store::Disk(disk) => {
-                let medium = self.plain(appliance.disk(disk));
-                Medium::Plain(medium.expect("all disks that are exported were opened"))
-            }
+            Store::Disk(disk) => self.plain(appliance.disk(disk)).map(Medium::Plain),
             Store::Array(array) => {
                 let name = &appliance.array(array).name;
                 let known = self.arrays.iter().find(|array| array.name == *name);
-                Medium::Array(known.expect("all arrays were opened").clone())
+                known.cloned().map(Medium::Array)
             }
+            Store::Volume(_) => None,
         }
     }
 
@@ -165,23 +169,28 @@ impl Media {
         self.drives.end();
     }
 
-    /// What a configured namespace comes to.
+    /// What a configured namespace comes to; `None` for a volume.
     pub fn spec(
         &self,
         appliance: &Appliance,
         subsystem: &Subsystem,
         namespace: &Namespace,
         state: &mut State,
-    ) -> Arc<NamespaceSpec<Medium>> {
+    ) -> Option<Arc<NamespaceSpec<Medium>>> {
+        if let Store::Volume(_) = namespace.store {
+            return None;
+        }
         let medium = self.medium(appliance, namespace.store);
+        let medium = medium.expect("all disks and arrays that are exported were opened");
         let name = appliance.store_name(namespace.store);
-        Arc::new(NamespaceSpec {
+        Some(Arc::new(NamespaceSpec {
             nsid: namespace.nsid,
             identity: identity(subsystem, namespace, name, state),
             info: medium.info(),
             medium,
             read_only: namespace.read_only,
-        })
+            live: None,
+        }))
     }
 }
 
@@ -189,13 +198,14 @@ impl Media {
 pub fn open(
     appliance: &Appliance,
     drives: Drives,
-    memory: ArrayMemory,
+    (memory, pool_memory): (ArrayMemory, PoolMemory),
     state: &mut State,
 ) -> Result<Exports, Failure> {
     let mut media = Media {
         open: Vec::new(),
         missing: BTreeMap::new(),
         arrays: Vec::new(),
+        pools: PoolBook::default(),
         drives,
     };
     media.open(appliance, state)?;
@@ -206,12 +216,20 @@ pub fn open(
     for configured in appliance.subsystems() {
         let subsystem = add_subsystem(&registry, configured, state);
         for namespace in &configured.namespaces {
-            let spec = media.spec(appliance, configured, namespace, state);
-            subsystem.add_namespace(spec.clone());
-            namespaces.push((subsystem.id, spec));
+            if let Some(spec) = media.spec(appliance, configured, namespace, state) {
+                subsystem.add_namespace(spec.clone());
+                namespaces.push((subsystem.id, spec));
+            }
         }
     }
+    let pools = AtStart {
+        memory: pool_memory,
+        openings: pools::openings(appliance, &media, state),
+        book: media.pools.clone(),
+        owner: state.owner(),
+    };
     Ok(Exports {
+        pools: Some(pools),
         registry: Arc::new(registry),
         namespaces,
         media,

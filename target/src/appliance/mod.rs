@@ -9,6 +9,7 @@ mod environment;
 mod keeper;
 mod media;
 mod operate;
+mod pools;
 mod reload;
 mod run;
 mod state;
@@ -18,6 +19,7 @@ use std::path::Path;
 
 use corebay_conf::Appliance;
 
+pub use pools::check_offline as check_pool;
 pub use state::State;
 
 use crate::cli::Failure;
@@ -31,7 +33,7 @@ pub fn serve(
     mut state: State,
 ) -> Result<(), Failure> {
     state.begins();
-    let (regions, drives, memory) = run::memory(appliance)?;
+    let (regions, drives, memory) = run::memory(appliance, &state)?;
     let exports = media::open(appliance, drives, memory, &mut state)?;
     // Before a host can write: if this run ends without a word, the next one knows.
     state.save()?;

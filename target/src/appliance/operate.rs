@@ -126,11 +126,16 @@ fn free_disk(
         .flat_map(|subsystem| &subsystem.namespaces)
         .any(|namespace| match namespace.store {
             Store::Disk(disk) => appliance.disk(disk).name == name,
-            Store::Array(_) => false,
+            Store::Array(_) | Store::Volume(_) => false,
         });
     if exported {
         return Err(RpcError::refused(format!(
             "the disk \"{name}\" is exported"
+        )));
+    }
+    if let Some(pool) = media.pools.on(name) {
+        return Err(RpcError::refused(format!(
+            "the disk \"{name}\" is beneath the pool \"{pool}\""
         )));
     }
     for array in media.arrays() {

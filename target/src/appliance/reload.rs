@@ -32,6 +32,7 @@ use tracing::{info, warn};
 use super::{
     environment::{MachineEnvironment, Medium},
     media::{self, Media},
+    pools,
     run::referrals,
     state::State,
 };
@@ -80,6 +81,21 @@ pub fn apply(
             "restart corebay, or put the arrays back as they were",
         ));
     }
+    let pools = |appliance: &Appliance| -> Vec<_> {
+        let name = |pool: &corebay_conf::appliance::Pool| {
+            (
+                pool.name.clone(),
+                appliance.store_name(pool.store).to_owned(),
+            )
+        };
+        appliance.pools().iter().map(name).collect()
+    };
+    if pools(old) != pools(new) {
+        return Err(Failure::new(
+            "[[pool]] has changed, which takes a restart",
+            "restart corebay, or put the pools back as they were; `corebay pool` adds one at once",
+        ));
+    }
     let targets = running.prepare(new, state).inspect_err(|_| {
         running.on_each_core(|core, answer| {
             core.drop_staged();
@@ -99,6 +115,7 @@ pub fn apply(
     running.media.keep_only(new);
     running.registry.set_referrals(referrals(new));
     running.tell_discovery();
+    pools::reload(running.port, new, running.registry);
     Ok(())
 }
 
@@ -128,8 +145,25 @@ impl Running<'_> {
             let present = self.registry.find(&configured.nqn);
             let mut target = Target::new();
             for namespace in &configured.namespaces {
-                let spec = self.media.spec(new, configured, namespace, state);
-                let present = present.as_ref().and_then(|s| s.namespace(spec.nsid));
+                let present = present
+                    .as_ref()
+                    .and_then(|subsystem| subsystem.namespace(namespace.nsid));
+                if present
+                    .as_ref()
+                    .is_some_and(|present| pools::is_by_pool(present))
+                {
+                    return Err(Failure::new(
+                        format!(
+                            "namespace {} of {} is a volume of a pool",
+                            namespace.nsid, configured.nqn
+                        ),
+                        "choose another nsid, or take the volume from hosts (`corebay export remove`)",
+                    ));
+                }
+                let Some(spec) = self.media.spec(new, configured, namespace, state) else {
+                    // Their pools' home core sees to volumes.
+                    continue;
+                };
                 if present.is_some_and(|present| is_same(&spec, &present)) {
                     target.push((spec, None));
                     continue;
@@ -163,7 +197,11 @@ impl Running<'_> {
     fn remove_subsystems(&self, new: &Appliance) {
         let wanted: BTreeSet<_> = new.subsystems().iter().map(|s| s.nqn.clone()).collect();
         for subsystem in self.registry.subsystems() {
-            if !wanted.contains(&subsystem.names.nqn) {
+            let of_pools = subsystem
+                .namespaces()
+                .iter()
+                .any(|spec| pools::is_by_pool(spec));
+            if !wanted.contains(&subsystem.names.nqn) && !of_pools {
                 info!(subsystem = %subsystem.names.nqn, "removed");
                 self.registry.remove_subsystem(subsystem.id);
                 self.end_controllers(&subsystem, |_| true);
@@ -189,7 +227,8 @@ impl Running<'_> {
         subsystem.set_access(access.clone());
         self.end_controllers(subsystem, move |host| !access.admits(host));
         for present in subsystem.namespaces() {
-            if !target.iter().any(|(spec, _)| is_same(spec, &present)) {
+            let is_volume = matches!(present.medium, Medium::Volume(_));
+            if !is_volume && !target.iter().any(|(spec, _)| is_same(spec, &present)) {
                 info!(subsystem = %configured.nqn, nsid = present.nsid, "namespace removed");
                 self.detach(subsystem, present.nsid);
                 self.tell(subsystem, present.nsid);

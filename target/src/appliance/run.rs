@@ -52,9 +52,10 @@ use super::{
     control,
     drives::Drives,
     environment::{Devices, MachineEnvironment, Medium},
-    keeper::{Event, Keeper, SaveRequest},
+    keeper::{Event, Keep, Keeper, SaveRequest},
     media::{Exports, port_id},
     operate::operate,
+    pools::{self, AtStart, PoolMemory},
     reload::{self, Running},
     state::State,
     tend,
@@ -92,14 +93,14 @@ struct CorePlan {
     events: mpsc::Sender<Event>,
 }
 
-/// What a core says once it has started: where it listens, by place in the configuration.
-type Started = Result<Vec<(usize, SocketAddr)>, Failure>;
+/// What a core says once it has started.
+type Started = Result<(), Failure>;
 
 /// Runs the appliance until a signal ends it. `config` is read again at SIGHUP.
 pub fn run(
     appliance: &Appliance,
     (config, control): (Option<&Path>, &Path),
-    exports: Exports,
+    mut exports: Exports,
     regions: Vec<Region>,
     mut state: State,
 ) -> Result<(), Failure> {
@@ -108,7 +109,14 @@ pub fn run(
     let signals = forward_signals(sender.clone())?;
     raise_open_files();
     let clock = MachineClock::new();
-    let started = start(appliance, &exports, regions, clock, &sender);
+    let pools = exports.pools.take();
+    let started = start(
+        appliance,
+        (&exports, pools),
+        regions,
+        (clock, &sender),
+        &state,
+    );
     let (port, threads, addresses) = started.inspect_err(|_| {
         state.did_not_begin();
         if let Err(failure) = state.save() {
@@ -210,7 +218,9 @@ impl Main {
                     let asked = (request.method.as_str(), &request.params);
                     let appliance = current.as_ref().unwrap_or(appliance);
                     let media = &mut self.exports.media;
-                    let reply = operate(appliance, media, &mut self.state, now, asked);
+                    let state = &mut self.state;
+                    let reply = pools::order(&self.port, appliance, media, state, now, asked)
+                        .unwrap_or_else(|| operate(appliance, media, state, now, asked));
                     let _ = request.answer.send(reply);
                 }
                 Ok(Event::Signal(SIGHUP)) => {
@@ -229,11 +239,18 @@ impl Main {
         }
     }
 
-    /// Keeps what a host saves, and tells it.
+    /// Keeps what a core asks for, and tells it.
     fn save(&mut self, request: SaveRequest) {
-        let saved = self.state.save_feature(&request.subsystem, request.change);
+        let saved = match request.what {
+            Keep::Feature(subsystem, change) => self.state.save_feature(&subsystem, change),
+            Keep::Restore(subsystem) => {
+                self.state.restore(&subsystem);
+                Ok(())
+            }
+            Keep::Pools(pools) => self.state.keep_pools(pools),
+        };
         let outcome = saved.map_err(|failure| {
-            warn!("a feature could not be saved: {failure}");
+            warn!("something could not be kept: {failure}");
             NotKept
         });
         let key = request.key;
@@ -331,10 +348,10 @@ type Threads = (
 
 fn start(
     appliance: &Appliance,
-    exports: &Exports,
+    (exports, pools): (&Exports, Option<AtStart>),
     mut regions: Vec<Region>,
-    clock: MachineClock,
-    events: &mpsc::Sender<Event>,
+    (clock, events): (MachineClock, &mpsc::Sender<Event>),
+    state: &State,
 ) -> Result<Threads, Failure> {
     let cpus = &appliance.reactor().cores;
     let mut ports = mesh(cpus.len() + 1, MESH_CAPACITY, Wakeups::Eventfd).map_err(|error| {
@@ -373,16 +390,42 @@ fn start(
         let name = format!("corebay-{index}");
         threads.push(spawn(name, move || core_main(plan, &answer))?);
     }
-    let mut addresses = listen_addresses(appliance);
     for started in answers {
         let lost = || Failure::new("a core did not start", "look at the log above");
-        let listening = started.recv_timeout(START_TIMEOUT).map_err(|_| lost())??;
-        for (place, address) in listening {
+        started.recv_timeout(START_TIMEOUT).map_err(|_| lost())??;
+    }
+    // Before any host comes: one that found a namespace missing would take its disk away.
+    if let Some(pools) = pools {
+        pools::open(&own, pools, appliance, &exports.registry, state)?;
+    }
+    let addresses = listen(appliance, &own)?;
+    publish(appliance, exports, &addresses);
+    Ok((own, threads, addresses))
+}
+
+/// Lets every core listen; where they do then.
+fn listen(
+    appliance: &Appliance,
+    port: &Port<Message<MachineEnvironment>>,
+) -> Result<Vec<SocketAddr>, Failure> {
+    let mut addresses = listen_addresses(appliance);
+    let (answer, answers) = mpsc::channel();
+    let cores = appliance.reactor().cores.len();
+    for core in 0..cores {
+        let answer = answer.clone();
+        let begin = move |core: &Rc<Core<MachineEnvironment>>| {
+            let listen = core.environment.listen.take();
+            let _ = answer.send(listen.map_or_else(|| Ok(Vec::new()), |listen| listen()));
+        };
+        port.send(CoreId(core), Box::new(begin));
+    }
+    for _ in 0..cores {
+        let lost = |_| Failure::new("a core does not listen", "look at the log above");
+        for (place, address) in answers.recv_timeout(START_TIMEOUT).map_err(lost)?? {
             addresses[place] = address;
         }
     }
-    publish(appliance, exports, &addresses);
-    Ok((own, threads, addresses))
+    Ok(addresses)
 }
 
 /// Starts a thread.
@@ -415,8 +458,11 @@ fn raise_open_files() {
     }
 }
 
-/// The arena, divided among the cores and the arrays, and the drives that reach all of it.
-pub fn memory(appliance: &Appliance) -> Result<(Vec<Region>, Drives, ArrayMemory), Failure> {
+/// The memory of the cores, the drives that reach all of it, and the memory of arrays and pools.
+type Divided = (Vec<Region>, Drives, (ArrayMemory, PoolMemory));
+
+/// The arena, divided among the cores, the arrays and the pools, and the drives that reach all of it.
+pub fn memory(appliance: &Appliance, state: &State) -> Result<Divided, Failure> {
     let reactor = appliance.reactor();
     let hugepages = match reactor.hugepages {
         ConfiguredHugepages::Auto => Hugepages::Auto,
@@ -434,6 +480,7 @@ pub fn memory(appliance: &Appliance) -> Result<(Vec<Region>, Drives, ArrayMemory
         "buffers"
     );
     let arrays = ArrayMemory::take(appliance, &mut arena)?;
+    let pools = PoolMemory::take(appliance, state.pools().len(), &mut arena);
     let cores = reactor.cores.len();
     let share = arena.remaining() / cores / HUGEPAGE_BYTES * HUGEPAGE_BYTES;
     let regions: Option<Vec<_>> = (0..cores).map(|_| arena.take(share)).collect();
@@ -444,7 +491,7 @@ pub fn memory(appliance: &Appliance) -> Result<(Vec<Region>, Drives, ArrayMemory
         )
     })?;
     let drives = Drives::new(arena.memory(), cores, hugepages);
-    Ok((regions, drives, arrays))
+    Ok((regions, drives, (arrays, pools)))
 }
 
 fn limits(appliance: &Appliance) -> Limits {
@@ -512,8 +559,8 @@ fn core_main(plan: CorePlan, answer: &mpsc::Sender<Started>) {
     let (clock, idle_sleep) = (plan.clock, plan.idle_sleep);
     let reactor = Reactor::new(plan.id, TASKS_PER_CORE, clock.now());
     match start_core(&reactor, plan) {
-        Ok(listening) => {
-            if answer.send(Ok(listening)).is_ok() {
+        Ok(()) => {
+            if answer.send(Ok(())).is_ok() {
                 run_reactor(&reactor, clock, idle_sleep);
             }
         }
@@ -554,6 +601,9 @@ fn start_core(reactor: &Reactor, plan: CorePlan) -> Started {
         network,
         devices: Devices::new(engine, reactor.clone()),
         arrays: Default::default(),
+        pool_cores: Default::default(),
+        pools: Default::default(),
+        listen: Default::default(),
         keeper: Keeper::new(plan.id, plan.events),
     };
     let core = Core::start(
@@ -579,14 +629,17 @@ fn start_core(reactor: &Reactor, plan: CorePlan) -> Started {
         })?;
     }
     let tcp = Tcp::start(&core, plan.tcp, plan.count);
-    let mut listening = Vec::new();
-    for (place, address) in plan.listen {
-        let actual = tcp
-            .listen(address)
-            .map_err(|error| cannot_listen(address, &error))?;
-        listening.push((place, actual));
-    }
-    Ok(listening)
+    let addresses = plan.listen;
+    let listen = move || {
+        let listening = addresses.into_iter().map(|(place, address)| {
+            let actual = tcp.listen(address);
+            let actual = actual.map_err(|error| cannot_listen(address, &error))?;
+            Ok((place, actual))
+        });
+        listening.collect()
+    };
+    *core.environment.listen.borrow_mut() = Some(Box::new(listen));
+    Ok(())
 }
 
 fn cannot_listen(address: SocketAddr, error: &std::io::Error) -> Failure {
@@ -641,6 +694,10 @@ fn flush(port: &Port<Message<MachineEnvironment>>, cores: usize) -> bool {
                             all = false;
                         }
                     }
+                }
+                let pools = flushing.environment.pools.borrow().clone();
+                if let Some(pools) = pools {
+                    all &= pools.end().await;
                 }
                 let arrays = flushing.environment.arrays.borrow().clone();
                 for (medium, array) in arrays {

@@ -17,6 +17,7 @@ use std::{
 };
 
 use corebay_core::units::BlockSize;
+use corebay_lvol::Owner;
 use corebay_nvme::spec::nqn::Nqn;
 use corebay_target::{
     controller::IoCounters,
@@ -59,6 +60,9 @@ struct Kept {
     /// folder for files in it: it may be moved.
     #[serde(default)]
     block_sizes: BTreeMap<String, u32>,
+    /// The pools that were added while the process ran: the disk or array of each, and its name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pools: BTreeMap<String, String>,
     /// Of each subsystem, by its NQN.
     #[serde(default)]
     subsystems: BTreeMap<String, KeptSubsystem>,
@@ -229,6 +233,33 @@ impl State {
         inside.to_string_lossy().into_owned()
     }
 
+    /// Who the appliance is to pools: the same for as long as its data folder is.
+    pub fn owner(&self) -> Owner {
+        let uuid = self.kept.nqn.rsplit(':').next();
+        let uuid = uuid.and_then(|uuid| uuid.parse().ok());
+        let name = rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned();
+        Owner {
+            id: *uuid
+                .unwrap_or_else(|| Uuid::new_v5(&Uuid::NAMESPACE_OID, self.kept.nqn.as_bytes()))
+                .as_bytes(),
+            name,
+        }
+    }
+
+    /// The pools that were added while the process ran: what each lies on, and its name.
+    pub fn pools(&self) -> &BTreeMap<String, String> {
+        &self.kept.pools
+    }
+
+    /// Notes the pools that were added, for good.
+    pub fn keep_pools(&mut self, pools: BTreeMap<String, String>) -> Result<(), Failure> {
+        let before = std::mem::replace(&mut self.kept.pools, pools);
+        self.save().inspect_err(|_| self.kept.pools = before)
+    }
+
     /// What the health log counts from.
     pub fn health(&self) -> Health {
         Health {
@@ -337,6 +368,7 @@ fn read(path: &Path) -> Result<Kept, Failure> {
                 seconds: 0,
                 clean: true,
                 block_sizes: BTreeMap::new(),
+                pools: BTreeMap::new(),
                 subsystems: BTreeMap::new(),
             });
         }

@@ -14,12 +14,16 @@ mod client;
 mod discover;
 mod doctor;
 mod drives;
+mod export;
 mod failure;
 mod id;
 mod manual;
+mod pool;
 mod serve;
 mod session;
+mod snapshot;
 mod table;
+mod volume;
 
 pub use failure::Failure;
 use std::{io::IsTerminal, process::ExitCode};
@@ -37,7 +41,8 @@ use tracing_subscriber::EnvFilter;
 )]
 #[command(after_help = "\
 Examples:
-  corebay serve                          export a file-backed disk on 127.0.0.1:4420
+  corebay serve                          a pool with a volume, exported on 127.0.0.1:4420
+  corebay volume create vm-1 --size 100GiB --export   the next volume
   corebay check /etc/corebay/corebay.toml  say every mistake in a configuration
   corebay discover 127.0.0.1             what a target offers
   corebay bench --rw read --depth 32     how fast it reads
@@ -66,10 +71,18 @@ enum Command {
     Doctor(doctor::Args),
     /// List the machine's NVMe drives, and take them from the kernel or give them back
     Drives(drives::Args),
+    /// Show volumes to hosts, and take them back
+    Export(export::Args),
     /// Print what a controller and its namespaces say about themselves
     Id(id::Args),
     /// Write the manual pages
     Man(manual::Man),
+    /// Look at the pools of a running appliance, and change them
+    Pool(pool::Args),
+    /// Take snapshots of volumes, and delete them
+    Snapshot(snapshot::Args),
+    /// Make volumes, and change them
+    Volume(volume::Args),
 }
 
 /// How results are printed.
@@ -98,8 +111,12 @@ pub fn main() -> ExitCode {
         Command::Discover(args) => discover::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Drives(args) => drives::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Id(args) => id::run(&args),
         Command::Man(args) => manual::write(&args, Cli::command()),
+        Command::Pool(args) => pool::run(&args),
+        Command::Snapshot(args) => snapshot::run(&args),
+        Command::Volume(args) => volume::run(&args),
     }
 }
 

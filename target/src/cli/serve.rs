@@ -15,8 +15,9 @@ use crate::appliance::{self, State};
 /// What `corebay serve` is asked.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Without a file and without options it makes a sparse file of 8 GiB in ./corebay-data and exports it
-on 127.0.0.1:4420, with discovery on 4420 and 8009. It runs until Ctrl-C or SIGTERM.
+Without a file and without options it makes a pool on a sparse file in ./corebay-data, with a thin volume
+of 8 GiB, and exports that on 127.0.0.1:4420, with discovery on 4420 and 8009. `corebay volume` makes the
+next. It runs until Ctrl-C or SIGTERM.
 
 Examples:
   corebay serve
@@ -36,7 +37,7 @@ pub struct Args {
     /// The folder for data and names
     #[arg(long, value_name = "DIR", default_value = "./corebay-data")]
     data_dir: PathBuf,
-    /// The size of a file that is made and says none of its own
+    /// The size of the first volume, or of a file that is made and says none of its own
     #[arg(long, value_name = "SIZE", default_value = "8GiB")]
     size: Size,
     /// Where hosts connect; repeatable

@@ -279,7 +279,7 @@ impl<E: Environment> Check<'_, E> {
 }
 
 fn check_writable<D, M>(namespace: &Namespace<D, M>) -> Result<(), Status> {
-    if namespace.spec.read_only {
+    if namespace.spec.is_read_only() {
         return Err(Status::NAMESPACE_WRITE_PROTECTED.with_dnr());
     }
     Ok(())

@@ -227,6 +227,7 @@ pub fn spec(plan: &Plan, nsid: u32, medium: &Medium) -> Arc<NamespaceSpec<Medium
         info: medium.info(),
         medium: medium.clone(),
         read_only: plan.read_only.contains(&nsid),
+        live: None,
     })
 }
 

@@ -341,6 +341,7 @@ fn specification(nsid: u32, medium: &SimMedium) -> Arc<NamespaceSpec<SimMedium>>
         info: medium.info(),
         medium: medium.clone(),
         read_only: false,
+        live: None,
     })
 }
 

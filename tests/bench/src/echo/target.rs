@@ -143,6 +143,7 @@ impl Target {
                 medium: reads,
                 info: NullDisk::new(BlockSize::B4096, DISK_BLOCKS, reads).info(),
                 read_only: false,
+                live: None,
             });
             subsystem.add_namespace(spec.clone());
             core.attach(subsystem.id, spec)

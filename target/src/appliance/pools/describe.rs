@@ -1,0 +1,170 @@
+//! Pools, volumes and exports as the control socket tells of them.
+
+use std::rc::Rc;
+
+use corebay_lvol::{
+    CheckReport, SpaceLevel, VolumeId,
+    format::page::{Kind, VolumeRecord},
+};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{
+    KnownPool,
+    home::{Home, OpenPool},
+};
+
+impl Home {
+    /// All pools, those that could not be opened too, or the one of this name.
+    pub fn describe_pools(&self, of: Option<&str>) -> Vec<Value> {
+        let open = self.pools.borrow();
+        let mut all: Vec<Value> = open.iter().map(describe_pool).collect();
+        let known = self.book.pools();
+        all.extend(known.iter().filter_map(describe_problem));
+        all.retain(|pool| of.is_none_or(|of| pool["name"] == of));
+        all.sort_by_key(|pool| pool["name"].as_str().unwrap_or_default().to_owned());
+        all
+    }
+
+    /// All volumes or snapshots, or those of one pool.
+    pub fn describe_volumes(&self, of: Option<&str>, kind: Kind) -> Vec<Value> {
+        let pools = self.pools.borrow();
+        let mut all = Vec::new();
+        for pool in pools.iter() {
+            if of.is_none_or(|of| pool.pool.name() == of) {
+                let volumes = pool.pool.volumes().into_iter();
+                let wanted = volumes.filter(|(_, record)| record.kind == kind);
+                all.extend(wanted.map(|(id, record)| describe_volume(pool, id, &record)));
+            }
+        }
+        all.sort_by_cached_key(|volume| {
+            let word = |key: &str| volume[key].as_str().unwrap_or_default().to_owned();
+            (word("pool"), word("name"))
+        });
+        all
+    }
+
+    /// All exports, or those of one pool.
+    pub fn describe_exports(&self, of: Option<&str>) -> Vec<Value> {
+        let kinds = [Kind::Volume, Kind::Snapshot];
+        let volumes = kinds
+            .into_iter()
+            .flat_map(|kind| self.describe_volumes(of, kind));
+        let exported = volumes.filter(|volume| !volume["export"].is_null());
+        exported
+            .map(|volume| {
+                let mut export = volume["export"].clone();
+                export["pool"] = volume["pool"].clone();
+                export["volume"] = volume["name"].clone();
+                export
+            })
+            .collect()
+    }
+}
+
+/// A pool that could not be opened.
+fn describe_problem(known: &KnownPool) -> Option<Value> {
+    let problem = known.problem.as_ref()?;
+    Some(json!({
+        "name": known.name, "disk": known.on, "state": "unavailable", "problem": problem,
+    }))
+}
+
+/// A pool that is open.
+pub fn describe_pool(pool: &Rc<OpenPool>) -> Value {
+    let status = pool.pool.status();
+    let volumes = pool.pool.volumes();
+    let count = |kind: Kind| {
+        volumes
+            .iter()
+            .filter(|(_, record)| record.kind == kind)
+            .count()
+    };
+    let thresholds = pool.pool.thresholds();
+    json!({
+        "name": pool.pool.name(),
+        "uuid": Uuid::from_bytes(pool.pool.uuid()).to_string(),
+        "disk": pool.on,
+        "state": if status.failed { "failed" } else { "online" },
+        "total_bytes": status.total_bytes,
+        "used_bytes": status.total_bytes - status.free_bytes,
+        "available_bytes": status.available_bytes,
+        "reserved_bytes": status.reserved_bytes,
+        "provisioned_bytes": status.provisioned_bytes,
+        "used_percent": status.used_percent,
+        "level": match status.level {
+            SpaceLevel::Normal => "normal",
+            SpaceLevel::Warning => "warning",
+            SpaceLevel::Critical => "critical",
+            SpaceLevel::Full => "full",
+        },
+        "warn_at": thresholds.warning_percent,
+        "critical_at": thresholds.critical_percent,
+        "block_size": pool.info.block_size.bytes(),
+        "volumes": count(Kind::Volume),
+        "snapshots": count(Kind::Snapshot),
+        "deleting": count(Kind::Dying),
+        "repairs": status.repairs,
+        "journal_bytes": status.journal_bytes,
+        "metadata_bytes": status.metadata_bytes,
+    })
+}
+
+/// A volume or a snapshot.
+pub fn describe_volume(pool: &Rc<OpenPool>, id: VolumeId, record: &VolumeRecord) -> Value {
+    let size = pool.info.block_size;
+    let origin = VolumeId(record.origin);
+    let origin = (origin != id)
+        .then(|| pool.pool.volume(origin).ok())
+        .flatten();
+    json!({
+        "pool": pool.pool.name(),
+        "name": record.name,
+        "uuid": Uuid::from_bytes(record.uuid).to_string(),
+        "kind": match record.kind {
+            Kind::Volume => "volume",
+            Kind::Snapshot => "snapshot",
+            Kind::Dying => "deleting",
+        },
+        "bytes": size.bytes_of(record.blocks),
+        "used_bytes": size.bytes_of(record.mapped),
+        "block_size": size.bytes(),
+        "thick": record.thick,
+        "read_only": record.read_only || record.kind == Kind::Snapshot,
+        "origin": origin.map(|origin| origin.name),
+        "export": describe_export(pool, id, record),
+    })
+}
+
+fn describe_export(pool: &OpenPool, id: VolumeId, record: &VolumeRecord) -> Value {
+    let attached = pool.attached.borrow();
+    let attached = attached.get(&id);
+    let shown = attached.map(|attached| (attached.subsystem.names.nqn.to_string(), attached.nsid));
+    match (record.export.clone(), shown) {
+        (Some(export), shown) => json!({
+            "subsystem": export.subsystem,
+            "nsid": export.nsid,
+            "allow_any_host": export.allow_any_host,
+            "hosts": export.hosts,
+            "kept_by": "pool",
+            "shown": shown == Some((export.subsystem, export.nsid)),
+        }),
+        (None, Some((subsystem, nsid))) => json!({
+            "subsystem": subsystem, "nsid": nsid, "kept_by": "configuration", "shown": true,
+        }),
+        (None, None) => Value::Null,
+    }
+}
+
+/// What a check has found.
+pub fn describe_check(report: &CheckReport) -> Value {
+    json!({
+        "good": report.problems.is_empty(),
+        "problems": report.problems,
+        "more_problems": report.more,
+        "volumes": report.volumes,
+        "pages": report.pages,
+        "extents": report.extents,
+        "damaged_copies": report.damaged_copies,
+    })
+}

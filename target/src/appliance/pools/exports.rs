@@ -1,0 +1,361 @@
+//! Exports: which volumes hosts see, as which namespaces of which subsystems, and who may connect.
+//!
+//! Invariants:
+//! - A subsystem of the configuration says itself who may connect; one that was made for exports admits
+//!   the hosts of all its exports, and goes with the last of them.
+//! - A namespace is shown once every core has opened it, and taken back before any core closes it.
+
+use std::{collections::BTreeSet, rc::Rc, sync::Arc};
+
+use corebay_conf::{
+    Nqn,
+    appliance::{Namespace, Serial},
+};
+use corebay_core::disk::DiskError;
+use corebay_lvol::{Export, VolumeId, error::PoolError, format::page::VolumeRecord};
+use corebay_target::{
+    controller::Event,
+    fabrics::{end_association, report},
+    limits::NAMESPACES_MAX,
+    namespace::{Identity, Live, NamespaceSpec},
+    subsystem::{Access, Registry, Subsystem, SubsystemNames},
+};
+use tracing::{info, warn};
+
+use super::{
+    BUSY_STEP, NamedVolume, VolumeMedium,
+    home::{Home, KeptExport, OpenPool, refresh},
+};
+use crate::appliance::environment::Medium;
+
+type Spec = NamespaceSpec<Medium>;
+
+/// The model number of subsystems that are made for exports.
+const MODEL: &str = "corebay";
+
+/// A volume that hosts see.
+pub struct Attached {
+    /// What every core opens.
+    pub medium: Arc<VolumeMedium>,
+    /// Where it is.
+    pub subsystem: Arc<Subsystem<Medium>>,
+    /// As which namespace.
+    pub nsid: u32,
+}
+
+/// The NQN of the subsystem that a volume has for itself.
+pub fn own_nqn(record: &VolumeRecord) -> String {
+    let uuid = uuid::Uuid::from_bytes(record.uuid);
+    format!("nqn.2014-08.org.nvmexpress:uuid:{uuid}")
+}
+
+/// The serial number of a subsystem that says none.
+pub fn derived_serial(nqn: &Nqn) -> String {
+    Serial::derived(nqn).as_str().to_owned()
+}
+
+/// The subsystem of an export, made where there is none; true where it was made.
+pub fn subsystem_for(
+    registry: &Registry<Medium>,
+    export: &Export,
+) -> Result<(Arc<Subsystem<Medium>>, bool), String> {
+    let nqn: Nqn = export
+        .subsystem
+        .parse()
+        .map_err(|error| format!("{} is no NQN: {error}", export.subsystem))?;
+    if nqn.is_discovery() {
+        return Err("this is the NQN of the discovery service".to_owned());
+    }
+    if let Some(known) = registry.find(&nqn) {
+        return Ok((known, false));
+    }
+    let names = SubsystemNames {
+        serial: export.serial.clone(),
+        model: MODEL.to_owned(),
+        nqn,
+    };
+    let nobody = Access::Hosts(BTreeSet::new());
+    Ok((registry.add_subsystem(names, nobody, None), true))
+}
+
+impl Home {
+    /// Exports what pools say, into subsystems that there are. What does not fit is told of.
+    pub async fn attach_kept(&self, kept: Vec<(KeptExport, Arc<Subsystem<Medium>>)>) {
+        for (kept, subsystem) in kept {
+            let Some(pool) = self.by_uuid(&kept.pool) else {
+                continue;
+            };
+            let nsid = kept.export.nsid;
+            if let Err(why) = self.attach(&pool, kept.id, &subsystem, nsid, None).await {
+                let name = pool.pool.volume(kept.id).map(|record| record.name);
+                let (pool, volume) = (pool.pool.name(), name.unwrap_or_default());
+                warn!("the volume {pool}/{volume} is not exported: {why}");
+            }
+        }
+    }
+
+    /// The configuration names these volumes from now on.
+    pub async fn set_named(&self, named: Vec<NamedVolume>) {
+        let same = |named: &NamedVolume, attached: &Attached| {
+            named.subsystem.id == attached.subsystem.id && named.namespace.nsid == attached.nsid
+        };
+        let pools = self.pools.borrow().clone();
+        for pool in pools {
+            let is_gone = |id: &VolumeId, attached: &Attached| {
+                let record = pool.pool.volume(*id);
+                let name = record.map_or_else(|_| String::new(), |record| record.name);
+                let mut named = named.iter();
+                let still = named.any(|named| named.volume == name && same(named, attached));
+                !attached.medium.by_pool && !still
+            };
+            let gone: Vec<VolumeId> = {
+                let attached = pool.attached.borrow();
+                let gone = attached
+                    .iter()
+                    .filter(|(id, attached)| is_gone(id, attached));
+                gone.map(|(id, _)| *id).collect()
+            };
+            for id in gone {
+                self.detach(&pool, id).await;
+            }
+        }
+        *self.named.borrow_mut() = named;
+        for named in self.attach_named().await {
+            warn!(
+                "namespace {} of {} waits for its volume: `corebay volume create {}/{} --size SIZE` \
+                 makes it",
+                named.namespace.nsid, named.subsystem.names.nqn, named.pool, named.volume
+            );
+        }
+    }
+
+    /// Exports the volumes that the configuration names and that are there; gives the others.
+    pub async fn attach_named(&self) -> Vec<NamedVolume> {
+        let mut missing = Vec::new();
+        let all = self.named.borrow().clone();
+        for named in all {
+            let pool = self.find(&named.pool);
+            let id = pool.as_ref().and_then(|pool| pool.pool.find(&named.volume));
+            let (Some(pool), Some(id)) = (pool, id) else {
+                missing.push(named);
+                continue;
+            };
+            if pool.attached.borrow().contains_key(&id) {
+                continue;
+            }
+            let NamedVolume {
+                subsystem,
+                namespace,
+                ..
+            } = &named;
+            let attached = self.attach(&pool, id, subsystem, namespace.nsid, Some(namespace));
+            if let Err(why) = attached.await {
+                warn!(
+                    "the volume {}/{} is not exported: {why}",
+                    named.pool, named.volume
+                );
+            }
+        }
+        missing
+    }
+
+    /// Closes all pools: nothing more comes from hosts. True where all is in place.
+    pub async fn end(&self) -> bool {
+        const BUSY_STEPS: u32 = 500;
+        let mut all = true;
+        let pools = self.pools.borrow().clone();
+        for pool in pools {
+            let attached = std::mem::take(&mut *pool.attached.borrow_mut());
+            for attached in attached.values() {
+                self.detach_everywhere(&attached.subsystem, attached.nsid)
+                    .await;
+            }
+            let mut left = BUSY_STEPS;
+            loop {
+                match pool.pool.close().await {
+                    Err(PoolError::Busy) if left > 0 => {
+                        left -= 1;
+                        self.core.reactor.sleep(BUSY_STEP).await;
+                    }
+                    Ok(()) => break,
+                    Err(error) => {
+                        warn!(pool = pool.pool.name(), %error, "not closed cleanly");
+                        all = false;
+                        break;
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    /// Opens a volume on every core, and shows it to hosts. `configured` is the namespace that the
+    /// configuration describes, if it does.
+    pub async fn attach(
+        &self,
+        pool: &Rc<OpenPool>,
+        id: VolumeId,
+        subsystem: &Arc<Subsystem<Medium>>,
+        nsid: u32,
+        configured: Option<&Namespace>,
+    ) -> Result<(), String> {
+        if subsystem.namespace(nsid).is_some() {
+            let nqn = &subsystem.names.nqn;
+            return Err(format!("{nqn} has another namespace {nsid}"));
+        }
+        let record = pool.pool.volume(id).map_err(|error| error.to_string())?;
+        let spec = spec_of(pool, id, &record, nsid, configured);
+        let (medium, spec) = spec.map_err(|error| error.to_string())?;
+        let (shown, place) = (spec.clone(), subsystem.id);
+        let attached = self.core.call_all(move |core, reply| {
+            reply.send(core, core.attach(place, shown.clone()));
+        });
+        let attached: Result<Vec<()>, DiskError> = attached.await.into_iter().collect();
+        if let Err(error) = attached {
+            self.detach_everywhere(subsystem, nsid).await;
+            return Err(format!("not every core can open it: {error}"));
+        }
+        subsystem.add_namespace(spec);
+        let entry = Attached {
+            medium,
+            subsystem: subsystem.clone(),
+            nsid,
+        };
+        pool.attached.borrow_mut().insert(id, entry);
+        self.admit(subsystem);
+        self.tell(subsystem, nsid);
+        info!(pool = pool.pool.name(), volume = record.name, subsystem = %subsystem.names.nqn, nsid, "exported");
+        Ok(())
+    }
+
+    /// Takes a volume from hosts.
+    pub async fn detach(&self, pool: &Rc<OpenPool>, id: VolumeId) {
+        let Some(attached) = pool.attached.borrow_mut().remove(&id) else {
+            return;
+        };
+        let Attached {
+            subsystem, nsid, ..
+        } = attached;
+        subsystem.remove_namespace(nsid);
+        self.detach_everywhere(&subsystem, nsid).await;
+        self.tell(&subsystem, nsid);
+        info!(pool = pool.pool.name(), subsystem = %subsystem.names.nqn, nsid, "no longer exported");
+        let made = self.made.borrow().contains(&subsystem.id);
+        if made && subsystem.namespaces().is_empty() {
+            self.made.borrow_mut().remove(&subsystem.id);
+            self.core.registry.remove_subsystem(subsystem.id);
+            for controller in subsystem.controllers() {
+                end_association(&self.core, &controller, "its subsystem is gone");
+            }
+        } else {
+            self.admit(&subsystem);
+        }
+    }
+
+    async fn detach_everywhere(&self, subsystem: &Arc<Subsystem<Medium>>, nsid: u32) {
+        let id = subsystem.id;
+        let closed = self.core.call_all(move |core, reply| {
+            core.table(id).detach(nsid);
+            reply.send(core, ());
+        });
+        closed.await;
+    }
+
+    /// Lets a subsystem that was made for exports admit the hosts of all of them.
+    pub fn admit(&self, subsystem: &Arc<Subsystem<Medium>>) {
+        if !self.made.borrow().contains(&subsystem.id) {
+            return;
+        }
+        let exports = self.exports_of(&subsystem.names.nqn);
+        let access = match exports.iter().any(|export| export.allow_any_host) {
+            true => Access::Any,
+            false => {
+                let hosts = exports.iter().flat_map(|export| &export.hosts);
+                Access::Hosts(hosts.filter_map(|host| host.parse().ok()).collect())
+            }
+        };
+        if subsystem.access() == access {
+            return;
+        }
+        subsystem.set_access(access.clone());
+        for controller in subsystem.controllers() {
+            if !access.admits(&controller.host_nqn) {
+                end_association(&self.core, &controller, "the host may not connect any more");
+            }
+        }
+        self.tell_discovery();
+    }
+
+    /// What all pools keep of a subsystem's exports.
+    fn exports_of(&self, nqn: &Nqn) -> Vec<Export> {
+        let pools = self.pools.borrow();
+        let exports = pools.iter().flat_map(|pool| pool.pool.exports());
+        exports
+            .map(|(.., export)| export)
+            .filter(|export| export.subsystem == nqn.as_str())
+            .collect()
+    }
+
+    /// The lowest number that no namespace of a subsystem has, nor an export that is not shown.
+    pub fn free_nsid(&self, subsystem: Option<&Arc<Subsystem<Medium>>>, nqn: &Nqn) -> Option<u32> {
+        let mut taken: BTreeSet<u32> = self.exports_of(nqn).iter().map(|e| e.nsid).collect();
+        let shown = subsystem.map(|subsystem| subsystem.namespaces());
+        taken.extend(shown.into_iter().flatten().map(|spec| spec.nsid));
+        (1..=NAMESPACES_MAX).find(|nsid| !taken.contains(nsid))
+    }
+
+    /// Tells a subsystem's hosts that a namespace has changed.
+    pub fn tell(&self, subsystem: &Arc<Subsystem<Medium>>, nsid: u32) {
+        for controller in subsystem.controllers() {
+            controller.namespace_changed(nsid);
+            report(&self.core, &controller, Event::NamespaceAttributeChanged);
+        }
+    }
+
+    /// Tells the hosts that keep a connection to the discovery subsystem.
+    pub fn tell_discovery(&self) {
+        self.core.registry.bump_generation();
+        for controller in self.core.registry.discovery().controllers() {
+            report(&self.core, &controller, Event::DiscoveryLogChanged);
+        }
+    }
+}
+
+fn spec_of(
+    pool: &Rc<OpenPool>,
+    id: VolumeId,
+    record: &VolumeRecord,
+    nsid: u32,
+    configured: Option<&Namespace>,
+) -> Result<(Arc<VolumeMedium>, Arc<Spec>), PoolError> {
+    let live = Arc::new(Live::default());
+    refresh(&live, id, record, pool);
+    let handle = pool.pool.volume_handle(id)?;
+    let info = handle.info();
+    let medium = Arc::new(VolumeMedium {
+        pool: pool.pool.uuid(),
+        name: format!("{}/{}", pool.pool.name(), record.name),
+        handle,
+        live: live.clone(),
+        by_pool: configured.is_none(),
+    });
+    let said = |namespace: &Namespace| namespace.uuid.map(|uuid| *uuid.as_bytes());
+    let uuid = configured.and_then(said).unwrap_or(record.uuid);
+    let nguid = configured.and_then(|namespace| namespace.nguid);
+    let nguid = nguid.map_or(record.nguid, |nguid| nguid.bytes());
+    let eui64 = configured.and_then(|namespace| namespace.eui64);
+    let spec = NamespaceSpec {
+        nsid,
+        identity: Identity {
+            uuid,
+            // The same 128 bits unless one is given: hosts that know only one still recognise it.
+            nguid: if nguid == [0; 16] { uuid } else { nguid },
+            eui64: eui64.map_or(record.eui64, |eui64| eui64.bytes()),
+        },
+        medium: Medium::Volume(medium.clone()),
+        info,
+        read_only: configured.is_some_and(|namespace| namespace.read_only),
+        live: Some(live),
+    };
+    Ok((medium, Arc::new(spec)))
+}

@@ -1,0 +1,288 @@
+//! The main thread's way to the pools: opening them at the start, and passing orders on.
+
+use std::{
+    collections::BTreeSet,
+    rc::Rc,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use corebay_conf::{Appliance, appliance::Store};
+use corebay_core::{
+    mesh::Port,
+    units::{CoreId, Time},
+};
+use corebay_lvol::Owner;
+use corebay_target::{
+    core::{Core, Message},
+    subsystem::{Registry, Subsystem},
+};
+use serde_json::Value;
+use tracing::warn;
+
+use super::{
+    Home, KeptExport, NamedVolume, Opening, Order, PoolBook, PoolMemory, named_volumes, orders,
+    subsystem_for,
+};
+use crate::{
+    appliance::{
+        control::{Reply, RpcError, deadline},
+        environment::{MachineEnvironment, Medium},
+        media::Media,
+        state::State,
+    },
+    cli::Failure,
+};
+
+/// How long pools may take to be opened.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// All pools have the first core as their home.
+const HOME: CoreId = CoreId(0);
+
+type MachinePort = Port<Message<MachineEnvironment>>;
+
+/// What the pools begin with.
+pub struct AtStart {
+    /// Their memory.
+    pub memory: PoolMemory,
+    /// Those that are to be opened.
+    pub openings: Vec<Opening>,
+    /// What all threads know of them.
+    pub book: PoolBook,
+    /// Who has them.
+    pub owner: Owner,
+}
+
+/// The pools that a configuration describes, and those that were added before.
+pub fn openings(appliance: &Appliance, media: &Media, state: &State) -> Vec<Opening> {
+    let configured = appliance.pools().iter().filter_map(|pool| {
+        let first = pool.first_volume.as_ref();
+        Some(Opening {
+            on: appliance.store_name(pool.store).to_owned(),
+            medium: media.medium(appliance, pool.store)?,
+            name: pool.name.clone(),
+            create: pool.create,
+            thresholds: (pool.warn_at, pool.critical_at),
+            force: false,
+            first_volume: first.map(|(name, size)| (name.clone(), size.bytes())),
+            added: false,
+        })
+    });
+    let mut openings: Vec<Opening> = configured.collect();
+    for (on, name) in state.pools() {
+        if openings.iter().any(|opening| opening.on == *on) {
+            continue;
+        }
+        let found = appliance.store(on).and_then(|store| {
+            let medium = media.medium(appliance, store);
+            medium.filter(|_| !is_used(appliance, media, store))
+        });
+        let Some(medium) = found else {
+            warn!("the pool \"{name}\" is not opened: \"{on}\" is not there, or used otherwise");
+            continue;
+        };
+        openings.push(Opening {
+            added: true,
+            ..opening(on, name, medium)
+        });
+    }
+    openings
+}
+
+fn opening(on: &str, name: &str, medium: Medium) -> Opening {
+    Opening {
+        on: on.to_owned(),
+        medium,
+        name: name.to_owned(),
+        create: false,
+        thresholds: (None, None),
+        force: false,
+        first_volume: None,
+        added: false,
+    }
+}
+
+/// True where a disk or an array is a namespace, or a disk an array's.
+fn is_used(appliance: &Appliance, media: &Media, store: Store) -> bool {
+    let namespaces = appliance.subsystems().iter();
+    let mut namespaces = namespaces.flat_map(|subsystem| &subsystem.namespaces);
+    if namespaces.any(|namespace| namespace.store == store) {
+        return true;
+    }
+    let Store::Disk(disk) = store else {
+        return false;
+    };
+    let name = &appliance.disk(disk).name;
+    let lists = appliance.arrays().iter();
+    let mut lists = lists.flat_map(|array| array.members.iter().chain(&array.spares));
+    let mut arrays = media.arrays().iter();
+    lists.any(|member| *member == disk)
+        || arrays.any(|array| {
+            let members = array.members();
+            let mut members = members.iter().flatten();
+            let spares = &array.tending().spares;
+            members.any(|member| member.name == *name) || spares.iter().any(|s| s.name == *name)
+        })
+}
+
+/// Runs a task on the pools' home core.
+fn at_home<F>(port: &MachinePort, task: impl FnOnce(Rc<Home>) -> F + Send + 'static)
+where
+    F: Future<Output = ()> + 'static,
+{
+    let begin = move |core: &Rc<Core<MachineEnvironment>>| {
+        let home = core.environment.pools.borrow().clone();
+        if let Some(home) = home {
+            core.spawn_control(task(home));
+        }
+    };
+    port.send(HOME, Box::new(begin));
+}
+
+/// Opens the pools and exports what they and the configuration say. Every core has started, and none
+/// listens.
+///
+/// # Errors
+/// Where it takes too long.
+pub fn open(
+    port: &MachinePort,
+    start: AtStart,
+    appliance: &Appliance,
+    registry: &Arc<Registry<Medium>>,
+    state: &State,
+) -> Result<(), Failure> {
+    let slow = |_| Failure::new("the pools do not open", "look at the log above");
+    let usual = usual(appliance, registry);
+    let (answer, opened) = mpsc::channel();
+    let begin = move |core: &Rc<Core<MachineEnvironment>>| {
+        let home = Home::start(core, start.memory, start.book, start.owner, usual);
+        core.spawn_control(async move {
+            let _ = answer.send(home.open_all(start.openings).await);
+        });
+    };
+    port.send(HOME, Box::new(begin));
+    let kept = opened.recv_timeout(OPEN_TIMEOUT).map_err(slow)?;
+    let mut made = BTreeSet::new();
+    let mut ready: Vec<(KeptExport, Arc<Subsystem<Medium>>)> = Vec::new();
+    for kept in kept {
+        match subsystem_for(registry, &kept.export) {
+            Ok((subsystem, new)) => {
+                if new {
+                    state.restore(&subsystem);
+                    made.insert(subsystem.id);
+                }
+                ready.push((kept, subsystem));
+            }
+            Err(why) => warn!("an export of a pool: {why}"),
+        }
+    }
+    let named = named_volumes(appliance, registry);
+    let (answer, attached) = mpsc::channel();
+    at_home(port, move |home| async move {
+        home.made.borrow_mut().extend(made);
+        home.attach_kept(ready).await;
+        home.set_named(named).await;
+        let _ = answer.send(());
+    });
+    attached.recv_timeout(OPEN_TIMEOUT).map_err(slow)
+}
+
+/// What volumes are exported by where nothing else is said: the only subsystem of the configuration.
+fn usual(appliance: &Appliance, registry: &Registry<Medium>) -> Option<Arc<Subsystem<Medium>>> {
+    match appliance.subsystems() {
+        [one] => registry.find(&one.nqn),
+        _ => None,
+    }
+}
+
+/// The configuration has changed.
+pub fn reload(port: &MachinePort, appliance: &Appliance, registry: &Registry<Medium>) {
+    let named: Vec<NamedVolume> = named_volumes(appliance, registry);
+    let usual = usual(appliance, registry);
+    at_home(port, move |home| async move {
+        let _turn = home.turn.acquire(1).await;
+        *home.usual.borrow_mut() = usual;
+        home.set_named(named).await;
+    });
+}
+
+/// Passes on what a client orders of the pools; `None` where it is no order to them.
+pub fn order(
+    port: &MachinePort,
+    appliance: &Appliance,
+    media: &mut Media,
+    state: &mut State,
+    now: Time,
+    (method, params): (&str, &Value),
+) -> Option<Reply> {
+    let what = match orders::parse(method, params)? {
+        Ok(what) => what,
+        Err(error) => return Some(Reply::Now(Err(error))),
+    };
+    let order = deadline(params).and_then(|timeout| {
+        Ok(Order {
+            opening: opening_of(&what, appliance, media, state)?,
+            what,
+            deadline: now.plus(timeout),
+        })
+    });
+    let order = match order {
+        Ok(order) => order,
+        Err(error) => return Some(Reply::Now(Err(error))),
+    };
+    let (answer, outcome) = mpsc::channel();
+    at_home(port, move |home| async move {
+        let _ = answer.send(home.perform(order).await);
+    });
+    Some(Reply::Later(outcome))
+}
+
+/// The disk or array that an order names, where it is free.
+fn opening_of(
+    what: &orders::What,
+    appliance: &Appliance,
+    media: &mut Media,
+    state: &mut State,
+) -> Result<Option<Opening>, RpcError> {
+    let (orders::What::PoolCreate(on) | orders::What::PoolImport(on)) = what else {
+        return Ok(None);
+    };
+    if let Some(pool) = media.pools.on(&on.disk).filter(|pool| *pool != on.pool) {
+        return Err(RpcError::conflict(format!(
+            "\"{}\" is beneath the pool \"{pool}\"",
+            on.disk
+        )));
+    }
+    let store = appliance.store(&on.disk).ok_or_else(|| {
+        RpcError::missing(format!(
+            "there is no disk or array \"{}\": the configuration lists them, and is read again at \
+             SIGHUP",
+            on.disk
+        ))
+    })?;
+    if is_used(appliance, media, store) {
+        return Err(RpcError::refused(format!(
+            "\"{}\" is exported, or in an array",
+            on.disk
+        )));
+    }
+    let medium = match store {
+        Store::Disk(_) => {
+            let medium = media.disk(appliance, &on.disk, state);
+            medium
+                .map(Medium::Plain)
+                .map_err(|failure| RpcError::refused(failure.to_string()))?
+        }
+        _ => media
+            .medium(appliance, store)
+            .ok_or_else(|| RpcError::missing("it is not there"))?,
+    };
+    let configured = appliance.pools().iter().any(|pool| pool.store == store);
+    Ok(Some(Opening {
+        thresholds: (on.warn_at, on.critical_at),
+        force: on.force,
+        added: !configured,
+        ..opening(&on.disk, &on.pool, medium)
+    }))
+}

@@ -1,0 +1,451 @@
+//! The pools on their home core: opening them, finding volumes, and looking after them.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use corebay_core::{buffer::BufferPool, disk::DiskInfo, mesh::Wakeups, sync::Permits};
+use corebay_lvol::{
+    CreateOptions, Export, Identity, ImportOptions, Owner, Pool, PoolContext, PoolCore, SpaceLevel,
+    Thresholds, VolumeId,
+    error::PoolError,
+    format::page::{Kind, VolumeRecord},
+};
+use corebay_raid::create::occupant_of;
+use corebay_target::{
+    controller::Event,
+    core::Core,
+    fabrics::report,
+    namespace::Live,
+    subsystem::{Access, Spare, Subsystem, SubsystemId},
+};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::{KnownPool, NamedVolume, PoolBook, PoolMemory, exports::Attached, in_turn};
+use crate::appliance::environment::{Floor, MachineEnvironment, Medium};
+
+/// How often sizes and use are looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+pub type MachineCore = Rc<Core<MachineEnvironment>>;
+
+/// A pool that is to be opened.
+#[derive(Clone)]
+pub struct Opening {
+    /// The disk or array that it lies on.
+    pub on: String,
+    /// What that is opened from.
+    pub medium: Medium,
+    /// The name of a new pool, and of a pool that cannot be opened.
+    pub name: String,
+    /// Where the disk is blank, the pool is made.
+    pub create: bool,
+    /// How full it may be, in percent, before that is told and before it is urgent; else as it keeps.
+    pub thresholds: (Option<u8>, Option<u8>),
+    /// It is taken from a machine that has not released it.
+    pub force: bool,
+    /// The volume that a new pool begins with, and its bytes.
+    pub first_volume: Option<(String, u64)>,
+    /// It was added while the process ran.
+    pub added: bool,
+}
+
+/// A pool that is open.
+pub struct OpenPool {
+    /// The pool.
+    pub pool: Pool<Floor>,
+    /// What it lies on.
+    pub on: String,
+    /// What that is.
+    pub info: DiskInfo,
+    /// What is exported of it.
+    pub attached: RefCell<BTreeMap<VolumeId, Attached>>,
+    /// How full it was when it was last looked at.
+    level: Cell<SpaceLevel>,
+    memory: BufferPool,
+}
+
+/// The pools, on their home core.
+pub struct Home {
+    /// The core.
+    pub core: MachineCore,
+    /// The pools that are open.
+    pub pools: RefCell<Vec<Rc<OpenPool>>>,
+    /// What all threads know of them.
+    pub book: PoolBook,
+    /// Held by whoever changes something.
+    pub turn: Rc<Permits>,
+    /// Subsystems that were made for exports.
+    pub made: RefCell<BTreeSet<SubsystemId>>,
+    /// What is exported unless something else is said.
+    pub usual: RefCell<Option<Arc<Subsystem<Medium>>>>,
+    /// Volumes that the configuration names.
+    pub named: RefCell<Vec<NamedVolume>>,
+    memory: RefCell<Vec<BufferPool>>,
+    /// The appliance, as its pools know it.
+    owner: Owner,
+}
+
+/// A volume whose pool says how it is exported.
+pub struct KeptExport {
+    /// Its pool's identity.
+    pub pool: [u8; 16],
+    /// The volume.
+    pub id: VolumeId,
+    /// How it is exported.
+    pub export: Export,
+}
+
+impl Home {
+    /// The home of all pools on this core.
+    pub fn start(
+        core: &MachineCore,
+        memory: PoolMemory,
+        book: PoolBook,
+        owner: Owner,
+        usual: Option<Arc<Subsystem<Medium>>>,
+    ) -> Rc<Self> {
+        let home = Rc::new(Self {
+            core: core.clone(),
+            pools: RefCell::default(),
+            book,
+            turn: in_turn(),
+            made: RefCell::default(),
+            usual: RefCell::new(usual),
+            named: RefCell::default(),
+            memory: RefCell::new(memory.into_pools()),
+            owner,
+        });
+        *core.environment.pools.borrow_mut() = Some(home.clone());
+        let tending = home.clone();
+        core.spawn_control(async move {
+            loop {
+                tending.core.reactor.sleep(LOOK).await;
+                tending.look();
+            }
+        });
+        home
+    }
+
+    /// Opens the pools of the start; what they say is exported. One that cannot be opened is told of,
+    /// and does not keep the others from hosts.
+    pub async fn open_all(&self, openings: Vec<Opening>) -> Vec<KeptExport> {
+        for opening in openings {
+            let name = opening.name.clone();
+            match self.open(&opening).await {
+                Ok(pool) => {
+                    if let Err(error) = self.first_volume(&pool, &opening).await {
+                        warn!("pool \"{name}\": its first volume: {error}");
+                    }
+                }
+                Err(problem) => {
+                    warn!("pool \"{name}\" is not available: {problem}");
+                    self.book.pools().push(KnownPool {
+                        name,
+                        on: opening.on,
+                        problem: Some(problem),
+                        added: opening.added,
+                    });
+                }
+            }
+        }
+        self.kept_exports()
+    }
+
+    /// What the open pools say is exported and is not yet.
+    pub fn kept_exports(&self) -> Vec<KeptExport> {
+        let mut kept = Vec::new();
+        for pool in self.pools.borrow().iter() {
+            for (id, _, export) in pool.pool.exports() {
+                if !pool.attached.borrow().contains_key(&id) {
+                    let pool = pool.pool.uuid();
+                    kept.push(KeptExport { pool, id, export });
+                }
+            }
+        }
+        kept
+    }
+
+    /// Opens a pool, or makes it where that is asked and its disk is blank.
+    pub async fn open(&self, opening: &Opening) -> Result<Rc<OpenPool>, String> {
+        let memory = self.memory.borrow_mut().pop();
+        let memory = memory
+            .ok_or("there is no memory for another pool: raise reactor.memory, or restart")?;
+        match self.open_with(opening, &memory).await {
+            Ok(pool) => {
+                let name = pool.pool.name();
+                let mut known = self.book.pools();
+                known.retain(|known| known.on != opening.on);
+                known.push(KnownPool {
+                    name: name.clone(),
+                    on: opening.on.clone(),
+                    problem: None,
+                    added: opening.added,
+                });
+                info!(pool = name, on = opening.on, "open");
+                self.pools.borrow_mut().push(pool.clone());
+                Ok(pool)
+            }
+            Err(problem) => {
+                self.memory.borrow_mut().push(memory);
+                Err(problem)
+            }
+        }
+    }
+
+    async fn open_with(
+        &self,
+        opening: &Opening,
+        memory: &BufferPool,
+    ) -> Result<Rc<OpenPool>, String> {
+        let floor = |what: &str| {
+            let opened = self.core.environment.open_floor(&opening.medium);
+            opened.map_err(|error| format!("{what}: {error}"))
+        };
+        let context = PoolContext {
+            reactor: self.core.reactor.clone(),
+            buffers: memory.clone(),
+        };
+        let import = ImportOptions {
+            owner: Some(self.owner.clone()),
+            force: opening.force,
+        };
+        let disk = floor("its disk cannot be opened")?;
+        let found = Pool::import_as(&context, disk, &import).await;
+        let pool = match found {
+            Ok(pool) => pool,
+            Err(PoolError::NotAPool) if opening.create => {
+                let disk = floor("its disk cannot be opened")?;
+                self.make(opening, &context, disk).await?
+            }
+            Err(PoolError::NotAPool) => {
+                return Err(format!(
+                    "there is no pool on \"{}\"; to make one where it is blank, say create = true \
+                     in [[pool]], or `corebay pool create`",
+                    opening.on
+                ));
+            }
+            Err(error @ PoolError::Foreign(_)) => {
+                return Err(format!(
+                    "{error}; where it certainly does not any more, `corebay pool import --force` \
+                     takes it"
+                ));
+            }
+            Err(error @ PoolError::Corrupt(_)) => {
+                return Err(format!("{error}; `corebay pool check` says what it finds"));
+            }
+            Err(error) => return Err(error.to_string()),
+        };
+        let before = pool.thresholds();
+        let wanted = Thresholds {
+            warning_percent: opening.thresholds.0.unwrap_or(before.warning_percent),
+            critical_percent: opening.thresholds.1.unwrap_or(before.critical_percent),
+            ..before
+        };
+        if wanted != before
+            && let Err(error) = pool.set_thresholds(&wanted).await
+        {
+            warn!(
+                pool = opening.name,
+                "its thresholds stay as they are: {error}"
+            );
+        }
+        if let Err(problem) = self.open_everywhere(&pool, opening).await {
+            // Nobody has it open.
+            let _ = pool.close().await;
+            return Err(problem);
+        }
+        Ok(Rc::new(OpenPool {
+            pool,
+            on: opening.on.clone(),
+            info: opening.medium.info(),
+            attached: RefCell::default(),
+            level: Cell::new(SpaceLevel::default()),
+            memory: memory.clone(),
+        }))
+    }
+
+    /// Makes a pool, where its disk is blank.
+    async fn make(
+        &self,
+        opening: &Opening,
+        context: &PoolContext,
+        disk: Floor,
+    ) -> Result<Pool<Floor>, String> {
+        match occupant_of(&disk, &context.buffers).await {
+            Ok(None) => {}
+            Ok(Some(by)) => {
+                let on = &opening.on;
+                return Err(format!("\"{on}\" is not blank, and is left as it is: {by}"));
+            }
+            Err(error) => return Err(format!("its disk cannot be read: {error}")),
+        }
+        let options = CreateOptions {
+            name: opening.name.clone(),
+            uuid: *Uuid::new_v4().as_bytes(),
+            journal_bytes: None,
+        };
+        let made = Pool::create_as(context, disk, &options, &self.owner).await;
+        let made = made.map_err(|error| error.to_string())?;
+        info!(pool = opening.name, on = opening.on, "made");
+        Ok(made)
+    }
+
+    /// Every core gets a way to a pool.
+    async fn open_everywhere(&self, pool: &Pool<Floor>, opening: &Opening) -> Result<(), String> {
+        let handle = pool.share(self.core.count(), Wakeups::Eventfd);
+        let handle = handle.map_err(|error| format!("not all cores can share it: {error}"))?;
+        let (home, uuid, medium) = (self.core.id(), pool.uuid(), opening.medium.clone());
+        let own = (uuid, pool.core().clone());
+        self.core.environment.pool_cores.borrow_mut().push(own);
+        let opened = self.core.call_all(move |core, reply| {
+            let environment = &core.environment;
+            let opened = match core.id() == home {
+                true => Ok(()),
+                false => environment
+                    .open_floor(&medium)
+                    .map_err(PoolError::from)
+                    .and_then(|floor| PoolCore::open(&handle, &core.reactor, floor))
+                    .map(|opened| environment.pool_cores.borrow_mut().push((uuid, opened))),
+            };
+            reply.send(core, opened.map_err(|error| error.to_string()));
+        });
+        let opened: Result<Vec<()>, String> = opened.await.into_iter().collect();
+        if let Err(problem) = opened {
+            self.close_everywhere(uuid).await;
+            return Err(format!("not every core can open it: {problem}"));
+        }
+        Ok(())
+    }
+
+    /// No core has a way to a pool any more.
+    async fn close_everywhere(&self, uuid: [u8; 16]) {
+        let closed = self.core.call_all(move |core, reply| {
+            let mut cores = core.environment.pool_cores.borrow_mut();
+            cores.retain(|(known, _)| *known != uuid);
+            drop(cores);
+            reply.send(core, ());
+        });
+        closed.await;
+    }
+
+    /// The pool is closed: its memory is for another one.
+    pub async fn forget(&self, pool: &Rc<OpenPool>) {
+        self.close_everywhere(pool.pool.uuid()).await;
+        self.pools
+            .borrow_mut()
+            .retain(|known| !Rc::ptr_eq(known, pool));
+        self.book.pools().retain(|known| known.on != pool.on);
+        self.memory.borrow_mut().push(pool.memory.clone());
+    }
+
+    /// Makes the volume that an appliance without a configuration begins with, and exports it.
+    ///
+    /// 1. It is made under another name. A crash before leaves a pool in which nothing ever happened:
+    ///    the next start begins again.
+    /// 2. Its export is kept. A crash before leaves the other name: the next start goes on here.
+    /// 3. It gets its name. From then on it is its operator's, who may delete it for good.
+    async fn first_volume(&self, pool: &OpenPool, opening: &Opening) -> Result<(), PoolError> {
+        let Some((name, bytes)) = &opening.first_volume else {
+            return Ok(());
+        };
+        let begun = format!("{name}.begun");
+        let id = match pool.pool.find(&begun) {
+            Some(id) => id,
+            None if pool.pool.status().generation > 1 || !pool.pool.volumes().is_empty() => {
+                return Ok(());
+            }
+            None => {
+                let identity = Identity {
+                    name: begun,
+                    uuid: *Uuid::new_v4().as_bytes(),
+                };
+                let blocks = pool.info.block_size.blocks_in(*bytes);
+                pool.pool.create_volume(&identity, blocks, false).await?
+            }
+        };
+        let usual = self.usual.borrow().clone();
+        if let Some(subsystem) = usual {
+            let export = Export {
+                subsystem: subsystem.names.nqn.to_string(),
+                serial: subsystem.names.serial.clone(),
+                nsid: 1,
+                allow_any_host: subsystem.access() == Access::Any,
+                hosts: Vec::new(),
+            };
+            pool.pool.set_export(id, Some(&export)).await?;
+        }
+        pool.pool.rename(id, name).await
+    }
+
+    /// The open pool of this name.
+    pub fn find(&self, name: &str) -> Option<Rc<OpenPool>> {
+        let pools = self.pools.borrow();
+        pools.iter().find(|pool| pool.pool.name() == name).cloned()
+    }
+
+    /// The open pool of this identity.
+    pub fn by_uuid(&self, uuid: &[u8; 16]) -> Option<Rc<OpenPool>> {
+        let pools = self.pools.borrow();
+        pools.iter().find(|pool| pool.pool.uuid() == *uuid).cloned()
+    }
+
+    /// Looks at sizes and use: of what is exported, and of each pool.
+    fn look(&self) {
+        let mut spare: BTreeMap<SubsystemId, (Arc<Subsystem<Medium>>, Spare)> = BTreeMap::new();
+        for pool in self.pools.borrow().iter() {
+            let status = pool.pool.status();
+            let low = status.level >= SpaceLevel::Warning;
+            if status.level != pool.level.replace(status.level) {
+                let (name, used_percent) = (pool.pool.name(), status.used_percent);
+                match status.level {
+                    SpaceLevel::Normal => info!(pool = name, used_percent, "enough space again"),
+                    SpaceLevel::Full => warn!(pool = name, "full: writes that need space fail"),
+                    level => warn!(pool = name, used_percent, ?level, "little space is left"),
+                }
+            }
+            let threshold_percent = 100 - pool.pool.thresholds().warning_percent;
+            let this = Spare {
+                percent: 100 - status.used_percent.min(100),
+                threshold_percent,
+                low,
+            };
+            for (id, attached) in pool.attached.borrow().iter() {
+                if let Ok(record) = pool.pool.volume(*id) {
+                    refresh(&attached.medium.live, *id, &record, pool);
+                }
+                let subsystem = &attached.subsystem;
+                let entry = spare.entry(subsystem.id);
+                let (_, least) = entry.or_insert_with(|| (subsystem.clone(), this));
+                if (this.low, least.percent) > (least.low, this.percent) {
+                    *least = this;
+                }
+            }
+        }
+        for (subsystem, spare) in spare.into_values() {
+            if subsystem.set_spare(spare) {
+                for controller in subsystem.controllers() {
+                    report(&self.core, &controller, Event::SpareBelowThreshold);
+                }
+            }
+        }
+    }
+}
+
+/// Brings what hosts are told of a volume up to date.
+pub fn refresh(live: &Live, id: VolumeId, record: &VolumeRecord, pool: &OpenPool) {
+    let Ok(space) = pool.pool.namespace_space(id) else {
+        return;
+    };
+    live.blocks.store(space.size, Ordering::Relaxed);
+    live.capacity.store(space.capacity, Ordering::Relaxed);
+    live.used.store(space.used, Ordering::Relaxed);
+    live.thin.store(space.thin, Ordering::Relaxed);
+    let read_only = record.read_only || record.kind == Kind::Snapshot;
+    live.read_only.store(read_only, Ordering::Relaxed);
+}

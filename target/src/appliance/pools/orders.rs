@@ -1,0 +1,291 @@
+//! What the control socket asks of pools, parsed; see `docs/adr/0010`.
+
+use corebay_core::units::Time;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Opening;
+use crate::appliance::control::RpcError;
+
+/// An order, and until when it may begin.
+pub struct Order {
+    /// What is to be done.
+    pub what: What,
+    /// The disk or array that it names, where it has to be opened.
+    pub opening: Option<Opening>,
+    /// What has not begun by then does not begin.
+    pub deadline: Time,
+}
+
+/// Something of this name.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfPool {
+    /// The pool.
+    pub pool: String,
+}
+
+/// All, or those of one pool.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listed {
+    /// The pool.
+    pub pool: Option<String>,
+}
+
+/// `pool.create`, `pool.import`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolOn {
+    /// The pool's name; for an import its UUID will do too.
+    pub pool: String,
+    /// The disk or array that it lies on.
+    pub disk: String,
+    /// How full it may be, in percent, before that is told.
+    pub warn_at: Option<u8>,
+    /// And before it is urgent.
+    pub critical_at: Option<u8>,
+    /// It is taken from a machine that has not released it.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// `pool.destroy`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolDestroy {
+    /// The pool.
+    pub pool: String,
+    /// Also where it has volumes.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// `pool.rename`, `volume.rename`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Renamed {
+    /// What has the name.
+    #[serde(alias = "pool", alias = "volume")]
+    pub from: String,
+    /// Its name from then on.
+    pub name: String,
+}
+
+/// How a volume is to be exported.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wish {
+    /// The subsystem's NQN.
+    pub subsystem: Option<String>,
+    /// The namespace.
+    pub nsid: Option<u32>,
+    /// Every host may connect.
+    #[serde(default)]
+    pub allow_any_host: bool,
+    /// Hosts that may.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+}
+
+/// `volume.create`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeCreate {
+    /// The new volume.
+    pub volume: String,
+    /// Its size.
+    pub bytes: u64,
+    /// All its space is reserved.
+    #[serde(default)]
+    pub thick: bool,
+    /// It is exported, so.
+    pub export: Option<Wish>,
+}
+
+/// A volume or a snapshot.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfVolume {
+    /// It.
+    pub volume: String,
+}
+
+/// `volume.resize`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeResize {
+    /// The volume.
+    pub volume: String,
+    /// Its size from then on.
+    pub bytes: u64,
+    /// It may become smaller.
+    #[serde(default)]
+    pub shrink: bool,
+    /// What is cut off may be in use.
+    #[serde(default)]
+    pub discard: bool,
+}
+
+/// `volume.delete`, `volume.rollback`, `export.remove`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeDelete {
+    /// The volume.
+    pub volume: String,
+    /// Also where hosts may be using it.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// `volume.clone`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeClone {
+    /// A volume or a snapshot.
+    pub source: String,
+    /// The new volume.
+    pub volume: String,
+    /// It is exported, so.
+    pub export: Option<Wish>,
+}
+
+/// `volume.rollback`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRollback {
+    /// The volume.
+    pub volume: String,
+    /// The snapshot.
+    pub snapshot: String,
+    /// Also where hosts may be using it.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// `volume.set`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeSet {
+    /// The volume.
+    pub volume: String,
+    /// Nobody may write it.
+    pub read_only: Option<bool>,
+    /// All its space is reserved.
+    pub thick: Option<bool>,
+}
+
+/// `snapshot.create`: all at one point in time.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotCreate {
+    /// Each `volume@name`.
+    pub snapshots: Vec<String>,
+}
+
+/// `snapshot.delete`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotDelete {
+    /// It.
+    pub snapshot: String,
+}
+
+/// `export.add`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportAdd {
+    /// The volume.
+    pub volume: String,
+    /// How.
+    #[serde(default)]
+    pub export: Wish,
+}
+
+/// `export.remove`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportRemove {
+    /// The volume.
+    pub volume: String,
+    /// Only these hosts lose it; it goes with the last.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+}
+
+macro_rules! orders {
+    ($($method:literal => $name:ident($params:ty),)*) => {
+        /// What may be ordered, by method.
+        pub enum What {
+            $(#[doc = $method] $name($params),)*
+        }
+
+        /// The order that a method is, if it is one of pools.
+        ///
+        /// # Errors
+        /// Where the parameters are wrong.
+        pub fn parse(method: &str, params: &Value) -> Option<Result<What, RpcError>> {
+            let mut params = params.clone();
+            if let Some(params) = params.as_object_mut() {
+                // It is the socket's.
+                params.remove("timeout");
+            }
+            let wrong = |error: serde_json::Error| RpcError::params(error.to_string());
+            Some(match method {
+                $($method => serde_json::from_value(params).map(What::$name).map_err(wrong),)*
+                _ => return None,
+            })
+        }
+    };
+}
+
+orders! {
+    "pool.list" => PoolList(Listed),
+    "pool.status" => PoolStatus(OfPool),
+    "pool.create" => PoolCreate(PoolOn),
+    "pool.import" => PoolImport(PoolOn),
+    "pool.rename" => PoolRename(Renamed),
+    "pool.export" => PoolExport(OfPool),
+    "pool.destroy" => PoolDestroy(PoolDestroy),
+    "pool.check" => PoolCheck(OfPool),
+    "volume.list" => VolumeList(Listed),
+    "volume.show" => VolumeShow(OfVolume),
+    "volume.create" => VolumeCreate(VolumeCreate),
+    "volume.resize" => VolumeResize(VolumeResize),
+    "volume.rename" => VolumeRename(Renamed),
+    "volume.delete" => VolumeDelete(VolumeDelete),
+    "volume.clone" => VolumeClone(VolumeClone),
+    "volume.rollback" => VolumeRollback(VolumeRollback),
+    "volume.set" => VolumeSet(VolumeSet),
+    "snapshot.create" => SnapshotCreate(SnapshotCreate),
+    "snapshot.list" => SnapshotList(Listed),
+    "snapshot.delete" => SnapshotDelete(SnapshotDelete),
+    "export.add" => ExportAdd(ExportAdd),
+    "export.list" => ExportList(Listed),
+    "export.remove" => ExportRemove(ExportRemove),
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn methods_and_parameters_are_told_apart() {
+        let good = json!({ "volume": "a", "bytes": 4096, "timeout": 5 });
+        let Some(Ok(What::VolumeCreate(create))) = parse("volume.create", &good) else {
+            panic!("it is right")
+        };
+        assert_eq!((create.bytes, create.thick), (4096, false));
+        for bad in [
+            json!({ "volume": "a" }),
+            json!({ "volume": "a", "bytes": -1 }),
+            json!({ "volume": "a", "bytes": 1, "byte": 1 }),
+        ] {
+            let refused = parse("volume.create", &bad);
+            assert!(matches!(refused, Some(Err(error)) if error.code == -32602));
+        }
+        assert!(parse("volume.destroy", &good).is_none());
+    }
+}

@@ -1,0 +1,736 @@
+//! What is ordered of pools, volumes, snapshots and exports, done on the home core.
+//!
+//! What is asked for again is answered as it was: an order whose outcome is there already succeeds, one
+//! that says something else of what is there is a conflict.
+
+use std::rc::Rc;
+
+use corebay_conf::Nqn;
+use corebay_core::units::Time;
+use corebay_lvol::{
+    Export, Identity, VolumeId,
+    error::PoolError,
+    format::page::{Kind, VolumeRecord},
+};
+use corebay_target::{limits::NAMESPACES_MAX, subsystem::Access};
+use serde_json::{Value, json};
+use tracing::info;
+use uuid::Uuid;
+
+use super::{
+    BUSY_STEP,
+    describe::{describe_check, describe_pool, describe_volume},
+    exports::{derived_serial, own_nqn, subsystem_for},
+    home::{Home, OpenPool, refresh},
+    orders::{
+        ExportAdd, ExportRemove, Order, PoolDestroy, PoolOn, Renamed, SnapshotCreate, VolumeClone,
+        VolumeCreate, VolumeDelete, VolumeResize, VolumeRollback, VolumeSet, What, Wish,
+    },
+};
+use crate::appliance::{control::RpcError, environment::Medium};
+
+/// The longest name.
+const NAME_BYTES_MAX: usize = 200;
+
+type Outcome = Result<Value, RpcError>;
+
+/// A volume or a snapshot that is there.
+type Found = (Rc<OpenPool>, VolumeId, VolumeRecord);
+
+impl Home {
+    /// Does what is ordered.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub async fn perform(&self, order: Order) -> Outcome {
+        let Order {
+            what,
+            opening,
+            deadline,
+        } = order;
+        match what {
+            What::PoolList(of) => return Ok(json!(self.describe_pools(of.pool.as_deref()))),
+            What::PoolStatus(of) => return Ok(describe_pool(&self.pool(&of.pool)?)),
+            What::VolumeList(of) => {
+                self.listed(of.pool.as_deref())?;
+                return Ok(json!(
+                    self.describe_volumes(of.pool.as_deref(), Kind::Volume)
+                ));
+            }
+            What::SnapshotList(of) => {
+                self.listed(of.pool.as_deref())?;
+                let snapshots = self.describe_volumes(of.pool.as_deref(), Kind::Snapshot);
+                return Ok(json!(snapshots));
+            }
+            What::ExportList(of) => {
+                self.listed(of.pool.as_deref())?;
+                return Ok(json!(self.describe_exports(of.pool.as_deref())));
+            }
+            What::VolumeShow(of) => {
+                let (pool, id, record) = self.volume(&of.volume)?;
+                return Ok(describe_volume(&pool, id, &record));
+            }
+            What::PoolCheck(of) => {
+                let pool = self.pool(&of.pool)?;
+                let checked = pool.pool.check().await;
+                return checked
+                    .map(|report| describe_check(&report))
+                    .map_err(refusal);
+            }
+            _ => {}
+        }
+        let _turn = self.turn.acquire(1).await;
+        if self.core.reactor.now() > deadline {
+            return Err(RpcError::refused(
+                "others took all the time that it had: nothing was changed",
+            ));
+        }
+        match what {
+            What::PoolCreate(on) => self.create_pool(&on, opening, true).await,
+            What::PoolImport(on) => self.create_pool(&on, opening, false).await,
+            What::PoolRename(renamed) => self.rename_pool(&renamed).await,
+            What::PoolExport(of) => self.release_pool(&of.pool, deadline).await,
+            What::PoolDestroy(of) => self.destroy_pool(&of, deadline).await,
+            What::VolumeCreate(create) => self.create_volume(&create).await,
+            What::VolumeResize(resize) => self.resize(&resize).await,
+            What::VolumeRename(renamed) => self.rename_volume(&renamed).await,
+            What::VolumeDelete(delete) => self.delete(&delete, Kind::Volume, deadline).await,
+            What::SnapshotDelete(of) => {
+                let delete = VolumeDelete {
+                    volume: of.snapshot,
+                    force: false,
+                };
+                self.delete(&delete, Kind::Snapshot, deadline).await
+            }
+            What::VolumeClone(clone) => self.clone_volume(&clone).await,
+            What::VolumeRollback(back) => self.roll_back(&back).await,
+            What::VolumeSet(set) => self.set(&set).await,
+            What::SnapshotCreate(create) => self.snapshot(&create).await,
+            What::ExportAdd(add) => self.add_export(&add).await,
+            What::ExportRemove(remove) => self.remove_export(&remove).await,
+            What::PoolList(_)
+            | What::PoolStatus(_)
+            | What::PoolCheck(_)
+            | What::VolumeList(_)
+            | What::VolumeShow(_)
+            | What::SnapshotList(_)
+            | What::ExportList(_) => unreachable!("answered above"),
+        }
+    }
+
+    fn listed(&self, pool: Option<&str>) -> Result<(), RpcError> {
+        pool.map_or(Ok(()), |pool| self.pool(pool).map(drop))
+    }
+
+    fn pool(&self, name: &str) -> Result<Rc<OpenPool>, RpcError> {
+        self.find(name).ok_or_else(|| {
+            let known = self.book.pools();
+            let known = known.iter().find(|known| known.name == name);
+            match known.and_then(|known| known.problem.as_ref()) {
+                Some(problem) => {
+                    RpcError::refused(format!("the pool \"{name}\" is not available: {problem}"))
+                }
+                None => RpcError::missing(format!("there is no pool \"{name}\"")),
+            }
+        })
+    }
+
+    /// The pool and the name within it of `pool/name`; where there is one pool, of `name`.
+    fn place<'n>(&self, name: &'n str) -> Result<(Rc<OpenPool>, &'n str), RpcError> {
+        if let Some((pool, name)) = name.split_once('/') {
+            return Ok((self.pool(pool)?, name));
+        }
+        match self.pools.borrow().as_slice() {
+            [one] => Ok((one.clone(), name)),
+            [] => Err(RpcError::missing(
+                "there is no pool: `corebay pool create` makes one",
+            )),
+            _ => Err(RpcError::params(format!(
+                "there are several pools: say which, as in POOL/{name}"
+            ))),
+        }
+    }
+
+    fn volume(&self, name: &str) -> Result<Found, RpcError> {
+        let (pool, name) = self.place(name)?;
+        let found = pool.pool.find(name);
+        let found = found.and_then(|id| Some((id, pool.pool.volume(id).ok()?)));
+        let (id, record) = found.ok_or_else(|| {
+            let what = if name.contains('@') {
+                "snapshot"
+            } else {
+                "volume"
+            };
+            let pool = pool.pool.name();
+            RpcError::missing(format!(
+                "there is no {what} \"{name}\" in the pool \"{pool}\""
+            ))
+        })?;
+        Ok((pool, id, record))
+    }
+
+    async fn create_pool(
+        &self,
+        on: &PoolOn,
+        opening: Option<super::Opening>,
+        create: bool,
+    ) -> Outcome {
+        if let Some(pool) = self.find(&on.pool) {
+            return match pool.on == on.disk {
+                true => Ok(describe_pool(&pool)),
+                false => Err(RpcError::conflict(format!(
+                    "the pool \"{}\" lies on \"{}\"",
+                    on.pool, pool.on
+                ))),
+            };
+        }
+        let mut opening =
+            opening.ok_or_else(|| RpcError::conflict("the disk is used otherwise"))?;
+        check_name(&on.pool)?;
+        opening.create = create;
+        let pool = self.open(&opening).await.map_err(RpcError::refused)?;
+        let (name, uuid) = (pool.pool.name(), Uuid::from_bytes(pool.pool.uuid()));
+        if name != on.pool && uuid.to_string() != on.pool {
+            pool.pool.close().await.map_err(refusal)?;
+            self.forget(&pool).await;
+            return Err(RpcError::conflict(format!(
+                "the pool on \"{}\" is \"{name}\" with the UUID {uuid}",
+                on.disk
+            )));
+        }
+        self.keep_added().await?;
+        self.attach_all_kept().await;
+        Ok(describe_pool(&pool))
+    }
+
+    /// Exports what newly opened pools say, in subsystems that are made where there are none.
+    async fn attach_all_kept(&self) {
+        let mut ready = Vec::new();
+        for kept in self.kept_exports() {
+            match self.subsystem(&kept.export).await {
+                Ok(subsystem) => ready.push((kept, subsystem)),
+                Err(why) => tracing::warn!("an export of a pool: {}", why.message),
+            }
+        }
+        self.attach_kept(ready).await;
+        self.attach_named().await;
+    }
+
+    /// An export's subsystem, made with what is kept of it where there is none.
+    async fn subsystem(
+        &self,
+        export: &Export,
+    ) -> Result<std::sync::Arc<corebay_target::subsystem::Subsystem<Medium>>, RpcError> {
+        let made = subsystem_for(&self.core.registry, export).map_err(RpcError::params)?;
+        let (subsystem, new) = made;
+        if new {
+            self.made.borrow_mut().insert(subsystem.id);
+            self.core.environment.keeper.restore(&subsystem).await;
+            self.admit(&subsystem);
+            self.tell_discovery();
+        }
+        Ok(subsystem)
+    }
+
+    /// The pools that were added are found again at the next start.
+    async fn keep_added(&self) -> Result<(), RpcError> {
+        let kept = self
+            .core
+            .environment
+            .keeper
+            .keep_pools(self.book.added())
+            .await;
+        kept.map_err(|_| RpcError::refused("the state file could not be written: see the log"))
+    }
+
+    /// Takes all volumes of a pool from hosts.
+    async fn detach_all(&self, pool: &Rc<OpenPool>) {
+        let ids: Vec<VolumeId> = pool.attached.borrow().keys().copied().collect();
+        for id in ids {
+            self.detach(pool, id).await;
+        }
+    }
+
+    /// Waits until the last commands of hosts have ended, as long as that may take.
+    async fn once_free<T, F>(&self, deadline: Time, attempt: impl Fn() -> F) -> Result<T, RpcError>
+    where
+        F: Future<Output = Result<T, PoolError>>,
+    {
+        loop {
+            match attempt().await {
+                Err(PoolError::Busy) if self.core.reactor.now() < deadline => {
+                    self.core.reactor.sleep(BUSY_STEP).await;
+                }
+                ended => return ended.map_err(refusal),
+            }
+        }
+    }
+
+    async fn release_pool(&self, name: &str, deadline: Time) -> Outcome {
+        let Ok(pool) = self.pool(name) else {
+            // It was released before, or never there.
+            return Ok(json!({ "pool": name, "state": "released" }));
+        };
+        self.detach_all(&pool).await;
+        self.once_free(deadline, || pool.pool.release()).await?;
+        self.forget(&pool).await;
+        self.keep_added().await?;
+        info!(pool = name, "released");
+        Ok(json!({ "pool": name, "state": "released" }))
+    }
+
+    async fn destroy_pool(&self, of: &PoolDestroy, deadline: Time) -> Outcome {
+        let pool = self.pool(&of.pool)?;
+        let volumes = pool.pool.volumes();
+        let alive = volumes
+            .iter()
+            .filter(|(_, record)| record.kind != Kind::Dying);
+        if !of.force && alive.count() > 0 {
+            return Err(RpcError::refused(
+                "the pool has volumes: delete them, or destroy them with it (--force)",
+            ));
+        }
+        self.detach_all(&pool).await;
+        self.once_free(deadline, || pool.pool.destroy(&of.pool))
+            .await?;
+        self.forget(&pool).await;
+        self.keep_added().await?;
+        info!(pool = of.pool, "destroyed");
+        Ok(json!({ "pool": of.pool, "state": "destroyed" }))
+    }
+
+    async fn rename_pool(&self, renamed: &Renamed) -> Outcome {
+        check_name(&renamed.name)?;
+        let before = self.pool(&renamed.from);
+        if before.is_err()
+            && let Ok(pool) = self.pool(&renamed.name)
+        {
+            // It was renamed before.
+            return Ok(describe_pool(&pool));
+        }
+        let pool = before?;
+        if self
+            .find(&renamed.name)
+            .is_some_and(|other| !Rc::ptr_eq(&other, &pool))
+        {
+            return Err(RpcError::conflict("another pool has that name"));
+        }
+        pool.pool
+            .rename_pool(&renamed.name)
+            .await
+            .map_err(refusal)?;
+        for known in self
+            .book
+            .pools()
+            .iter_mut()
+            .filter(|known| known.on == pool.on)
+        {
+            known.name.clone_from(&renamed.name);
+        }
+        self.keep_added().await?;
+        Ok(describe_pool(&pool))
+    }
+
+    async fn create_volume(&self, create: &VolumeCreate) -> Outcome {
+        let (pool, name) = self.place(&create.volume)?;
+        check_name(name)?;
+        let blocks = blocks_of(&pool, create.bytes);
+        let id = match pool.pool.find(name) {
+            Some(id) => {
+                let record = pool.pool.volume(id).map_err(refusal)?;
+                let same = record.kind == Kind::Volume
+                    && (record.blocks, record.thick) == (blocks, create.thick);
+                if !same {
+                    return Err(already(&pool, &record));
+                }
+                id
+            }
+            None => {
+                let identity = identity(name);
+                let made = pool.pool.create_volume(&identity, blocks, create.thick);
+                made.await.map_err(refusal)?
+            }
+        };
+        self.attach_named().await;
+        self.export_and_describe(&pool, id, create.export.as_ref())
+            .await
+    }
+
+    async fn export_and_describe(
+        &self,
+        pool: &Rc<OpenPool>,
+        id: VolumeId,
+        wish: Option<&Wish>,
+    ) -> Outcome {
+        if let Some(wish) = wish {
+            self.export(pool, id, wish).await?;
+        }
+        let record = pool.pool.volume(id).map_err(refusal)?;
+        Ok(describe_volume(pool, id, &record))
+    }
+
+    async fn resize(&self, resize: &VolumeResize) -> Outcome {
+        let (pool, id, record) = self.volume(&resize.volume)?;
+        let blocks = blocks_of(&pool, resize.bytes);
+        if blocks < record.blocks && !resize.shrink {
+            return Err(RpcError::refused(
+                "the volume would become smaller, which hosts may not expect: say so (--shrink)",
+            ));
+        }
+        if blocks != record.blocks {
+            let resized = pool.pool.resize(id, blocks, resize.discard).await;
+            resized.map_err(|error| match error {
+                PoolError::InUse => RpcError::refused(
+                    "blocks in use would be cut off: deallocate them, or discard them (--discard)",
+                ),
+                other => refusal(other),
+            })?;
+        }
+        self.changed(&pool, id)
+    }
+
+    /// Tells hosts that a volume has changed.
+    fn changed(&self, pool: &Rc<OpenPool>, id: VolumeId) -> Outcome {
+        let record = pool.pool.volume(id).map_err(refusal)?;
+        if let Some(attached) = pool.attached.borrow().get(&id) {
+            refresh(&attached.medium.live, id, &record, pool);
+            self.tell(&attached.subsystem, attached.nsid);
+        }
+        Ok(describe_volume(pool, id, &record))
+    }
+
+    async fn rename_volume(&self, renamed: &Renamed) -> Outcome {
+        let (pool, from) = self.place(&renamed.from)?;
+        check_name(&renamed.name)?;
+        if pool.pool.find(from).is_none()
+            && let Some(id) = pool.pool.find(&renamed.name)
+        {
+            // It was renamed before.
+            return self.export_and_describe(&pool, id, None).await;
+        }
+        let (pool, id, record) = self.volume(&renamed.from)?;
+        if record.kind == Kind::Snapshot {
+            return Err(RpcError::refused("snapshots keep their names"));
+        }
+        pool.pool.rename(id, &renamed.name).await.map_err(refusal)?;
+        self.export_and_describe(&pool, id, None).await
+    }
+
+    async fn delete(&self, delete: &VolumeDelete, kind: Kind, deadline: Time) -> Outcome {
+        let (pool, name) = self.place(&delete.volume)?;
+        let gone = json!({ "pool": pool.pool.name(), "name": name, "state": "deleted" });
+        let Some(id) = pool.pool.find(name) else {
+            return Ok(gone);
+        };
+        let record = pool.pool.volume(id).map_err(refusal)?;
+        if record.kind != kind {
+            return Err(RpcError::params(match kind {
+                Kind::Snapshot => "this is a volume: `corebay volume delete`",
+                _ => "this is a snapshot: `corebay snapshot delete`",
+            }));
+        }
+        let exported = record.export.clone().is_some() || pool.attached.borrow().contains_key(&id);
+        if exported && !delete.force {
+            return Err(RpcError::refused(
+                "it is exported: `corebay export remove` takes it from hosts, --force does both",
+            ));
+        }
+        self.detach(&pool, id).await;
+        self.once_free(deadline, || pool.pool.delete(id)).await?;
+        info!(pool = pool.pool.name(), volume = name, "deleted");
+        Ok(gone)
+    }
+
+    async fn clone_volume(&self, clone: &VolumeClone) -> Outcome {
+        let (pool, source, _) = self.volume(&clone.source)?;
+        let (other, name) = self.place(&clone.volume)?;
+        if !Rc::ptr_eq(&pool, &other) {
+            return Err(RpcError::params(
+                "a clone is in the pool of what it is made of",
+            ));
+        }
+        check_name(name)?;
+        let id = match pool.pool.find(name) {
+            Some(id) => {
+                let record = pool.pool.volume(id).map_err(refusal)?;
+                if record.kind != Kind::Volume || record.origin != source.0 {
+                    return Err(already(&pool, &record));
+                }
+                id
+            }
+            None => {
+                let made = pool.pool.clone_volume(source, &identity(name)).await;
+                made.map_err(refusal)?
+            }
+        };
+        self.export_and_describe(&pool, id, clone.export.as_ref())
+            .await
+    }
+
+    async fn roll_back(&self, back: &VolumeRollback) -> Outcome {
+        let (pool, id, record) = self.volume(&back.volume)?;
+        let (other, snapshot, taken) = self.volume(&back.snapshot)?;
+        if !Rc::ptr_eq(&pool, &other) || taken.origin != id.0 || taken.kind != Kind::Snapshot {
+            return Err(RpcError::params(format!(
+                "\"{}\" is no snapshot of \"{}\"",
+                taken.name, record.name
+            )));
+        }
+        if pool.attached.borrow().contains_key(&id) && !back.force {
+            return Err(RpcError::refused(
+                "hosts may be using the volume, and would find other content: take it from them \
+                 (`corebay export remove`), or say --force",
+            ));
+        }
+        pool.pool.roll_back(id, snapshot).await.map_err(refusal)?;
+        self.changed(&pool, id)
+    }
+
+    async fn set(&self, set: &VolumeSet) -> Outcome {
+        let (pool, id, record) = self.volume(&set.volume)?;
+        let read_only = set.read_only.unwrap_or(record.read_only);
+        let thick = set.thick.unwrap_or(record.thick);
+        if (read_only, thick) != (record.read_only, record.thick) {
+            let done = pool.pool.set_flags(id, read_only, thick).await;
+            done.map_err(refusal)?;
+        }
+        self.changed(&pool, id)
+    }
+
+    async fn snapshot(&self, create: &SnapshotCreate) -> Outcome {
+        let mut of: Vec<(VolumeId, Identity)> = Vec::new();
+        let mut there = Vec::new();
+        let mut place: Option<Rc<OpenPool>> = None;
+        for name in &create.snapshots {
+            let (volume, snapshot) = name.split_once('@').ok_or_else(|| {
+                RpcError::params(format!("\"{name}\" is no snapshot: write VOLUME@SNAPSHOT"))
+            })?;
+            check_name(snapshot)?;
+            let (pool, id, record) = self.volume(volume)?;
+            if place
+                .as_ref()
+                .is_some_and(|place| !Rc::ptr_eq(place, &pool))
+            {
+                return Err(RpcError::params("a group's volumes are in one pool"));
+            }
+            let full = format!("{}@{snapshot}", record.name);
+            match pool.pool.find(&full).map(|id| (id, pool.pool.volume(id))) {
+                Some((known, Ok(known_record))) if known_record.origin == id.0 => there.push(known),
+                Some((_, Ok(known))) => return Err(already(&pool, &known)),
+                _ => of.push((id, identity(&full))),
+            }
+            place = Some(pool);
+        }
+        let pool = place.ok_or_else(|| RpcError::params("no snapshot is named"))?;
+        if !there.is_empty() && !of.is_empty() {
+            return Err(RpcError::conflict(
+                "some of the group's snapshots are there already, and others are not: they would \
+                 not be of one point in time",
+            ));
+        }
+        let ids = match of.is_empty() {
+            true => there,
+            false => pool.pool.snapshot(&of).await.map_err(refusal)?,
+        };
+        let made = ids.into_iter().filter_map(|id| {
+            let record = pool.pool.volume(id).ok()?;
+            Some(describe_volume(&pool, id, &record))
+        });
+        Ok(json!(made.collect::<Vec<_>>()))
+    }
+
+    async fn add_export(&self, add: &ExportAdd) -> Outcome {
+        let (pool, id, _) = self.volume(&add.volume)?;
+        self.export_and_describe(&pool, id, Some(&add.export)).await
+    }
+
+    /// Exports a volume as wished, or admits more hosts where it is exported.
+    async fn export(&self, pool: &Rc<OpenPool>, id: VolumeId, wish: &Wish) -> Result<(), RpcError> {
+        let record = pool.pool.volume(id).map_err(refusal)?;
+        let known = record.export.clone();
+        let before = known.clone();
+        let mut export = match known {
+            Some(export) => {
+                let other = wish
+                    .subsystem
+                    .as_ref()
+                    .is_some_and(|s| *s != export.subsystem)
+                    || wish.nsid.is_some_and(|nsid| nsid != export.nsid);
+                if other {
+                    return Err(RpcError::conflict(format!(
+                        "the volume is exported as namespace {} of {}",
+                        export.nsid, export.subsystem
+                    )));
+                }
+                export
+            }
+            None if pool.attached.borrow().contains_key(&id) => {
+                return Err(RpcError::conflict("the configuration exports the volume"));
+            }
+            None => self.new_export(&record, wish)?,
+        };
+        export.allow_any_host |= wish.allow_any_host;
+        for host in &wish.hosts {
+            let _: Nqn = host
+                .parse()
+                .map_err(|error| RpcError::params(format!("the host \"{host}\": {error}")))?;
+            if !export.hosts.contains(host) {
+                export.hosts.push(host.clone());
+            }
+        }
+        self.check_hosts(&export, wish)?;
+        if before.as_ref() != Some(&export) {
+            let kept = pool.pool.set_export(id, Some(&export)).await;
+            kept.map_err(refusal)?;
+        }
+        let subsystem = self.subsystem(&export).await?;
+        if !pool.attached.borrow().contains_key(&id) {
+            let attached = self.attach(pool, id, &subsystem, export.nsid, None).await;
+            if let Err(why) = attached {
+                // As if it had not been asked for.
+                let undone = pool.pool.set_export(id, before.as_ref()).await;
+                undone.map_err(refusal)?;
+                return Err(RpcError::conflict(why));
+            }
+        }
+        self.admit(&subsystem);
+        Ok(())
+    }
+
+    fn new_export(&self, record: &VolumeRecord, wish: &Wish) -> Result<Export, RpcError> {
+        let usual = self.usual.borrow().clone();
+        let usual = usual.filter(|_| wish.hosts.is_empty() && !wish.allow_any_host);
+        let nqn = match (&wish.subsystem, usual) {
+            (Some(nqn), _) => nqn.clone(),
+            (None, Some(usual)) => usual.names.nqn.to_string(),
+            (None, None) => own_nqn(record),
+        };
+        let nqn: Nqn = nqn
+            .parse()
+            .map_err(|error| RpcError::params(format!("the subsystem \"{nqn}\": {error}")))?;
+        let subsystem = self.core.registry.find(&nqn);
+        let nsid = wish
+            .nsid
+            .or_else(|| self.free_nsid(subsystem.as_ref(), &nqn));
+        let nsid = nsid
+            .filter(|nsid| (1..=NAMESPACES_MAX).contains(nsid))
+            .ok_or_else(|| RpcError::params(format!("an NSID is 1 to {NAMESPACES_MAX}")))?;
+        let mut export = Export {
+            serial: match &subsystem {
+                Some(subsystem) => subsystem.names.serial.clone(),
+                None => derived_serial(&nqn),
+            },
+            allow_any_host: false,
+            hosts: Vec::new(),
+            subsystem: nqn.to_string(),
+            nsid,
+        };
+        // Whom the configuration admits comes along where the pool goes, as far as there is room.
+        let configured = subsystem.filter(|known| !self.made.borrow().contains(&known.id));
+        match configured.map(|known| known.access()) {
+            Some(Access::Any) => export.allow_any_host = true,
+            Some(Access::Hosts(hosts)) => {
+                export.hosts = hosts.iter().map(ToString::to_string).collect();
+                if export.encode().is_none() {
+                    export.hosts.clear();
+                }
+            }
+            None => {}
+        }
+        Ok(export)
+    }
+
+    /// Who may connect is said once: by the configuration, or by exports.
+    fn check_hosts(&self, export: &Export, wish: &Wish) -> Result<(), RpcError> {
+        let known = export.subsystem.parse().ok();
+        let known = known.and_then(|nqn: Nqn| self.core.registry.find(&nqn));
+        let configured = known.filter(|known| !self.made.borrow().contains(&known.id));
+        let says = !wish.hosts.is_empty() || wish.allow_any_host;
+        match configured {
+            Some(_) if says => Err(RpcError::params(
+                "the configuration says who may connect to that subsystem",
+            )),
+            None if !export.allow_any_host && export.hosts.is_empty() => Err(RpcError::params(
+                "nobody could connect: name hosts (--host NQN), or say --allow-any-host",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    async fn remove_export(&self, remove: &ExportRemove) -> Outcome {
+        let (pool, id, record) = self.volume(&remove.volume)?;
+        let Some(mut export) = record.export.clone() else {
+            return match pool.attached.borrow().contains_key(&id) {
+                true => Err(RpcError::refused("the configuration exports the volume")),
+                false => Ok(describe_volume(&pool, id, &record)),
+            };
+        };
+        export.hosts.retain(|host| !remove.hosts.contains(host));
+        let some_left = export.allow_any_host || !export.hosts.is_empty();
+        if !remove.hosts.is_empty() && some_left {
+            let kept = pool.pool.set_export(id, Some(&export)).await;
+            kept.map_err(refusal)?;
+            let attached = pool.attached.borrow();
+            let subsystem = attached.get(&id).map(|attached| attached.subsystem.clone());
+            drop(attached);
+            if let Some(subsystem) = subsystem {
+                self.admit(&subsystem);
+            }
+        } else {
+            self.detach(&pool, id).await;
+            let kept = pool.pool.set_export(id, None).await;
+            kept.map_err(refusal)?;
+        }
+        self.export_and_describe(&pool, id, None).await
+    }
+}
+
+fn identity(name: &str) -> Identity {
+    Identity {
+        name: name.to_owned(),
+        uuid: *Uuid::new_v4().as_bytes(),
+    }
+}
+
+fn blocks_of(pool: &OpenPool, bytes: u64) -> u64 {
+    bytes.div_ceil(pool.info.block_size.bytes() as u64)
+}
+
+/// Names are words that a shell takes as they are; `/` and `@` have their meaning.
+fn check_name(name: &str) -> Result<(), RpcError> {
+    let good = |c: char| c.is_ascii_alphanumeric() || "._-:+".contains(c);
+    let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    match begins && name.chars().all(good) && name.len() <= NAME_BYTES_MAX {
+        true => Ok(()),
+        false => Err(RpcError::params(format!(
+            "\"{}\" is no name: letters, digits and . _ - : + are, at most {NAME_BYTES_MAX}",
+            name.escape_debug()
+        ))),
+    }
+}
+
+/// What is there is something else.
+fn already(pool: &OpenPool, record: &VolumeRecord) -> RpcError {
+    let bytes = pool.info.block_size.bytes_of(record.blocks);
+    let kind = match (record.kind, record.thick) {
+        (Kind::Snapshot, _) => "a snapshot",
+        (_, true) => "a thick volume",
+        (_, false) => "a thin volume",
+    };
+    RpcError::conflict(format!(
+        "\"{}\" is there already: {kind} of {bytes} bytes",
+        record.name
+    ))
+}
+
+/// The one place where a pool's error becomes an answer.
+fn refusal(error: PoolError) -> RpcError {
+    let message = error.to_string();
+    match error {
+        PoolError::NoSpace => RpcError::full(message),
+        PoolError::NotFound => RpcError::missing(message),
+        PoolError::Exists => RpcError::conflict(message),
+        PoolError::BadName | PoolError::BadSize | PoolError::WrongKind => RpcError::params(message),
+        _ => RpcError::refused(message),
+    }
+}

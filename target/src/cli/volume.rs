@@ -1,0 +1,301 @@
+//! `corebay volume`: makes, shows, changes and deletes the volumes of a running appliance's pools.
+
+use std::process::ExitCode;
+
+use corebay_conf::Size;
+use serde_json::{Value, json};
+
+use super::{
+    Failure, Format,
+    client::{Asking, Client, word},
+    export::{self, Wish},
+    table::Table,
+};
+
+/// What `corebay volume` is asked.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A volume is called POOL/VOLUME, or VOLUME where the appliance has one pool; a snapshot is called
+POOL/VOLUME@SNAPSHOT. What is there already as it was asked for counts as done, so a command may be
+given again.
+
+Examples:
+  corebay volume create vm-1 --size 100GiB --export
+  corebay volume resize vm-1 200GiB           hosts see it while they use it
+  corebay volume clone vm-1@monday vm-1-test --export
+  corebay volume set vm-1 --read-only true
+  corebay volume delete vm-1-test --force     takes it from hosts, and deletes it")]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+    #[command(flatten)]
+    asking: Asking,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// Make a volume
+    Create {
+        /// Its name
+        volume: String,
+        /// Its size
+        #[arg(long, value_name = "SIZE")]
+        size: Size,
+        /// Reserve all its space; without it, space is taken as it is written
+        #[arg(long)]
+        thick: bool,
+        #[command(flatten)]
+        export: Exported,
+    },
+    /// List the volumes
+    List {
+        /// Only this pool's
+        pool: Option<String>,
+    },
+    /// Say how a volume is
+    Show {
+        /// The volume, or a snapshot
+        volume: String,
+    },
+    /// Give a volume another size
+    Resize {
+        /// The volume
+        volume: String,
+        /// Its size from then on
+        size: Size,
+        /// It may become smaller
+        #[arg(long)]
+        shrink: bool,
+        /// What is cut off may be in use, and is lost
+        #[arg(long, requires = "shrink")]
+        discard: bool,
+    },
+    /// Give a volume another name
+    Rename {
+        /// The volume
+        volume: String,
+        /// Its name from then on
+        name: String,
+    },
+    /// Delete a volume; its space comes back in the background
+    Delete {
+        /// The volume
+        volume: String,
+        /// Take it from hosts first
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make a volume that begins with the content of a snapshot, or of a volume as it is now
+    Clone {
+        /// The snapshot or volume
+        source: String,
+        /// The new volume
+        volume: String,
+        #[command(flatten)]
+        export: Exported,
+    },
+    /// Give a volume the content of a snapshot of it
+    Rollback {
+        /// The volume
+        volume: String,
+        /// The snapshot
+        snapshot: String,
+        /// Also where hosts may be using it
+        #[arg(long)]
+        force: bool,
+    },
+    /// Change what is said of a volume
+    Set {
+        /// The volume
+        volume: String,
+        /// Whether nobody may write it
+        #[arg(long, value_name = "BOOL")]
+        read_only: Option<bool>,
+        /// Whether all its space is reserved
+        #[arg(long, value_name = "BOOL")]
+        thick: Option<bool>,
+    },
+}
+
+/// How a new volume is exported, if it is.
+#[derive(Debug, clap::Args)]
+struct Exported {
+    /// Export it: in the appliance's only subsystem, or in one of its own
+    #[arg(long)]
+    export: bool,
+    #[command(flatten)]
+    wish: Wish,
+}
+
+impl Exported {
+    fn params(&self) -> Value {
+        match self.export || self.wish.says_something() {
+            true => self.wish.params(),
+            false => Value::Null,
+        }
+    }
+}
+
+/// Does what is asked.
+pub fn run(args: &Args) -> ExitCode {
+    match act(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report("volume"),
+    }
+}
+
+fn act(args: &Args) -> Result<(), Failure> {
+    let (method, params) = request(&args.action);
+    let mut client = Client::connect(&args.asking)?;
+    let result = client.call(&format!("volume.{method}"), &params)?;
+    match (args.asking.output, &args.action) {
+        (Format::Json, _) => println!("{result:#}"),
+        (_, Action::List { .. }) => print!("{}", list(&result)),
+        (_, Action::Delete { .. }) => println!("deleted {}", full_name(&result)),
+        _ => print!("{}", show(&result)),
+    }
+    Ok(())
+}
+
+fn request(action: &Action) -> (&'static str, Value) {
+    match action {
+        Action::Create {
+            volume,
+            size,
+            thick,
+            export,
+        } => (
+            "create",
+            json!({
+                "volume": volume, "bytes": size.bytes(), "thick": thick, "export": export.params(),
+            }),
+        ),
+        Action::List { pool } => ("list", json!({ "pool": pool })),
+        Action::Show { volume } => ("show", json!({ "volume": volume })),
+        Action::Resize {
+            volume,
+            size,
+            shrink,
+            discard,
+        } => (
+            "resize",
+            json!({
+                "volume": volume, "bytes": size.bytes(), "shrink": shrink, "discard": discard,
+            }),
+        ),
+        Action::Rename { volume, name } => ("rename", json!({ "from": volume, "name": name })),
+        Action::Delete { volume, force } => ("delete", json!({ "volume": volume, "force": force })),
+        Action::Clone {
+            source,
+            volume,
+            export,
+        } => (
+            "clone",
+            json!({ "source": source, "volume": volume, "export": export.params() }),
+        ),
+        Action::Rollback {
+            volume,
+            snapshot,
+            force,
+        } => (
+            "rollback",
+            json!({ "volume": volume, "snapshot": snapshot, "force": force }),
+        ),
+        Action::Set {
+            volume,
+            read_only,
+            thick,
+        } => (
+            "set",
+            json!({ "volume": volume, "read_only": read_only, "thick": thick }),
+        ),
+    }
+}
+
+/// `POOL/NAME`.
+pub fn full_name(volume: &Value) -> String {
+    format!("{}/{}", word(&volume["pool"]), word(&volume["name"]))
+}
+
+/// A size for people.
+pub fn size(bytes: &Value) -> String {
+    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let Some(bytes) = bytes.as_u64() else {
+        return "-".to_owned();
+    };
+    let unit = (bytes.max(1).ilog2() / 10).min(5);
+    let scaled = bytes as f64 / f64::from(1 << 10).powi(unit as i32);
+    match bytes.is_multiple_of(1 << (10 * unit)) {
+        true => format!("{scaled:.0}{}", UNITS[unit as usize]),
+        false => format!("{scaled:.2}{}", UNITS[unit as usize]),
+    }
+}
+
+/// A table of volumes or snapshots.
+pub fn list(volumes: &Value) -> String {
+    let mut table = Table::new(&["VOLUME", ">SIZE", ">USED", "KIND", "OF", "EXPORTED"]);
+    for volume in volumes.as_array().into_iter().flatten() {
+        let kind = match (&volume["thick"], &volume["read_only"], &volume["kind"]) {
+            (_, _, kind) if kind != "volume" => word(kind),
+            (Value::Bool(true), Value::Bool(true), _) => "thick, read only".to_owned(),
+            (Value::Bool(true), ..) => "thick".to_owned(),
+            (_, Value::Bool(true), _) => "thin, read only".to_owned(),
+            _ => "thin".to_owned(),
+        };
+        table.row(vec![
+            full_name(volume),
+            size(&volume["bytes"]),
+            size(&volume["used_bytes"]),
+            kind,
+            word(&volume["origin"]),
+            export::in_short(&volume["export"]),
+        ]);
+    }
+    table.to_string()
+}
+
+fn show(volume: &Value) -> String {
+    let mut text = format!(
+        "{}: {} of {}, {} used\n  uuid {}\n",
+        full_name(volume),
+        word(&volume["kind"]),
+        size(&volume["bytes"]),
+        size(&volume["used_bytes"]),
+        word(&volume["uuid"]),
+    );
+    let yes = |key: &str| volume[key] == true;
+    text += &format!(
+        "  {}, {}, blocks of {} bytes\n",
+        if yes("thick") { "thick" } else { "thin" },
+        if yes("read_only") {
+            "read only"
+        } else {
+            "writable"
+        },
+        word(&volume["block_size"]),
+    );
+    if !volume["origin"].is_null() {
+        text += &format!("  made of {}\n", word(&volume["origin"]));
+    }
+    if !volume["export"].is_null() {
+        text += &format!("  exported as {}\n", export::in_short(&volume["export"]));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_for_people() {
+        for (bytes, text) in [
+            (0, "0B"),
+            (4096, "4KiB"),
+            (1 << 40, "1TiB"),
+            (3 << 29, "1.50GiB"),
+        ] {
+            assert_eq!(size(&json!(bytes)), text);
+        }
+    }
+}
