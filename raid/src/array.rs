@@ -284,6 +284,7 @@ impl<D: Disk> Array<D> {
         let mut landing = Landing::new(&self.core);
         if geometry.parity() > 0 {
             for band in geometry.bands(bytes.clone()) {
+                self.core.wait_for_room(band.stripe).await;
                 let job = || Job::Write(part(band, bytes.start, from, durability));
                 landing.add(self.core.operate(job).await).await;
             }

@@ -37,6 +37,7 @@ use crate::{
     geometry::{Geometry, ROLES_MAX, UNIT_BYTES_MAX},
     kernels::{PARITY_MAX, Plan},
     lock::Parking,
+    merge::Merges,
     read::{Recover, recover},
     shared::{Set, Shared},
     stripe::{Work, work},
@@ -191,6 +192,7 @@ pub(crate) struct Core<D> {
     gate: Rc<Permits>,
     operations: Rc<Desk<Job>>,
     transfers: Rc<Desk<Errand<D>>>,
+    pub(crate) merges: Merges,
     pub(crate) watch: Rc<Watch>,
     strays: Strays,
     pub(crate) parking: Parking,
@@ -241,9 +243,10 @@ impl<D: Disk> Core<D> {
             gate: Permits::new(1, OPERATIONS),
             operations: Rc::new(Desk::new(OPERATIONS, 1)),
             transfers: Rc::new(Desk::new(TRANSFERS, 0)),
+            merges: Merges::new(OPERATIONS),
             watch: Watch::new(WAITERS + TRANSFERS),
             strays: Strays::new(),
-            parking: Parking::new(2 * OPERATIONS),
+            parking: Parking::new(OPERATIONS + WAITERS),
             plans: RefCell::new(HashMap::with_capacity(PLANS_MAX)),
             zeroes,
             superblocks,
@@ -283,6 +286,14 @@ impl<D: Disk> Core<D> {
     /// Starts an operation.
     pub(crate) async fn operate(&self, job: impl FnOnce() -> Job) -> Flight<'_> {
         self.operations.hand(job).await
+    }
+
+    /// Waits while too many operations wait for a stripe: others shall find workers.
+    pub(crate) async fn wait_for_room(&self, stripe: u64) {
+        if self.merges.is_crowded(stripe) {
+            let room = || (!self.merges.is_crowded(stripe)).then_some(());
+            self.parking.until(room).await;
+        }
     }
 
     /// Starts a transfer.
@@ -423,7 +434,7 @@ async fn operator<D: Disk>(desk: Rc<Desk<Job>>, number: usize, core: Weak<Core<D
         let (token, job) = desk.take(number).await;
         let Some(core) = core.upgrade() else { return };
         let outcome = match job {
-            Job::Write(write) => write_with_parity(&core, &write).await,
+            Job::Write(write) => write_with_parity(&core, number, write).await,
             Job::Mirror(write) => write_mirrored(&core, &write).await,
             Job::Stripe(part) => {
                 work(&core, part).await;

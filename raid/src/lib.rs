@@ -17,6 +17,7 @@ pub mod geometry;
 mod journal;
 pub mod kernels;
 mod lock;
+mod merge;
 mod pace;
 mod read;
 mod recovery;

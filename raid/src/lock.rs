@@ -21,7 +21,7 @@ pub(crate) struct TicketLocks {
 }
 
 #[derive(Debug, Default)]
-#[repr(align(64))]
+#[repr(align(8))]
 struct Slot {
     next: AtomicU32,
     serving: AtomicU32,
@@ -45,12 +45,26 @@ impl TicketLocks {
 
     /// Waits for the lock of `key`; keys that are as far apart as the table is long share one.
     pub(crate) async fn acquire(&self, parking: &Parking, key: u64) -> Locked {
-        let slot = (key % self.slots.len() as u64) as usize;
+        let slot = self.slot(key);
         let ticket = self.slots[slot].next.fetch_add(1, Ordering::SeqCst);
         parking
             .until(|| (self.slots[slot].serving.load(Ordering::SeqCst) == ticket).then_some(()))
             .await;
         Locked { slot, ticket }
+    }
+
+    /// Takes the lock of `key` where nobody has it or waits for it.
+    pub(crate) fn try_acquire(&self, key: u64) -> Option<Locked> {
+        let slot = self.slot(key);
+        let Slot { next, serving } = &self.slots[slot];
+        let ticket = serving.load(Ordering::SeqCst);
+        let (done, looked) = (Ordering::SeqCst, Ordering::Relaxed);
+        let taken = next.compare_exchange(ticket, ticket.wrapping_add(1), done, looked);
+        taken.is_ok().then_some(Locked { slot, ticket })
+    }
+
+    fn slot(&self, key: u64) -> usize {
+        (key % self.slots.len() as u64) as usize
     }
 
     /// Hands the lock on.
@@ -131,6 +145,7 @@ mod tests {
         }
         executor.run_ready();
         assert_eq!(*order.borrow(), ["a", "c"]);
+        assert!(locks.try_acquire(1).is_none(), "it would overtake");
         go.set(true);
         while executor.live() > 0 {
             parking.wake();
@@ -138,5 +153,9 @@ mod tests {
         }
         assert_eq!(*order.borrow(), ["a", "c", "b", "d"]);
         assert!(parking.is_empty());
+        let locked = locks.try_acquire(1).expect("it is free");
+        assert!(locks.try_acquire(5).is_none() && locks.try_acquire(2).is_some());
+        locks.release(locked);
+        assert!(locks.try_acquire(5).is_some());
     }
 }

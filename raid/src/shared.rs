@@ -21,8 +21,8 @@ use crate::{
     watch::{Activity, Manners},
 };
 
-/// Stripes that can be locked at a time; others share a lock with one of them.
-const STRIPE_LOCKS: usize = 1024;
+/// The most locks of stripes: those whose numbers are as far apart share one.
+const STRIPE_LOCKS_MAX: u64 = 1 << 16;
 
 /// A set of roles, or of strips of a stripe by index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -144,6 +144,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(superblock: Superblock, dirty: DirtyMap, ring: Ring, volatile: bool) -> Self {
+        let locks = superblock.geometry.stripes().min(STRIPE_LOCKS_MAX);
         let shared = Self {
             array: superblock.array,
             geometry: superblock.geometry,
@@ -158,7 +159,7 @@ impl Shared {
             stopped: AtomicBool::new(false),
             halted: AtomicBool::new(false),
             volatile,
-            stripes: TicketLocks::new(STRIPE_LOCKS),
+            stripes: TicketLocks::new(locks as usize),
             update: TicketLocks::new(1),
             marking: TicketLocks::new(1),
             voiding: TicketLocks::new(1),

@@ -56,8 +56,21 @@ pub(crate) struct Write {
 }
 
 impl Write {
+    /// The buffers that its data lie in.
+    pub(crate) fn buffers(&self) -> usize {
+        match &self.payload {
+            Payload::Host { from, .. } => from.len(),
+            Payload::Zeroes => 1,
+        }
+    }
+
     /// The new bytes of some rows of a strip.
-    fn data<D: Disk>(&self, core: &Core<D>, strip: usize, rows: &Range<u32>) -> Segments {
+    pub(crate) fn data<D: Disk>(
+        &self,
+        core: &Core<D>,
+        strip: usize,
+        rows: &Range<u32>,
+    ) -> Segments {
         let bytes = (rows.end - rows.start) as usize;
         match &self.payload {
             Payload::Host { from, start } => {
@@ -67,6 +80,30 @@ impl Write {
                 window(from, at..at + bytes)
             }
             Payload::Zeroes => one(core.zeroes(bytes)),
+        }
+    }
+}
+
+/// What is written to a stripe at once: some rows of a write, or of several that go together.
+struct Piece<'a> {
+    stripe: u64,
+    rows: Range<u32>,
+    touched: Set,
+    durability: Durability,
+    from: From<'a>,
+}
+
+enum From<'a> {
+    One(&'a Write),
+    Party(&'a [u16]),
+}
+
+impl Piece<'_> {
+    /// The new bytes of a strip.
+    fn data<D: Disk>(&self, core: &Core<D>, strip: usize) -> Segments {
+        match self.from {
+            From::One(write) => write.data(core, strip, &self.rows),
+            From::Party(party) => core.merges.data(core, party, strip, &self.rows),
         }
     }
 }
@@ -118,31 +155,85 @@ pub(crate) fn choose(
     }
 }
 
-/// Writes a band of a stripe with parity.
-pub(crate) async fn write_with_parity<D: Disk>(core: &Core<D>, write: &Write) -> Outcome {
-    let locked = {
-        let stripes = &core.shared.stripes;
-        stripes.acquire(&core.parking, write.band.stripe).await
+/// Writes a band of a stripe with parity, together with those that come while it waits for the stripe.
+pub(crate) async fn write_with_parity<D: Disk>(
+    core: &Core<D>,
+    worker: usize,
+    write: Write,
+) -> Outcome {
+    let (stripes, stripe) = (&core.shared.stripes, write.band.stripe);
+    if let Some(locked) = stripes.try_acquire(stripe) {
+        let outcome = write_alone(core, &write).await;
+        stripes.release(locked);
+        return outcome;
+    }
+    if core.merges.wait(worker, write) {
+        return core.merges.outcome(worker).await;
+    }
+    let locked = stripes.acquire(&core.parking, stripe).await;
+    let party = core.merges.close(worker, stripe);
+    let together = party.len() > 1 && write_party(core, &party, stripe).await.is_ok();
+    let mut own = Ok(());
+    for &member in &party {
+        let write = core.merges.take(member);
+        let outcome = match together {
+            true => Ok(()),
+            false => write_alone(core, &write).await,
+        };
+        match usize::from(member) == worker {
+            true => own = outcome,
+            false => core.merges.end(member, outcome),
+        }
+    }
+    stripes.release(locked);
+    own
+}
+
+/// With the stripe locked.
+async fn write_party<D: Disk>(core: &Core<D>, party: &[u16], stripe: u64) -> Outcome {
+    let (mut at, most) = (0, core.shared.geometry.unit_bytes());
+    while let Some(slice) = core.merges.slice(party, at, most) {
+        at = slice.rows.end;
+        let piece = Piece {
+            stripe,
+            rows: slice.rows,
+            touched: slice.strips,
+            durability: core.merges.durability(party),
+            from: From::Party(party),
+        };
+        write_piece(core, &piece).await?;
+    }
+    Ok(())
+}
+
+/// With the stripe locked.
+async fn write_alone<D: Disk>(core: &Core<D>, write: &Write) -> Outcome {
+    let mut piece = Piece {
+        stripe: write.band.stripe,
+        rows: write.band.rows.clone(),
+        touched: write.band.strips.clone().collect(),
+        durability: write.durability,
+        from: From::One(write),
     };
     let rows = write.band.rows.clone();
-    let mut outcome = write_rows(core, write, rows.clone()).await;
     let block = core.shared.geometry.block_size().bytes() as u32;
+    let mut outcome = write_piece(core, &piece).await;
     if outcome == Err(DiskError::UnrecoveredRead) && rows.end - rows.start > block {
         // Blocks of several members are lost, but maybe none in the same row.
         for row in rows.step_by(block as usize) {
-            outcome = write_rows(core, write, row..row + block).await;
+            piece.rows = row..row + block;
+            outcome = write_piece(core, &piece).await;
             if outcome.is_err() {
                 break;
             }
         }
     }
-    core.shared.stripes.release(locked);
     outcome
 }
 
 /// With the stripe locked.
-async fn write_rows<D: Disk>(core: &Core<D>, write: &Write, rows: Range<u32>) -> Outcome {
-    let (shared, stripe) = (&core.shared, write.band.stripe);
+async fn write_piece<D: Disk>(core: &Core<D>, piece: &Piece<'_>) -> Outcome {
+    let (shared, stripe) = (&core.shared, piece.stripe);
     if shared.is_stopped() {
         return Err(DiskError::WriteFault);
     }
@@ -152,9 +243,9 @@ async fn write_rows<D: Disk>(core: &Core<D>, write: &Write, rows: Range<u32>) ->
     }
     let mut scratch = Scratch::new();
     let mut outcome = Ok(());
-    let absent = make_parity(core, write, &rows, &mut scratch, &mut outcome).await;
+    let absent = make_parity(core, piece, &mut scratch, &mut outcome).await;
     if outcome.is_ok() {
-        outcome = put(core, write, &rows, &scratch, absent, marked).await;
+        outcome = put(core, piece, &scratch, absent, marked).await;
     }
     // Where it failed, the region stays marked.
     if marked && outcome.is_ok() {
@@ -163,26 +254,21 @@ async fn write_rows<D: Disk>(core: &Core<D>, write: &Write, rows: Range<u32>) ->
     outcome
 }
 
-fn touched(write: &Write) -> Set {
-    write.band.strips.clone().collect()
-}
-
 /// Makes the new parity in the first buffers of `scratch`; the strips that are absent.
 async fn make_parity<D: Disk>(
     core: &Core<D>,
-    write: &Write,
-    rows: &Range<u32>,
+    piece: &Piece<'_>,
     scratch: &mut Scratch,
     outcome: &mut Outcome,
 ) -> Set {
-    let (shared, stripe) = (&core.shared, write.band.stripe);
+    let (shared, stripe) = (&core.shared, piece.stripe);
     let (data, parity) = (shared.geometry.data(), shared.geometry.parity());
     let mut absent = shared.absent(stripe);
     let mut unreadable = Set::default();
     loop {
         absent = absent.union(shared.absent(stripe));
         let lost = absent.union(unreadable);
-        let Some(method) = choose(data, parity, touched(write), absent, lost) else {
+        let Some(method) = choose(data, parity, piece.touched, absent, lost) else {
             *outcome = Err(match absent.len() > parity {
                 true => DiskError::WriteFault,
                 false => DiskError::UnrecoveredRead,
@@ -190,7 +276,7 @@ async fn make_parity<D: Disk>(
             return absent;
         };
         scratch.clear();
-        let ends = gather(core, write, rows, method, lost, absent, scratch).await;
+        let ends = gather(core, piece, method, lost, absent, scratch).await;
         for role in ends.unreadable.iter() {
             unreadable = unreadable.with(shared.geometry.index_of(stripe, role));
         }
@@ -199,7 +285,7 @@ async fn make_parity<D: Disk>(
             return absent;
         }
         if ends.unreadable.is_empty() && ends.failed.is_empty() {
-            compute(core, write, rows, method, lost, scratch);
+            compute(core, piece, method, lost, scratch);
             return absent;
         }
     }
@@ -226,8 +312,7 @@ fn place(held: Set, data: usize, parity: usize, index: usize) -> usize {
 /// Reads what the method needs.
 async fn gather<D: Disk>(
     core: &Core<D>,
-    write: &Write,
-    rows: &Range<u32>,
+    piece: &Piece<'_>,
     method: Method,
     lost: Set,
     absent: Set,
@@ -236,8 +321,8 @@ async fn gather<D: Disk>(
     let geometry = core.shared.geometry;
     let (data, parity) = (geometry.data(), geometry.parity());
     let (bytes, held) = (
-        (rows.end - rows.start) as usize,
-        held(method, data, touched(write)),
+        (piece.rows.end - piece.rows.start) as usize,
+        held(method, data, piece.touched),
     );
     let headers = geometry.roles() * geometry.block_size().bytes();
     let lengths = std::iter::repeat_n(bytes, parity)
@@ -256,10 +341,10 @@ async fn gather<D: Disk>(
             None => Set::default(),
         },
     };
-    let at = geometry.row_lba(write.band.stripe, rows.start);
+    let at = geometry.row_lba(piece.stripe, piece.rows.start);
     let mut fan = Fan::new();
     for index in reads.iter() {
-        let role = geometry.role_of(write.band.stripe, index);
+        let role = geometry.role_of(piece.stripe, index);
         let into = one(scratch[place(held, data, parity, index)].clone());
         fan.add(role, core.transfer(role, at, || Transfer::Read(into)).await);
     }
@@ -269,22 +354,21 @@ async fn gather<D: Disk>(
 /// Makes the new parity of what was gathered.
 fn compute<D: Disk>(
     core: &Core<D>,
-    write: &Write,
-    rows: &Range<u32>,
+    piece: &Piece<'_>,
     method: Method,
     lost: Set,
     scratch: &mut Scratch,
 ) {
     let geometry = core.shared.geometry;
     let (data, parity) = (geometry.data(), geometry.parity());
-    let (touched, held) = (touched(write), held(method, data, touched(write)));
+    let (touched, held) = (piece.touched, held(method, data, piece.touched));
     let codec = core.shared.codec.as_ref().expect("a level with parity");
     match method {
         Method::DataOnly => return,
         Method::Modify => {
             let (parities, olds) = scratch.split_at_mut(parity + 1);
             for (old, strip) in olds.iter_mut().zip(touched.iter()) {
-                let new = write.data(core, strip, rows);
+                let new = piece.data(core, strip);
                 update(codec, strip, old, &new, &mut parities[..parity]);
             }
             return;
@@ -294,7 +378,7 @@ fn compute<D: Disk>(
     }
     let sources: ArrayVec<Segments, DATA_MAX> = (0..data)
         .map(|strip| match touched.has(strip) {
-            true => write.data(core, strip, rows),
+            true => piece.data(core, strip),
             false => one(scratch[place(held, data, parity, strip)].clone()),
         })
         .collect();
@@ -382,36 +466,34 @@ fn piece_at<'a>(strip: &'a [Bytes<'_>], at: usize) -> &'a [u8] {
 /// What is written to one role: its data, or a parity of scratch.
 fn content<D: Disk>(
     core: &Core<D>,
-    write: &Write,
-    rows: &Range<u32>,
+    piece: &Piece<'_>,
     scratch: &Scratch,
     index: usize,
 ) -> Segments {
     match index.checked_sub(core.shared.geometry.data()) {
         Some(parity) => one(scratch[parity].clone()),
-        None => write.data(core, index, rows),
+        None => piece.data(core, index),
     }
 }
 
 /// Steps 3 to 5.
 async fn put<D: Disk>(
     core: &Core<D>,
-    write: &Write,
-    rows: &Range<u32>,
+    piece: &Piece<'_>,
     scratch: &Scratch,
     absent: Set,
     marked: bool,
 ) -> Outcome {
-    let (shared, stripe) = (&core.shared, write.band.stripe);
+    let (shared, stripe) = (&core.shared, piece.stripe);
     let geometry = shared.geometry;
     let (data, parity) = (geometry.data(), geometry.parity());
     let parities = Set::first(data + parity).without(Set::first(data));
-    let changes = touched(write).union(parities).without(absent);
+    let changes = piece.touched.union(parities).without(absent);
     if changes.is_empty() {
         return Err(DiskError::WriteFault);
     }
     let mut sequence = None;
-    let mut durability = write.durability;
+    let mut durability = piece.durability;
     if geometry.is_journaled() {
         let (reserved, tail) = core.reserve(stripe).await?;
         sequence = Some(reserved);
@@ -431,19 +513,19 @@ async fn put<D: Disk>(
             sequence: reserved,
             tail,
             stripe,
-            rows: rows.clone(),
+            rows: piece.rows.clone(),
             kind: RecordKind::Write,
             participants: participants.0,
             role: 0,
             data_crc: 0,
         };
-        journal(core, write, &header, scratch, changes).await?;
+        journal(core, piece, &header, scratch, changes).await?;
     }
-    let at = geometry.row_lba(stripe, rows.start);
+    let at = geometry.row_lba(stripe, piece.rows.start);
     let mut fan = Fan::new();
     for index in changes.iter() {
         let role = geometry.role_of(stripe, index);
-        let from = content(core, write, rows, scratch, index);
+        let from = content(core, piece, scratch, index);
         let transfer = Transfer::Write(from, durability);
         fan.add(role, core.transfer(role, at, || transfer).await);
     }
@@ -462,7 +544,7 @@ pub(crate) async fn finish<D: Disk>(core: &Core<D>, ends: Ends, sequence: Option
 /// Writes the parts of a write into the journals.
 async fn journal<D: Disk>(
     core: &Core<D>,
-    write: &Write,
+    piece: &Piece<'_>,
     header: &RecordHeader,
     scratch: &Scratch,
     changes: Set,
@@ -481,7 +563,7 @@ async fn journal<D: Disk>(
     let mut fan = Fan::new();
     for index in changes.iter() {
         let role = geometry.role_of(header.stripe, index);
-        let mut from = content(core, write, &header.rows, scratch, index);
+        let mut from = content(core, piece, scratch, index);
         let own = RecordHeader {
             role: role as u8,
             data_crc: crc_of(&from),

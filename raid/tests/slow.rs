@@ -147,7 +147,7 @@ impl Rig {
         let media: Vec<_> = (0..roles).map(|_| medium()).collect();
         let faults: Vec<_> = (0..roles as u64).map(Faults::new).collect();
         let devices: Vec<Rc<State>> = (0..roles).map(|_| Rc::default()).collect();
-        let reactor = Reactor::new(CoreId(0), 512, Time(0));
+        let reactor = Reactor::new(CoreId(0), 600, Time(0));
         let mut arena = Arena::new(8 << 20, Hugepages::Off).unwrap();
         let pool = BufferPool::new(arena.take(8 << 20).unwrap(), 512);
         let geometry = Geometry::new(wish, bytes).unwrap();
@@ -605,4 +605,80 @@ fn sweeps_keep_their_pace_beside_hosts() {
             "{rate} MiB/s beside busy hosts"
         );
     }
+}
+
+fn seen(rig: &Rig) -> u64 {
+    rig.faults.iter().map(Faults::seen).sum()
+}
+
+#[test]
+fn writes_that_wait_for_a_stripe_become_one() {
+    for (level, roles, data) in [(Level::Raid5, 4, 3), (Level::Raid6, 6, 4), (ec(3, 3), 6, 3)] {
+        let rig = Rig::new(level, roles);
+        for faults in &rig.faults {
+            faults.add(Rule::new(Effect::Delay(Duration::from_millis(1))));
+        }
+        let stripe = data * 4;
+        let before = seen(&rig);
+        // Of each of three stripes every block, in an order of its own.
+        let order = |stripe_number: u64, block: u64| match stripe_number {
+            0 => block,
+            1 => stripe - 1 - block,
+            _ => block * 5 % stripe,
+        };
+        let writes: Vec<_> = (0..3 * stripe)
+            .map(|number| {
+                let at = number / stripe * stripe + order(number / stripe, number % stripe);
+                rig.write(at, 4096, at as u8 + 1)
+            })
+            .collect();
+        rig.pass(Duration::from_millis(200));
+        assert!(writes.iter().all(|write| write.take() == Some(Ok(()))));
+        // One write each goes alone (reads, journal, in place); the rest in a few slices.
+        let each = seen(&rig).wrapping_sub(before) / 3;
+        let alone = 3 * roles as u64;
+        assert!(
+            each <= 4 * alone,
+            "{level}: {each} transfers for {stripe} writes"
+        );
+        let into = rig.filled((3 * stripe) as usize * 4096, 0);
+        let read = rig.read(0, &into);
+        rig.pass(Duration::from_millis(100));
+        assert_eq!(read.take(), Some(Ok(())));
+        for (at, block) in into.bytes().chunks_exact(4096).enumerate() {
+            assert!(
+                block.iter().all(|byte| *byte == at as u8 + 1),
+                "{level}: block {at}"
+            );
+        }
+        let array = rig.array.clone();
+        let scrubbed = rig.start(async move { array.scrub(Pace::default()).await });
+        rig.pass(Duration::from_secs(3));
+        let found = scrubbed.take().expect("it has ended").unwrap();
+        assert_eq!(found.mismatch_count, 0, "{level}");
+    }
+}
+
+#[test]
+fn what_waits_for_one_stripe_keeps_nobody_from_another() {
+    let rig = Rig::new(Level::Raid5, 4);
+    let first = rig.array.assembled().geometry().row_lba(0, 0);
+    for faults in &rig.faults {
+        faults.add(hang().at(first, 4));
+    }
+    // More than there are workers, and all want the same block.
+    let waiting: Vec<_> = (0..450)
+        .map(|byte| rig.write(0, 4096, byte as u8))
+        .collect();
+    rig.turn(Duration::from_millis(1));
+    let other = rig.write(60, 4096, 1);
+    rig.pass(Duration::from_millis(1));
+    assert_eq!(other.take(), Some(Ok(())));
+    assert!(waiting.iter().all(|write| write.take().is_none()));
+    for faults in &rig.faults {
+        faults.clear();
+        faults.release();
+    }
+    rig.pass(Duration::from_millis(100));
+    assert!(waiting.iter().all(|write| write.take() == Some(Ok(()))));
 }
