@@ -95,6 +95,7 @@ impl State {
             owner: self.owner.clone(),
             clean: self.clean,
             thresholds: self.thresholds,
+            serials: self.serials,
         };
         root.resize(root.len().next_multiple_of(PAGE_BYTES), 0);
         Ok(Sealed {

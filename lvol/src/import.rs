@@ -219,6 +219,7 @@ async fn read_state<D: Disk>(
     let mut state = State::new(layout, superblock.uuid, superblock.name.clone());
     state.owner.clone_from(&superblock.owner);
     state.thresholds = superblock.thresholds;
+    state.serials = superblock.serials;
     let mut extents = BTreeSet::new();
     for pair in &root.chunks {
         if !pair.iter().all(|extent| extents.insert(*extent)) {

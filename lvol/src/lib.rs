@@ -37,6 +37,8 @@
 //!   [`destroy`], [`check`].
 //! - Volumes: `create_volume`, `snapshot` (of several at one point in time), `clone_volume`, `roll_back`,
 //!   `resize`, `rename`, `delete`, `set_read_only`, `set_flags`, `open` (a [`Volume`] is a disk).
+//! - Families: `origin_of`, `snapshots_of` (oldest first), `inflate` (an [`Inflate`], whose `step` copies a
+//!   part at a time), `promote`.
 //! - Space: `watch` (events for whoever runs the pool), `space_level`, `thresholds`, `set_thresholds`,
 //!   `namespace_space` (NSZE, NCAP, NUSE), `volume_space` (exclusive and shared bytes), `status`.
 //! - Limits: `set_limits` ([`Limits`]); every [`Volume`] holds to them by itself, on all cores together.
@@ -61,6 +63,7 @@ mod checkpoint;
 mod device;
 mod epoch;
 mod extend;
+mod family;
 mod flat;
 mod identity;
 mod image;
@@ -80,6 +83,7 @@ mod volume;
 
 pub use across::{PoolCore, PoolHandle, VolumeHandle};
 pub use check::{CheckReport, check};
+pub use family::{Inflate, InflateProgress};
 pub use format::{
     export::Export,
     limits::{Limits, Rate},

@@ -280,6 +280,7 @@ impl<D: Disk> Shared<D> {
             | Record::RenamePool { .. }
             | Record::Thresholds(_)
             | Record::Extend { .. }
+            | Record::Origin { .. }
             | Record::Drop { .. } => {}
         }
     }

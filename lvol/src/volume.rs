@@ -57,7 +57,7 @@ pub struct Volume<D: Disk> {
 }
 
 /// A slow write or a clearing, which whoever freezes the volume waits for.
-struct Writing<'a>(&'a FlatVolume);
+pub(crate) struct Writing<'a>(&'a FlatVolume);
 
 impl<'a> Writing<'a> {
     fn begin(flat: &'a FlatVolume) -> Self {
@@ -139,6 +139,20 @@ impl<D: Disk> Volume<D> {
         let bytes = blocks << self.core.common.info.block_size.shift();
         let reactor = &self.core.reactor;
         self.flat.qos.admit(reactor, direction, bytes).await;
+    }
+
+    /// Whoever freezes the volume waits until this is dropped; waits while it is frozen.
+    pub(crate) async fn writing(&self) -> Writing<'_> {
+        loop {
+            let look = self.core.looks.begin();
+            let frozen = self.flat.frozen.load(Ordering::Acquire);
+            let writing = (!frozen).then(|| Writing::begin(&self.flat));
+            look.end();
+            match writing {
+                Some(writing) => return writing,
+                None => self.thawed().await,
+            }
+        }
     }
 
     async fn thawed(&self) {

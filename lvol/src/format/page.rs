@@ -363,6 +363,10 @@ pub struct VolumeRecord {
     pub blocks: u64,
     /// The number of what it was taken of, or its own.
     pub origin: u32,
+    /// Counts volumes and snapshots as they are made; never used again.
+    pub serial: u64,
+    /// The serial of what it was taken of, or its own.
+    pub origin_serial: u64,
     /// Blocks that hold something.
     pub mapped: u64,
     /// What its exporter keeps with it.
@@ -420,7 +424,8 @@ struct RawExtra {
 const EXTRA_AT: usize = HEADER + size_of::<RawVolume>() + ATTRIBUTES_MAX;
 const EXPORT_AT: usize = EXTRA_AT + size_of::<RawExtra>();
 const _: () = assert!(EXTRA_AT == 2376 && EXPORT_AT == 2520);
-const _: () = assert!(EXPORT_AT + EXPORT_BYTES_MAX <= PAGE_BYTES);
+const SERIALS_AT: usize = EXPORT_AT + EXPORT_BYTES_MAX;
+const _: () = assert!(SERIALS_AT == 4056);
 
 const READ_ONLY: u8 = 1;
 const THICK: u8 = 2;
@@ -469,6 +474,8 @@ impl Body for VolumeRecord {
         };
         page[EXTRA_AT..EXPORT_AT].copy_from_slice(extra.as_bytes());
         page[EXPORT_AT..][..export.len()].copy_from_slice(&export);
+        let serials = [U64::new(self.serial), U64::new(self.origin_serial)];
+        page[SERIALS_AT..][..16].copy_from_slice(serials.as_bytes());
         page
     }
 
@@ -479,6 +486,7 @@ impl Body for VolumeRecord {
         let is = *kinds.iter().find(|kind| **kind as u8 == detail)?;
         let attributes = rest.get(..raw.attributes_len.get() as usize)?;
         let (extra, export) = RawExtra::read_from_prefix(&page[EXTRA_AT..]).ok()?;
+        let (serials, _) = <[U64; 2]>::read_from_prefix(&page[SERIALS_AT..]).ok()?;
         let export = match usize::from(extra.export_len.get()) {
             0 => None,
             len => Some(Export::parse(export.get(..len)?)?),
@@ -496,6 +504,8 @@ impl Body for VolumeRecord {
             uuid: raw.uuid,
             blocks: raw.blocks.get(),
             origin: raw.origin.get(),
+            serial: serials[0].get(),
+            origin_serial: serials[1].get(),
             mapped: raw.mapped.get(),
             attributes: attributes.to_vec(),
             nguid: extra.nguid,
@@ -564,6 +574,7 @@ mod tests {
         let mut record = VolumeRecord::new(Kind::Volume, [3; 16], &"n".repeat(255));
         record.attributes = vec![7; ATTRIBUTES_MAX];
         (record.nguid, record.eui64) = ([4; 16], [5; 8]);
+        (record.serial, record.origin_serial) = (10, 11);
         record.limits.write_bytes.burst = 9;
         record.receiving = Some(Receiving::new([6; 16], [7; 16], 8));
         let page = record.encode(9);

@@ -155,6 +155,13 @@ pub enum Record {
         /// Its limits.
         limits: Limits,
     },
+    /// Where the volume comes from.
+    Origin {
+        /// The volume.
+        volume: u32,
+        /// What it was taken of, or itself.
+        origin: u32,
+    },
     /// The pool uses more of its disk.
     Extend {
         /// All blocks that it uses.
@@ -267,6 +274,7 @@ impl Record {
                 (16, volume, u8::from(state.is_some()), [next, 0, 0])
             }
             Self::Limits { volume, .. } => (18, volume, 0, [0; 3]),
+            Self::Origin { volume, origin } => (19, volume, 0, [u64::from(*origin), 0, 0]),
             Self::Extend { blocks } => (17, &0, 0, [*blocks, 0, 0]),
             Self::Thresholds(thresholds) => (15, &0, 0, thresholds.encode().map(u64::from)),
         };
@@ -388,6 +396,10 @@ impl Record {
                 bytes: tail.to_vec(),
             },
             17 => Self::Extend { blocks: a },
+            19 => Self::Origin {
+                volume,
+                origin: u32::try_from(a).ok()?,
+            },
             18 => Self::Limits {
                 volume,
                 limits: Limits::parse(tail.try_into().ok()?),
@@ -564,6 +576,16 @@ mod tests {
                 volume: 4,
                 bytes: vec![1, 2, 3],
             },
+        ]
+    }
+
+    fn all_records() -> Vec<Record> {
+        records().into_iter().chain(later_records()).collect()
+    }
+
+    fn later_records() -> Vec<Record> {
+        let uuid = [3; 16];
+        vec![
             Record::Identity {
                 volume: 4,
                 uuid,
@@ -589,6 +611,10 @@ mod tests {
                 volume: 4,
                 limits: Limits::parse(&[6; LIMITS_BYTES]),
             },
+            Record::Origin {
+                volume: 4,
+                origin: 3,
+            },
             Record::Extend { blocks: 99 },
             Record::Thresholds(Thresholds {
                 warning_percent: 70,
@@ -600,12 +626,12 @@ mod tests {
 
     #[test]
     fn a_batch_reads_back() {
-        let bytes = Batch::encode([1; 16], 42, &records(), Vec::new());
+        let bytes = Batch::encode([1; 16], 42, &all_records(), Vec::new());
         let batch = Batch::parse(&bytes, [1; 16]).unwrap();
         assert_eq!((batch.sequence, batch.pages), (42, 1));
-        assert_eq!(batch.records, records());
+        assert_eq!(batch.records, all_records());
         assert_eq!(Batch::parse(&bytes, [2; 16]), None, "another pool's");
-        let len: usize = records().iter().map(Record::encoded_len).sum();
+        let len: usize = all_records().iter().map(Record::encoded_len).sum();
         assert!(
             len + BATCH_HEADER_BYTES <= bytes.len()
                 && bytes[len + BATCH_HEADER_BYTES..].iter().all(|b| *b == 0)
@@ -614,8 +640,8 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_is_noticed() {
-        let bytes = Batch::encode([1; 16], 42, &records(), Vec::new());
-        let len = records().iter().map(Record::encoded_len).sum::<usize>() + BATCH_HEADER_BYTES;
+        let bytes = Batch::encode([1; 16], 42, &all_records(), Vec::new());
+        let len = all_records().iter().map(Record::encoded_len).sum::<usize>() + BATCH_HEADER_BYTES;
         for at in 0..len {
             let mut wrong = bytes.clone();
             wrong[at] ^= 1 << (at % 8);

@@ -41,13 +41,15 @@ struct Raw {
     owner_name: [u8; OWNER_NAME_BYTES_MAX],
     /// Warning, critical, hysteresis; where all are zero, the default.
     thresholds: [u8; 3],
-    reserved_end: [u8; 77],
+    reserved_middle: [u8; 5],
+    serials: U64,
+    reserved_end: [u8; 64],
 }
 
 const _: () = assert!(size_of::<Raw>() == 512);
 const _: () = assert!(offset_of!(Raw, crc) == 12 && offset_of!(Raw, generation) == 32);
 const _: () = assert!(offset_of!(Raw, journal_page) == 72 && offset_of!(Raw, name) == 96);
-const _: () = assert!(offset_of!(Raw, owner) == 352 && offset_of!(Raw, thresholds) == 432);
+const _: () = assert!(offset_of!(Raw, owner) == 352 && offset_of!(Raw, serials) == 440);
 
 const CLEAN: u32 = 1;
 
@@ -160,6 +162,8 @@ pub struct Superblock {
     pub clean: bool,
     /// When the owner is told that space runs out.
     pub thresholds: Thresholds,
+    /// The newest serial of a volume.
+    pub serials: u64,
 }
 
 impl Superblock {
@@ -192,7 +196,9 @@ impl Superblock {
                 .as_ref()
                 .map_or([0; OWNER_NAME_BYTES_MAX], Owner::name_as_kept),
             thresholds: self.thresholds.encode(),
-            reserved_end: [0; 77],
+            reserved_middle: [0; 5],
+            serials: self.serials.into(),
+            reserved_end: [0; 64],
         };
         raw.name[..self.name.len()].copy_from_slice(self.name.as_bytes());
         raw.crc = crc32c(raw.as_bytes()).into();
@@ -253,6 +259,7 @@ impl Superblock {
             owner: Owner::parse(raw),
             clean: raw.flags.get() & CLEAN != 0,
             thresholds: Thresholds::parse(raw.thresholds)?,
+            serials: raw.serials.get(),
         })
     }
 }

@@ -33,6 +33,8 @@ impl VolumeRecord {
             uuid,
             blocks: 1,
             origin: 0,
+            serial: 0,
+            origin_serial: 0,
             mapped: 0,
             attributes: Vec::new(),
             nguid: [0; 16],
@@ -116,6 +118,8 @@ impl State {
                 };
                 let mut like = VolumeRecord::new(kind, *uuid, name);
                 like.origin = *source;
+                like.serial = self.new_serial();
+                like.origin_serial = self.volume(*source)?.serial;
                 self.share(*source, *volume, like)
             }
             Record::Delete { volume } => {
@@ -203,6 +207,13 @@ impl State {
                 self.change_volume(*volume)?.limits = *limits;
                 Ok(())
             }
+            Record::Origin { volume, origin } => {
+                self.known(*volume)?;
+                let serial = self.known(*origin)?.serial;
+                let record = self.change_volume(*volume)?;
+                (record.origin, record.origin_serial) = (*origin, serial);
+                Ok(())
+            }
             Record::Extend { blocks } => self.extend(*blocks),
             Record::Thresholds(thresholds) => {
                 self.thresholds = *thresholds;
@@ -239,6 +250,8 @@ impl State {
         record.blocks = blocks;
         record.height = height_for(blocks);
         record.origin = volume;
+        record.serial = self.new_serial();
+        record.origin_serial = record.serial;
         record.thick = thick;
         self.extents.reserved += record.unused_reservation();
         self.volumes.put(volume, record, 1);

@@ -50,6 +50,8 @@ pub(crate) struct State {
     /// The next checkpoint is the pool's last one before it is closed.
     pub clean: bool,
     pub thresholds: Thresholds,
+    /// What the next volume's serial is counted from.
+    pub serials: u64,
     pub nodes: Table<Node>,
     pub counts: Table<Counts>,
     pub volumes: Table<VolumeRecord>,
@@ -71,6 +73,7 @@ impl State {
             owner: None,
             clean: false,
             thresholds: Thresholds::default(),
+            serials: 0,
             nodes: Table::new(),
             counts: Table::new(),
             volumes: Table::new(),
@@ -153,6 +156,11 @@ impl State {
         (beyond + 1..)
             .find(|id| !self.volumes.exists(*id))
             .expect("fewer than 2^32 volumes")
+    }
+
+    pub fn new_serial(&mut self) -> u64 {
+        self.serials = self.serials.wrapping_add(1);
+        self.serials
     }
 
     pub fn find_volume(&self, name: &str) -> Option<u32> {

@@ -1,0 +1,276 @@
+//! Clones that become independent, and trees of snapshots that change their root.
+
+mod support;
+
+use corebay_core::{
+    disk::{Disk, Durability},
+    rng::Rng,
+    units::{BlockSize, Lba},
+};
+use corebay_lvol::{VolumeId, error::PoolError};
+use support::{Medium, Node, cuts::each_cut, disk, model::Model, named};
+
+const SIZE: u64 = 2000;
+
+fn medium(mib: u64) -> Medium {
+    Medium::new(BlockSize::B512, mib << 20, true, 1)
+}
+
+fn clone_of(node: &Node, of: VolumeId, name: &'static str) -> VolumeId {
+    node.run(move |pool| async move { pool.clone_volume(of, &named(name)).await })
+        .unwrap()
+}
+
+fn inflate(node: &Node, id: VolumeId) -> Result<u64, PoolError> {
+    node.run(move |pool| async move {
+        let mut inflate = pool.inflate(id)?;
+        let mut copied = 0;
+        while let Some(progress) = inflate.step().await? {
+            assert!(progress.position < progress.blocks && progress.copied > copied);
+            copied = progress.copied;
+        }
+        Ok(copied)
+    })
+}
+
+fn shared(node: &Node, id: VolumeId) -> u64 {
+    node.run(move |pool| async move { pool.volume_space(id).await })
+        .unwrap()
+        .shared
+}
+
+/// A volume with two snapshots, and a clone of the second that differs a little; the clone's content.
+fn family(node: &Node) -> (VolumeId, VolumeId, Vec<u64>) {
+    let id = node.create_volume("v", SIZE);
+    let volume = node.open(id);
+    node.write(&volume, 100, 900, 1, Durability::Cached)
+        .unwrap();
+    node.snapshot(id, "s");
+    node.write(&volume, 300, 5, 2, Durability::Cached).unwrap();
+    node.write(&volume, 400, 1, 3, Durability::Cached).unwrap();
+    let snapshot = node.snapshot(id, "t");
+    let clone = clone_of(node, snapshot, "c");
+    let volume = node.open(clone);
+    node.write(&volume, 350, 7, 4, Durability::Cached).unwrap();
+    node.write(&volume, 1500, 3, 5, Durability::Cached).unwrap();
+    node.deallocate(&volume, 600, 100);
+    node.core
+        .run({
+            let volume = volume.clone();
+            async move { volume.flush().await }
+        })
+        .unwrap();
+    let tags = node.tags(&volume, 0, SIZE);
+    (id, clone, tags)
+}
+
+#[test]
+fn an_inflated_clone_shares_nothing_and_has_the_same_content() {
+    let medium = medium(16);
+    let node = Node::create(&medium);
+    let (_, clone, tags) = family(&node);
+    assert!(shared(&node, clone) > 0);
+    assert_eq!(node.pool.origin_of(clone), node.pool.find("t"));
+    let copied = inflate(&node, clone).unwrap();
+    // All but what it had written, and the holes.
+    assert_eq!(
+        copied,
+        tags.iter().filter(|tag| **tag != 0).count() as u64 - 3
+    );
+    assert_eq!(shared(&node, clone), 0);
+    assert_eq!(node.pool.origin_of(clone), None);
+    assert_eq!(inflate(&node, clone), Ok(0), "once is enough");
+    let check = |node: &Node| {
+        let volume = node.open(clone);
+        assert_eq!(node.tags(&volume, 0, SIZE), tags);
+        node.checked();
+    };
+    check(&node);
+    for name in ["s", "v", "t"] {
+        let id = node.pool.find(name).unwrap();
+        node.run(move |pool| async move { pool.delete(id).await })
+            .unwrap();
+        node.settle();
+        check(&node);
+    }
+    let snapshot = node.snapshot(clone, "u");
+    assert_eq!(
+        node.run(move |pool| async move { pool.inflate(snapshot).map(|_| ()) }),
+        Err(PoolError::WrongKind)
+    );
+    drop(node);
+    check(&Node::import(&medium).unwrap());
+}
+
+#[test]
+fn hosts_write_and_snapshots_are_taken_while_a_clone_is_inflated() {
+    for seed in 0..6 {
+        let node = Node::create(&medium(24));
+        let (_, clone, tags) = family(&node);
+        let mut model = Model::new(SIZE);
+        for (block, tag) in model.blocks.iter_mut().zip(&tags) {
+            *block = vec![*tag];
+        }
+        let pool = node.pool.clone();
+        let end = node.core.spawn(async move {
+            let mut inflate = pool.inflate(clone)?;
+            while inflate.step().await?.is_some() {}
+            Ok::<_, PoolError>(())
+        });
+        let volume = node.open(clone);
+        let mut rng = Rng::from_seed(seed);
+        let mut under_way = Vec::new();
+        let mut tag = 100;
+        let mut snapshot = None;
+        while !end.is_there() || tag < 160 {
+            node.core.turn();
+            if rng.once_in(3) && tag < 160 {
+                tag += 1;
+                let (at, count) = (rng.below(1000), 1 + rng.below(9));
+                model.begin(at, count, if tag % 5 == 0 { 0 } else { tag });
+                let (volume, buffer) = (
+                    volume.clone(),
+                    node.core
+                        .filled(&disk::block(tag, 512).repeat(count as usize)),
+                );
+                let write = node.core.spawn(async move {
+                    match tag % 5 {
+                        0 => volume.deallocate(Lba(at), count).await,
+                        _ => volume.write(Lba(at), &[buffer], Durability::Cached).await,
+                    }
+                });
+                // Writes of the same blocks have no order among each other.
+                node.core.turn_until("a write's end", || write.is_there());
+                under_way.push(write);
+                model.sure(at, count);
+            }
+            if tag == 130 && snapshot.is_none() {
+                snapshot = Some((node.snapshot(clone, "during"), model.clone()));
+            }
+        }
+        end.take().unwrap();
+        under_way
+            .into_iter()
+            .for_each(|write| write.take().unwrap());
+        model.expect_newest(&node.tags(&volume, 0, SIZE), "the clone");
+        let (snapshot, model) = snapshot.unwrap();
+        model.expect_newest(&node.tags(&node.open(snapshot), 0, SIZE), "its snapshot");
+        node.checked();
+    }
+}
+
+#[test]
+fn inflating_in_a_full_pool_stops_and_goes_on() {
+    let node = Node::create(&medium(8));
+    let (_, clone, tags) = family(&node);
+    let filler = node.open(node.create_volume("f", 1 << 20));
+    let mut written = 0;
+    while node
+        .write(&filler, written * 256, 256, 9, Durability::Cached)
+        .is_ok()
+    {
+        written += 1;
+    }
+    assert_eq!(inflate(&node, clone), Err(PoolError::NoSpace));
+    let volume = node.open(clone);
+    assert_eq!(node.tags(&volume, 0, SIZE), tags);
+    assert!(node.pool.origin_of(clone).is_some());
+    node.deallocate(&filler, 0, 256 * 6);
+    inflate(&node, clone).unwrap();
+    assert_eq!(shared(&node, clone), 0);
+    assert_eq!(node.tags(&volume, 0, SIZE), tags);
+    node.checked();
+}
+
+#[test]
+fn a_promoted_clone_takes_its_origins_place() {
+    let medium = medium(8);
+    let node = Node::create(&medium);
+    let id = node.create_volume("v", 100);
+    let [a, b, c] = ["a", "b", "c"].map(|name| node.snapshot(id, name));
+    let clone = clone_of(&node, b, "clone");
+    let later = node.snapshot(clone, "later");
+    let promote = |node: &Node, id| node.run(move |pool| async move { pool.promote(id).await });
+    assert_eq!(promote(&node, id), Err(PoolError::WrongKind));
+    assert_eq!(promote(&node, a), Err(PoolError::WrongKind));
+    promote(&node, clone).unwrap();
+    let look = |node: &Node| {
+        let ids = |of| {
+            node.pool
+                .snapshots_of(of)
+                .into_iter()
+                .map(|(id, _)| id)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(ids(clone), [a, b, later]);
+        assert_eq!(ids(id), [c]);
+        assert_eq!(node.pool.origin_of(id), Some(b));
+        assert_eq!(node.pool.origin_of(clone), None);
+    };
+    look(&node);
+    assert_eq!(promote(&node, clone), Err(PoolError::WrongKind));
+    node.checkpoint();
+    look(&Node::import(&medium).unwrap());
+    // And back.
+    promote(&node, id).unwrap();
+    assert_eq!(node.pool.origin_of(clone), Some(b));
+    assert_eq!(node.pool.snapshots_of(id).len(), 3);
+    // A number that is used again is another volume.
+    node.run(move |pool| async move { pool.delete(b).await })
+        .unwrap();
+    node.settle();
+    assert_eq!(node.pool.origin_of(clone), None);
+    assert_eq!(node.create_volume("w", 10), b);
+    assert_eq!(node.pool.origin_of(clone), None);
+}
+
+#[test]
+fn the_content_stays_whenever_the_power_fails_amid_inflating() {
+    let base = medium(8);
+    let node = Node::create(&base);
+    let (_, clone, tags) = family(&node);
+    let origin = node.tags(&node.open(node.pool.find("t").unwrap()), 0, SIZE);
+    node.run(|pool| async move { pool.close().await }).unwrap();
+    drop(node);
+    each_cut(
+        &base,
+        37,
+        |node| {
+            inflate(node, clone).unwrap();
+        },
+        |node, ended| {
+            let snapshot = node.pool.find("t").unwrap();
+            assert_eq!(node.tags(&node.open(clone), 0, SIZE), tags);
+            assert_eq!(node.tags(&node.open(snapshot), 0, SIZE), origin);
+            assert!(!ended || node.pool.origin_of(clone).is_none());
+            inflate(node, clone).unwrap();
+            assert_eq!(shared(node, clone), 0);
+            assert_eq!(node.tags(&node.open(clone), 0, SIZE), tags);
+        },
+    );
+}
+
+#[test]
+fn promoting_goes_on_after_a_loss_of_power() {
+    let base = medium(8);
+    let node = Node::create(&base);
+    let id = node.create_volume("v", 100);
+    let all = ["a", "b", "c"].map(|name| node.snapshot(id, name));
+    let clone = clone_of(&node, all[2], "clone");
+    node.run(|pool| async move { pool.close().await }).unwrap();
+    drop(node);
+    let promote = |node: &Node| node.run(move |pool| async move { pool.promote(clone).await });
+    each_cut(
+        &base,
+        5,
+        |node| promote(node).unwrap(),
+        |node, ended| {
+            if node.pool.origin_of(clone).is_some() {
+                assert!(!ended);
+                promote(node).unwrap();
+            }
+            assert_eq!(node.pool.snapshots_of(clone).len(), 3);
+            assert_eq!(node.pool.origin_of(id), Some(all[2]));
+        },
+    );
+}
