@@ -35,7 +35,8 @@ use crate::{
     error::PoolError,
     flat::{FlatVolume, Slots},
     format::{Extent, Layout},
-    pool::{Shared, SlowWrite, WRITE_EXTENTS_MAX},
+    pool::Shared,
+    slow::{SlowWrite, WRITE_EXTENTS_MAX},
     state::State,
     sync::Signal,
 };
@@ -130,7 +131,7 @@ impl VolumeHandle {
     /// The blocks that hold something, in this volume's own view (NUSE).
     #[must_use]
     pub fn mapped_blocks(&self) -> u64 {
-        self.flat.mapped.load(Ordering::Relaxed)
+        self.flat.counts.mapped.load(Ordering::Relaxed)
     }
 
     /// It is a snapshot, or takes no writes for now.
@@ -148,7 +149,7 @@ impl VolumeHandle {
     /// Disks that are open over it, on all cores.
     #[must_use]
     pub fn open_disks(&self) -> u32 {
-        self.flat.handles.load(Ordering::SeqCst)
+        self.flat.counts.handles.load(Ordering::SeqCst)
     }
 
     /// True where both are the same volume.
@@ -364,7 +365,7 @@ impl<D: Disk> Begun<'_, D> {
     /// An extent for each of the volume's extents that are written to.
     pub fn extents(&self) -> ArrayVec<Extent, WRITE_EXTENTS_MAX> {
         match self {
-            Self::Here(_, write) => write.extents().collect(),
+            Self::Here(_, write) => write.extents().clone(),
             Self::There { extents, .. } => extents.clone(),
         }
     }
@@ -649,7 +650,7 @@ impl<D: Disk> Shared<D> {
                 if self.desk.left.borrow().contains(&from) {
                     return Ok(Reply::Done);
                 }
-                let extents = write.extents().collect();
+                let extents = write.extents().clone();
                 let ticket = self.desk.next_ticket.get();
                 self.desk.next_ticket.set(ticket + 1);
                 self.desk.writes.borrow_mut().insert(ticket, (from, write));

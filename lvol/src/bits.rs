@@ -35,6 +35,27 @@ impl Bits {
         }
     }
 
+    pub fn add(&mut self, other: &Self) {
+        self.0
+            .iter_mut()
+            .zip(other.0)
+            .for_each(|(word, other)| *word |= other);
+    }
+
+    pub fn remove(&mut self, other: &Self) {
+        self.0
+            .iter_mut()
+            .zip(other.0)
+            .for_each(|(word, other)| *word &= !other);
+    }
+
+    pub fn meets(&self, other: &Self) -> bool {
+        self.0
+            .iter()
+            .zip(other.0)
+            .any(|(word, other)| word & other != 0)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0 == [0; WORDS]
     }

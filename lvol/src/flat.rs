@@ -83,9 +83,22 @@ type Segment = [AtomicU64; SEGMENT];
 /// Of an extent with some valid blocks: [`Word`] of the extent, and their bits.
 pub(crate) type PartialSlot = [AtomicU64; 1 + WORDS];
 
-/// Of an extent whose blocks lie in several: [`Word`] of the volume's own, and each block's extent, as
-/// stored.
-pub(crate) type FragmentsSlot = [AtomicU64; 1 + BLOCKS_PER_EXTENT];
+/// Of an extent whose blocks lie in several.
+pub(crate) struct FragmentsSlot {
+    /// [`Word`] of the volume's own.
+    pub target: AtomicU64,
+    /// Each block's extent, as stored: there are fewer than 2^32.
+    pub holders: [AtomicU32; BLOCKS_PER_EXTENT],
+}
+
+impl FragmentsSlot {
+    const fn empty() -> Self {
+        Self {
+            target: AtomicU64::new(0),
+            holders: [const { AtomicU32::new(0) }; BLOCKS_PER_EXTENT],
+        }
+    }
+}
 
 /// What entries refer to, for all volumes of a pool.
 #[derive(Default)]
@@ -103,10 +116,7 @@ impl Slots {
 
     pub fn fragments(&self, slot: u64) -> &FragmentsSlot {
         let slot = usize::try_from(slot).expect("a slot's number");
-        let make = || {
-            let all: Vec<FragmentsSlot> = (0..CHUNK).map(|_| zeroes()).collect();
-            all.try_into().expect("as many as there were made")
-        };
+        let make = || Box::new([const { FragmentsSlot::empty() }; CHUNK]);
         &self.fragments.get_or_make(slot / CHUNK, make)[slot % CHUNK]
     }
 }
@@ -169,15 +179,14 @@ impl Word {
     }
 }
 
-/// What all cores know of a volume.
+/// What all cores know of a volume. What each operation reads lies beside each other, apart from what
+/// changes often.
+#[repr(C, align(64))]
 pub(crate) struct FlatVolume {
     pub id: u32,
-    segments: Spread<Segment>,
     /// The present generation, from 1.
     pub own: AtomicU64,
     pub blocks: AtomicU64,
-    /// Blocks that hold something.
-    pub mapped: AtomicU64,
     /// It takes no writes.
     pub read_only: AtomicBool,
     /// Writes wait.
@@ -188,7 +197,17 @@ pub(crate) struct FlatVolume {
     pub qos: Qos,
     /// It is being received: nobody opens it.
     pub receiving: AtomicBool,
-    /// Disks over it.
+    segments: Spread<Segment>,
+    pub counts: Counts,
+}
+
+/// What changes often.
+#[derive(Default)]
+#[repr(align(64))]
+pub(crate) struct Counts {
+    /// Blocks that hold something.
+    pub mapped: AtomicU64,
+    /// Disks over the volume.
     pub handles: AtomicU32,
     /// Slow writes and clearings that are under way. Those that only look are not counted.
     pub writers: AtomicU32,
@@ -201,14 +220,12 @@ impl FlatVolume {
             segments: Spread::default(),
             own: AtomicU64::new(1),
             blocks: AtomicU64::new(0),
-            mapped: AtomicU64::new(0),
             read_only: AtomicBool::new(true),
             frozen: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             qos: Qos::default(),
             receiving: AtomicBool::new(false),
-            handles: AtomicU32::new(0),
-            writers: AtomicU32::new(0),
+            counts: Counts::default(),
         }
     }
 
@@ -268,11 +285,11 @@ impl FlatVolume {
             }
             Kind::Fragments => {
                 let slot = slots.fragments(word.number);
-                let target = Word::of(slot[0].load(Ordering::Acquire));
-                let holders = &slot[1 + first..1 + first + most];
+                let target = Word::of(slot.target.load(Ordering::Acquire));
+                let holders = &slot.holders[first..first + most];
                 let holder = holders[0].load(Ordering::Acquire);
-                let alike = |word: &&AtomicU64| word.load(Ordering::Acquire) == holder;
-                let extent = Extent::from_stored(holder);
+                let alike = |word: &&AtomicU32| word.load(Ordering::Acquire) == holder;
+                let extent = Extent::from_stored(holder.into());
                 Some(Run {
                     blocks: 1 + holders[1..].iter().take_while(alike).count(),
                     extent,

@@ -28,7 +28,7 @@ use crate::{
         record::{BATCH_HEADER_BYTES, Batch, Record},
     },
     pool::Shared,
-    sync::{Signal, both},
+    sync::{Milestones, Signal, both},
 };
 
 /// The most bytes of records that wait for their batch.
@@ -53,8 +53,7 @@ pub(crate) struct Journal {
     pub applied: Cell<Position>,
     /// Pages between the checkpoint and there.
     pub used_pages: Cell<u64>,
-    /// Groups of records that take effect together.
-    waiting: RefCell<VecDeque<Box<[Record]>>>,
+    waiting: RefCell<Waiting>,
     waiting_bytes: Cell<usize>,
     /// Records that were ever appended, and that have taken effect.
     appended: Cell<u64>,
@@ -63,8 +62,18 @@ pub(crate) struct Journal {
     work: Signal,
     /// Something was committed, or room was made.
     pub progress: Signal,
+    /// Whoever waits for a record.
+    commits: Milestones,
     /// Bytes of batches written, of each copy.
     pub bytes_written: Cell<u64>,
+}
+
+/// Records that wait for their batch.
+#[derive(Default)]
+struct Waiting {
+    records: VecDeque<Record>,
+    /// How many of them take effect together each time, and their bytes.
+    groups: VecDeque<(usize, usize)>,
 }
 
 /// Names a record, to wait for it.
@@ -80,8 +89,11 @@ impl Journal {
 
 impl<D: Disk> Shared<D> {
     /// Appends records that take effect together, once there is room for them.
-    pub async fn append(&self, records: &[Record]) -> Result<Ticket, PoolError> {
-        let bytes: usize = records.iter().map(Record::encoded_len).sum();
+    pub async fn append<I: Iterator<Item = Record>>(
+        &self,
+        records: impl Fn() -> I,
+    ) -> Result<Ticket, PoolError> {
+        let bytes: usize = records().map(|record| record.encoded_len()).sum();
         if bytes > BATCH_BYTES_MAX - BATCH_HEADER_BYTES {
             return Err(PoolError::TooMany);
         }
@@ -93,13 +105,15 @@ impl<D: Disk> Shared<D> {
             return Err(error);
         }
         let journal = &self.journal;
-        journal.waiting.borrow_mut().push_back(records.into());
+        let waiting = &mut *journal.waiting.borrow_mut();
+        let before = waiting.records.len();
+        waiting.records.extend(records());
+        let count = waiting.records.len() - before;
+        waiting.groups.push_back((count, bytes));
         journal
             .waiting_bytes
             .set(journal.waiting_bytes.get() + bytes);
-        journal
-            .appended
-            .set(journal.appended.get() + records.len() as u64);
+        journal.appended.set(journal.appended.get() + count as u64);
         journal.work.notify();
         Ok(Ticket(journal.appended.get()))
     }
@@ -109,8 +123,10 @@ impl<D: Disk> Shared<D> {
         let journal = &self.journal;
         let done = || journal.committed.get() >= ticket.0;
         journal
-            .progress
-            .until(|| (done() || self.stopped().is_some()).then_some(()))
+            .commits
+            .until(ticket.0, || {
+                (done() || self.stopped().is_some()).then_some(())
+            })
             .await;
         if done() {
             Ok(())
@@ -120,7 +136,7 @@ impl<D: Disk> Shared<D> {
     }
 
     fn has_room(&self, bytes: usize) -> bool {
-        let waiting = self.journal.waiting.borrow().len();
+        let waiting = self.journal.waiting.borrow().groups.len();
         let dirty = self.state.borrow().dirty_pages() + waiting * PAGES_PER_RECORD;
         if dirty >= self.state.borrow().dirty_hard() && waiting > 0 {
             return false;
@@ -134,35 +150,36 @@ impl<D: Disk> Shared<D> {
     }
 
     /// Takes the records of the next batch.
-    fn take_batch(&self) -> Vec<Record> {
-        let mut waiting = self.journal.waiting.borrow_mut();
+    fn take_batch(&self, batch: &mut Vec<Record>) {
+        let waiting = &mut *self.journal.waiting.borrow_mut();
         let mut bytes = BATCH_HEADER_BYTES;
-        let mut batch = Vec::new();
-        while let Some(group) = waiting.front() {
-            bytes += group.iter().map(Record::encoded_len).sum::<usize>();
+        while let Some((count, more)) = waiting.groups.front() {
+            bytes += more;
             if bytes > BATCH_BYTES_MAX {
                 break;
             }
-            batch.extend(waiting.pop_front().into_iter().flatten());
+            batch.extend(waiting.records.drain(..count));
+            waiting.groups.pop_front();
         }
-        batch
     }
 
     /// Writes batches until the pool is closed and nothing is left to write.
     pub async fn write_batches(&self) {
+        let (mut batch, mut bytes) = (Vec::new(), Vec::new());
         loop {
             let journal = &self.journal;
-            let batch = journal
+            batch.clear();
+            journal
                 .work
                 .until(|| {
-                    let batch = self.take_batch();
-                    (!batch.is_empty() || self.stopped().is_some()).then_some(batch)
+                    self.take_batch(&mut batch);
+                    (!batch.is_empty() || self.stopped().is_some()).then_some(())
                 })
                 .await;
             if batch.is_empty() {
                 return;
             }
-            if let Err(error) = self.commit(&batch).await {
+            if let Err(error) = self.commit(&batch, &mut bytes).await {
                 error!("pool {}: {error}; it takes no more changes", self.name());
                 self.fail();
                 return;
@@ -170,14 +187,14 @@ impl<D: Disk> Shared<D> {
         }
     }
 
-    async fn commit(&self, records: &[Record]) -> Result<(), PoolError> {
+    async fn commit(&self, records: &[Record], bytes: &mut Vec<u8>) -> Result<(), PoolError> {
         let journal = &self.journal;
         let (uuid, layout) = {
             let state = self.state.borrow();
             (state.uuid, state.layout)
         };
         let mut position = journal.applied.get();
-        let bytes = Batch::encode(uuid, position.sequence, records, Vec::new());
+        *bytes = Batch::encode(uuid, position.sequence, records, std::mem::take(bytes));
         let pages = (bytes.len() / PAGE_BYTES) as u64;
         // A batch lies in one piece; where it does not fit before the end, the rest stays unused.
         let rest = layout.journal_pages() - position.page;
@@ -202,8 +219,8 @@ impl<D: Disk> Shared<D> {
         let at: [u64; COPIES] =
             std::array::from_fn(|copy| layout.journal_at(copy) + page * PAGE_BYTES as u64);
         let (first, second) = both(
-            self.device.write(at[0], &bytes, Durability::Durable),
-            self.device.write(at[1], &bytes, Durability::Durable),
+            self.device.write(at[0], bytes, Durability::Durable),
+            self.device.write(at[1], bytes, Durability::Durable),
         )
         .await;
         first.and(second)?;
@@ -222,6 +239,7 @@ impl<D: Disk> Shared<D> {
         journal
             .committed
             .set(journal.committed.get() + records.len() as u64);
+        journal.commits.reach(journal.committed.get());
         journal.progress.notify();
         let dirty = self.state.borrow().dirty_pages() >= self.state.borrow().dirty_soft();
         if dirty || journal.used_pages.get() > layout.journal_pages() / 2 {
@@ -255,5 +273,6 @@ impl<D: Disk> Shared<D> {
     pub fn wake_writer(&self) {
         self.journal.work.notify();
         self.journal.progress.notify();
+        self.journal.commits.reach(u64::MAX);
     }
 }

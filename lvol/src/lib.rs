@@ -76,6 +76,7 @@ mod publish;
 mod qos;
 mod receive;
 mod send;
+mod slow;
 mod space;
 mod state;
 mod sync;

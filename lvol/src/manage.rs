@@ -133,7 +133,7 @@ impl<D: Disk> Pool<D> {
         for record in records {
             self.shared.prepare(record).await?;
         }
-        let ticket = self.shared.append(records).await?;
+        let ticket = self.shared.append(|| records.iter().cloned()).await?;
         self.shared.committed(ticket).await
     }
 
@@ -350,7 +350,7 @@ impl<D: Disk> Pool<D> {
         let flat = self.shared.flat_volume(id.0);
         // Whoever opens it meanwhile finds one of the two.
         flat.gone.store(true, Ordering::SeqCst);
-        let busy = flat.handles.load(Ordering::SeqCst) > 0;
+        let busy = flat.counts.handles.load(Ordering::SeqCst) > 0;
         let deleted = match busy {
             true => Err(PoolError::Busy),
             false => self.change(&[Record::Delete { volume: id.0 }]).await,

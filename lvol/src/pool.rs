@@ -7,13 +7,11 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    ops::Range,
+    collections::{BTreeSet, VecDeque},
     rc::Rc,
     sync::{Arc, atomic::Ordering},
 };
 
-use arrayvec::ArrayVec;
 use corebay_core::{buffer::BufferPool, disk::Disk, reactor::Reactor, sync::Permits};
 
 use crate::{
@@ -22,18 +20,14 @@ use crate::{
     epoch::Looks,
     error::PoolError,
     flat::FlatVolume,
-    format::{BLOCKS_PER_EXTENT, Extent, record::Record},
+    format::{Extent, record::Record},
     journal::Journal,
     publish::{Flat, Slot},
+    slow::Turns,
     space::SpaceLevel,
-    state::{Missing, State, corrupt, extents::Attempt},
+    state::{Missing, State, corrupt},
     sync::Signal,
 };
-
-const PER_EXTENT: u64 = BLOCKS_PER_EXTENT as u64;
-
-/// The most extents that one write touches: 2048 blocks that begin amid one.
-pub(crate) const WRITE_EXTENTS_MAX: usize = 9;
 
 /// What a pool takes from its surroundings.
 #[derive(Clone)]
@@ -42,13 +36,6 @@ pub struct PoolContext {
     pub reactor: Reactor,
     /// Buffers for metadata, at least 1 MiB, that nobody else takes from.
     pub buffers: BufferPool,
-}
-
-/// An extent that first writes go to, and how many are on their way.
-#[derive(Clone, Copy, Debug)]
-struct Staged {
-    extent: Extent,
-    pins: u32,
 }
 
 /// What waits until all operations that are under way have ended.
@@ -60,14 +47,6 @@ enum Leaving {
     Slot(Slot),
     /// Somebody waits for that moment.
     Waiter(Rc<Cell<bool>>),
-}
-
-/// Blocks of a volume that a slow operation works on, or waits for.
-#[derive(Debug)]
-struct Held {
-    ticket: u64,
-    volume: u32,
-    blocks: Range<u64>,
 }
 
 /// The insides of a pool.
@@ -104,11 +83,8 @@ pub(crate) struct Shared<D: Disk> {
     awaited: Cell<u32>,
     /// Volumes take writes again, or none is under way any more.
     pub thawed: Signal,
-    held: RefCell<Vec<Held>>,
-    held_changed: Signal,
-    next_ticket: Cell<u64>,
-    space: Signal,
-    staged: RefCell<BTreeMap<(u32, u64), Staged>>,
+    pub turns: Turns,
+    pub space: Signal,
     loading: RefCell<BTreeSet<(bool, u32)>>,
     loaded: Signal,
 }
@@ -140,11 +116,8 @@ impl<D: Disk> Shared<D> {
             limbo: RefCell::default(),
             awaited: Cell::new(0),
             thawed: Signal::default(),
-            held: RefCell::default(),
-            held_changed: Signal::default(),
-            next_ticket: Cell::new(0),
+            turns: Turns::default(),
             space: Signal::default(),
-            staged: RefCell::default(),
             loading: RefCell::default(),
             loaded: Signal::default(),
         }
@@ -290,7 +263,7 @@ impl<D: Disk> Shared<D> {
         self.awaited.get() == 0 && (self.limbo.borrow().is_empty() || self.is_abandoned())
     }
 
-    fn is_abandoned(&self) -> bool {
+    pub fn is_abandoned(&self) -> bool {
         self.common.epochs.is_abandoned()
     }
 
@@ -321,7 +294,7 @@ impl<D: Disk> Shared<D> {
             .await;
         let frozen = Frozen { volume: flat };
         self.grace().await;
-        let none = || frozen.volume.writers.load(Ordering::SeqCst) == 0;
+        let none = || frozen.volume.counts.writers.load(Ordering::SeqCst) == 0;
         let done = || none() || self.stopped().is_some();
         self.thawed.until(|| done().then_some(())).await;
         frozen
@@ -334,219 +307,6 @@ impl<D: Disk> Shared<D> {
         }
         self.reap()
     }
-
-    /// Waits until no earlier slow operation works on these blocks.
-    pub async fn hold(self: &Rc<Self>, volume: u32, blocks: Range<u64>) -> Holding<D> {
-        let ticket = self.next_ticket.get();
-        self.next_ticket.set(ticket + 1);
-        let held = Held {
-            ticket,
-            volume,
-            blocks: blocks.clone(),
-        };
-        self.held.borrow_mut().push(held);
-        let holding = Holding {
-            shared: self.clone(),
-            ticket,
-        };
-        let free = || {
-            let held = self.held.borrow();
-            let earlier = held.iter().take_while(|held| held.ticket != ticket);
-            !earlier.into_iter().any(|held| {
-                let apart = held.blocks.end <= blocks.start || blocks.end <= held.blocks.start;
-                held.volume == volume && !apart
-            })
-        };
-        self.held_changed.until(|| free().then_some(())).await;
-        holding
-    }
-
-    /// An extent for data of a volume, waiting where one is about to become free. It is pinned.
-    async fn extent_for(&self, volume: u32) -> Result<Extent, PoolError> {
-        loop {
-            let attempt = {
-                let mut state = self.state.borrow_mut();
-                let own = state.volume(volume)?.unused_reservation();
-                let attempt = state.try_extent(own);
-                if let Attempt::Got(extent) = attempt {
-                    state.pin(extent);
-                }
-                attempt
-            };
-            match attempt {
-                Attempt::Got(extent) => return Ok(extent),
-                Attempt::Load(page) => self.load(Missing::Counts(page)).await?,
-                Attempt::Full => return Err(PoolError::NoSpace),
-                Attempt::Wait if self.is_abandoned() => return Err(PoolError::NoSpace),
-                Attempt::Wait => {
-                    let mut first = true;
-                    let again = || !std::mem::take(&mut first) || self.stopped().is_some();
-                    let mut again = again;
-                    self.space.until(|| again().then_some(())).await;
-                    if let Some(error) = self.stopped() {
-                        return Err(error);
-                    }
-                }
-            }
-        }
-    }
-
-    /// The extent that new blocks of a volume's extent go to. It is pinned until [`Target`] ends.
-    async fn target(self: &Rc<Self>, volume: u32, index: u64) -> Result<Target<D>, PoolError> {
-        let (leaf, _) = crate::state::map::leaf_place(index);
-        loop {
-            let missing = self.state.borrow_mut().missing_for(volume, leaf)?;
-            if let Some(missing) = missing {
-                self.load(missing).await?;
-                continue;
-            }
-            if let Some(found) = self.join_staged(volume, index) {
-                return Ok(found);
-            }
-            let own = self.state.borrow_mut().own_target(volume, index)?;
-            let extent = match own {
-                Some(extent) => {
-                    self.state.borrow_mut().pin(extent);
-                    extent
-                }
-                None => {
-                    let extent = self.extent_for(volume).await?;
-                    // Others may have been faster while this one waited.
-                    if self.staged.borrow().contains_key(&(volume, index)) {
-                        self.unpin(extent);
-                        continue;
-                    }
-                    let own = self.state.borrow_mut().own_target(volume, index)?;
-                    if own.is_some() {
-                        self.unpin(extent);
-                        continue;
-                    }
-                    extent
-                }
-            };
-            let staged = Staged { extent, pins: 1 };
-            self.staged.borrow_mut().insert((volume, index), staged);
-            return Ok(Target {
-                shared: self.clone(),
-                key: (volume, index),
-                extent,
-                ended: false,
-            });
-        }
-    }
-
-    fn join_staged(self: &Rc<Self>, volume: u32, index: u64) -> Option<Target<D>> {
-        let mut staged = self.staged.borrow_mut();
-        let found = staged.get_mut(&(volume, index))?;
-        found.pins += 1;
-        let extent = found.extent;
-        Some(Target {
-            shared: self.clone(),
-            key: (volume, index),
-            extent,
-            ended: false,
-        })
-    }
-
-    fn unpin(&self, extent: Extent) {
-        self.state.borrow_mut().unpin(extent);
-        self.collect_released();
-    }
-
-    /// A slow write begins: it waits its turn, and gets an extent for each of the volume's extents that
-    /// it touches.
-    pub async fn begin_write(
-        self: &Rc<Self>,
-        volume: u32,
-        blocks: Range<u64>,
-    ) -> Result<SlowWrite<D>, PoolError> {
-        let holding = self.hold(volume, blocks.clone()).await;
-        let mut write = SlowWrite {
-            volume,
-            blocks: blocks.clone(),
-            targets: ArrayVec::new(),
-            _holding: holding,
-        };
-        for index in blocks.start / PER_EXTENT..blocks.end.div_ceil(PER_EXTENT) {
-            match self.target(volume, index).await {
-                Ok(target) => write.targets.push(target),
-                Err(error) => {
-                    write.end();
-                    return Err(error);
-                }
-            }
-        }
-        Ok(write)
-    }
-
-    /// The data of a slow write are where they belong, or could not be written.
-    pub async fn finish_write(
-        &self,
-        write: SlowWrite<D>,
-        is_written: bool,
-    ) -> Result<(), PoolError> {
-        let result = match is_written {
-            true => self.show(&write).await,
-            false => Ok(()),
-        };
-        write.end();
-        result
-    }
-
-    async fn show(&self, write: &SlowWrite<D>) -> Result<(), PoolError> {
-        let mut records: ArrayVec<Record, WRITE_EXTENTS_MAX> = ArrayVec::new();
-        for (extent, part) in write.parts() {
-            if !self.is_own(write.volume, part.start, part.end) {
-                records.push(Record::Map {
-                    volume: write.volume,
-                    index: part.start / PER_EXTENT,
-                    start: u8::try_from(part.start % PER_EXTENT).expect("below an extent's blocks"),
-                    count: u16::try_from(part.end - part.start).expect("an extent's blocks"),
-                    extent,
-                });
-            } else {
-                self.publish(write.volume, part.start / PER_EXTENT);
-            }
-        }
-        if records.is_empty() {
-            return Ok(());
-        }
-        let ticket = self.append(&records).await?;
-        self.committed(ticket).await
-    }
-}
-
-/// A slow write that has begun.
-pub(crate) struct SlowWrite<D: Disk> {
-    volume: u32,
-    blocks: Range<u64>,
-    targets: ArrayVec<Target<D>, WRITE_EXTENTS_MAX>,
-    _holding: Holding<D>,
-}
-
-impl<D: Disk> SlowWrite<D> {
-    /// Where its data go: an extent for each of the volume's extents.
-    pub fn extents(&self) -> impl Iterator<Item = Extent> + '_ {
-        self.targets.iter().map(|target| target.extent)
-    }
-
-    fn parts(&self) -> impl Iterator<Item = (Extent, Range<u64>)> + '_ {
-        self.extents().zip(parts_of(self.blocks.clone()))
-    }
-
-    fn end(self) {
-        self.targets.into_iter().for_each(Target::end);
-    }
-}
-
-/// The parts of a range of blocks that lie in one extent each.
-pub(crate) fn parts_of(blocks: Range<u64>) -> impl Iterator<Item = Range<u64>> {
-    let mut from = blocks.start;
-    std::iter::from_fn(move || {
-        let part = from..blocks.end.min((from / PER_EXTENT + 1) * PER_EXTENT);
-        from = part.end;
-        (!part.is_empty()).then_some(part)
-    })
 }
 
 /// Somebody waits for what other cores do.
@@ -565,20 +325,6 @@ impl Drop for Awaiting<'_> {
     }
 }
 
-/// Blocks that a slow operation works on, or waits for.
-pub(crate) struct Holding<D: Disk> {
-    shared: Rc<Shared<D>>,
-    ticket: u64,
-}
-
-impl<D: Disk> Drop for Holding<D> {
-    fn drop(&mut self) {
-        let mut held = self.shared.held.borrow_mut();
-        held.retain(|held| held.ticket != self.ticket);
-        self.shared.held_changed.notify();
-    }
-}
-
 /// Marks a page as being read.
 struct Loading<'a, D: Disk> {
     shared: &'a Shared<D>,
@@ -589,42 +335,6 @@ impl<D: Disk> Drop for Loading<'_, D> {
     fn drop(&mut self) {
         self.shared.loading.borrow_mut().remove(&self.key);
         self.shared.loaded.notify();
-    }
-}
-
-/// A pinned extent that a first write goes to.
-struct Target<D: Disk> {
-    shared: Rc<Shared<D>>,
-    key: (u32, u64),
-    extent: Extent,
-    ended: bool,
-}
-
-impl<D: Disk> Target<D> {
-    /// The disk works no more for it, and what it made readable has taken effect, or will not.
-    fn end(mut self) {
-        self.ended = true;
-        let mut staged = self.shared.staged.borrow_mut();
-        let found = staged.get_mut(&self.key);
-        let Some(found) = found.filter(|found| found.extent == self.extent) else {
-            return;
-        };
-        found.pins -= 1;
-        if found.pins == 0 {
-            staged.remove(&self.key);
-            drop(staged);
-            self.shared.unpin(self.extent);
-        }
-    }
-}
-
-impl<D: Disk> Drop for Target<D> {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.shared.common.epochs.abandon();
-            // The pin stays; but nobody may join, as the volume may be shared from now on.
-            self.shared.staged.borrow_mut().remove(&self.key);
-        }
     }
 }
 

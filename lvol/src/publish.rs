@@ -130,9 +130,10 @@ impl Flat {
 
 fn show_fragments(slots: &Slots, number: u64, fragments: &Fragments, own: u64) {
     let slot = slots.fragments(number);
-    for (place, owner) in slot[1..].iter().zip(&fragments.owners) {
-        if place.load(Ordering::Relaxed) != *owner {
-            place.store(*owner, Ordering::Release);
+    for (place, owner) in slot.holders.iter().zip(&fragments.owners) {
+        let owner = u32::try_from(*owner).expect("fewer than 2^32 extents");
+        if place.load(Ordering::Relaxed) != owner {
+            place.store(owner, Ordering::Release);
         }
     }
     let target = Word {
@@ -140,7 +141,7 @@ fn show_fragments(slots: &Slots, number: u64, fragments: &Fragments, own: u64) {
         own,
         number: fragments.target.0,
     };
-    slot[0].store(target.bits(), Ordering::Release);
+    slot.target.store(target.bits(), Ordering::Release);
 }
 
 impl<D: Disk> Shared<D> {
@@ -164,7 +165,9 @@ impl<D: Disk> Shared<D> {
     /// Handles of volumes that are open, on all cores.
     pub fn open_handles(&self) -> u32 {
         let flat = self.flat.borrow();
-        let handles = flat.volumes().map(|v| v.handles.load(Ordering::SeqCst));
+        let handles = flat
+            .volumes()
+            .map(|v| v.counts.handles.load(Ordering::SeqCst));
         handles.sum()
     }
 
@@ -196,7 +199,7 @@ impl<D: Disk> Shared<D> {
         let receiving = record.receiving.is_some();
         volume.receiving.store(receiving, Ordering::SeqCst);
         volume.blocks.store(record.blocks, Ordering::SeqCst);
-        volume.mapped.store(record.mapped, Ordering::Relaxed);
+        volume.counts.mapped.store(record.mapped, Ordering::Relaxed);
         volume.qos.set(&record.limits);
     }
 
@@ -288,7 +291,7 @@ impl<D: Disk> Shared<D> {
     fn refresh_mapped(&self, state: &State, volume: u32) {
         let flat = self.flat.borrow();
         if let (Some(known), Ok(record)) = (flat.volume(volume), state.volume(volume)) {
-            known.mapped.store(record.mapped, Ordering::Relaxed);
+            known.counts.mapped.store(record.mapped, Ordering::Relaxed);
         }
     }
 
@@ -297,15 +300,5 @@ impl<D: Disk> Shared<D> {
         self.run(volume, block, block + 1).await?;
         self.publish(volume, block / BLOCKS_PER_EXTENT as u64);
         Ok(())
-    }
-
-    /// True where all these blocks, within one extent, may be written in place.
-    pub fn is_own(&self, volume: u32, block: u64, end: u64) -> bool {
-        let state = self.state.borrow();
-        let per_extent = BLOCKS_PER_EXTENT as u64;
-        let first = usize::try_from(block % per_extent).expect("within an extent");
-        let last = first + usize::try_from(end - block).expect("within an extent");
-        let run = state.run(volume, block / per_extent, first..last);
-        matches!(run, Ok(Ok(run)) if run.own && run.blocks == last - first)
     }
 }

@@ -125,7 +125,14 @@ impl<D: Disk> Pool<D> {
             return self.delete(id).await;
         }
         let _control = self.control().await?;
-        if self.shared.flat_volume(id.0).handles.load(Ordering::SeqCst) > 0 {
+        if self
+            .shared
+            .flat_volume(id.0)
+            .counts
+            .handles
+            .load(Ordering::SeqCst)
+            > 0
+        {
             return Err(PoolError::Busy);
         }
         let (base, _) = self
@@ -278,7 +285,7 @@ impl<D: Disk> Receiver<D> {
         let flat = self.pool.shared.flat_volume(id.0);
         // Whoever opens it meanwhile finds one of the two.
         flat.receiving.store(true, Ordering::SeqCst);
-        let taken = match flat.handles.load(Ordering::SeqCst) {
+        let taken = match flat.counts.handles.load(Ordering::SeqCst) {
             0 => self.take(id, record, begin).await,
             _ => Err(PoolError::Busy.into()),
         };

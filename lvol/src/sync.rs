@@ -1,8 +1,10 @@
-//! Waiting for a pool's progress, and doing two things at once.
+//! Waiting for a pool's progress, doing two things at once, and tables by number.
 
 use std::{
     cell::RefCell,
+    collections::VecDeque,
     future::{Future, poll_fn},
+    hash::{BuildHasher, Hasher},
     pin::pin,
     task::{Poll, Waker},
 };
@@ -54,6 +56,82 @@ pub(crate) async fn breathe() {
         Poll::Pending
     })
     .await;
+}
+
+/// Tasks that wait for a count to reach their numbers: each is woken once, when it has.
+#[derive(Debug, Default)]
+pub(crate) struct Milestones {
+    /// By number.
+    waiting: RefCell<VecDeque<(u64, Waker)>>,
+}
+
+impl Milestones {
+    /// The count has reached `count`.
+    pub fn reach(&self, count: u64) {
+        let mut waiting = self.waiting.borrow_mut();
+        while waiting.front().is_some_and(|(number, _)| *number <= count) {
+            let front = waiting.pop_front();
+            front.into_iter().for_each(|(_, waker)| waker.wake());
+        }
+    }
+
+    /// Waits until `look` gives a value, which it does once the count has reached `number`.
+    pub async fn until<T>(&self, number: u64, mut look: impl FnMut() -> Option<T>) -> T {
+        poll_fn(|context| {
+            if let Some(value) = look() {
+                return Poll::Ready(value);
+            }
+            let mut waiting = self.waiting.borrow_mut();
+            // Mostly its number is the last.
+            let mut at = waiting.len();
+            while at > 0 && waiting[at - 1].0 > number {
+                at -= 1;
+            }
+            let known = at
+                .checked_sub(1)
+                .filter(|known| waiting[*known].0 == number)
+                .filter(|known| waiting[*known].1.will_wake(context.waker()));
+            if known.is_none() {
+                waiting.insert(at, (number, context.waker().clone()));
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// Hashes small numbers, the same in each run.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct BuildMix;
+
+/// See [`BuildMix`].
+pub(crate) struct Mix(u64);
+
+impl BuildHasher for BuildMix {
+    type Hasher = Mix;
+
+    fn build_hasher(&self) -> Mix {
+        Mix(0)
+    }
+}
+
+impl Hasher for Mix {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64((*byte).into()));
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.write_u64(number.into());
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let mixed = (self.0.rotate_left(26) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ mixed >> 32;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// Runs two futures at once to the end of both.

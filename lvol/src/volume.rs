@@ -43,8 +43,9 @@ use crate::{
     flat::FlatVolume,
     format::{BLOCKS_PER_EXTENT, Extent, page::LEAF_EXTENTS, record::Record},
     journal::Ticket,
-    pool::{Shared, parts_of},
+    pool::Shared,
     qos::Direction,
+    slow::parts_of,
     state::{Missing, map::Run},
 };
 
@@ -61,14 +62,14 @@ pub(crate) struct Writing<'a>(&'a FlatVolume);
 
 impl<'a> Writing<'a> {
     fn begin(flat: &'a FlatVolume) -> Self {
-        flat.writers.fetch_add(1, Ordering::SeqCst);
+        flat.counts.writers.fetch_add(1, Ordering::SeqCst);
         Self(flat)
     }
 }
 
 impl Drop for Writing<'_> {
     fn drop(&mut self) {
-        self.0.writers.fetch_sub(1, Ordering::SeqCst);
+        self.0.counts.writers.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -95,7 +96,7 @@ impl<D: Disk> Volume<D> {
 
     /// Opens a volume for whoever receives it.
     pub(crate) fn open_received(core: &Rc<PoolCore<D>>, flat: Arc<FlatVolume>) -> Self {
-        flat.handles.fetch_add(1, Ordering::SeqCst);
+        flat.counts.handles.fetch_add(1, Ordering::SeqCst);
         let core = core.clone();
         Self { core, flat }
     }
@@ -103,7 +104,7 @@ impl<D: Disk> Volume<D> {
     /// The blocks that hold something, in this volume's own view (NUSE).
     #[must_use]
     pub fn mapped_blocks(&self) -> u64 {
-        self.flat.mapped.load(Ordering::Relaxed)
+        self.flat.counts.mapped.load(Ordering::Relaxed)
     }
 
     fn check(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
@@ -236,6 +237,23 @@ impl<D: Disk> Volume<D> {
         Ok(())
     }
 
+    /// Writes blocks of one extent of the volume's, of which the first is not its own.
+    async fn write_first(
+        &self,
+        at: Lba,
+        blocks: u64,
+        from: &[Buffer],
+        durability: Durability,
+        _writing: Writing<'_>,
+    ) -> Result<(), DiskError> {
+        let blocks = at.0..at.0 + blocks;
+        let begun = self.core.begin_write(self.flat.id, blocks).await?;
+        let place = self.place(begun.extents()[0], at.0);
+        let written = self.core.disk.write(place, from, durability).await;
+        let shown = begun.finish(written.is_ok()).await;
+        written.and(shown.map_err(DiskError::from))
+    }
+
     async fn write_slowly(
         &self,
         blocks: Range<u64>,
@@ -283,7 +301,7 @@ impl<D: Disk> Volume<D> {
 
 impl<D: Disk> Drop for Volume<D> {
     fn drop(&mut self) {
-        self.flat.handles.fetch_sub(1, Ordering::SeqCst);
+        self.flat.counts.handles.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -352,7 +370,10 @@ impl<D: Disk> Disk for Volume<D> {
                 self.thawed().await;
                 continue;
             }
-            if let Some(run) = self.run(at.0, at.0 + blocks)
+            let run = self.run(at.0, at.0 + blocks);
+            let is_first =
+                at.0 % PER_EXTENT + blocks <= PER_EXTENT && run.is_none_or(|run| !run.own);
+            if let Some(run) = run
                 && run.own
                 && run.blocks as u64 == blocks
                 && let Some(extent) = run.extent
@@ -365,7 +386,10 @@ impl<D: Disk> Disk for Volume<D> {
             let writing = Writing::begin(&self.flat);
             look.end();
             // On the heap, so that the fast path's future stays small.
-            return Box::pin(self.write_runs(at, blocks, from, durability, writing)).await;
+            return match is_first {
+                true => Box::pin(self.write_first(at, blocks, from, durability, writing)).await,
+                false => Box::pin(self.write_runs(at, blocks, from, durability, writing)).await,
+            };
         }
     }
 
@@ -457,7 +481,7 @@ impl<D: Disk> Shared<D> {
                 keep,
             };
             self.prepare(&record).await?;
-            last = Some(self.append(&[record]).await?);
+            last = Some(self.append(|| std::iter::once(record.clone())).await?);
             leaf = next + 1;
         }
         match last {

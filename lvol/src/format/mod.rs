@@ -55,6 +55,9 @@ pub const OWNER_NAME_BYTES_MAX: usize = 64;
 /// The most blocks of a volume: 2^36 of them are 256 TiB at 4 KiB.
 pub const VOLUME_BLOCKS_MAX: u64 = 1 << 40;
 
+/// The most extents of a pool, 4 PiB of blocks of 4 KiB: what lies beyond is not used.
+pub const EXTENTS_MAX: u64 = u32::MAX as u64 - 1;
+
 /// CRC32C.
 #[must_use]
 #[allow(clippy::cast_possible_truncation, reason = "the algorithm has 32 bits")]
@@ -63,7 +66,7 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
 }
 
 /// A physical extent, counted from the first behind the pool's own areas.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Extent(pub u64);
 
 impl Extent {
@@ -138,7 +141,8 @@ impl Layout {
     #[must_use]
     pub fn extents(&self) -> u64 {
         let bytes = self.block_size.bytes_of(self.disk_blocks);
-        bytes.saturating_sub(self.data_at()) / self.extent_bytes()
+        let extents = bytes.saturating_sub(self.data_at()) / self.extent_bytes();
+        extents.min(EXTENTS_MAX)
     }
 
     /// The block at `bytes` from the disk's start.

@@ -8,7 +8,7 @@
 //! - Space that thick volumes have reserved, and what the next checkpoints may need, is not given
 //!   to others.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use super::{State, corrupt};
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
         Extent,
         page::{COUNTS_PER_PAGE, Counts},
     },
+    sync::BuildMix,
 };
 
 /// What is known of all extents together.
@@ -28,7 +29,7 @@ pub(crate) struct Extents {
     pub busy: u64,
     /// Extents that thick volumes have reserved and not got yet.
     pub reserved: u64,
-    pins: BTreeMap<Extent, u32>,
+    pins: HashMap<Extent, u32, BuildMix>,
     /// Extents that lost their last reference or pin: free once operations under way have ended.
     pub released: Vec<Extent>,
     cursor: u64,

@@ -199,6 +199,16 @@ impl State {
         }))
     }
 
+    /// True where all these blocks, within one extent, may be written in place.
+    pub fn is_own(&self, volume: u32, blocks: &Range<u64>) -> bool {
+        let per_extent = BLOCKS_PER_EXTENT as u64;
+        let within = |block: u64| usize::try_from(block).expect("within an extent");
+        let first = within(blocks.start % per_extent);
+        let last = first + within(blocks.end - blocks.start);
+        let run = self.run(volume, blocks.start / per_extent, first..last);
+        matches!(run, Ok(Ok(run)) if run.own && run.blocks == last - first)
+    }
+
     /// The volume's own extent under one of its extents, which new blocks go to; marks it as owned.
     /// Everything that the leaf refers to is in memory.
     pub fn own_target(&mut self, volume: u32, index: u64) -> Result<Option<Extent>, PoolError> {
@@ -362,6 +372,10 @@ impl State {
     ) -> Result<(), PoolError> {
         let (leaf_number, at) = leaf_place(index);
         let id = self.own_leaf(volume, leaf_number)?;
+        if let Some(gained) = self.map_more(volume, id, at, &range, extent)? {
+            self.change_volume(volume)?.mapped += gained;
+            return Ok(());
+        }
         let before = self.leaf(id)?.entries[at].clone();
         let bits = Bits::of(range.clone());
         let (after, gained) = match (&before, before.single()) {
@@ -392,6 +406,36 @@ impl State {
         self.change_volume(volume)?.mapped += gained;
         self.own_target(volume, index)?;
         Ok(())
+    }
+
+    /// More blocks of an extent that is the volume's own already: the most frequent change, in place.
+    fn map_more(
+        &mut self,
+        volume: u32,
+        leaf: NodeId,
+        at: usize,
+        range: &Range<usize>,
+        extent: Extent,
+    ) -> Result<Option<u64>, PoolError> {
+        let owner = (volume, self.epoch(volume));
+        let leaf = self.change_leaf(leaf)?;
+        if leaf.owner != owner || leaf.owned >> at & 1 == 0 {
+            return Ok(None);
+        }
+        let Entry::Partial(partial) = &mut leaf.entries[at] else {
+            return Ok(None);
+        };
+        let (of, valid) = &mut **partial;
+        if *of != extent {
+            return Ok(None);
+        }
+        let had = valid.count();
+        valid.set(range.clone());
+        let gained = valid.count() - had;
+        if *valid == Bits::ALL {
+            leaf.entries[at] = Entry::Whole(extent);
+        }
+        Ok(Some(gained))
     }
 
     /// Sets an entry of a leaf. Whether the volume owns it is to be found out again: what is left

@@ -1,0 +1,371 @@
+//! Slow writes on the home core: whose turn it is, and which extents their data go to.
+//!
+//! Invariants:
+//! - Of the blocks that a slow write works on no other slow operation works on any, in whichever order they
+//!   came; whoever has to wait is not overtaken by a later one on the same blocks.
+//! - All slow writes to an extent of a volume at a time go to one extent of the pool, which is pinned
+//!   until the last of them has ended.
+//! - A write that is dropped amid its work keeps its extents for good: the disk may still work for it.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    ops::Range,
+    rc::Rc,
+};
+
+use arrayvec::ArrayVec;
+use corebay_core::disk::Disk;
+
+use crate::{
+    bits::Bits,
+    error::PoolError,
+    format::{BLOCKS_PER_EXTENT, Extent, record::Record},
+    pool::Shared,
+    state::{Missing, extents::Attempt, map::leaf_place},
+    sync::{BuildMix, Signal},
+};
+
+const PER_EXTENT: u64 = BLOCKS_PER_EXTENT as u64;
+
+/// The most extents that one write touches: 2048 blocks that begin amid one.
+pub(crate) const WRITE_EXTENTS_MAX: usize = 9;
+
+/// An extent of a volume that slow writes are on their way to.
+#[derive(Debug, Default)]
+struct Staged {
+    /// Where their data go, once that is known; pinned.
+    extent: Option<Extent>,
+    writes: u32,
+    /// The blocks that they work on.
+    busy: Bits,
+}
+
+/// Blocks that somebody waits for, or that are being cleared.
+#[derive(Debug)]
+struct Held {
+    ticket: u64,
+    volume: u32,
+    blocks: Range<u64>,
+}
+
+/// The slow writes and clearings that are under way.
+#[derive(Default)]
+pub(crate) struct Turns {
+    staged: RefCell<HashMap<(u32, u64), Staged, BuildMix>>,
+    /// In the order they came.
+    held: RefCell<Vec<Held>>,
+    changed: Signal,
+    next_ticket: Cell<u64>,
+}
+
+/// The bits of blocks that lie in one extent.
+fn bits_of(part: &Range<u64>) -> Bits {
+    let within = |block: u64| usize::try_from(block).expect("within an extent");
+    let first = within(part.start % PER_EXTENT);
+    Bits::of(first..first + within(part.end - part.start))
+}
+
+impl Turns {
+    /// Whether nobody who came before `ticket` has a part of these blocks, or waits for one.
+    fn is_next(&self, ticket: u64, volume: u32, blocks: &Range<u64>) -> bool {
+        let held = self.held.borrow();
+        let earlier = held.iter().take_while(|held| held.ticket < ticket);
+        !earlier.into_iter().any(|held| {
+            let apart = held.blocks.end <= blocks.start || blocks.end <= held.blocks.start;
+            held.volume == volume && !apart
+        })
+    }
+
+    /// Takes the blocks for a write, if nobody works on any of them.
+    fn take(&self, ticket: u64, volume: u32, blocks: &Range<u64>) -> bool {
+        if !self.is_next(ticket, volume, blocks) {
+            return false;
+        }
+        let mut staged = self.staged.borrow_mut();
+        let free = parts_of(blocks.clone()).all(|part| {
+            let found = staged.get(&(volume, part.start / PER_EXTENT));
+            found.is_none_or(|staged| !staged.busy.meets(&bits_of(&part)))
+        });
+        if free {
+            for part in parts_of(blocks.clone()) {
+                let staged = staged.entry((volume, part.start / PER_EXTENT)).or_default();
+                staged.busy.add(&bits_of(&part));
+                staged.writes += 1;
+            }
+        }
+        free
+    }
+
+    /// True where a write works on some of these blocks.
+    fn is_written(&self, volume: u32, blocks: &Range<u64>) -> bool {
+        let staged = self.staged.borrow();
+        staged.iter().any(|((of, index), staged)| {
+            let extent = index * PER_EXTENT..(index + 1) * PER_EXTENT;
+            let common = extent.start.max(blocks.start)..extent.end.min(blocks.end);
+            *of == volume && !common.is_empty() && staged.busy.meets(&bits_of(&common))
+        })
+    }
+
+    fn queue(&self, volume: u32, blocks: &Range<u64>) -> u64 {
+        let ticket = self.next_ticket.get();
+        self.next_ticket.set(ticket + 1);
+        self.held.borrow_mut().push(Held {
+            ticket,
+            volume,
+            blocks: blocks.clone(),
+        });
+        ticket
+    }
+
+    fn leave(&self, ticket: u64) {
+        self.held.borrow_mut().retain(|held| held.ticket != ticket);
+        self.changed.notify();
+    }
+}
+
+/// Blocks that are being cleared, or that somebody waits for.
+pub(crate) struct Holding<'a> {
+    turns: &'a Turns,
+    ticket: u64,
+}
+
+impl Drop for Holding<'_> {
+    fn drop(&mut self) {
+        self.turns.leave(self.ticket);
+    }
+}
+
+/// A slow write that has begun.
+pub(crate) struct SlowWrite<D: Disk> {
+    shared: Rc<Shared<D>>,
+    volume: u32,
+    blocks: Range<u64>,
+    /// For each of the volume's extents that it touches: where its data go.
+    extents: ArrayVec<Extent, WRITE_EXTENTS_MAX>,
+    /// Of these, by bit: the blocks were the volume's own all the time.
+    own: u16,
+    ended: bool,
+}
+
+impl<D: Disk> SlowWrite<D> {
+    /// Where its data go: an extent for each of the volume's extents.
+    pub fn extents(&self) -> &ArrayVec<Extent, WRITE_EXTENTS_MAX> {
+        &self.extents
+    }
+
+    /// What has to be recorded once its data are durable.
+    fn records(&self) -> impl Iterator<Item = Record> + '_ {
+        let parts = parts_of(self.blocks.clone()).zip(&self.extents);
+        let fresh = parts.enumerate().filter(|(at, _)| self.own >> at & 1 == 0);
+        fresh.map(|(_, (part, extent))| Record::Map {
+            volume: self.volume,
+            index: part.start / PER_EXTENT,
+            start: u8::try_from(part.start % PER_EXTENT).expect("below an extent's blocks"),
+            count: u16::try_from(part.end - part.start).expect("an extent's blocks"),
+            extent: *extent,
+        })
+    }
+
+    /// The disk works no more for it, and what it made readable has taken effect, or will not.
+    fn end(mut self) {
+        self.ended = true;
+        self.release();
+    }
+
+    fn release(&self) {
+        let turns = &self.shared.turns;
+        for part in parts_of(self.blocks.clone()) {
+            let key = (self.volume, part.start / PER_EXTENT);
+            let mut all = turns.staged.borrow_mut();
+            let Some(staged) = all.get_mut(&key) else {
+                continue;
+            };
+            staged.busy.remove(&bits_of(&part));
+            staged.writes -= 1;
+            if staged.writes == 0 {
+                let extent = staged.extent;
+                all.remove(&key);
+                drop(all);
+                extent
+                    .into_iter()
+                    .for_each(|extent| self.shared.unpin(extent));
+            }
+        }
+        if !turns.held.borrow().is_empty() {
+            turns.changed.notify();
+        }
+    }
+}
+
+impl<D: Disk> Drop for SlowWrite<D> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.shared.common.epochs.abandon();
+            for extent in &self.extents {
+                self.shared.state.borrow_mut().pin(*extent);
+            }
+            self.release();
+        }
+    }
+}
+
+impl<D: Disk> Shared<D> {
+    /// Waits until no earlier slow operation works on these blocks.
+    pub async fn hold(&self, volume: u32, blocks: Range<u64>) -> Holding<'_> {
+        let turns = &self.turns;
+        let ticket = turns.queue(volume, &blocks);
+        let holding = Holding { turns, ticket };
+        let next = || turns.is_next(ticket, volume, &blocks) && !turns.is_written(volume, &blocks);
+        turns.changed.until(|| next().then_some(())).await;
+        holding
+    }
+
+    /// A slow write begins: it waits its turn, and gets an extent for each of the volume's extents that
+    /// it touches.
+    pub async fn begin_write(
+        self: &Rc<Self>,
+        volume: u32,
+        blocks: Range<u64>,
+    ) -> Result<SlowWrite<D>, PoolError> {
+        let turns = &self.turns;
+        if !turns.take(u64::MAX, volume, &blocks) {
+            let ticket = turns.queue(volume, &blocks);
+            let _holding = Holding { turns, ticket };
+            turns
+                .changed
+                .until(|| turns.take(ticket, volume, &blocks).then_some(()))
+                .await;
+        }
+        let mut write = SlowWrite {
+            shared: self.clone(),
+            volume,
+            blocks: blocks.clone(),
+            extents: ArrayVec::new(),
+            own: 0,
+            ended: false,
+        };
+        for (at, part) in parts_of(blocks).enumerate() {
+            let target = match self.try_target(volume, &part) {
+                Ok(Try::Got(extent, own)) => Ok((extent, own)),
+                Ok(_) => self.target(volume, &part).await,
+                Err(error) => Err(error),
+            };
+            match target {
+                Ok((extent, own)) => {
+                    write.extents.push(extent);
+                    write.own |= u16::from(own) << at;
+                }
+                Err(error) => {
+                    write.end();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(write)
+    }
+
+    /// The data of a slow write are where they belong, or could not be written.
+    pub async fn finish_write(
+        &self,
+        write: SlowWrite<D>,
+        is_written: bool,
+    ) -> Result<(), PoolError> {
+        let result = match is_written {
+            true => self.show(&write).await,
+            false => Ok(()),
+        };
+        write.end();
+        result
+    }
+
+    async fn show(&self, write: &SlowWrite<D>) -> Result<(), PoolError> {
+        for (at, part) in parts_of(write.blocks.clone()).enumerate() {
+            if write.own >> at & 1 != 0 {
+                self.publish(write.volume, part.start / PER_EXTENT);
+            }
+        }
+        if write.records().next().is_none() {
+            return Ok(());
+        }
+        let ticket = self.append(|| write.records()).await?;
+        self.committed(ticket).await
+    }
+
+    async fn target(&self, volume: u32, part: &Range<u64>) -> Result<(Extent, bool), PoolError> {
+        loop {
+            match self.try_target(volume, part)? {
+                Try::Got(extent, own) => return Ok((extent, own)),
+                Try::Load(missing) => self.load(missing).await?,
+                Try::Wait if self.is_abandoned() => return Err(PoolError::NoSpace),
+                Try::Wait => {
+                    let mut first = true;
+                    let mut again = || !std::mem::take(&mut first) || self.stopped().is_some();
+                    self.space.until(|| again().then_some(())).await;
+                    if let Some(error) = self.stopped() {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The extent that new blocks of a volume's extent go to, and whether these blocks are the volume's
+    /// own already. It is pinned until the last write to it ends.
+    fn try_target(&self, volume: u32, part: &Range<u64>) -> Result<Try, PoolError> {
+        let index = part.start / PER_EXTENT;
+        let state = &mut *self.state.borrow_mut();
+        let mut all = self.turns.staged.borrow_mut();
+        let staged = all
+            .get_mut(&(volume, index))
+            .expect("its blocks were taken");
+        if let Some(extent) = staged.extent {
+            return Ok(Try::Got(extent, state.is_own(volume, part)));
+        }
+        if let Some(missing) = state.missing_for(volume, leaf_place(index).0)? {
+            return Ok(Try::Load(missing));
+        }
+        let own = state.own_target(volume, index)?;
+        let extent = match own {
+            Some(extent) => extent,
+            None => {
+                let reserved = state.volume(volume)?.unused_reservation();
+                match state.try_extent(reserved) {
+                    Attempt::Got(extent) => extent,
+                    Attempt::Load(page) => return Ok(Try::Load(Missing::Counts(page))),
+                    Attempt::Full => return Err(PoolError::NoSpace),
+                    Attempt::Wait => return Ok(Try::Wait),
+                }
+            }
+        };
+        state.pin(extent);
+        staged.extent = Some(extent);
+        let own = own.is_some() && state.is_own(volume, part);
+        Ok(Try::Got(extent, own))
+    }
+
+    fn unpin(&self, extent: Extent) {
+        self.state.borrow_mut().unpin(extent);
+        self.collect_released();
+    }
+}
+
+/// An attempt to get an extent for a write.
+enum Try {
+    /// It is pinned; true where the blocks are the volume's own already.
+    Got(Extent, bool),
+    /// This page is needed first.
+    Load(Missing),
+    /// None is free now, but some will be.
+    Wait,
+}
+
+/// The parts of a range of blocks that lie in one extent each.
+pub(crate) fn parts_of(blocks: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let mut from = blocks.start;
+    std::iter::from_fn(move || {
+        let part = from..blocks.end.min((from / PER_EXTENT + 1) * PER_EXTENT);
+        from = part.end;
+        (!part.is_empty()).then_some(part)
+    })
+}
