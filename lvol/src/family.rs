@@ -196,7 +196,7 @@ impl<D: Disk> Inflate<D> {
             let same = shared.shared_range(self.id.0, index, blocks).await;
             let copied = match same {
                 Ok(now) if now.as_ref() == Some(&range) => {
-                    let target = write.extents().next();
+                    let target = write.extents().first().copied();
                     let target = target.expect("a write within an extent has one");
                     shared.copy_blocks(self.id.0, range.clone(), target).await
                 }
