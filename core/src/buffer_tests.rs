@@ -1,14 +1,10 @@
 //! The buddy allocator against a slow model, and the rules of windows and pins.
 
 use super::*;
-use crate::{
-    arena::{Arena, Hugepages},
-    executor::Executor,
-    rng::Rng,
-};
+use crate::{arena::Arena, executor::Executor, rng::Rng};
 
 fn pool(bytes: usize) -> BufferPool {
-    let mut arena = Arena::new(bytes, Hugepages::Off).unwrap();
+    let mut arena = Arena::lazy(bytes).unwrap();
     BufferPool::new(arena.take(bytes).unwrap(), 16)
 }
 
@@ -230,7 +226,7 @@ fn blocks_never_overlap_and_all_come_back() {
 
 #[test]
 fn a_pool_gives_its_region_back_once_nobody_uses_it() {
-    let mut arena = Arena::new(1 << 20, Hugepages::Off).unwrap();
+    let mut arena = Arena::lazy(1 << 20).unwrap();
     let pool = BufferPool::new(arena.take(1 << 20).unwrap(), 4);
     let pin = pool.try_allocate(4096).unwrap().pin(Direction::ToDevice);
     let pool = pool.reclaim().err().unwrap();

@@ -1,14 +1,9 @@
 //! The fast path takes nothing from the heap: overwrites and reads of a volume, also with snapshots
 //! beneath and across extents.
 
-mod support;
+use std::rc::Rc;
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    cell::Cell,
-    rc::Rc,
-};
-
+use crate::support::{context, counting::taken, named, options};
 use corebay_conformance::TestCore;
 use corebay_core::{
     disk::{
@@ -18,29 +13,6 @@ use corebay_core::{
     units::{BlockSize, Lba},
 };
 use corebay_lvol::{Pool, Volume};
-use support::{context, named, options};
-
-/// The system's allocator, counting what each thread takes from it.
-struct Counting;
-
-thread_local!(static TAKEN: Cell<u64> = const { Cell::new(0) });
-
-// SAFETY: everything is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        TAKEN.with(|taken| taken.set(taken.get() + 1));
-        // SAFETY: by the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: by the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 /// Makes a volume of which everything was written, and again after each of some snapshots.
 async fn volume(
@@ -82,7 +54,7 @@ fn overwrites_and_reads_allocate_nothing() {
     });
     let taken = core.run(async move {
         let two = [buffer.slice(0..4096), buffer.slice(8192..16_384)];
-        let before = TAKEN.with(Cell::get);
+        let before = taken();
         for round in 0..500u64 {
             // The blocks that were written after the last snapshot, and what lies around them.
             let at = Lba(round % 64 * 32 + 21);
@@ -94,7 +66,7 @@ fn overwrites_and_reads_allocate_nothing() {
                 .await
                 .unwrap();
         }
-        TAKEN.with(Cell::get) - before
+        taken() - before
     });
     assert_eq!(taken, 0);
     drop(pool);

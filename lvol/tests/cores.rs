@@ -1,8 +1,6 @@
 //! Volumes on several cores: turned by hand in an order that the seed says, with the power cut amid
 //! it; and as threads.
 
-mod support;
-
 use std::{
     rc::Rc,
     sync::{
@@ -13,6 +11,9 @@ use std::{
     thread::JoinHandle,
 };
 
+use crate::support::{
+    self, Medium, MediumDisk, Node, disk, model::Model, named, offline_check, options,
+};
 use corebay_conformance::{Bed, TestCore, conformance_tests};
 use corebay_core::{
     disk::{
@@ -25,7 +26,6 @@ use corebay_core::{
     units::{BlockSize, Lba},
 };
 use corebay_lvol::{Pool, PoolCore, PoolHandle, Volume, VolumeHandle, VolumeId};
-use support::{Medium, MediumDisk, Node, disk, model::Model, named, offline_check, options};
 
 const BLOCKS: u64 = 1024;
 const CORES: usize = 3;

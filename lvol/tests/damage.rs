@@ -1,10 +1,9 @@
 //! Damaged metadata: one copy is mended from the other, and with both gone the pool is refused or the
 //! read fails. Nothing panics, and nothing wrong is read.
 
-mod support;
-
 use std::{ops::Range, rc::Rc};
 
+use crate::support::{self, Medium, MediumDisk, Node, offline_check};
 use corebay_core::{
     disk::{Disk, Durability},
     rng::Rng,
@@ -17,7 +16,6 @@ use corebay_lvol::{
         COPIES, Layout, PAGE_BYTES, SUPERBLOCK_AT, crc32c, root::Root, superblock::Superblock,
     },
 };
-use support::{Medium, MediumDisk, Node, offline_check};
 
 const BLOCKS: u64 = 3000;
 

@@ -1,13 +1,11 @@
 //! Pools on disks that have grown.
 
-mod support;
-
+use crate::support::{Medium, Node, cuts::each_cut, offline_check};
 use corebay_core::{
     disk::{DiskError, Durability},
     units::BlockSize,
 };
 use corebay_lvol::{SpaceLevel, error::PoolError};
-use support::{Medium, Node, cuts::each_cut, offline_check};
 
 const PER_EXTENT: u64 = 256;
 const MIB: u64 = 1 << 20;

@@ -1,12 +1,10 @@
 //! Raw and sparse images in and out of volumes.
 
-mod support;
-
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+use crate::support::{Medium, Node};
 use corebay_core::{disk::DiskError, units::BlockSize};
 use corebay_lvol::{Piece, SparseFile, VolumeId};
-use support::{Medium, Node};
 
 fn node() -> Node {
     Node::create(&Medium::new(BlockSize::B4096, 64 << 20, false, 1))

@@ -1,9 +1,8 @@
 //! Limits of volumes, in a time that the test makes.
 
-mod support;
-
 use std::{rc::Rc, time::Duration};
 
+use crate::support::{Medium, MediumDisk, Node, named};
 use corebay_conformance::{Outcome, TestCore};
 use corebay_core::{
     disk::{Disk, DiskError, Durability},
@@ -12,7 +11,6 @@ use corebay_core::{
     units::{BlockSize, Lba, Time},
 };
 use corebay_lvol::{Limits, PoolCore, Rate, Volume, VolumeId};
-use support::{Medium, MediumDisk, Node, named};
 
 const BLOCKS: u64 = 1024;
 

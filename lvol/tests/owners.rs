@@ -1,17 +1,15 @@
 //! Whose a pool is, and what moves with it: labels, owners, names, exports, destruction.
 
-mod support;
-
+use crate::support::{
+    Medium, Node, context,
+    cuts::{each_cut, places},
+    machine_named, named, options,
+};
 use corebay_conformance::TestCore;
 use corebay_core::{disk::Durability, units::BlockSize};
 use corebay_lvol::{
     Export, ImportOptions, NamespaceIds, Pool, PoolLabel, VolumeId, destroy, error::PoolError,
     probe,
-};
-use support::{
-    Medium, Node, context,
-    cuts::{each_cut, places},
-    machine_named, named, options,
 };
 
 fn medium() -> Medium {

@@ -5,17 +5,17 @@
 //! block's versions survive or none. Then the pool is opened (and the power fails again amid that),
 //! checked, and compared with what may be there.
 
-mod support;
-
 use std::{collections::BTreeMap, rc::Rc};
 
+use crate::support::{
+    Medium, MediumDisk, Node, cuts::places, disk::block, model::Model, named, offline_check,
+};
 use corebay_core::{
     disk::{Disk, Durability},
     rng::Rng,
     units::{BlockSize, Lba},
 };
 use corebay_lvol::{Volume, error::PoolError};
-use support::{Medium, MediumDisk, Node, disk::block, model::Model, named, offline_check};
 
 const DISK_BYTES: u64 = 8 << 20;
 
@@ -281,17 +281,6 @@ impl Expected {
     }
 }
 
-/// Where the power fails: after every change where `COREBAY_EVERY_CUT` is set, which takes minutes; else
-/// after some.
-fn cuts(changes: u64) -> impl Iterator<Item = u64> {
-    let step = if std::env::var_os("COREBAY_EVERY_CUT").is_some() {
-        1
-    } else {
-        31
-    };
-    (0..=changes).step_by(step)
-}
-
 /// Runs a script on a pool that it finds on `base`, with the power failing after each change.
 fn everywhere(base: &Medium, before: &Expected, script: &[Step]) {
     let run = |seed: u64, stop_after: Option<u64>| {
@@ -317,7 +306,7 @@ fn everywhere(base: &Medium, before: &Expected, script: &[Step]) {
     let (medium, changes, expected) = run(0, None);
     assert!(changes > 10, "the script changes nothing");
     expected.compare(&Node::import(&medium).unwrap(), "without a loss of power");
-    for cut in cuts(changes) {
+    for cut in places(changes, 31) {
         let seed = cut * 7 + 1;
         let what = format!("cut after {cut} of {changes} changes");
         let (medium, _, expected) = run(seed, Some(cut));
@@ -401,7 +390,7 @@ const KINDS: [(BlockSize, bool); 3] = [
 fn making_a_pool() {
     for (block_size, volatile) in KINDS {
         let bytes = DISK_BYTES * if block_size == BlockSize::B4096 { 8 } else { 1 };
-        for cut in cuts(2000) {
+        for cut in places(2000, 31) {
             let medium = Medium::new(block_size, bytes, volatile, cut);
             medium.soil();
             medium.stop_after(cut);

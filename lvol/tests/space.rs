@@ -1,16 +1,14 @@
 //! Space: exact numbers, thresholds and their events, and a pool that is full.
 
-mod support;
-
 use std::{cell::RefCell, rc::Rc};
 
+use crate::support::{Medium, Node, cuts::each_cut, named};
 use corebay_core::{
     disk::{Disk, DiskError, Durability, Space},
     rng::Rng,
     units::{BlockSize, Lba},
 };
 use corebay_lvol::{PoolEvent, SpaceLevel, Thresholds, VolumeId, VolumeSpace, error::PoolError};
-use support::{Medium, Node, cuts::each_cut, named};
 
 const EXTENT: u64 = 128 << 10;
 const PER_EXTENT: u64 = 256;

@@ -1,7 +1,6 @@
 //! Snapshots sent from pool to pool: whole, as differences, interrupted, cut off, changed on the way.
 
-mod support;
-
+use crate::support::{Medium, Node, cuts::each_cut, named};
 use corebay_core::{
     disk::{Disk, Durability},
     rng::Rng,
@@ -12,7 +11,6 @@ use corebay_lvol::{
     error::PoolError,
     format::stream::{FRAME_HEADER_BYTES, StreamFault},
 };
-use support::{Medium, Node, cuts::each_cut, named};
 
 const SIZE: u64 = 3000;
 

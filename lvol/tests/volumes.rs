@@ -1,16 +1,14 @@
 //! Volumes as hosts see them, against the model, with restarts and checks between.
 
-mod support;
-
 use std::{collections::BTreeMap, rc::Rc};
 
+use crate::support::{self, Medium, Node, model::Model, named, offline_check};
 use corebay_core::{
     disk::{Disk, DiskError, Durability, Space},
     rng::Rng,
     units::{BlockSize, Lba},
 };
 use corebay_lvol::{VolumeId, error::PoolError};
-use support::{Medium, Node, model::Model, named, offline_check};
 
 const MIB: u64 = 1 << 20;
 

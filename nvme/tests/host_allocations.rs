@@ -8,7 +8,7 @@ use std::{
 };
 
 use corebay_core::{
-    arena::{Arena, Hugepages},
+    arena::Arena,
     buffer::BufferPool,
     reactor::Reactor,
     units::{CoreId, Time},
@@ -91,7 +91,7 @@ impl World {
 fn allocations(manner: Manner, digests: Digests, blocks: u32) -> u64 {
     let network = MemNetwork::new(1, 100_000, 256 << 10);
     let reactor = Reactor::new(CoreId(0), 64, Time(0));
-    let mut arena = Arena::new(8 << 20, Hugepages::Off).unwrap();
+    let mut arena = Arena::lazy(8 << 20).unwrap();
     let buffers = BufferPool::new(arena.take(8 << 20).unwrap(), 64);
     let host = Host::new(&reactor, network.clone(), buffers.clone());
     let mut world = World {

@@ -1,13 +1,7 @@
 //! Reads and writes of arrays take nothing from the heap once the array has warmed up: on healthy
 //! members and without one of them.
 
-mod support;
-
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    cell::Cell,
-    rc::Rc,
-};
+use std::{cell::Cell, rc::Rc};
 
 use corebay_conformance::{Bed, TestCore};
 use corebay_core::{
@@ -16,29 +10,7 @@ use corebay_core::{
 };
 use corebay_raid::geometry::Level;
 
-use support::{ArrayBed, ec};
-
-/// The system's allocator, counting what each thread takes from it.
-struct Counting;
-
-thread_local!(static TAKEN: Cell<u64> = const { Cell::new(0) });
-
-// SAFETY: everything is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        TAKEN.with(|taken| taken.set(taken.get() + 1));
-        // SAFETY: by the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: by the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
+use crate::support::{ArrayBed, counting::taken, ec};
 
 const WORKERS: u64 = 24;
 const WARM_UP: u64 = 600;
@@ -66,9 +38,9 @@ fn allocations<D: Disk>(core: &TestCore, disk: &Rc<D>) -> u64 {
         });
     }
     core.turn_until("the warm-up", || done.get() >= WARM_UP);
-    let before = TAKEN.with(Cell::get);
+    let before = taken();
     core.turn_until("the operations", || done.get() >= WARM_UP + MEASURED);
-    let taken = TAKEN.with(Cell::get) - before;
+    let taken = taken() - before;
     core.turn_until("the end of all", || core.reactor.executor().live() == 0);
     taken
 }

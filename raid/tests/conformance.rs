@@ -1,11 +1,9 @@
 //! The conformance suite over arrays of every level.
 
-mod support;
-
 use corebay_conformance::conformance_tests;
 use corebay_raid::geometry::Level;
 
-use support::{ArrayBed, ec};
+use crate::support::{ArrayBed, ec};
 
 macro_rules! levels {
     ($($name:ident: $make:expr;)+) => {

@@ -1,7 +1,5 @@
 //! Power cuts at any change of any block, with members lost in the same crash.
 
-mod support;
-
 use std::{cell::RefCell, rc::Rc};
 
 use corebay_core::{rng::Rng, units::BlockSize};
@@ -12,7 +10,7 @@ use corebay_raid::{
     sweep::Pace,
 };
 
-use support::{
+use crate::support::{
     bench::{Bench, Machine, Model, Worker, settle, small},
     ec,
     power::{Power, PowerDisk},

@@ -1,7 +1,5 @@
 //! Members that fail, come back, are replaced, are damaged or do not belong.
 
-mod support;
-
 use std::{cell::RefCell, rc::Rc};
 
 use corebay_core::{disk::DiskError, rng::Rng, units::BlockSize};
@@ -15,7 +13,8 @@ use corebay_raid::{
     sweep::{Pace, SweepError},
 };
 
-use support::{
+use crate::support::{
+    self,
     bench::{Bench, Machine, Model, Worker, settle, small},
     ec,
     power::{Power, PowerDisk},

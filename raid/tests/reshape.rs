@@ -1,16 +1,8 @@
 //! Arrays whose shape changes: larger members, legs that come and go, stale members taken by force.
 
-mod support;
-
 use std::{cell::RefCell, rc::Rc};
 
-use corebay_core::{
-    arena::{Arena, Hugepages},
-    buffer::BufferPool,
-    disk::Disk,
-    rng::Rng,
-    units::BlockSize,
-};
+use corebay_core::{arena::Arena, buffer::BufferPool, disk::Disk, rng::Rng, units::BlockSize};
 use corebay_raid::{
     array::{Array, Assembled},
     assemble::{AssembleError, assemble_with_stale, examine},
@@ -20,7 +12,7 @@ use corebay_raid::{
     sweep::{Pace, SweepError},
 };
 
-use support::{
+use crate::support::{
     bench::{Bench, Machine, Model, Worker, settle, small},
     power::{Medium, Power, PowerDisk},
 };
@@ -293,7 +285,7 @@ fn stale_members_are_taken_only_by_force() {
     let refused = rig.machine.assemble(&rig.bench, &there).unwrap();
     assert!(matches!(refused, Err(AssembleError::TooFew { .. })));
     let bytes = Assembled::scratch_bytes(&rig.machine.geometry);
-    let mut arena = Arena::new(bytes, Hugepages::Off).unwrap();
+    let mut arena = Arena::lazy(bytes).unwrap();
     let pool = BufferPool::new(arena.take(bytes).unwrap(), 64);
     let (disks, reactor) = (rig.machine.disks(&there), rig.bench.reactor.clone());
     let (known, disk) = (array_uuid(&rig), rig.machine.disk(2));

@@ -1,7 +1,5 @@
 //! Members that are slow or do not answer at all, in simulated time.
 
-mod support;
-
 use std::{
     cell::{Cell, RefCell},
     future::{Future, poll_fn},
@@ -12,7 +10,7 @@ use std::{
 };
 
 use corebay_core::{
-    arena::{Arena, Hugepages},
+    arena::Arena,
     buffer::{Buffer, BufferPool, DevicePin, Direction},
     disk::{
         Disk, DiskError, DiskInfo, Durability, Space,
@@ -33,7 +31,7 @@ use corebay_raid::{
     sweep::{Pace, SweepError},
 };
 
-use support::{ec, scratch};
+use crate::support::{ec, scratch};
 
 const SIZE: BlockSize = BlockSize::B4096;
 const STRIP: usize = 16 << 10;
@@ -148,7 +146,7 @@ impl Rig {
         let faults: Vec<_> = (0..roles as u64).map(Faults::new).collect();
         let devices: Vec<Rc<State>> = (0..roles).map(|_| Rc::default()).collect();
         let reactor = Reactor::new(CoreId(0), 600, Time(0));
-        let mut arena = Arena::new(8 << 20, Hugepages::Off).unwrap();
+        let mut arena = Arena::lazy(8 << 20).unwrap();
         let pool = BufferPool::new(arena.take(8 << 20).unwrap(), 512);
         let geometry = Geometry::new(wish, bytes).unwrap();
         let disks: Vec<_> = (0..roles)

@@ -339,12 +339,12 @@ impl HostShares {
 
 #[cfg(test)]
 mod tests {
-    use corebay_core::arena::{Arena, Hugepages};
+    use corebay_core::arena::Arena;
 
     use super::*;
 
     fn memory() -> Memory {
-        let mut arena = Arena::new(8 << 20, Hugepages::Off).unwrap();
+        let mut arena = Arena::lazy(8 << 20).unwrap();
         Memory::divide(&mut |bytes| arena.take(bytes), 8 << 20).unwrap()
     }
 

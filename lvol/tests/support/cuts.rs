@@ -4,12 +4,14 @@ use corebay_core::rng::Rng;
 
 use super::{Medium, Node, offline_check};
 
-/// Where the power fails: after every change where `COREBAY_EVERY_CUT` is set, else after some.
+/// Whether `COREBAY_LONG` asks for all that can be tried, which takes minutes, and not for a sample.
+pub fn is_long() -> bool {
+    std::env::var_os("COREBAY_LONG").is_some()
+}
+
+/// Where the power fails: after every change in a long run, else after every `step` changes.
 pub fn places(changes: u64, step: usize) -> impl Iterator<Item = u64> {
-    let step = match std::env::var_os("COREBAY_EVERY_CUT") {
-        Some(_) => 1,
-        None => step,
-    };
+    let step = if is_long() { 1 } else { step };
     (0..=changes).step_by(step)
 }
 

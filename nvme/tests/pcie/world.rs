@@ -3,7 +3,7 @@
 use std::{cell::RefCell, future::Future, pin::Pin, rc::Rc, sync::Arc, time::Duration};
 
 use corebay_core::{
-    arena::{Arena, ArenaMemory, Hugepages},
+    arena::{Arena, ArenaMemory},
     buffer::{Buffer, BufferPool},
     disk::{Disk, DiskError, Durability},
     dma::DmaRegion,
@@ -64,7 +64,7 @@ pub fn quick() -> DriverOptions {
 
 impl World {
     pub fn new(options: EmulatedOptions) -> Self {
-        let mut arena = Arena::new(POOL_BYTES + (24 << 20), Hugepages::Off).expect("memory");
+        let mut arena = Arena::lazy(POOL_BYTES + (24 << 20)).expect("memory");
         let region = arena.take(POOL_BYTES).expect("the arena is that large");
         let emulated = Emulated::new(options);
         let window = emulated.map(&arena.memory());

@@ -8,7 +8,7 @@ use std::{
 };
 
 use corebay_core::{
-    arena::{Arena, Hugepages},
+    arena::Arena,
     buffer::BufferPool,
     disk::{Disk, DiskError, Durability, Space},
     reactor::Reactor,
@@ -83,7 +83,7 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(power: &Rc<Power>) -> Self {
-        let mut arena = Arena::new(8 << 20, Hugepages::Off).expect("memory");
+        let mut arena = Arena::lazy(8 << 20).expect("memory");
         Self {
             reactor: Reactor::new(CoreId(0), 64, Time(0)),
             pool: BufferPool::new(arena.take(4 << 20).expect("memory"), 64),
@@ -184,7 +184,7 @@ impl Machine {
     /// Assembles what these members make; nothing if the power fails.
     pub fn assemble(&self, bench: &Bench, members: &[usize]) -> Option<Assembly> {
         let bytes = Assembled::scratch_bytes(&self.geometry);
-        let mut arena = Arena::new(bytes, Hugepages::Off).expect("memory");
+        let mut arena = Arena::lazy(bytes).expect("memory");
         let pool = BufferPool::new(arena.take(bytes).expect("memory"), 64);
         let (disks, reactor) = (self.disks(members), bench.reactor.clone());
         let assembled = bench.run(async move { assemble(disks, None, &reactor, &pool).await })?;

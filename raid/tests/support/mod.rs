@@ -1,14 +1,14 @@
 //! Arrays over ram disks for tests: beds of every level.
-#![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub mod bench;
+pub mod counting;
 pub mod power;
 
 use std::sync::{Arc, Mutex};
 
 use corebay_conformance::{Bed, TestCore};
 use corebay_core::{
-    arena::{Arena, Hugepages},
+    arena::Arena,
     buffer::BufferPool,
     disk::ram::{RamDisk, RamMedium},
     rng::Rng,
@@ -32,7 +32,7 @@ const ARRAY_BYTES: u64 = 160 << 20;
 /// Scratch memory for one core.
 pub fn scratch(geometry: &Geometry) -> BufferPool {
     let bytes = Assembled::scratch_bytes(geometry);
-    let mut arena = Arena::new(bytes, Hugepages::Off).expect("memory");
+    let mut arena = Arena::lazy(bytes).expect("memory");
     BufferPool::new(arena.take(bytes).expect("as large as that"), 512)
 }
 

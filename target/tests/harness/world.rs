@@ -13,7 +13,7 @@ use std::{
 };
 
 use corebay_core::{
-    arena::{Arena, Hugepages},
+    arena::Arena,
     disk::{DiskError, fault::Faults, ram::RamMedium},
     mesh::{Port, Wakeups, mesh},
     net::Network,
@@ -233,7 +233,7 @@ pub fn spec(plan: &Plan, nsid: u32, medium: &Medium) -> Arc<NamespaceSpec<Medium
 
 /// A core's memory.
 pub fn memory(bytes: usize) -> Memory {
-    let mut arena = Arena::new(bytes, Hugepages::Off).unwrap();
+    let mut arena = Arena::lazy(bytes).unwrap();
     Memory::divide(&mut |bytes| arena.take(bytes), bytes).unwrap()
 }
 

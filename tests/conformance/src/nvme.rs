@@ -14,7 +14,7 @@ use std::{
 };
 
 use corebay_core::{
-    arena::{Arena, Hugepages},
+    arena::Arena,
     dma::DmaRegion,
     reactor::{MachineClock, PollSource, Reactor},
     units::{BlockSize, CoreId, Time},
@@ -127,7 +127,7 @@ fn keep(
         ..DriverOptions::default()
     };
     let bytes = options.memory_bytes();
-    let mut arena = Arena::new(bytes, Hugepages::Off).expect("memory for the queues");
+    let mut arena = Arena::lazy(bytes).expect("memory for the queues");
     let window = emulated.map(&arena.memory());
     let memory = DmaRegion::new(arena.take(bytes).expect("just made")).expect("aligned");
     let (of_task, device, give) = (reactor.clone(), emulated.device(), give.clone());

@@ -3,7 +3,7 @@
 use std::{cell::RefCell, future::Future, pin::Pin, rc::Rc, time::Duration};
 
 use corebay_core::{
-    arena::{Arena, Hugepages},
+    arena::Arena,
     buffer::{Buffer, BufferPool},
     reactor::{MachineClock, Reactor},
     units::{CoreId, Time},
@@ -34,7 +34,7 @@ impl TestCore {
     /// A core by its number and the clock that the test's cores share.
     #[must_use]
     pub fn new(number: usize, clock: MachineClock) -> Self {
-        let mut arena = Arena::new(POOL_BYTES, Hugepages::Off).expect("memory for the buffers");
+        let mut arena = Arena::lazy(POOL_BYTES).expect("memory for the buffers");
         let region = arena.take(POOL_BYTES).expect("the arena is that large");
         Self {
             reactor: Reactor::new(CoreId(number), TASKS, clock.now()),

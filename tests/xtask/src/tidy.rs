@@ -25,6 +25,7 @@ const RULES: &[Rule] = &[
     ("function_length", long_functions),
     ("forbidden_words", forbidden_words),
     ("module_docs", undocumented_modules),
+    ("stray_tests", stray_tests),
 ];
 
 /// Checks every file that is, or would be, committed.
@@ -190,9 +191,42 @@ fn undocumented_modules(source: &Source) -> Vec<String> {
         .collect()
 }
 
+/// Where a crate's tests are one program, `tests/main.rs`, a file beside it that it does not name is
+/// never compiled.
+fn stray_tests(source: &Source) -> Vec<String> {
+    let Some(folder) = source.path.strip_suffix("/tests/main.rs") else {
+        return Vec::new();
+    };
+    let files = fs::read_dir(shell::root().join(folder).join("tests"));
+    let names = files.into_iter().flatten().flatten();
+    let names = names.map(|file| file.file_name().to_string_lossy().into_owned());
+    let stray = names.filter(|name| is_stray(&source.text, name));
+    stray
+        .map(|name| format!("1: does not name the module in {name}"))
+        .collect()
+}
+
+fn is_stray(main: &str, file: &str) -> bool {
+    let Some(module) = file.strip_suffix(".rs").filter(|name| *name != "main") else {
+        return false;
+    };
+    let declaration = format!("mod {module};");
+    !main.lines().any(|line| line == declaration)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_test_file_that_no_program_names_is_stray() {
+        let main = "//! All tests.\n\nmod crash;\nmod support;\n";
+        assert!(!is_stray(main, "crash.rs"));
+        assert!(!is_stray(main, "main.rs"));
+        assert!(!is_stray(main, "support"));
+        assert!(is_stray(main, "crashes.rs"));
+        assert!(is_stray(main, "ash.rs"));
+    }
 
     fn rust(text: String) -> Source {
         Source {

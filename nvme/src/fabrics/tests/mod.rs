@@ -9,7 +9,7 @@ mod recovery;
 use std::{cell::RefCell, future::Future, rc::Rc, time::Duration};
 
 use corebay_core::{
-    arena::{Arena, Hugepages},
+    arena::Arena,
     buffer::{Buffer, BufferPool},
     reactor::Reactor,
     units::{CoreId, Time},
@@ -43,7 +43,7 @@ impl World {
     fn chopped(seed: u64, manner: Manner, bytes_max: usize) -> Self {
         let network = MemNetwork::new(seed, bytes_max, 96 << 10);
         let reactor = Reactor::new(CoreId(0), 256, Time(0));
-        let mut arena = Arena::new(16 << 20, Hugepages::Off).unwrap();
+        let mut arena = Arena::lazy(16 << 20).unwrap();
         let region = arena.take(16 << 20).unwrap();
         let buffers = BufferPool::new(region, 64);
         let host = Host::new(&reactor, network.clone(), buffers);

@@ -1,0 +1,16 @@
+//! The tests of pools, one program: what a pool is made of for a kind of disk is compiled once.
+
+mod allocations;
+mod conformance;
+mod cores;
+mod damage;
+mod extend;
+mod images;
+mod limits;
+mod owners;
+mod power_cuts;
+mod scale;
+mod space;
+mod streams;
+mod support;
+mod volumes;

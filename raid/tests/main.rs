@@ -1,0 +1,11 @@
+//! The tests of arrays, one program: what an array is made of for a kind of disk is compiled once.
+
+mod allocations;
+mod conformance;
+mod crash;
+mod members;
+mod parity;
+mod parity_allocations;
+mod reshape;
+mod slow;
+mod support;
