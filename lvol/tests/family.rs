@@ -1,14 +1,12 @@
 //! Clones that become independent, and trees of snapshots that change their root.
 
-mod support;
-
+use crate::support::{Medium, Node, cuts::each_cut, disk, model::Model, named};
 use corebay_core::{
     disk::{Disk, Durability},
     rng::Rng,
     units::{BlockSize, Lba},
 };
 use corebay_lvol::{VolumeId, error::PoolError};
-use support::{Medium, Node, cuts::each_cut, disk, model::Model, named};
 
 const SIZE: u64 = 2000;
 

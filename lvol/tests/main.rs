@@ -5,6 +5,7 @@ mod conformance;
 mod cores;
 mod damage;
 mod extend;
+mod family;
 mod images;
 mod limits;
 mod owners;
