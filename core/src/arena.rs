@@ -84,6 +84,8 @@ pub struct Arena {
     mapping: Arc<Mapping>,
     backing: Backing,
     taken: usize,
+    /// Held by every region.
+    regions: Arc<()>,
 }
 
 /// A stretch of the arena's addresses, kept mapped as long as this lives. It grants no access: it is
@@ -131,6 +133,7 @@ impl fmt::Debug for ArenaMemory {
 #[derive(Debug)]
 pub struct Region {
     mapping: Arc<Mapping>,
+    regions: Arc<()>,
     offset: usize,
     len: usize,
 }
@@ -195,6 +198,7 @@ impl Arena {
             mapping: Arc::new(Mapping { map }),
             backing,
             taken: 0,
+            regions: Arc::default(),
         }
     }
 
@@ -229,9 +233,21 @@ impl Arena {
         self.taken += bytes;
         Some(Region {
             mapping: self.mapping.clone(),
+            regions: self.regions.clone(),
             offset,
             len: bytes,
         })
+    }
+}
+
+impl Arena {
+    /// Makes all of it free to be taken again; false, changing nothing, while a region lives.
+    pub fn start_over(&mut self) -> bool {
+        let unused = Arc::get_mut(&mut self.regions).is_some();
+        if unused {
+            self.taken = 0;
+        }
+        unused
     }
 }
 
@@ -255,6 +271,7 @@ impl Region {
         }
         let first = Self {
             mapping: self.mapping.clone(),
+            regions: self.regions.clone(),
             offset: self.offset,
             len: bytes,
         };
@@ -338,6 +355,18 @@ mod tests {
         let (a, c) = a.join(c).unwrap_err();
         let all = a.join(b).unwrap().join(c).unwrap();
         assert_eq!((all.offset(), all.len()), (0, 3 << 19));
+    }
+
+    #[test]
+    fn an_arena_starts_over_once_no_region_lives() {
+        let mut arena = Arena::new(1, Hugepages::Off).unwrap();
+        let mut all = arena.take(HUGEPAGE_BYTES).unwrap();
+        let part = all.split_off(4096);
+        drop(all);
+        assert!(!arena.start_over(), "a part of it lives");
+        drop(part);
+        assert!(arena.start_over());
+        assert_eq!(arena.remaining(), HUGEPAGE_BYTES);
     }
 
     #[test]

@@ -107,7 +107,14 @@ impl Emulated {
     pub fn unplug(&self) {
         let mut state = self.lock();
         state.present = false;
+        state.absent = u32::MAX;
         state.lose_power();
+    }
+
+    /// Pulls the device out of a machine on which registers then read as zeroes.
+    pub fn unplug_to_zeroes(&self) {
+        self.unplug();
+        self.lock().absent = 0;
     }
 
     /// Wants the device back, as a kernel does before it is unplugged.

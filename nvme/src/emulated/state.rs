@@ -124,6 +124,8 @@ pub(super) struct State {
     pub(super) namespaces: Vec<NamespaceState>,
     pub(super) rng: Rng,
     pub(super) present: bool,
+    /// What registers read as while it is not.
+    pub(super) absent: u32,
     pub(super) wanted_back: bool,
     pub(super) lent: bool,
     pub(super) bus_master: bool,
@@ -167,6 +169,7 @@ impl State {
             memory: Memory::default(),
             namespaces,
             present: true,
+            absent: u32::MAX,
             wanted_back: false,
             lent: false,
             bus_master: false,
@@ -194,7 +197,7 @@ impl State {
 
     pub(super) fn read32(&mut self, at: u32) -> u32 {
         if !self.present {
-            return u32::MAX;
+            return self.absent;
         }
         if self.rng.once_in(self.faults.wild_registers) {
             return self.rng.next_u64() as u32;

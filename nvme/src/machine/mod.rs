@@ -5,9 +5,13 @@
 //! - Everything is read and written below a root folder that is handed in, so that tests have a
 //!   machine of files.
 //! - Looking changes nothing. What cannot be found out is absent, never guessed.
-//! - A drive changes hands only where nobody can lose data by it; see [`binding`].
+//! - A drive changes hands only where nobody can lose data by it; see [`binding`]. One that was lost is
+//!   known again only by what changed; see [`returned`].
 
 pub mod binding;
+#[cfg(feature = "vfio")]
+pub mod passthrough;
+pub mod returned;
 mod users;
 
 use std::{

@@ -78,6 +78,8 @@ pub(super) struct Admin<R: Registers> {
     window: DmaWindow,
     timeout: Duration,
     broken: Cell<bool>,
+    /// Nobody uses it any more.
+    over: Cell<bool>,
     reactor: Reactor,
 }
 
@@ -105,6 +107,7 @@ impl<R: Registers> Admin<R> {
             timeout,
             // Until the controller is enabled.
             broken: Cell::new(true),
+            over: Cell::new(false),
             reactor: reactor.clone(),
         });
         reactor.add_source(admin.clone());
@@ -131,6 +134,12 @@ impl<R: Registers> Admin<R> {
         for flight in flights.into_iter().flatten() {
             self.table.complete(flight.token, Err(AdminError::Reset));
         }
+    }
+
+    /// Nobody uses the queues any more.
+    pub(super) fn end(&self) {
+        self.close();
+        self.over.set(true);
     }
 
     /// The controller is about to be enabled: the queues begin anew.
@@ -236,6 +245,10 @@ impl<R: Registers> Admin<R> {
 }
 
 impl<R: Registers> PollSource for Admin<R> {
+    fn is_over(&self) -> bool {
+        self.over.get()
+    }
+
     fn poll(&self, now: Time) -> usize {
         let inner = &mut *self.inner.borrow_mut();
         let mut taken = 0;

@@ -59,6 +59,8 @@ pub(super) struct Capabilities {
     pub(super) queues_max: u32,
     ready_timeout: Duration,
     css: u8,
+    /// What VS says, always.
+    version: u32,
 }
 
 impl Capabilities {
@@ -104,6 +106,7 @@ impl Capabilities {
             queues_max: doorbells - 1,
             ready_timeout: READY_UNIT * units.max(1),
             css,
+            version: registers.read32(property::VS),
         })
     }
 }
@@ -117,6 +120,12 @@ pub(super) struct Bringer<R: Registers> {
     pub(super) options: DriverOptions,
     pub(super) window: DmaWindow,
     pub(super) shadow: Option<Arc<ShadowDoorbells>>,
+}
+
+impl<R: Registers> Drop for Bringer<R> {
+    fn drop(&mut self) {
+        self.admin.end();
+    }
 }
 
 impl<R: Registers> Bringer<R> {
@@ -155,13 +164,19 @@ impl<R: Registers> Bringer<R> {
         })
     }
 
+    /// False once the registers are no longer the controller's: VS never changes, and reads as ones (or
+    /// on some machines as zeroes) where the device was pulled out.
+    pub(super) fn answers(&self) -> bool {
+        let csts = self.registers.read32(property::CSTS);
+        csts != u32::MAX && self.registers.read32(property::VS) == self.capabilities.version
+    }
+
     /// Waits until CSTS.RDY is as wanted.
     async fn wait_ready(&self, wanted: bool) -> Result<(), BringUpError> {
         let began = self.reactor.now();
         loop {
-            let bits = self.registers.read32(property::CSTS);
-            let csts = Csts(bits);
-            if bits == u32::MAX {
+            let csts = Csts(self.registers.read32(property::CSTS));
+            if !self.answers() {
                 return Err(BringUpError::NotThere);
             }
             if csts.rdy() == wanted {
@@ -216,11 +231,11 @@ impl<R: Registers> Bringer<R> {
         self.registers.write32(property::CC, cc.0);
         let began = self.reactor.now();
         loop {
-            let bits = self.registers.read32(property::CSTS);
-            if bits == u32::MAX {
+            let csts = Csts(self.registers.read32(property::CSTS));
+            if !self.answers() {
                 return Err(BringUpError::NotThere);
             }
-            if Csts(bits).shst() == Shst::Complete {
+            if csts.shst() == Shst::Complete {
                 return Ok(());
             }
             let waited = self.reactor.now().since(began);

@@ -9,6 +9,9 @@
 //! 4. The drive runs in a new generation: every core submits again what was in flight, but for what
 //!    hung.
 //!
+//! A device that was pulled out is given up at once: its registers no longer say what they always say,
+//! and no wait goes on that they would end.
+//!
 //! Giving up: the device loses its way to memory (Bus Master Enable, or it is unplugged), then every
 //! core ends what was in flight. Where the way cannot be taken from it, the buffers of commands in
 //! flight are never used again.
@@ -27,11 +30,14 @@ use corebay_core::{
     units::Time,
 };
 
+use zerocopy::FromZeros;
+
 use super::{
-    admin::Data,
+    admin::{Data, Page},
     bring_up::{Bringer, Capabilities, parse},
     device::{DmaWindow, PciDevice, Registers},
     error::{AdminError, BringUpError},
+    health::DriveReport,
     info::ControllerInfo,
     options::DriverOptions,
     pointer::{PAGE_BYTES, list_bytes},
@@ -39,11 +45,11 @@ use super::{
     shared::{Drive, DriveParts, Kit, Phase, Seat, Zeroes},
 };
 use crate::spec::{
-    command::NSID_ALL,
-    command::admin::{abort, async_event_request, get_log_page},
+    command::admin::{abort, async_event_request, get_log_page, identify},
+    command::{NSID_ALL, SubmissionEntry},
     event::{AsyncEvent, event_type},
-    identify::IdentifyNamespace,
-    log::{ChangedNamespaceList, SmartLog, lid},
+    identify::{IdentifyNamespace, cns},
+    log::{ChangedNamespaceList, FirmwareSlotLog, SmartLog, lid},
     property::{self, Csts},
 };
 
@@ -204,14 +210,30 @@ impl<D: PciDevice> Controller<D> {
             (size_of::<SmartLog>() / 4) as u32,
             true,
         );
-        let reply = self
-            .inner
-            .bringer
-            .admin
-            .run(asked, Data::FromDevice)
-            .await?;
-        let page = reply.page.ok_or(AdminError::Reset)?;
-        Ok(*parse::<SmartLog>(&page))
+        Ok(*parse::<SmartLog>(&self.ask(asked).await?))
+    }
+
+    async fn ask(&self, entry: SubmissionEntry) -> Result<Page, AdminError> {
+        let reply = self.inner.bringer.admin.run(entry, Data::FromDevice);
+        reply.await?.page.ok_or(AdminError::Reset)
+    }
+
+    /// What the drive says of its health and its firmware.
+    ///
+    /// # Errors
+    /// As a command ended.
+    pub async fn report(&self) -> Result<DriveReport, AdminError> {
+        let controller = self.ask(identify(cns::CONTROLLER, 0, 0)).await?;
+        let smart = self.smart().await?;
+        let dwords = (size_of::<FirmwareSlotLog>() / 4) as u32;
+        let slots = get_log_page(lid::FIRMWARE_SLOT, NSID_ALL, 0, dwords, true);
+        let slots = match self.ask(slots).await {
+            Ok(page) => *parse::<FirmwareSlotLog>(&page),
+            // A controller that has but one slot may not tell of it.
+            Err(AdminError::Status(_)) => FirmwareSlotLog::new_zeroed(),
+            Err(error) => return Err(error),
+        };
+        Ok(DriveReport::parse(parse(&controller), &smart, &slots))
     }
 
     /// Ends the use of the controller: it writes its cache and loses its way to memory. What is in
@@ -283,6 +305,11 @@ impl<D: PciDevice> Inner<D> {
             if self.closing.get() || self.drive.has_failed() {
                 return;
             }
+            if !self.is_there() {
+                tracing::error!(drive = self.drive.address(), "the drive was pulled out");
+                self.give_up();
+                return;
+            }
             if self.is_wanted_back() {
                 tracing::warn!(drive = self.drive.address(), "the drive is wanted back");
                 self.close().await;
@@ -301,6 +328,11 @@ impl<D: PciDevice> Inner<D> {
         }
     }
 
+    /// False once the device was pulled out.
+    fn is_there(&self) -> bool {
+        self.bringer.answers()
+    }
+
     /// Why the controller needs a reset.
     fn ailment(&self) -> Option<&'static str> {
         let csts = self.bringer.registers.read32(property::CSTS);
@@ -312,9 +344,7 @@ impl<D: PciDevice> Inner<D> {
             .filter(|seat| seat.take_reset())
             .count()
             > 0;
-        if csts == u32::MAX {
-            Some("it does not answer")
-        } else if Csts(csts).cfs() {
+        if Csts(csts).cfs() {
             Some("it reports a fatal status")
         } else if !Csts(csts).rdy() {
             Some("it is not ready any more")
@@ -424,6 +454,10 @@ impl<D: PciDevice> Inner<D> {
     async fn close(&self) {
         self.closing.set(true);
         if self.drive.has_failed() {
+            return;
+        }
+        if !self.is_there() {
+            self.give_up();
             return;
         }
         self.quiesce().await;

@@ -494,6 +494,11 @@ impl<R: Registers> Queue<R> {
 }
 
 impl<R: Registers> PollSource for Queue<R> {
+    /// Once the drive was given up and everything that was in flight has ended.
+    fn is_over(&self) -> bool {
+        self.gone.get()
+    }
+
     fn poll(&self, now: Time) -> usize {
         self.with(|inner| {
             if !self.follow(inner) {

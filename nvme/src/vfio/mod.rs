@@ -42,11 +42,14 @@ use crate::pcie::{DeviceError, DmaWindow, PciDevice, PciFacts, Registers};
 const CONFIG_VENDOR: u64 = 0x00;
 const CONFIG_DEVICE: u64 = 0x02;
 const CONFIG_COMMAND: u64 = 0x04;
+/// Revision ID and the low byte of the class code: unlike the IDs, which VFIO remembers, they are read
+/// from the device.
+const CONFIG_REVISION: u64 = 0x08;
 const COMMAND_MEMORY: u16 = 1 << 1;
 const COMMAND_BUS_MASTER: u16 = 1 << 2;
 
 /// What a read from a device gives that is not there.
-const NO_VENDOR: u16 = 0xFFFF;
+const NOT_THERE: u16 = 0xFFFF;
 
 /// The bytes of the answer to VFIO_IOMMU_GET_INFO.
 const INFO_BYTES: usize = 4096;
@@ -428,8 +431,8 @@ impl PciDevice for VfioDevice {
     }
 
     fn is_present(&self) -> bool {
-        self.config16(CONFIG_VENDOR)
-            .is_ok_and(|vendor| vendor != NO_VENDOR)
+        self.config16(CONFIG_REVISION)
+            .is_ok_and(|revision| revision != NOT_THERE)
     }
 
     fn is_wanted_back(&self) -> bool {

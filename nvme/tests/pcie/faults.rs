@@ -222,6 +222,43 @@ fn surprise_removal_ends_everything_and_a_return_is_a_new_drive() {
     assert!(read == 7 || read == 6, "{read}");
 }
 
+/// Found in a guest whose slot lost its power: registers read as zeroes there, and the reset waited for
+/// the controller to become ready before the drive counted as gone.
+#[test]
+fn a_drive_that_is_pulled_out_fails_its_io_at_once() {
+    for unplug in [Emulated::unplug, Emulated::unplug_to_zeroes] {
+        let bench = Bench::new(slow());
+        let writes = start_many(&bench, 40);
+        bench.world.turn();
+        let began = bench.world.now();
+        unplug(bench.emulated());
+        let outcomes = ends(&bench, writes);
+        assert!(outcomes.iter().all(|end| *end == Err(DiskError::Gone)));
+        let took = bench.world.now().since(began);
+        assert!(took < quick().health_interval * 2, "{took:?}");
+        assert_eq!(bench.controller.drive().resets(), 0);
+        bench.settle();
+    }
+}
+
+#[test]
+fn a_drive_that_is_pulled_out_during_a_reset_is_given_up_at_once() {
+    let bench = Bench::new(EmulatedOptions {
+        ready_delay: Duration::from_millis(500),
+        ..slow()
+    });
+    let writes = start_many(&bench, 4);
+    bench.world.turn();
+    bench.emulated().fail_fatally();
+    bench.world.turn_for(Duration::from_millis(100));
+    assert!(!writes[0].is_there(), "it is being reset");
+    let began = bench.world.now();
+    bench.emulated().unplug_to_zeroes();
+    let outcomes = ends(&bench, writes);
+    assert!(outcomes.iter().all(|end| *end == Err(DiskError::Gone)));
+    assert!(bench.world.now().since(began) < Duration::from_millis(10));
+}
+
 #[test]
 fn a_drive_that_is_wanted_back_is_closed_in_good_order() {
     let bench = Bench::new(slow());

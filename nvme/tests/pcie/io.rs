@@ -256,6 +256,18 @@ fn events_are_asked_for_again() {
 }
 
 #[test]
+fn a_drive_says_how_it_is() {
+    let bench = Bench::new(EmulatedOptions::default());
+    let controller = bench.controller.clone();
+    let report = bench.world.run(async move { controller.report().await });
+    let report = report.unwrap();
+    assert_eq!(report.serial, "EMULATED1");
+    assert_eq!(report.slots.revisions, [Some("1.0".to_owned())]);
+    assert_eq!(report.health.temperature, Some(27));
+    assert_eq!(report.health.spare_percent, 100);
+}
+
+#[test]
 fn a_shutdown_keeps_what_the_cache_holds() {
     let bench = Bench::new(EmulatedOptions::default());
     assert_eq!(bench.write(0, 8, 64), Ok(()));

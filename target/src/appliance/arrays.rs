@@ -26,6 +26,7 @@ use corebay_raid::{
     assemble::{AssembleError, Assembly, Refusal, Report, assemble},
     create::{CreateError, create},
     geometry::{Consistency, Geometry, Wish},
+    state::RoleState,
     superblock::BadSuperblock,
     sweep::{Pace, Scrubbed},
 };
@@ -167,6 +168,24 @@ impl ArrayMedium {
             return;
         }
         tending.orders.push_back((order, answer));
+    }
+
+    /// A member whose drive was lost is there again.
+    pub fn take_back(&self, role: usize, by: Named) {
+        let record = self.assembled.state().roles.get(role).copied();
+        info!(
+            array = self.name,
+            disk = by.name,
+            role,
+            "the disk is there again"
+        );
+        // A member that nobody missed yet has missed nothing either, but its old disk is gone.
+        if record.is_some_and(|record| record.state != RoleState::Failed) {
+            let (answer, _) = mpsc::channel();
+            self.order(Order::Fail { role }, answer);
+        }
+        let (answer, _) = mpsc::channel();
+        self.order(Order::Return { role, by }, answer);
     }
 
     /// A core's scratch memory; each core takes it once.

@@ -5,36 +5,49 @@
 //! - The thread is started with the first drive. It brings drives up, watches and resets them, and
 //!   shuts them down; it does no I/O, so a core never waits for it.
 //! - A drive is brought up once, however many of its namespaces are served, and stays up until the
-//!   end: a disk that a configuration names no more gives back its queue, not the drive.
+//!   end or its loss: a disk that a configuration names no more gives back its queue, not the drive.
+//! - A drive that was lost is looked for ([`returns`](super::returns)). Whatever is found is told to the
+//!   main thread only once it is known to be that drive.
 //! - All memory is mapped for the drives before a core starts.
 
 use std::{
     collections::BTreeMap,
     path::Path,
     rc::Rc,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread::JoinHandle,
     time::Duration,
 };
 
 use corebay_conf::appliance::DriveName;
 use corebay_core::{
-    arena::{Arena, ArenaMemory, Hugepages},
+    arena::{ArenaMemory, Hugepages},
     disk::DiskInfo,
-    dma::DmaRegion,
     reactor::{MachineClock, Reactor},
-    units::CoreId,
+    units::{CoreId, Time},
 };
 use corebay_nvme::{
-    machine,
+    machine::{self, returned::Sighting},
     pcie::{
-        Controller, DmaWindow, DmaWindows, Drive, DriverOptions, NamespaceInfo, PciDevice, Refusal,
+        AdminError, Controller, DmaWindow, DmaWindows, Drive, DriverOptions, NamespaceInfo, Refusal,
     },
-    vfio::{VfioDevice, VfioRegisters, VfioSpace},
+    vfio::{VfioRegisters, VfioSpace},
 };
+use serde_json::{Value, json};
 use tracing::{info, warn};
 
-use super::run::spawn;
+use super::{
+    control::RpcError,
+    health,
+    keeper::Event,
+    lease::Lease,
+    returns::{Opened, Opener, Search},
+    run::spawn,
+};
 use crate::cli::Failure;
 
 /// How long a drive may take to come up: what controllers state at most, and some.
@@ -45,6 +58,12 @@ const SHUT_DOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long the keeper's thread waits for requests before it looks at the drives again.
 const PAUSE_MAX: Duration = Duration::from_millis(5);
+
+/// How often it is looked whether a drive was lost.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// How long a drive is left alone that returned and did not come up.
+const AFTER_FAILURE: Duration = Duration::from_secs(5);
 
 /// The tasks of the keeper's thread: a few for each drive.
 const TASKS: usize = 1024;
@@ -65,6 +84,31 @@ impl NvmeMedium {
         self.namespace.disk_info()
     }
 
+    /// The same namespace, of the drive that this one's is again; or why it is not.
+    pub fn again(&self, up: &Up) -> Result<Self, String> {
+        let was = &self.namespace;
+        let known = up.drive.namespaces().iter();
+        let found = known.into_iter().find(|known| known.nsid == was.nsid);
+        let now = match found.map(|known| &known.state) {
+            Some(Ok(now)) => now.clone(),
+            Some(Err(why)) => return Err(format!("of namespace {}: {why}", was.nsid)),
+            None => return Err(format!("it has no namespace {}", was.nsid)),
+        };
+        let names = |namespace: &NamespaceInfo| (namespace.eui64, namespace.nguid, namespace.uuid);
+        let (before, after) = (was.disk_info(), now.disk_info());
+        if names(was) != names(&now) || before.block_size != after.block_size {
+            return Err(format!("namespace {} was formatted anew", was.nsid));
+        }
+        if after.blocks < before.blocks {
+            return Err(format!("namespace {} is smaller", was.nsid));
+        }
+        Ok(Self {
+            drive: up.drive.clone(),
+            namespace: now,
+            windows: DmaWindows::new(&[up.window]),
+        })
+    }
+
     /// True where both are the same namespace.
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.namespace, &other.namespace)
@@ -73,14 +117,34 @@ impl NvmeMedium {
 
 /// A drive that is up.
 #[derive(Clone)]
-struct Up {
-    drive: Arc<Drive<VfioRegisters>>,
-    window: DmaWindow,
+pub struct Up {
+    /// The drive.
+    pub drive: Arc<Drive<VfioRegisters>>,
+    /// Where the cores' buffers lie for it.
+    pub window: DmaWindow,
+    /// It is named by what it is, not by where it is.
+    anywhere: Arc<AtomicBool>,
+}
+
+/// A drive that was lost is there again.
+pub struct Returned {
+    /// What it was.
+    pub lost: Arc<Drive<VfioRegisters>>,
+    /// What it is now.
+    pub up: Up,
 }
 
 /// What the keeper's thread is asked.
-enum Request {
+pub enum Request {
+    /// To bring a drive up.
     BringUp(String, mpsc::Sender<Result<Up, String>>),
+    /// To look for drives that are lost from now on, and to say which have returned.
+    Watch(mpsc::Sender<Event>),
+    /// To see whether this is the drive that was lost.
+    Found(Arc<Drive<VfioRegisters>>, Box<Opened>),
+    /// To ask a drive how it is.
+    Report(String, mpsc::Sender<Result<Value, RpcError>>),
+    /// To shut all drives down.
     End(mpsc::Sender<()>),
 }
 
@@ -90,6 +154,8 @@ pub struct Drives {
     options: DriverOptions,
     hugepages: Hugepages,
     keeper: Option<(mpsc::Sender<Request>, JoinHandle<()>)>,
+    /// For a keeper that is started later.
+    events: Option<mpsc::Sender<Event>>,
     up: BTreeMap<String, Up>,
 }
 
@@ -105,6 +171,7 @@ impl Drives {
             options,
             hugepages,
             keeper: None,
+            events: None,
             up: BTreeMap::new(),
         }
     }
@@ -129,6 +196,9 @@ impl Drives {
             if !is_called(&up.drive, name) {
                 continue;
             }
+            if !by_address {
+                up.anywhere.store(true, Ordering::Relaxed);
+            }
             let namespace = choose(&up.drive, name, nsid)?;
             return Ok(NvmeMedium {
                 drive: up.drive,
@@ -143,8 +213,14 @@ impl Drives {
     }
 
     fn bring_up(&mut self, address: &str) -> Result<Up, Failure> {
-        if let Some(up) = self.up.get(address) {
+        if let Some(up) = self.up.get(address).filter(|up| !up.drive.has_failed()) {
             return Ok(up.clone());
+        }
+        if self.up.contains_key(address) {
+            return Err(Failure::new(
+                format!("the drive at {address} was lost"),
+                "put it back into its slot, or `corebay drives unbind` and `bind` it",
+            ));
         }
         check_lent(address)?;
         let (answer, brought) = mpsc::channel();
@@ -171,7 +247,12 @@ impl Drives {
                 "name fewer cores in reactor.cores",
             ));
         }
-        let about = up.drive.info();
+        self.know(&up);
+        Ok(up)
+    }
+
+    fn know(&mut self, up: &Up) {
+        let (address, about) = (up.drive.address(), up.drive.info());
         info!(
             address,
             model = about.model,
@@ -181,12 +262,63 @@ impl Drives {
             "drive"
         );
         self.up.insert(address.to_owned(), up.clone());
-        Ok(up)
+    }
+
+    /// The drives in words of the control socket.
+    pub fn list(&self) -> Vec<Value> {
+        let drives = self.up.values().map(|up| {
+            let (drive, about) = (&up.drive, up.drive.info());
+            json!({
+                "address": drive.address(),
+                "model": about.model,
+                "serial": about.serial,
+                "firmware": about.firmware,
+                "state": if drive.has_failed() { "lost" } else { "up" },
+                "resets": drive.resets(),
+            })
+        });
+        drives.collect()
+    }
+
+    /// Asks a drive for its health and its firmware.
+    pub fn report(&mut self, address: &str) -> mpsc::Receiver<Result<Value, RpcError>> {
+        let (answer, report) = mpsc::channel();
+        let refused = match self.up.get(address) {
+            None => Some(format!("no drive at {address} is in use here")),
+            Some(up) if up.drive.has_failed() => Some(format!("the drive at {address} was lost")),
+            Some(_) => None,
+        };
+        match refused {
+            Some(why) => drop(answer.send(Err(RpcError::refused(why)))),
+            // Where there is no keeper any more, the answer's end says so.
+            None => drop(self.ask(Request::Report(address.to_owned(), answer))),
+        }
+        report
+    }
+
+    /// From now on drives that are lost are looked for, and their return is told.
+    pub fn watch(&mut self, events: mpsc::Sender<Event>) {
+        // Without a keeper there are no drives yet; one that comes later is told by the next start.
+        if self.keeper.is_none() {
+            self.events = Some(events);
+            return;
+        }
+        let _ = self.ask(Request::Watch(events));
+    }
+
+    /// A drive is there again.
+    pub fn has_returned(&mut self, returned: &Returned) {
+        self.up.remove(returned.lost.address());
+        self.know(&returned.up);
     }
 
     fn ask(&mut self, request: Request) -> Result<(), Failure> {
         if self.keeper.is_none() {
-            self.keeper = Some(self.start_keeper()?);
+            let (keeper, thread) = self.start_keeper()?;
+            if let Some(events) = self.events.take() {
+                let _ = keeper.send(Request::Watch(events));
+            }
+            self.keeper = Some((keeper, thread));
         }
         let sent = self
             .keeper
@@ -199,14 +331,17 @@ impl Drives {
     fn start_keeper(&self) -> Result<(mpsc::Sender<Request>, JoinHandle<()>), Failure> {
         let space = VfioSpace::new()
             .map_err(|error| Failure::new(error.to_string(), "see `corebay doctor`"))?;
-        let keeper = Keeper {
+        let opener = Opener {
             space,
             payload: self.payload.clone(),
             options: self.options.clone(),
             hugepages: self.hugepages,
+            arenas: Arc::new(Mutex::default()),
         };
         let (sender, requests) = mpsc::channel();
-        let thread = spawn("corebay-drives".into(), move || keeper.run(&requests))?;
+        let to_itself = sender.clone();
+        let keep = move || Keeper::new(opener, to_itself).run(&requests);
+        let thread = spawn("corebay-drives".into(), keep)?;
         Ok((sender, thread))
     }
 
@@ -329,99 +464,215 @@ fn choose(
     }
 }
 
-/// What the keeper's thread works with.
-struct Keeper {
-    space: Arc<VfioSpace>,
-    payload: ArenaMemory,
-    options: DriverOptions,
-    hugepages: Hugepages,
+/// A controller that the thread keeps.
+struct Kept {
+    up: Up,
+    controller: Controller<Lease>,
+    /// How the kernel showed it when it was opened.
+    seen: Sighting,
+    /// Bindings that turned out to be other drives than this one, which was lost.
+    others: Vec<u64>,
+    search: Option<Search>,
 }
 
-type Controllers = Rc<std::cell::RefCell<Vec<Controller<VfioDevice>>>>;
+/// What the keeper's thread works with.
+struct Keeper {
+    opener: Opener,
+    clock: MachineClock,
+    reactor: Reactor,
+    kept: Rc<std::cell::RefCell<Vec<Kept>>>,
+    to_itself: mpsc::Sender<Request>,
+    /// Who is told of drives that return.
+    events: Option<mpsc::Sender<Event>>,
+    next_look: Time,
+}
 
 impl Keeper {
-    fn run(self, requests: &mpsc::Receiver<Request>) {
+    fn new(opener: Opener, to_itself: mpsc::Sender<Request>) -> Self {
         let clock = MachineClock::new();
-        let reactor = Reactor::new(CoreId(0), TASKS, clock.now());
-        let controllers = Controllers::default();
-        while !reactor.is_stopping() {
-            let worked = reactor.poll_once(clock.now()) > 0;
-            let until = reactor.next_deadline().map(|at| at.since(clock.now()));
+        Self {
+            opener,
+            clock,
+            reactor: Reactor::new(CoreId(0), TASKS, clock.now()),
+            kept: Rc::default(),
+            to_itself,
+            events: None,
+            next_look: clock.now(),
+        }
+    }
+
+    fn run(mut self, requests: &mpsc::Receiver<Request>) {
+        while !self.reactor.is_stopping() {
+            let worked = self.reactor.poll_once(self.clock.now()) > 0;
+            let until = self.reactor.next_deadline();
+            let until = until.map(|at| at.since(self.clock.now()));
             let pause = match worked {
                 true => Duration::ZERO,
                 false => until.unwrap_or(PAUSE_MAX).min(PAUSE_MAX),
             };
             match requests.recv_timeout(pause) {
-                Ok(Request::BringUp(address, answer)) => {
-                    self.bring_up(&address, answer, &reactor, &controllers);
-                }
-                Ok(Request::End(answer)) => end(answer, &reactor, &controllers),
+                Ok(Request::BringUp(address, answer)) => self.bring_up(&address, answer),
+                Ok(Request::Watch(events)) => self.events = Some(events),
+                Ok(Request::Found(lost, opened)) => self.look_at(lost, *opened),
+                Ok(Request::Report(address, answer)) => self.report(&address, answer),
+                Ok(Request::End(answer)) => self.end(answer),
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
             }
+            self.look_for_lost();
         }
-        reactor.tear_down();
+        self.reactor.tear_down();
     }
 
-    fn bring_up(
-        &self,
-        address: &str,
-        answer: mpsc::Sender<Result<Up, String>>,
-        reactor: &Reactor,
-        controllers: &Controllers,
-    ) {
-        let (device, memory, own, window) = match self.open(address) {
+    fn bring_up(&self, address: &str, answer: mpsc::Sender<Result<Up, String>>) {
+        let opened = match self.opener.open(address) {
             Ok(opened) => opened,
             Err(why) => {
                 let _ = answer.send(Err(why));
                 return;
             }
         };
-        let (of_task, options) = (reactor.clone(), self.options.clone());
-        let controllers = controllers.clone();
-        let task = async move {
-            let up = Controller::bring_up(device, &of_task, memory, own, options).await;
-            let up = up.map(|controller| {
-                let drive = controller.drive().clone();
-                controllers.borrow_mut().push(controller);
-                Up { drive, window }
+        let (reactor, options) = (self.reactor.clone(), self.opener.options.clone());
+        let kept = self.kept.clone();
+        self.spawn(async move {
+            let up = opened.bring_up(&reactor, options).await;
+            let up = up.map(|(controller, window, seen)| {
+                let up = Up {
+                    drive: controller.drive().clone(),
+                    window,
+                    anywhere: Arc::default(),
+                };
+                kept.borrow_mut().push(Kept {
+                    up: up.clone(),
+                    controller,
+                    seen,
+                    others: Vec::new(),
+                    search: None,
+                });
+                up
             });
-            let _ = answer.send(up.map_err(|error| error.to_string()));
-        };
-        if reactor.spawn(Box::pin(task)).is_err() {
+            let _ = answer.send(up);
+        });
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        if self.reactor.spawn(Box::pin(task)).is_err() {
             warn!("too many drives");
         }
     }
 
-    /// Opens a device and maps the memory for it: that of its queues, and that of all payload.
-    #[allow(clippy::type_complexity, reason = "the parts of a bring-up")]
-    fn open(&self, address: &str) -> Result<(VfioDevice, DmaRegion, DmaWindow, DmaWindow), String> {
-        let mut device =
-            VfioDevice::open(&self.space, address).map_err(|error| error.to_string())?;
-        let bytes = self.options.memory_bytes();
-        let mut arena = Arena::new(bytes, self.hugepages).map_err(|error| error.to_string())?;
-        let own = device
-            .map(&arena.memory())
-            .map_err(|error| error.to_string())?;
-        let window = device
-            .map(&self.payload)
-            .map_err(|error| error.to_string())?;
-        let memory = arena.take(bytes).and_then(DmaRegion::new);
-        let memory = memory.ok_or("there is not enough memory for its queues")?;
-        Ok((device, memory, own, window))
+    /// Has each drive that was lost looked for, as long as it is away.
+    fn look_for_lost(&mut self) {
+        let now = self.clock.now();
+        if self.events.is_none() || now < self.next_look {
+            return;
+        }
+        self.next_look = now.plus(LOOK);
+        for kept in self.kept.borrow_mut().iter_mut() {
+            if !kept.up.drive.has_failed() || kept.search.is_some() {
+                continue;
+            }
+            let lost = machine::returned::Lost {
+                address: kept.up.drive.address().to_owned(),
+                serial: kept.up.drive.info().serial.clone(),
+                seen: kept.seen,
+                elsewhere: (kept.up.anywhere.load(Ordering::Relaxed))
+                    .then(|| machine::returned::devices(Path::new("/"))),
+                others: kept.others.clone(),
+            };
+            let (found, drive) = (self.to_itself.clone(), kept.up.drive.clone());
+            let tell = move |opened| {
+                let _ = found.send(Request::Found(drive, Box::new(opened)));
+            };
+            match Search::start(self.opener.clone(), lost, tell) {
+                Ok(search) => kept.search = Some(search),
+                Err(failure) => warn!("{failure}"),
+            }
+        }
+    }
+
+    /// Something was found where a lost drive may be.
+    fn look_at(&self, lost: Arc<Drive<VfioRegisters>>, opened: Opened) {
+        let (reactor, options) = (self.reactor.clone(), self.opener.options.clone());
+        let (all, events) = (self.kept.clone(), self.events.clone());
+        self.spawn(async move {
+            let address = opened.address().to_owned();
+            let binding = opened.seen().binding;
+            let up = opened.bring_up(&reactor, options).await;
+            let same = match &up {
+                Ok((controller, ..)) => is_same(controller.drive(), &lost),
+                Err(why) => {
+                    warn!(address, "the drive that is there does not come up: {why}");
+                    reactor.sleep(AFTER_FAILURE).await;
+                    Err(())
+                }
+            };
+            if let (Ok((controller, ..)), Err(())) = (&up, same) {
+                warn!(
+                    address,
+                    "what is there is another drive than the one that was lost"
+                );
+                controller.shut_down().await;
+            }
+            let mut all = all.borrow_mut();
+            let is_it = |kept: &&mut Kept| Arc::ptr_eq(&kept.up.drive, &lost);
+            let Some(kept) = all.iter_mut().find(is_it) else {
+                return;
+            };
+            kept.search = None;
+            match (up, same) {
+                (Ok((controller, window, seen)), Ok(())) => {
+                    let up = Up {
+                        drive: controller.drive().clone(),
+                        window,
+                        anywhere: kept.up.anywhere.clone(),
+                    };
+                    (kept.up, kept.controller, kept.seen) = (up.clone(), controller, seen);
+                    kept.others.clear();
+                    let returned = Event::DriveReturned(Box::new(Returned { lost, up }));
+                    let _ = events.map(|events| events.send(returned));
+                }
+                (Ok(_), Err(())) => kept.others.extend(binding),
+                (Err(_), _) => {}
+            }
+        });
+    }
+
+    fn report(&self, address: &str, answer: mpsc::Sender<Result<Value, RpcError>>) {
+        let all = self.kept.borrow();
+        let kept = all.iter().find(|kept| kept.up.drive.address() == address);
+        let Some(controller) = kept.map(|kept| kept.controller.clone()) else {
+            return;
+        };
+        self.spawn(async move {
+            let report = controller.report().await.map(|report| {
+                let drive = controller.drive();
+                let mut report = health::as_json(drive.address(), &report);
+                report["resets"] = json!(drive.resets());
+                report
+            });
+            let refused = |error: AdminError| RpcError::refused(error.to_string());
+            let _ = answer.send(report.map_err(refused));
+        });
+    }
+
+    /// Shuts all controllers down, then ends the thread's reactor.
+    fn end(&self, answer: mpsc::Sender<()>) {
+        let (reactor, kept) = (self.reactor.clone(), self.kept.clone());
+        self.spawn(async move {
+            let all = std::mem::take(&mut *kept.borrow_mut());
+            for kept in all {
+                kept.controller.shut_down().await;
+            }
+            let _ = answer.send(());
+            reactor.stop();
+        });
     }
 }
 
-/// Shuts all controllers down, then ends the thread's reactor.
-fn end(answer: mpsc::Sender<()>, reactor: &Reactor, controllers: &Controllers) {
-    let (of_task, controllers) = (reactor.clone(), controllers.clone());
-    let task = async move {
-        let all = std::mem::take(&mut *controllers.borrow_mut());
-        for controller in all {
-            controller.shut_down().await;
-        }
-        let _ = answer.send(());
-        of_task.stop();
-    };
-    let _ = reactor.spawn(Box::pin(task));
+/// Whether a drive is the one that was lost.
+fn is_same(found: &Drive<VfioRegisters>, lost: &Drive<VfioRegisters>) -> Result<(), ()> {
+    let (found, lost) = (found.info(), lost.info());
+    let same = found.serial == lost.serial && found.model == lost.model;
+    same.then_some(()).ok_or(())
 }

@@ -12,7 +12,7 @@ use corebay_core::{
         ram::{RamDisk, RamMedium},
     },
     net::os::OsNetwork,
-    reactor::Reactor,
+    reactor::{PollSource, Reactor},
     units::{BlockSize, Lba},
 };
 use corebay_nvme::{
@@ -318,6 +318,8 @@ impl Devices {
     /// All namespaces of a drive share this core's queue pair.
     fn open_nvme(&self, medium: &NvmeMedium) -> Result<NvmeDisk<VfioRegisters>, DiskError> {
         let mut queues = self.queues.borrow_mut();
+        // What was lost and is there again has another queue pair: of the old one nothing is left.
+        queues.retain(|queue| !queue.is_over());
         let known = queues
             .iter()
             .find(|queue| Arc::ptr_eq(queue.drive(), &medium.drive));

@@ -13,7 +13,7 @@ use corebay_core::{sync::Oneshot, units::CoreId};
 use corebay_target::{environment::NotKept, feature::FeatureChange, subsystem::Subsystem};
 use slab::Slab;
 
-use super::{control::ControlRequest, environment::Medium};
+use super::{control::ControlRequest, drives::Returned, environment::Medium};
 
 /// What the main thread waits for.
 pub enum Event {
@@ -23,6 +23,8 @@ pub enum Event {
     Save(SaveRequest),
     /// A client of the control socket asks for something.
     Control(ControlRequest),
+    /// A drive that was lost is there again.
+    DriveReturned(Box<Returned>),
 }
 
 /// What a core asks for.

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
-    sync::Arc,
+    sync::{Arc, mpsc},
 };
 
 use corebay_conf::{
@@ -27,9 +27,10 @@ use corebay_target::{
 use tracing::warn;
 
 use super::{
-    arrays::{self, ArrayMedium, ArrayMemory},
-    drives::Drives,
+    arrays::{self, ArrayMedium, ArrayMemory, Named},
+    drives::{Drives, Returned},
     environment::{Medium, PlainMedium},
+    keeper::Event,
     pools::{self, AtStart, PoolBook, PoolMemory},
     state::State,
 };
@@ -161,6 +162,55 @@ impl Media {
                 known.cloned().map(Medium::Array)
             }
             Store::Volume(_) => None,
+        }
+    }
+
+    /// From now on the return of drives that are lost is told.
+    pub fn watch_drives(&mut self, events: mpsc::Sender<Event>) {
+        self.drives.watch(events);
+    }
+
+    /// The drives.
+    pub fn drives(&mut self) -> &mut Drives {
+        &mut self.drives
+    }
+
+    /// A drive that was lost is there again: its disks lie on it from now on, as far as their
+    /// namespaces are what they were. Gives their names.
+    pub fn take_back(&mut self, returned: &Returned) -> Vec<String> {
+        self.drives.has_returned(returned);
+        let mut back = Vec::new();
+        for (key, medium) in &mut self.open {
+            let PlainMedium::Nvme(was) = &*medium else {
+                continue;
+            };
+            if !Arc::ptr_eq(&was.drive, &returned.lost) {
+                continue;
+            }
+            match was.again(&returned.up) {
+                Ok(now) => {
+                    *medium = PlainMedium::Nvme(Arc::new(now));
+                    back.push(key.name.clone());
+                }
+                Err(why) => warn!("disk \"{}\": its drive is there again, but {why}", key.name),
+            }
+        }
+        back
+    }
+
+    /// Members that their arrays had to do without are taken back, and brought up to date.
+    pub fn return_members(&self, names: &[String]) {
+        for array in &self.arrays {
+            for (role, member) in array.members().into_iter().enumerate() {
+                let Some(name) = member.map(|member| member.name) else {
+                    continue;
+                };
+                let known = self.open.iter().find(|(key, _)| key.name == name);
+                if let Some((_, medium)) = known.filter(|_| names.contains(&name)) {
+                    let medium = medium.clone();
+                    array.take_back(role, Named { name, medium });
+                }
+            }
         }
     }
 

@@ -6,11 +6,14 @@ mod arrays;
 mod control;
 mod drives;
 mod environment;
+mod health;
 mod keeper;
+mod lease;
 mod media;
 mod operate;
 mod pools;
 mod reload;
+mod returns;
 mod run;
 mod state;
 mod tend;
@@ -19,7 +22,10 @@ use std::path::Path;
 
 use corebay_conf::Appliance;
 
+pub use health::as_json as health_as_json;
+pub use lease::Lease;
 pub use pools::check_offline as check_pool;
+pub use returns::Opener;
 pub use state::State;
 
 use crate::cli::Failure;

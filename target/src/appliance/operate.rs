@@ -49,6 +49,11 @@ pub fn operate(
             let order = order(appliance, media, state, (&method, params));
             order.unwrap_or_else(|error| Reply::Now(Err(error)))
         }
+        "drive.list" => Reply::Now(Ok(json!(media.drives().list()))),
+        "drive.show" => match text(params, "drive") {
+            Ok(address) => Reply::Later(media.drives().report(address)),
+            Err(error) => Reply::Now(Err(error)),
+        },
         "array.spare" => Reply::Now(spare(appliance, media, state, params)),
         other => Reply::Now(Err(RpcError {
             code: -32601,

@@ -119,6 +119,36 @@ pub fn apply(
     Ok(())
 }
 
+/// Has every core open anew the namespaces whose media have changed, which are otherwise what they
+/// were. Hosts are told; what they have in flight ends as it would have.
+pub fn renew(
+    running: &mut Running<'_>,
+    appliance: &Appliance,
+    state: &mut State,
+) -> Result<(), Failure> {
+    for configured in appliance.subsystems() {
+        let Some(subsystem) = running.registry.find(&configured.nqn) else {
+            continue;
+        };
+        for namespace in &configured.namespaces {
+            // A volume's pool is renewed by its arrays, or not at all.
+            let spec = running.media.spec(appliance, configured, namespace, state);
+            let Some(spec) = spec else { continue };
+            let present = subsystem.namespace(spec.nsid);
+            let changed = present.is_some_and(|present| {
+                present.identity == spec.identity && !present.medium.is_same(&spec.medium)
+            });
+            if changed {
+                running.stage(0, &spec)?;
+                running.attach(&subsystem, &spec, 0);
+                running.tell(&subsystem, spec.nsid);
+                info!(subsystem = %configured.nqn, nsid = spec.nsid, "namespace ready again");
+            }
+        }
+    }
+    Ok(())
+}
+
 fn say_what_needs_a_restart(old: &Appliance, new: &Appliance) {
     for (what, changed) in [
         ("data_dir", old.data_dir() != new.data_dir()),

@@ -50,7 +50,7 @@ use super::{
     announce,
     arrays::{ArrayMedium, ArrayMemory},
     control,
-    drives::Drives,
+    drives::{Drives, Returned},
     environment::{Devices, MachineEnvironment, Medium},
     keeper::{Event, Keep, Keeper, SaveRequest},
     media::{Exports, port_id},
@@ -124,6 +124,7 @@ pub fn run(
         }
     })?;
     tend_arrays(&port, &exports);
+    exports.media.watch_drives(sender.clone());
     // Without it everything is served all the same.
     let control = control::start(control, sender.clone()).map_err(|failure| warn!("{failure}"));
     announce::ready(appliance, &exports, &addresses);
@@ -223,6 +224,9 @@ impl Main {
                         .unwrap_or_else(|| operate(appliance, media, state, now, asked));
                     let _ = request.answer.send(reply);
                 }
+                Ok(Event::DriveReturned(returned)) => {
+                    self.take_back(current.as_ref().unwrap_or(appliance), &returned);
+                }
                 Ok(Event::Signal(SIGHUP)) => {
                     let now = current.as_ref().unwrap_or(appliance);
                     if let Some(new) = self.read_again(now, config) {
@@ -236,6 +240,24 @@ impl Main {
                 // The cores hold the other ends of the channel, so it does not end before them.
                 Err(_) => {}
             }
+        }
+    }
+
+    /// Uses a drive again that was lost.
+    fn take_back(&mut self, appliance: &Appliance, returned: &Returned) {
+        let Exports {
+            registry, media, ..
+        } = &mut self.exports;
+        let names = media.take_back(returned);
+        media.return_members(&names);
+        let mut running = Running {
+            port: &self.port,
+            cores: self.cores,
+            registry,
+            media,
+        };
+        if let Err(failure) = reload::renew(&mut running, appliance, &mut self.state) {
+            warn!("a drive is there again, but not in use: {failure}");
         }
     }
 

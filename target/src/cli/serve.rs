@@ -17,7 +17,8 @@ use crate::appliance::{self, State};
 #[command(after_help = "\
 Without a file and without options it makes a pool on a sparse file in ./corebay-data, with a thin volume
 of 8 GiB, and exports that on 127.0.0.1:4420, with discovery on 4420 and 8009. `corebay volume` makes the
-next. It runs until Ctrl-C or SIGTERM.
+next. It runs until Ctrl-C or SIGTERM. The exit status is 0 where every disk was flushed, else 1: also
+where a drive was lost and had not returned.
 
 Examples:
   corebay serve

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::agent::Output;
 use crate::endpoint::{Endpoint, NQN, PORT};
@@ -78,9 +78,11 @@ impl Inside {
         fs::write(guest.share().join("corebay.toml"), text)?;
         guest.run(
             "ulimit -l unlimited
-             setsid /tmp/corebay serve --config /share/corebay.toml > /tmp/corebay.log 2>&1 \
-               < /dev/null &
-             echo $! > /tmp/corebay.pid",
+             rm -f /tmp/corebay.pid /tmp/corebay.status
+             setsid sh -c '
+               /tmp/corebay serve --config /share/corebay.toml & echo $! > /tmp/corebay.pid
+               wait $!; echo $? > /tmp/corebay.status' > /tmp/corebay.log 2>&1 < /dev/null &
+             until [ -s /tmp/corebay.pid ]; do sleep 0.02; done",
         )?;
         let ready = "kill -0 $(cat /tmp/corebay.pid) || exit 0; grep -q ready /tmp/corebay.log";
         let waited = guest.until(ready, START_LIMIT);
@@ -98,19 +100,29 @@ impl Inside {
 
     /// Asks it to end, if it runs; it must end soon and well.
     pub fn stop(&self, guest: &Guest) -> Result<()> {
-        guest
+        let runs = guest.attempt("[ -e /tmp/corebay.pid ]", COMMAND_LIMIT)?;
+        if runs.status == 0 {
+            let status = self.end(guest)?;
+            let said = || format!("it ended with {status}: {}", self.output(guest));
+            ensure!(status == 0, said());
+        }
+        Ok(())
+    }
+
+    /// Asks it to end; it must end soon. Gives its exit status.
+    pub fn end(&self, guest: &Guest) -> Result<i32> {
+        let status = guest
             .run(
-                "[ -e /tmp/corebay.pid ] || exit 0
-                 read -r pid < /tmp/corebay.pid
+                "read -r pid < /tmp/corebay.pid
                  kill $pid || { echo 'it had ended'; rm /tmp/corebay.pid; exit 1; }
                  for i in $(seq 300); do
-                   [ -e /proc/$pid/exe ] || { rm /tmp/corebay.pid; exit 0; }
+                   [ ! -s /tmp/corebay.status ] || { rm /tmp/corebay.pid; cat /tmp/corebay.status; exit 0; }
                    sleep 0.1
                  done
                  echo 'it runs 30 s after SIGTERM'; kill -KILL $pid; rm /tmp/corebay.pid; exit 1",
             )
             .with_context(|| format!("end corebay in the guest: {}", self.output(guest)))?;
-        Ok(())
+        status.trim().parse().context("its exit status")
     }
 
     /// What it wrote since it was started.

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::agent::Job;
 use crate::fio::Fio;
-use crate::hardware::{Drive, IN_A_SLOT, NAMESPACE_MIB, PLAIN, TWIN, TWO_NAMESPACES};
+use crate::hardware::{Drive, IN_A_SLOT, NAMESPACE_MIB, PLAIN, SLOT_PORT, TWIN, TWO_NAMESPACES};
 use crate::suite::{Case, Lab};
 
 /// The tests of this group.
@@ -16,10 +16,14 @@ pub const CASES: &[Case] = &[
     Case::new("doctor_and_its_remedy", doctor_and_its_remedy),
     Case::new("bound_and_given_back", bound_and_given_back),
     Case::new("refused_while_in_use", refused_while_in_use),
+    Case::new("health_and_firmware_shown", health_and_firmware_shown),
     Case::new("every_format_verified", every_format_verified),
     Case::new("same_data_as_the_kernels", same_data_as_the_kernels),
     Case::new("no_system_call_for_the_drive", no_system_call_for_the_drive),
     Case::new("taken_out_and_put_back", taken_out_and_put_back).io_errors(),
+    Case::new("torn_out_under_load", torn_out_under_load).io_errors(),
+    Case::new("bound_again_while_served", bound_again_while_served).io_errors(),
+    Case::new("the_end_without_a_drive", the_end_without_a_drive).io_errors(),
 ];
 
 /// A disk of the configuration: a namespace of a drive.
@@ -164,6 +168,55 @@ fn refused_while_in_use(lab: &mut Lab) -> Result<()> {
     );
     ensure!(said.contains("is not bound to vfio-pci"), "{said}");
     lend(lab, &PLAIN)
+}
+
+/// The kernel's, lent to nobody, or served: a drive says how it is, each time the same.
+fn health_and_firmware_shown(lab: &mut Lab) -> Result<()> {
+    let show = |of: &str| -> Result<Value> {
+        let command = format!("drives {of} -o json show {}", PLAIN.address);
+        let output = lab.inside()?.command(&lab.guest, &command)?;
+        let said: Value = serde_json::from_str(&output.success()?)?;
+        ensure!(said["serial"] == PLAIN.serial, "{said:#}");
+        let health = &said["health"];
+        let celsius = health["celsius"].as_i64();
+        ensure!(celsius.is_some_and(|at| (1..100).contains(&at)), "{said:#}");
+        ensure!(health["media_errors"] == 0, "{said:#}");
+        let slots = said["firmware_slots"].as_array();
+        let runs = slots.and_then(|slots| slots.iter().find(|slot| slot["active"] == true));
+        ensure!(
+            runs.is_some_and(|slot| slot["revision"].is_string()),
+            "{said:#}"
+        );
+        Ok(said)
+    };
+    give_back(lab, &PLAIN, 1)?;
+    let kernels = show("")?;
+    lend(lab, &PLAIN)?;
+    let lent = show("")?;
+    let device = attach(lab, of_drive(&PLAIN, 1))?;
+    put(lab, &device, "/tmp/one")?;
+    let served = show("--control /tmp/data/corebay.sock")?;
+    ensure!(served["resets"] == 0, "{served:#}");
+    let constant = |said: &Value| {
+        let health = &said["health"];
+        ["celsius", "celsius_warning", "spare_percent"].map(|name| health[name].clone())
+    };
+    ensure!(
+        constant(&kernels) == constant(&lent),
+        "{kernels:#}, {lent:#}"
+    );
+    ensure!(constant(&lent) == constant(&served), "{lent:#}, {served:#}");
+    let command = format!(
+        "drives --control /tmp/data/corebay.sock show {}",
+        PLAIN.address
+    );
+    let output = lab.inside()?.command(&lab.guest, &command)?;
+    let text = output.success()?;
+    ensure!(
+        text.contains("temperature") && text.contains(PLAIN.serial),
+        "{text}"
+    );
+    detach(lab)
 }
 
 /// 512 and 4096 bytes, one namespace and two, write cache on and off: fio's own check, a file system,
@@ -317,9 +370,8 @@ fn still_runs(job: &Job, seconds: u64) -> Result<()> {
     Ok(())
 }
 
-/// Takes the drive out of its slot by `take_out` under load: its own load fails, the other drive's goes
-/// on, and put back it holds what it held.
-fn without_the_drive(lab: &mut Lab, take_out: fn(&Lab) -> Result<()>) -> Result<()> {
+/// Serves a drive that stays, and the one in the slot; gives their block devices at the host.
+fn serve_both(lab: &Lab) -> Result<[String; 2]> {
     let both = [&PLAIN, &IN_A_SLOT];
     put_back(lab)?;
     for drive in both {
@@ -330,34 +382,61 @@ fn without_the_drive(lab: &mut Lab, take_out: fn(&Lab) -> Result<()>) -> Result<
     let controller = lab.connect("-i 1")?;
     let stays = lab.host().device(&controller, 1)?;
     let goes = lab.host().device(&controller, 2)?;
+    Ok([stays, goes])
+}
+
+/// Takes the drive out of its slot by `take_out` under load: its own load fails within `limit`, the
+/// other drive's goes on; put back, the appliance takes it up by itself, and the host goes on with what
+/// it held.
+fn without_the_drive(
+    lab: &mut Lab,
+    take_out: fn(&Lab) -> Result<()>,
+    limit: Duration,
+) -> Result<()> {
+    let [stays, goes] = serve_both(lab)?;
     put(lab, &goes, "/tmp/kept")?;
-    let load = Fio::verify_for(&stays, 20);
-    let stays = lab.guest.start(&load.script(), load.limit())?;
+    let load = Fio::verify_for(&stays, 45);
+    let load_that_stays = lab.guest.start(&load.script(), load.limit())?;
     // Beside what is to be found again.
     let load = Fio::verify_for(&goes, 60).options(&["--offset=16m"]);
-    let goes = lab.guest.start(&load.script(), load.limit())?;
-    still_runs(&goes, 3)?;
+    let load_that_goes = lab.guest.start(&load.script(), load.limit())?;
+    still_runs(&load_that_goes, 3)?;
     take_out(lab)?;
-    let ended = goes.ends_within(Duration::from_secs(45))?;
+    let ended = load_that_goes.ends_within(limit)?;
     let ended = ended.context("the load on the missing drive neither fails nor ends")?;
     ensure!(ended.status != 0, "the load outlived its drive");
     lab.inside()?.check(&lab.guest)?;
-    let there = format!("[ -e /sys/bus/pci/devices/{} ]", IN_A_SLOT.address);
-    let gone = lab
-        .guest
-        .until(&format!("! {there}"), Duration::from_secs(30));
-    gone.context("the kernel does not get the drive back")?;
-    stays.wait()?.success().context("the drive that stayed")?;
-    lab.inside()?.check(&lab.guest)?;
-    detach(lab)?;
+    gone(lab)?;
     put_back(lab)?;
-    lend(lab, &IN_A_SLOT)?;
-    let device = attach(
-        lab,
-        format!("nvme = {{ serial = \"{}\" }}", IN_A_SLOT.serial),
-    )?;
-    same(lab, &device, "/tmp/kept")?;
+    ready_again(lab, &goes)?;
+    same(lab, &goes, "/tmp/kept").context("after the drive's return")?;
+    Fio::verify(&goes)
+        .options(&["--offset=16m", "--size=4m"])
+        .run(&lab.guest)
+        .context("after the drive's return")?;
+    let told = lab.guest.run("dmesg | grep -c 'rescanning namespaces'")?;
+    ensure!(told != "0", "the host was not told of the return");
+    load_that_stays
+        .wait()?
+        .success()
+        .context("the drive that stayed")?;
     detach(lab)
+}
+
+/// Waits until the kernel has lost the drive of the slot.
+fn gone(lab: &Lab) -> Result<()> {
+    let gone = format!("[ ! -e /sys/bus/pci/devices/{} ]", IN_A_SLOT.address);
+    let waited = lab.guest.until(&gone, Duration::from_secs(30));
+    waited.context("the kernel does not get the drive back")?;
+    Ok(())
+}
+
+/// Waits until a namespace can be read again at the host, by the block device that it had.
+fn ready_again(lab: &Lab, device: &str) -> Result<()> {
+    let reads = format!("dd if={device} of=/dev/null bs=4k count=1 iflag=direct status=none");
+    let waited = lab.guest.until(&reads, Duration::from_secs(45));
+    waited.context("the namespace does not become ready again")?;
+    Ok(())
 }
 
 /// Puts the drive into its slot, if it is not there.
@@ -374,8 +453,71 @@ fn put_back(lab: &Lab) -> Result<()> {
 
 /// Asked for: the kernel wants the drive back, and corebay lets go.
 fn taken_out_and_put_back(lab: &mut Lab) -> Result<()> {
-    without_the_drive(lab, |lab| {
+    let take_out = |lab: &Lab| {
         lab.guest.monitor()?.execute(&IN_A_SLOT.to_remove())?;
         Ok(())
-    })
+    };
+    // The button of the slot takes five seconds.
+    without_the_drive(lab, take_out, Duration::from_secs(20))
+}
+
+/// Not asked for: the slot's power goes, and with it the drive, at once.
+fn torn_out_under_load(lab: &mut Lab) -> Result<()> {
+    // On a busy machine the guest takes its time; the driver's own tests say how soon it is.
+    without_the_drive(lab, tear_out, Duration::from_secs(20))
+}
+
+fn tear_out(lab: &Lab) -> Result<()> {
+    // Slot Control, of the port's PCI Express capability (10h). Power and its indicator off, with no
+    // event for the kernel: the drive is gone at once. Then all as it was, and the event for a slot that
+    // is empty, as slots without a button have it.
+    lab.guest.run(&format!(
+        r"set -e
+          config=/sys/bus/pci/devices/{SLOT_PORT}/config
+          byte() {{ od -An -tu1 -j $1 -N 1 $config | tr -d ' '; }}
+          at=$(byte 52)
+          until [ $(byte $at) = 16 ]; do at=$(byte $((at + 1))); done
+          at=$((at + 24))
+          put() {{
+            bytes=$(printf '\\x%02x\\x%02x' $(($1 & 255)) $(($1 >> 8)))
+            printf $bytes | dd of=$config bs=2 seek=$((at / 2)) conv=notrunc status=none
+          }}
+          was=$(($(byte $at) | $(byte $((at + 1))) << 8))
+          put $((was & ~0x38 | 0x700))
+          put $((was | 8))"
+    ))?;
+    Ok(())
+}
+
+/// Given back to the kernel while it is served, a drive stays the kernel's; bound again, it is served
+/// again.
+fn bound_again_while_served(lab: &mut Lab) -> Result<()> {
+    let [stays, goes] = serve_both(lab)?;
+    put(lab, &goes, "/tmp/kept")?;
+    let load = Fio::verify_for(&stays, 20);
+    let load = lab.guest.start(&load.script(), load.limit())?;
+    give_back(lab, &IN_A_SLOT, 1)?;
+    let fails =
+        format!("! dd if={goes} of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null; sleep 2");
+    lab.guest.run(&fails)?;
+    ensure!(
+        driver(lab, &IN_A_SLOT)? == "nvme",
+        "what was given back on purpose was taken again"
+    );
+    lend(lab, &IN_A_SLOT)?;
+    ready_again(lab, &goes)?;
+    same(lab, &goes, "/tmp/kept")?;
+    load.wait()?.success().context("the drive that stayed")?;
+    detach(lab)
+}
+
+/// A process whose drive was lost ends in time, and says by its status that not all was flushed.
+fn the_end_without_a_drive(lab: &mut Lab) -> Result<()> {
+    serve_both(lab)?;
+    tear_out(lab)?;
+    gone(lab)?;
+    lab.guest.run("nvme disconnect-all")?;
+    let status = lab.inside()?.end(&lab.guest)?;
+    ensure!(status == 1, "the exit status is {status}");
+    put_back(lab)
 }

@@ -9,27 +9,41 @@ use corebay_nvme::machine::{
 };
 use serde_json::{Value, json};
 
-use super::{Format, failure::Failure, table::Table};
+mod alone;
+mod measure;
+mod show;
+
+use super::{Format, client::Asking, failure::Failure, table::Table};
 
 /// What `corebay drives` is asked.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   corebay drives                         what drives there are, and who uses them
+  corebay drives show 0000:01:00.0       its health and its firmware
+  corebay drives bench 0000:01:00.0      how fast it reads, once it is bound
   corebay drives bind 0000:01:00.0       takes a drive from the kernel, for `corebay serve`
   corebay drives unbind 0000:01:00.0     gives it back")]
 pub struct Args {
     #[command(subcommand)]
     action: Option<Action>,
-    /// How the drives are printed
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Format,
+    #[command(flatten)]
+    asking: Asking,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
     /// List the drives
     List,
+    /// Say how a drive is: health, temperature, wear, media errors, firmware. A drive that a running
+    /// appliance has is asked by that
+    Show {
+        /// Its PCI address, as `corebay drives` shows it
+        #[arg(value_name = "ADDRESS")]
+        address: String,
+    },
+    /// Measure a drive under corebay's own driver, with nothing above it
+    Bench(measure::Args),
     /// Take drives from the kernel's driver, for corebay's own
     Bind {
         /// PCI addresses, as `corebay drives` shows them
@@ -50,12 +64,17 @@ pub fn run(args: &Args) -> ExitCode {
     let done = match &args.action {
         None | Some(Action::List) => {
             let drives = drives(root);
-            match args.output {
+            match args.asking.output {
                 Format::Text => print!("{}", as_text(&drives)),
                 Format::Json => println!("{:#}", as_json(&drives)),
             }
             Ok(())
         }
+        Some(Action::Show { address }) => {
+            let drive = show::ask(&args.asking, address);
+            return print(args, drive, show::as_text);
+        }
+        Some(Action::Bench(asked)) => return print(args, measure::run(asked), measure::as_text),
         Some(Action::Bind { addresses }) => addresses.iter().try_for_each(|address| {
             bind(root, address).map(|()| println!("{address}: bound to vfio-pci"))
         }),
@@ -70,6 +89,15 @@ pub fn run(args: &Args) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(refusal) => explain(&refusal).report("drives"),
     }
+}
+
+fn print(args: &Args, result: Result<Value, Failure>, as_text: fn(&Value) -> String) -> ExitCode {
+    match (result, args.asking.output) {
+        (Ok(result), Format::Text) => print!("{}", as_text(&result)),
+        (Ok(result), Format::Json) => println!("{result:#}"),
+        (Err(failure), _) => return failure.report("drives"),
+    }
+    ExitCode::SUCCESS
 }
 
 fn explain(refusal: &BindRefusal) -> Failure {
