@@ -8,6 +8,7 @@
 //! - [`idle`]: what an appliance costs while nothing is asked of it, and its first answer then.
 //! - [`memory`]: what a connection takes.
 //! - [`path`]: what an I/O costs the server's thread, the target's beside the echo's.
+//! - [`pcie`]: what the NVMe driver costs, beside a bare loop over the same emulated controller.
 //! - [`parity`]: the arrays' kernels against ISA-L and reed-solomon-erasure.
 //! - [`host`]: the raw host that loads either, and that holds idle connections.
 #![deny(unsafe_code)]
@@ -23,6 +24,7 @@ mod load;
 mod memory;
 mod parity;
 mod path;
+mod pcie;
 mod pin;
 mod table;
 
@@ -48,6 +50,8 @@ enum Command {
     Memory(memory::Arguments),
     /// The processor time that one I/O takes the target and the bare echo.
     Path(path::Arguments),
+    /// What the NVMe driver costs, beside a bare loop over the same emulated controller.
+    Pcie(pcie::Arguments),
     /// The arrays' kernels against those of ISA-L and of reed-solomon-erasure.
     Parity(parity::Arguments),
 }
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
         Command::Idle(arguments) => idle::run(&arguments),
         Command::Memory(arguments) => memory::run(&arguments),
         Command::Path(arguments) => path::run(&arguments),
+        Command::Pcie(arguments) => pcie::run(&arguments),
         Command::Parity(arguments) => parity::run(&arguments),
     };
     match result {

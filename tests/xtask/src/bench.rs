@@ -28,6 +28,8 @@ enum Benchmark {
     Idle,
     /// The memory of idle connections.
     Memory,
+    /// What the NVMe driver costs per I/O, beside a bare loop over the same emulated controller.
+    Pcie,
     /// The arrays' kernels against those of ISA-L and of reed-solomon-erasure.
     Parity,
     /// In a guest: corebay against the kernel's target, same initiator, same disk.
@@ -62,6 +64,7 @@ fn measure(arguments: &Arguments) -> Result<bool> {
         Benchmark::Path => ("path", &[BENCH]),
         Benchmark::Idle => ("idle", &[TARGET, BENCH]),
         Benchmark::Memory => ("memory", &[TARGET, BENCH]),
+        Benchmark::Pcie => ("pcie", &[BENCH]),
         Benchmark::Parity => ("parity", &[BENCH]),
         Benchmark::Guest => ("compare", &[TARGET, LAB]),
     };
