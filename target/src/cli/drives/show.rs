@@ -72,35 +72,13 @@ fn of_drive(address: &str) -> Result<DriveReport, Failure> {
 /// What a drive says, for people.
 pub fn as_text(drive: &Value) -> String {
     let health = &drive["health"];
-    let celsius = |key: &str| health[key].as_i64().map(|celsius| format!("{celsius} C"));
     let number = |key: &str| health[key].as_u64().unwrap_or(0);
-    let list = |value: &Value, each: &dyn Fn(&Value) -> String| -> Vec<String> {
-        value.as_array().into_iter().flatten().map(each).collect()
-    };
-    let warnings = list(&health["warnings"], &word);
-    let mut notes = Vec::new();
-    notes.extend(celsius("celsius_warning").map(|at| format!("warns at {at}")));
-    notes.extend(celsius("celsius_critical").map(|at| format!("critical at {at}")));
-    notes.extend(list(&health["sensors"], &|one| {
-        format!("sensor {} {} C", one["sensor"], one["celsius"])
-    }));
-    let temperature = celsius("celsius").unwrap_or_else(|| "unknown".into());
     let slots = list(&drive["firmware_slots"], &slot);
+    let warnings = list(&health["warnings"], &word);
+    let good = if warnings.is_empty() { "good" } else { "" };
     let mut lines = vec![
-        (
-            "health",
-            match warnings.is_empty() {
-                true => "good".to_owned(),
-                false => warnings.join(", "),
-            },
-        ),
-        (
-            "temperature",
-            match notes.is_empty() {
-                true => temperature,
-                false => format!("{temperature} ({})", notes.join(", ")),
-            },
-        ),
+        ("health", good.to_owned() + &warnings.join(", ")),
+        ("temperature", temperature(health)),
         (
             "spare",
             format!(
@@ -156,6 +134,25 @@ pub fn as_text(drive: &Value) -> String {
         text += &format!("  {what:<13} {how}\n");
     }
     text
+}
+
+fn list(value: &Value, each: &dyn Fn(&Value) -> String) -> Vec<String> {
+    value.as_array().into_iter().flatten().map(each).collect()
+}
+
+fn temperature(health: &Value) -> String {
+    let celsius = |key: &str| health[key].as_i64().map(|celsius| format!("{celsius} C"));
+    let mut notes = Vec::new();
+    notes.extend(celsius("celsius_warning").map(|at| format!("warns at {at}")));
+    notes.extend(celsius("celsius_critical").map(|at| format!("critical at {at}")));
+    notes.extend(list(&health["sensors"], &|one| {
+        format!("sensor {} {} C", one["sensor"], one["celsius"])
+    }));
+    let now = celsius("celsius").unwrap_or_else(|| "unknown".into());
+    match notes.is_empty() {
+        true => now,
+        false => format!("{now} ({})", notes.join(", ")),
+    }
 }
 
 fn slot(slot: &Value) -> String {
