@@ -3,10 +3,12 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::endpoint::{Endpoint, Medium, NQN, Namespace, PORT};
@@ -111,6 +113,20 @@ impl Corebay {
     /// What it must export, and where.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    /// Asks it for something by its command line, as in `volume list`; its answer.
+    pub fn ask(&self, line: &str) -> Result<Value> {
+        let control = self.folder.path().join("data/corebay.sock");
+        let output = Command::new(&self.program)
+            .args(line.split_whitespace())
+            .arg("--control")
+            .arg(control)
+            .args(["-o", "json"])
+            .output()?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "corebay {line}: {complaint}");
+        serde_json::from_slice(&output.stdout).with_context(|| format!("corebay {line}"))
     }
 
     /// How many connections of hosts it has open.

@@ -16,6 +16,7 @@ mod identity;
 mod integrity;
 mod logs;
 mod multipath;
+mod volumes;
 
 /// Memory of 512-byte blocks, memory of 4096-byte blocks.
 const BOTH_FORMATS: &[Namespace] = &[
@@ -69,6 +70,8 @@ pub fn groups() -> Vec<Group> {
         group("multipath", "0,1", FILES, multipath::CASES),
         group("filesystems", "0", FILES, filesystems::CASES),
         group("failures", "0", FILES, failures::CASES),
+        // The appliance makes what it exports by itself.
+        group("volumes", "0,1", &[], volumes::CASES),
         Group {
             hardware: Hardware::Drives,
             ..group("drives", "0", &[], drives::CASES)

@@ -1,0 +1,463 @@
+//! Pools and volumes as an operator and a host meet them: `corebay serve`, its command line, and our own
+//! host over loopback, on ports that the system picks.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test of whole processes waits for them by the machine's clock"
+)]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+#[path = "harness/mod.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod harness;
+
+use corebay_nvme::spec::command::admin;
+use harness::wire::{Connection, Payload};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_corebay");
+
+/// A running appliance; killed when dropped.
+struct Appliance {
+    child: Child,
+    said: String,
+    control: PathBuf,
+}
+
+impl Appliance {
+    /// The default appliance in a data folder, or one with a configuration file in it.
+    fn start(data: &Path) -> Self {
+        let config = data.join("corebay.toml");
+        let ports = ["--listen", "127.0.0.1:0", "--discovery", "127.0.0.1:0"];
+        let arguments: Vec<&str> = match config.exists() {
+            true => vec!["--config", text(&config)],
+            false => [&["--data-dir", text(data), "--size", "64MiB"], &ports[..]].concat(),
+        };
+        let mut child = Command::new(PROGRAM)
+            .arg("serve")
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        while !said.contains("\nready") {
+            if lines.read_line(&mut said).unwrap() == 0 {
+                let mut why = String::new();
+                child
+                    .stderr
+                    .take()
+                    .unwrap()
+                    .read_to_string(&mut why)
+                    .unwrap();
+                panic!("it did not get ready: {said}{why}");
+            }
+        }
+        let control = data.join("corebay.sock");
+        Self {
+            child,
+            said,
+            control,
+        }
+    }
+
+    fn word_after(&self, word: &str) -> &str {
+        let at = self
+            .said
+            .find(word)
+            .unwrap_or_else(|| panic!("no {word:?} in {}", self.said));
+        let rest = &self.said[at + word.len()..];
+        rest.split([' ', ',', '\n']).next().unwrap()
+    }
+
+    fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.word_after("at 127.0.0.1:"))
+    }
+
+    fn nqn(&self) -> &str {
+        self.word_after("subsystem ")
+    }
+
+    fn admin(&self) -> Connection<TcpStream> {
+        let address = self.address().parse().unwrap();
+        harness::socket::admin(address, &self.nqn().parse().unwrap())
+    }
+
+    /// Runs a command of the command line; its JSON, or what it complains of.
+    fn run(&self, line: &str) -> Result<Value, String> {
+        let output = Command::new(PROGRAM)
+            .args(line.split(' '))
+            .args(["--control", text(&self.control), "-o", "json"])
+            .output()
+            .unwrap();
+        match output.status.success() {
+            true => Ok(serde_json::from_slice(&output.stdout).unwrap()),
+            false => Err(String::from_utf8(output.stderr).unwrap()),
+        }
+    }
+
+    #[track_caller]
+    fn does(&self, line: &str) -> Value {
+        self.run(line).unwrap_or_else(|why| panic!("{line}: {why}"))
+    }
+
+    #[track_caller]
+    fn refuses(&self, line: &str, because: &str) {
+        let why = self.run(line).expect_err(line);
+        assert!(why.contains(because), "{line}: {why}");
+    }
+
+    /// Our own host's errors on a namespace: none where all went well.
+    fn bench(&self, nsid: u64, line: &str) -> Value {
+        let output = Command::new(PROGRAM)
+            .args(["bench", "-o", "json", "--address", &self.address()])
+            .args(["--nqn", self.nqn(), "--time", "30s"])
+            .args(["--nsid", &nsid.to_string()])
+            .args(line.split(' '))
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        let report: Value =
+            serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}{complaint}"));
+        report["errors"].clone()
+    }
+
+    #[track_caller]
+    fn writes(&self, nsid: u64, seed: u32) {
+        let line = format!(
+            "--rw write --verify --overwrite --io-count 256 --span 1MiB --pattern sequential --seed {seed}"
+        );
+        assert_eq!(self.bench(nsid, &line), json!([]));
+    }
+
+    #[track_caller]
+    fn reads(&self, nsid: u64, seed: u32) {
+        let line = format!(
+            "--rw read --verify --io-count 256 --span 1MiB --pattern sequential --seed {seed}"
+        );
+        assert_eq!(self.bench(nsid, &line), json!([]));
+    }
+
+    fn signal(&mut self, signal: Signal) -> Option<i32> {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        self.child.wait().unwrap().code()
+    }
+
+    fn end(mut self) {
+        assert_eq!(self.signal(Signal::TERM), Some(0), "a clean end");
+    }
+}
+
+impl Drop for Appliance {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A folder with a configuration: a pool on a small disk in memory and another disk, on two cores where
+/// there are two.
+fn configured(pool: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let free = || {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap()
+    };
+    let cores = match std::thread::available_parallelism() {
+        Ok(count) if count.get() > 1 => "0, 1",
+        _ => "0",
+    };
+    let file = format!(
+        "data_dir = \"{}\"\n[reactor]\ncores = [{cores}]\nmemory = \"256MiB\"\n[[listener]]\naddress = \"{}\"\n\
+         [[disk]]\nname = \"a\"\nram = {{ size = \"24MiB\" }}\n\
+         [[disk]]\nname = \"b\"\nram = {{ size = \"24MiB\" }}\n{pool}",
+        text(folder.path()),
+        free()
+    );
+    fs::write(folder.path().join("corebay.toml"), file).unwrap();
+    folder
+}
+
+const POOL: &str = "[[pool]]\nname = \"p\"\ndisk = \"a\"\ncreate = true\nwarn_at = 50\n\
+    [[subsystem]]\nnqn = \"nqn.2024-01.com.example:v\"\nallow_any_host = true\n\
+    [[subsystem.namespace]]\nnsid = 7\nvolume = \"p/named\"\n";
+
+/// NSZE, NCAP, NUSE, and NSFEAT's THINP.
+fn sizes(admin: &mut Connection<TcpStream>, nsid: u32) -> ([u64; 3], bool) {
+    let page = admin
+        .command(admin::identify(0, nsid, 0), Payload::ToHost(4096))
+        .ok();
+    let number = |at: usize| u64::from_le_bytes(page[at..at + 8].try_into().unwrap());
+    ([number(0), number(8), number(16)], page[24] & 1 == 1)
+}
+
+/// Waits for an event, which must be of a changed namespace; which ones have.
+fn changed(admin: &mut Connection<TcpStream>, request: u16) -> Vec<u32> {
+    let event = admin.complete(request).value() as u32;
+    assert_eq!(event & 0xff_ffff, 0x04_0002, "Namespace Attribute Changed");
+    let log = admin::get_log_page(4, u32::MAX, 0, 1024, false);
+    let page = admin.command(log, Payload::ToHost(4096)).ok();
+    let ids = page
+        .chunks_exact(4)
+        .map(|id| u32::from_le_bytes(id.try_into().unwrap()));
+    ids.take_while(|id| *id != 0).collect()
+}
+
+#[test]
+fn volumes_come_grow_and_go_while_a_host_is_connected() {
+    let folder = tempfile::tempdir().unwrap();
+    let appliance = Appliance::start(folder.path());
+    let mut admin = appliance.admin();
+    let attributes = admin::set_features(0x0b, 0, 1 << 8);
+    admin.command(attributes, Payload::None).ok();
+    let request = admin.submit(admin::async_event_request(), Payload::None);
+    let made = appliance.does("volume create v --size 32MiB --export");
+    assert_eq!(made["export"]["nsid"], 2);
+    assert_eq!(changed(&mut admin, request), [2]);
+    let blocks = (32 << 20) / made["block_size"].as_u64().unwrap();
+    let ([size, capacity, used], thin) = sizes(&mut admin, 2);
+    assert_eq!((size, used, thin), (blocks, 0, true));
+    assert!((1..=blocks).contains(&capacity), "{capacity}");
+    appliance.writes(2, 1);
+    appliance.does("snapshot create v@one volume-1@one");
+    appliance.writes(2, 2);
+    let clone = appliance.does("volume clone v@one c --export");
+    assert_eq!(
+        (&clone["origin"], &clone["export"]["nsid"]),
+        (&json!("v@one"), &json!(3))
+    );
+    appliance.reads(3, 1);
+    appliance.reads(2, 2);
+    let request = admin.submit(admin::async_event_request(), Payload::None);
+    appliance.does("volume resize v 64MiB");
+    let resized = changed(&mut admin, request);
+    assert!(resized.contains(&2), "{resized:?}");
+    assert_eq!(sizes(&mut admin, 2).0[0], 2 * blocks);
+    // Any snapshot goes, whatever was made of it.
+    appliance.does("snapshot delete v@one");
+    appliance.refuses("volume delete c", "it is exported");
+    let request = admin.submit(admin::async_event_request(), Payload::None);
+    appliance.does("volume delete c --force");
+    assert_eq!(changed(&mut admin, request), [3]);
+    appliance.reads(2, 2);
+    appliance.refuses("volume rollback v volume-1@one", "no snapshot of");
+    appliance.does("volume set v --read-only true");
+    let refused = appliance
+        .bench(2, "--rw write --overwrite --io-count 4")
+        .to_string();
+    assert!(refused.contains("Write Protected"), "{refused}");
+    let good = appliance.does("pool check pool-1");
+    assert_eq!((&good["good"], &good["volumes"]), (&json!(true), &json!(3)));
+    drop(admin);
+    appliance.end();
+}
+
+#[test]
+fn a_killed_appliance_finds_its_volumes_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = Appliance::start(folder.path());
+    first.does("volume create v --size 32MiB --export");
+    first.writes(2, 5);
+    first.does("snapshot create v@s");
+    let (before, exports) = (first.does("volume list"), first.does("export list"));
+    let nqn = first.nqn().to_owned();
+    first.signal(Signal::KILL);
+    let file = folder.path().join("pool-1.img");
+    let check = Command::new(PROGRAM)
+        .args(["pool", "check", "--offline", text(&file), "-o", "json"])
+        .output()
+        .unwrap();
+    let report: Value = serde_json::from_slice(&check.stdout).unwrap();
+    assert_eq!(
+        (&report["good"], &report["volumes"]),
+        (&json!(true), &json!(3))
+    );
+    let second = Appliance::start(folder.path());
+    assert_eq!(second.nqn(), nqn);
+    assert_eq!(second.does("volume list"), before);
+    assert_eq!(second.does("export list"), exports);
+    second.reads(2, 5);
+    second.end();
+}
+
+#[test]
+fn what_is_asked_for_again_is_answered_as_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let appliance = Appliance::start(folder.path());
+    let twice = |line: &str| {
+        let first = appliance.does(line);
+        assert_eq!(appliance.does(line), first, "{line}");
+        first
+    };
+    let volume = twice("volume create v --size 16MiB");
+    let mut keys: Vec<&String> = volume.as_object().unwrap().keys().collect();
+    keys.sort();
+    let expected = [
+        "block_size",
+        "bytes",
+        "export",
+        "kind",
+        "name",
+        "origin",
+        "pool",
+        "read_only",
+        "thick",
+        "used_bytes",
+        "uuid",
+    ];
+    assert_eq!(keys, expected);
+    appliance.refuses(
+        "volume create v --size 32MiB",
+        "there already: a thin volume of 16777216",
+    );
+    appliance.refuses("volume create v --size 16MiB --thick", "there already");
+    twice("snapshot create v@a volume-1@a");
+    appliance.refuses("snapshot create v@a v@b", "not be of one point in time");
+    twice("volume clone v@a c");
+    appliance.refuses("volume clone volume-1 c", "there already");
+    let exported = twice("export add v --host nqn.2024-01.com.example:h1");
+    // Hosts are added one by one, as nodes of a cluster come.
+    let more = twice("export add v --host nqn.2024-01.com.example:h2");
+    assert_eq!(exported["export"]["subsystem"], more["export"]["subsystem"]);
+    assert_eq!(more["export"]["hosts"].as_array().unwrap().len(), 2);
+    appliance.refuses("export add v --nsid 9", "exported as namespace 1");
+    twice("export remove v --host nqn.2024-01.com.example:h1");
+    let last = twice("export remove v --host nqn.2024-01.com.example:h2");
+    assert!(last["export"].is_null());
+    twice("volume rename v w");
+    twice("volume resize w 32MiB");
+    appliance.refuses("volume resize w 16MiB", "--shrink");
+    twice("volume resize w 16MiB --shrink");
+    twice("volume delete c");
+    twice("snapshot delete v@a");
+    appliance.refuses("volume show nothing", "there is no volume \"nothing\"");
+    appliance.refuses("volume create a/b/c --size 1MiB", "there is no pool \"a\"");
+    appliance.refuses("volume create x@y --size 1MiB", "is no name");
+    twice("pool rename pool-1 q");
+    let pools = appliance.does("pool list");
+    assert_eq!(
+        (&pools[0]["name"], &pools[0]["volumes"]),
+        (&json!("q"), &json!(2))
+    );
+    appliance.end();
+}
+
+#[test]
+fn a_folder_from_before_pools_is_served_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("disk-1.img");
+    fs::File::create(&file).unwrap().set_len(32 << 20).unwrap();
+    let appliance = Appliance::start(folder.path());
+    assert!(
+        appliance.said.contains("disk disk-1, uuid"),
+        "{}",
+        appliance.said
+    );
+    appliance.writes(1, 3);
+    assert_eq!(appliance.does("pool list"), json!([]));
+    appliance.end();
+    assert!(!folder.path().join("pool-1.img").exists());
+    let appliance = Appliance::start(folder.path());
+    appliance.reads(1, 3);
+    appliance.end();
+}
+
+#[test]
+fn a_pool_brings_its_exports_to_another_machine() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let first = Appliance::start(here.path());
+    first.writes(1, 8);
+    let (nqn, exports) = (first.nqn().to_owned(), first.does("export list"));
+    first.end();
+    let file = |folder: &TempDir| folder.path().join("pool-1.img");
+    fs::rename(file(&here), file(&there)).unwrap();
+    let second = Appliance::start(there.path());
+    let unavailable = second.does("pool list");
+    assert_eq!(unavailable[0]["state"], "unavailable");
+    second.refuses("pool import pool-1 --disk disk-1", "has not released it");
+    second.does("pool import pool-1 --disk disk-1 --force");
+    assert_eq!(second.does("export list"), exports);
+    second.end();
+    let mut third = Appliance::start(there.path());
+    assert!(third.said.contains(&nqn), "{}", third.said);
+    // Its own subsystem comes first.
+    let at = third.said.find(&nqn).unwrap();
+    third.said = format!("subsystem {}", &third.said[at..]);
+    third.reads(1, 8);
+    // Released, anybody may have it.
+    third.does("pool export pool-1");
+    assert_eq!(third.does("pool list"), json!([]));
+    third.does("pool export pool-1");
+    third.end();
+    fs::rename(file(&there), file(&here)).unwrap();
+    let last = Appliance::start(here.path());
+    assert_eq!(last.does("export list"), exports);
+    last.reads(1, 8);
+    last.end();
+}
+
+#[test]
+fn a_full_pool_refuses_what_needs_space_and_warns_before() {
+    let folder = configured(POOL);
+    let mut appliance = Appliance::start(folder.path());
+    // The configuration's namespace waits for its volume.
+    assert_eq!(appliance.does("export list"), json!([]));
+    appliance.does("volume create named --size 64MiB");
+    let exports = appliance.does("export list");
+    assert_eq!(
+        (&exports[0]["nsid"], &exports[0]["kept_by"]),
+        (&json!(7), &json!("configuration"))
+    );
+    let mut admin = appliance.admin();
+    admin
+        .command(admin::set_features(0x0b, 0, 1), Payload::None)
+        .ok();
+    let request = admin.submit(admin::async_event_request(), Payload::None);
+    let fill = "--rw write --overwrite --pattern sequential --block-size 128KiB --io-count 400";
+    let errors = appliance.bench(7, fill).to_string();
+    assert!(errors.contains("Capacity Exceeded"), "{errors}");
+    let event = admin.complete(request).value() as u32;
+    assert_eq!(
+        event & 0xff_ffff,
+        0x02_0201,
+        "the spare is below its threshold"
+    );
+    let log = admin::get_log_page(2, u32::MAX, 0, 128, false);
+    let page = admin.command(log, Payload::ToHost(512)).ok();
+    assert_eq!(
+        (page[0] & 1, page[4]),
+        (1, 50),
+        "critical warning, threshold"
+    );
+    assert_eq!(appliance.does("pool status p")["level"], "full");
+    assert_eq!(appliance.bench(7, "--rw read --io-count 100"), json!([]));
+    // A second pool, made while it runs; a thick volume takes its space at once.
+    appliance.refuses("pool create q --disk a", "beneath the pool \"p\"");
+    appliance.refuses("pool create q --disk c", "no disk or array \"c\"");
+    appliance.does("pool create q --disk b --warn-at 90");
+    appliance.refuses("volume create v --size 1MiB", "several pools");
+    appliance.refuses("volume create q/v --size 1GiB --thick", "not enough space");
+    appliance.does("volume create q/v --size 8MiB --thick --export");
+    let blocks = (8 << 20) / 4096;
+    assert_eq!(sizes(&mut admin, 1), ([blocks, blocks, 0], false));
+    appliance.writes(1, 1);
+    appliance.refuses("pool destroy q", "has volumes");
+    appliance.does("pool destroy q --force");
+    appliance.does("pool create r --disk b");
+    drop(admin);
+    assert_eq!(appliance.signal(Signal::TERM), Some(0));
+}
