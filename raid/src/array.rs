@@ -398,7 +398,9 @@ impl<D: Disk> Disk for Array<D> {
         if geometry_needs_no_flush(shared) {
             return Ok(());
         }
-        self.core.flush_members().await
+        let flight = self.core.operate(|| Job::Flush).await;
+        self.core.run();
+        flight.outcome().await
     }
 
     async fn deallocate(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {

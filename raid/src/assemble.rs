@@ -8,6 +8,7 @@
 //!    it may come back. This also repairs copies that were damaged.
 //! 3. The journal is replayed (`recovery.rs`). A crash here replays it again, to the same result.
 //! 4. The state is written with the next epoch: the journal's records are void, new ones may begin.
+//! 5. Where a crash may have left the copies of the mirrored zone unequal, they are made equal.
 
 use std::{fmt, rc::Rc};
 
@@ -349,7 +350,8 @@ async fn start<D: Disk>(array: &Array<D>, report: &mut Report) -> Result<(), Dis
         state.epoch = epoch;
         Ok(true)
     })
-    .await
+    .await?;
+    core.mend_zone().await
 }
 
 /// What a disk says of itself and of its array. Nothing is written.

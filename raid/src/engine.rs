@@ -44,6 +44,7 @@ use crate::{
     superblock::SUPERBLOCK_BYTES,
     watch::{Strays, Takes, Watch, keep_watch},
     write::{Write, write_mirrored, write_with_parity, zero_stripe},
+    zone::{ZoneWork, zone_work},
 };
 
 /// Operations on stripes that a core works on at a time.
@@ -89,6 +90,10 @@ pub(crate) enum Job {
     Mirror(Write),
     /// Of what a member alone cannot answer.
     Recover(Recover),
+    /// Of all members.
+    Flush,
+    /// Of the mirrored zone.
+    Zone(ZoneWork),
     /// Of a sweep.
     Stripe(Work),
     /// Of a whole stripe.
@@ -436,6 +441,8 @@ async fn operator<D: Disk>(desk: Rc<Desk<Job>>, number: usize, core: Weak<Core<D
         let outcome = match job {
             Job::Write(write) => write_with_parity(&core, number, write).await,
             Job::Mirror(write) => write_mirrored(&core, &write).await,
+            Job::Zone(part) => zone_work(&core, part).await,
+            Job::Flush => core.flush_members().await,
             Job::Stripe(part) => {
                 work(&core, part).await;
                 Ok(())
@@ -580,10 +587,10 @@ impl<'a> Fan<'a> {
     }
 
     /// Waits for all of them.
-    pub(crate) async fn land<D: Disk>(self, core: &Core<D>) -> Ends {
+    pub(crate) async fn land<D: Disk>(&mut self, core: &Core<D>) -> Ends {
         core.transfers.executor.run_ready();
         let mut ends = Ends::default();
-        for (role, flight) in self.0 {
+        while let Some((role, flight)) = self.0.pop() {
             match flight.outcome().await {
                 Ok(()) => {}
                 Err(DiskError::UnrecoveredRead) => ends.unreadable = ends.unreadable.with(role),

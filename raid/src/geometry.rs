@@ -422,6 +422,12 @@ impl Geometry {
         Lba(self.block_size().blocks_in(offset))
     }
 
+    /// The bytes of the mirrored zone.
+    #[must_use]
+    pub fn zone_bytes(&self) -> u64 {
+        self.wish.zone_bytes
+    }
+
     /// Where a row of a stripe lies, on every member alike.
     #[must_use]
     pub fn row_lba(&self, stripe: u64, row: u32) -> Lba {

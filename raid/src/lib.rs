@@ -29,6 +29,7 @@ pub mod superblock;
 pub mod sweep;
 mod watch;
 mod write;
+pub mod zone;
 
 pub use shared::Counters;
 pub use watch::{Patience, SlowMembers};

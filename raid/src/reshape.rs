@@ -238,7 +238,7 @@ async fn room<D: Disk>(core: &Core<D>, count: usize) -> Scratch {
     scratch
 }
 
-async fn landed<D: Disk>(core: &Core<D>, fan: Fan<'_>) -> Outcome {
+async fn landed<D: Disk>(core: &Core<D>, mut fan: Fan<'_>) -> Outcome {
     let ends = fan.land(core).await;
     match ends.failed.union(ends.unreadable).is_empty() {
         true => Ok(()),

@@ -24,6 +24,9 @@ use crate::{
 /// The most locks of stripes: those whose numbers are as far apart share one.
 const STRIPE_LOCKS_MAX: u64 = 1 << 16;
 
+/// Parts of the mirrored zone that can be locked at a time.
+const ZONE_LOCKS: usize = 256;
+
 /// A set of roles, or of strips of a stripe by index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Set(pub(crate) u32);
@@ -125,6 +128,10 @@ pub(crate) struct Shared {
     /// Some member has a volatile cache.
     pub(crate) volatile: bool,
     pub(crate) stripes: TicketLocks,
+    /// Held by parts of the mirrored zone.
+    pub(crate) zone: TicketLocks,
+    /// Roles being rebuilt whose copy of the zone is good.
+    zone_good: AtomicU32,
     /// Held while superblocks are written.
     pub(crate) update: TicketLocks,
     /// Held while the dirty map is written.
@@ -160,6 +167,8 @@ impl Shared {
             halted: AtomicBool::new(false),
             volatile,
             stripes: TicketLocks::new(locks as usize),
+            zone: TicketLocks::new(ZONE_LOCKS),
+            zone_good: AtomicU32::new(0),
             update: TicketLocks::new(1),
             marking: TicketLocks::new(1),
             voiding: TicketLocks::new(1),
@@ -184,7 +193,7 @@ impl Shared {
     /// A state is on the members: from now on it counts.
     pub(crate) fn publish(&self, state: &ArrayState) {
         *self.state() = state.clone();
-        let mut delta = Set::default();
+        let (mut delta, mut rebuilding) = (Set::default(), Set::default());
         for (role, record) in state.roles.iter().enumerate() {
             let stripes = match record.state {
                 RoleState::Active => u64::MAX,
@@ -193,6 +202,7 @@ impl Shared {
                     stripes,
                     delta: yes,
                 } => {
+                    rebuilding = rebuilding.with(role);
                     if yes {
                         delta = delta.with(role);
                     }
@@ -206,7 +216,18 @@ impl Shared {
             self.good[role].store(stripes, Ordering::SeqCst);
         }
         self.delta.store(delta.0, Ordering::SeqCst);
+        self.zone_good.fetch_and(rebuilding.0, Ordering::SeqCst);
         self.whole.store(state.is_whole(), Ordering::SeqCst);
+    }
+
+    /// The copy of the zone of a role being rebuilt is good.
+    pub(crate) fn has_zone(&self, role: usize) -> bool {
+        Set(self.zone_good.load(Ordering::SeqCst)).has(role)
+    }
+
+    pub(crate) fn set_zone(&self, role: usize) {
+        let bit = Set::default().with(role).0;
+        self.zone_good.fetch_or(bit, Ordering::SeqCst);
     }
 
     /// Until [`begin_delta`](Self::begin_delta) a member that returns has missed everything.

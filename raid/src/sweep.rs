@@ -311,6 +311,7 @@ impl<D: Disk> Array<D> {
         if !matches!(state, RoleState::Rebuilding { .. }) {
             return Err(SweepError::State(state));
         }
+        core.give_zone(role).await?;
         let mut convoy = Convoy::new(core, pace, shared.geometry.data() + 1);
         let swept = self.rebuild_stripes(role, &mut convoy).await;
         let swept = swept.and(convoy.drain().await);

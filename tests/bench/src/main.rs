@@ -10,12 +10,14 @@
 //! - [`path`]: what an I/O costs the server's thread, the target's beside the echo's.
 //! - [`pcie`]: what the NVMe driver costs, beside a bare loop over the same emulated controller.
 //! - [`parity`]: the arrays' kernels against ISA-L and reed-solomon-erasure.
+//! - [`array`]: what arrays cost beside their members' own work, and how fast they are rebuilt.
 //! - [`host`]: the raw host that loads either, and that holds idle connections.
 #![deny(unsafe_code)]
 // A benchmark owns its clock and its threads; no simulator ever runs it.
 #![allow(clippy::disallowed_methods)]
 
 mod appliance;
+mod array;
 mod echo;
 mod host;
 mod idle;
@@ -54,6 +56,8 @@ enum Command {
     Pcie(pcie::Arguments),
     /// The arrays' kernels against those of ISA-L and of reed-solomon-erasure.
     Parity(parity::Arguments),
+    /// What arrays cost beside their members' own work, and how fast they are rebuilt.
+    Array(array::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
         Command::Path(arguments) => path::run(&arguments),
         Command::Pcie(arguments) => pcie::run(&arguments),
         Command::Parity(arguments) => parity::run(&arguments),
+        Command::Array(arguments) => array::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -32,6 +32,8 @@ enum Benchmark {
     Pcie,
     /// The arrays' kernels against those of ISA-L and of reed-solomon-erasure.
     Parity,
+    /// What arrays cost beside their members' own work, and how fast they are rebuilt.
+    Array,
     /// In a guest: corebay against the kernel's target, same initiator, same disk.
     Guest,
 }
@@ -66,6 +68,7 @@ fn measure(arguments: &Arguments) -> Result<bool> {
         Benchmark::Memory => ("memory", &[TARGET, BENCH]),
         Benchmark::Pcie => ("pcie", &[BENCH]),
         Benchmark::Parity => ("parity", &[BENCH]),
+        Benchmark::Array => ("array", &[BENCH]),
         Benchmark::Guest => ("compare", &[TARGET, LAB]),
     };
     for build in builds {

@@ -1,0 +1,160 @@
+//! The mirrored zone: it keeps a disk's contract, through power cuts and the loss of members.
+
+mod support;
+
+use std::rc::Rc;
+
+use corebay_core::{
+    disk::{Disk, DiskError, Durability},
+    rng::Rng,
+    units::{BlockSize, Lba},
+};
+use corebay_raid::{
+    geometry::{Level, Wish},
+    sweep::Pace,
+};
+
+use support::{
+    bench::{Bench, Machine, small},
+    ec,
+    power::{Power, PowerDisk},
+};
+
+type Array = Rc<corebay_raid::array::Array<PowerDisk>>;
+
+const SIZE: BlockSize = BlockSize::B512;
+
+fn wish(level: Level, roles: usize) -> Wish {
+    Wish {
+        zone_bytes: 256 << 10,
+        ..small(level, roles, SIZE)
+    }
+}
+
+async fn put(array: &Array, bench: &BufferPool, at: u64, count: u64, tag: u8) -> Outcome {
+    let mut buffer = bench.allocate(count as usize * 512).await;
+    buffer.bytes_mut().fill(tag);
+    let zone = array.zone().expect("it has one");
+    zone.write(Lba(at), &[buffer], Durability::Durable).await
+}
+
+async fn tags(array: Array, pool: BufferPool) -> Result<Vec<u8>, DiskError> {
+    let zone = array.zone().expect("it has one");
+    let mut tags = Vec::new();
+    for at in 0..zone.info().blocks {
+        let buffer = pool.allocate(512).await;
+        zone.read(Lba(at), std::slice::from_ref(&buffer)).await?;
+        let bytes = buffer.bytes();
+        assert!(
+            bytes.iter().all(|byte| *byte == bytes[0]),
+            "block {at} is torn"
+        );
+        tags.push(bytes[0]);
+    }
+    Ok(tags)
+}
+
+type BufferPool = corebay_core::buffer::BufferPool;
+type Outcome = Result<(), DiskError>;
+
+fn all(machine: &Machine, bench: &Bench) -> Array {
+    machine.assemble(bench, &machine.all()).unwrap().unwrap().0
+}
+
+/// Writes a known content, then overlapping writes with the power cut amid them; then it is read with
+/// other members lost, and each block is old or new, and stays that.
+fn crash(level: Level, roles: usize, bears: usize, cut: u64) {
+    let power = Power::new(cut, false);
+    let machine = Machine::new(wish(level, roles), cut % 2 == 0, &power);
+    let bench = Bench::new(&power);
+    let array = all(&machine, &bench);
+    assert_eq!(array.zone().unwrap().info().bytes(), 256 << 10);
+    let (writing, pool) = (array.clone(), bench.pool.clone());
+    let old = bench.run(async move {
+        for at in (0..512).step_by(128) {
+            put(&writing, &pool, at, 128, 1).await?;
+        }
+        Ok::<_, DiskError>(())
+    });
+    assert_eq!(old, Some(Ok(())));
+    power.cut_after(cut);
+    let (writing, pool) = (array.clone(), bench.pool.clone());
+    let done = bench.run(async move {
+        for step in 0..4 {
+            put(&writing, &pool, 200 + step, 100, 2 + step as u8).await?;
+        }
+        Ok::<_, DiskError>(())
+    });
+    drop((array, bench));
+    machine.lose_power();
+    let bench = Bench::new(&power);
+    let array = all(&machine, &bench);
+    let first = bench.run(tags(array.clone(), bench.pool.clone())).unwrap();
+    let first = first.expect("it can be read");
+    for (at, tag) in first.iter().enumerate() {
+        let steps = (0..4).filter(|step| (200 + step..300 + step).contains(&at));
+        let newest = steps.max().map_or(1, |step| 2 + step as u8);
+        match done {
+            Some(_) => assert_eq!(*tag, newest, "block {at}"),
+            None => assert!((1..=newest).contains(tag), "block {at} is {tag}"),
+        }
+    }
+    for lost in 0..bears {
+        machine.media[lost].borrow_mut().gone = true;
+        let again = bench.run(tags(array.clone(), bench.pool.clone())).unwrap();
+        assert_eq!(
+            again.as_ref(),
+            Ok(&first),
+            "{level}: cut {cut}, lost {lost}"
+        );
+    }
+}
+
+#[test]
+fn blocks_are_old_or_new_after_a_power_cut_and_stay_so_without_members() {
+    for (level, roles, bears) in [
+        (Level::Raid5, 4, 1),
+        (Level::Raid6, 5, 2),
+        (Level::Mirrored, 2, 1),
+        (ec(3, 3), 6, 3),
+    ] {
+        for cut in (0..900).step_by(181) {
+            crash(level, roles, bears, cut);
+        }
+    }
+}
+
+#[test]
+fn a_new_member_gets_its_copy_before_it_counts() {
+    let power = Power::new(5, false);
+    let machine = Machine::new(wish(Level::Raid5, 4), false, &power);
+    let bench = Bench::new(&power);
+    let array = all(&machine, &bench);
+    machine.media[0].borrow_mut().gone = true;
+    let (writing, pool) = (array.clone(), bench.pool.clone());
+    let wrote = bench.run(async move { put(&writing, &pool, 0, 200, 7).await });
+    assert_eq!(wrote, Some(Ok(())));
+    machine.media[0].borrow_mut().wipe();
+    array.set_member(0, Some(machine.disk(0)));
+    let (rebuilding, pool) = (array.clone(), bench.pool.clone());
+    let rebuilt = bench.run(async move {
+        rebuilding.replace(0, &mut Rng::from_seed(5), &pool).await?;
+        // Not copied yet: it is read from elsewhere, and written to both.
+        let before = tags(rebuilding.clone(), pool.clone()).await?;
+        assert_eq!((before[0], before[199], before[200]), (7, 7, 0));
+        put(&rebuilding, &pool, 100, 10, 8).await?;
+        rebuilding.rebuild(0, Pace::default()).await
+    });
+    assert_eq!(rebuilt, Some(Ok(())));
+    machine.media[1].borrow_mut().gone = true;
+    let after = bench.run(tags(array, bench.pool.clone())).unwrap().unwrap();
+    assert_eq!((after[0], after[100], after[110], after[200]), (7, 8, 7, 0));
+}
+
+#[test]
+fn an_array_without_a_zone_says_so() {
+    let power = Power::new(5, false);
+    let machine = Machine::new(small(Level::Raid5, 4, SIZE), false, &power);
+    let bench = Bench::new(&power);
+    assert!(all(&machine, &bench).zone().is_none());
+}
