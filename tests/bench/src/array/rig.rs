@@ -133,6 +133,9 @@ impl Disk for Member {
     }
 }
 
+/// A task's value, once it has ended.
+type Later<T> = Rc<RefCell<Option<T>>>;
+
 /// One core that is turned by hand.
 pub struct Core {
     pub reactor: Reactor,
@@ -158,10 +161,7 @@ impl Core {
         value.take().context("the task has ended")
     }
 
-    fn start<T: 'static>(
-        &self,
-        task: impl Future<Output = T> + 'static,
-    ) -> Result<Rc<RefCell<Option<T>>>> {
+    fn start<T: 'static>(&self, task: impl Future<Output = T> + 'static) -> Result<Later<T>> {
         let value = Rc::new(RefCell::new(None));
         let into = value.clone();
         let task: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
@@ -220,7 +220,7 @@ pub struct Cost {
 pub struct Workers {
     done: Rc<Cell<u64>>,
     stop: Rc<Cell<bool>>,
-    ends: Vec<Rc<RefCell<Option<Result<(), DiskError>>>>>,
+    ends: Vec<Later<Result<(), DiskError>>>,
 }
 
 impl Workers {
