@@ -507,11 +507,13 @@ fn judge<D: Disk>(
     };
     let (generation, current) = (own.state.generation, newest.state.generation);
     let failed = newest.state.roles[role].state == RoleState::Failed;
+    // Of those that have been taken in since, it may have been right.
     let sees_others_failed = || {
         let pairs = own.state.roles.iter().zip(&newest.state.roles);
+        let pairs = pairs.zip(newest.state.taken_in);
         pairs
-            .filter(|(_, now)| now.state == RoleState::Active)
-            .any(|(then, _)| then.state == RoleState::Failed)
+            .filter(|((_, now), since)| now.state == RoleState::Active && *since <= generation)
+            .any(|((then, _), _)| then.state == RoleState::Failed)
     };
     if failed && own.state.roles[role].state != RoleState::Failed && sees_others_failed() {
         return Err(Refusal::Diverged { role });

@@ -19,7 +19,9 @@ use corebay_core::{
 
 use crate::{
     dirty::{MAP_BYTES, Marks, region_stripes},
-    geometry::{Geometry, InvalidGeometry, MAP_OFFSETS, SUPERBLOCK_OFFSETS, Wish, ZONE_OFFSET},
+    geometry::{
+        Geometry, InvalidGeometry, MAP_OFFSETS, ROLES_MAX, SUPERBLOCK_OFFSETS, Wish, ZONE_OFFSET,
+    },
     state::{ArrayState, RoleRecord, RoleState, SPARES_MAX, Uuid},
     superblock::{BadSuperblock, NAME_BYTES, SUPERBLOCK_BYTES, Superblock, codec_of},
 };
@@ -173,6 +175,7 @@ pub async fn create<D: Disk>(
             epoch: 1,
             roles: uuids[..wish.roles].iter().map(record).collect(),
             spares: uuids[wish.roles..].iter().copied().collect(),
+            taken_in: [0; ROLES_MAX],
         },
     };
     for (member, (disk, &uuid)) in members.iter().zip(&uuids).enumerate() {

@@ -67,6 +67,12 @@ impl TicketLocks {
         (key % self.slots.len() as u64) as usize
     }
 
+    /// True while somebody holds the lock of `key`.
+    pub(crate) fn is_held(&self, key: u64) -> bool {
+        let slot = &self.slots[self.slot(key)];
+        slot.serving.load(Ordering::SeqCst) != slot.next.load(Ordering::SeqCst)
+    }
+
     /// Hands the lock on.
     pub(crate) fn release(&self, locked: Locked) {
         let next = locked.ticket.wrapping_add(1);

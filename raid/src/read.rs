@@ -38,11 +38,12 @@ pub(crate) fn reader<D: Disk>(core: &Core<D>, piece: &Band) -> Option<usize> {
     }
     let legs = geometry.legs_of(strip);
     let first = legs.start;
-    // Legs that may differ must not answer by turns.
+    // Legs that may differ must not answer by turns: what was read new once would be read old again.
     let equal = !shared
         .dirty
         .unequal
         .get(shared.dirty.region_of(piece.stripe));
+    let equal = equal && !shared.stripes.is_held(piece.stripe);
     let turn = if equal { core.turn() } else { 0 };
     let mut by_turns = (0..legs.len()).map(|leg| first + (leg + turn) % legs.len());
     by_turns.find(|&role| shared.is_good(role, piece.stripe))

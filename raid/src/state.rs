@@ -66,9 +66,17 @@ pub struct ArrayState {
     pub roles: ArrayVec<RoleRecord, ROLES_MAX>,
     /// Members that wait for a role.
     pub spares: ArrayVec<Uuid, SPARES_MAX>,
+    /// By role: the generation in which its member was last taken in, anew or back; 0: never.
+    pub taken_in: [u64; ROLES_MAX],
 }
 
 impl ArrayState {
+    /// A role's member is taken in: it is being rebuilt from now on.
+    pub(crate) fn take_in(&mut self, role: usize, delta: bool) {
+        self.roles[role].state = RoleState::Rebuilding { stripes: 0, delta };
+        self.taken_in[role] = self.generation + 1;
+    }
+
     /// The role of a member.
     #[must_use]
     pub fn role_of(&self, member: Uuid) -> Option<usize> {

@@ -57,6 +57,9 @@ impl Run {
     }
 }
 
+/// Checks of a stripe after which what could not be read is taken for lost.
+const CHECKS_MAX: usize = 3;
+
 /// Does one stripe's part; how it ended is with the sweep.
 pub(crate) async fn work<D: Disk>(core: &Core<D>, work: Work) {
     match work {
@@ -90,7 +93,7 @@ async fn check<D: Disk>(core: &Core<D>, run: &Run, stripe: u64) {
     let shared = &core.shared;
     let locked = shared.stripes.acquire(&core.parking, stripe).await;
     let checked = match run.failed() {
-        None => check_stripe(core, stripe).await,
+        None => check_patiently(core, stripe).await,
         Some(_) => Ok(false),
     };
     shared.stripes.release(locked);
@@ -234,6 +237,18 @@ async fn write_rows<D: Disk>(
     Ok(())
 }
 
+/// Checks a stripe, and again where it could not be read: what fails once may succeed.
+async fn check_patiently<D: Disk>(core: &Core<D>, stripe: u64) -> Result<bool, DiskError> {
+    let mut outcome = check_stripe(core, stripe).await;
+    for _ in 1..CHECKS_MAX {
+        if outcome != Err(DiskError::UnrecoveredRead) {
+            break;
+        }
+        outcome = check_stripe(core, stripe).await;
+    }
+    outcome
+}
+
 /// Makes a stripe agree with itself; true where it did not. With the stripe locked.
 async fn check_stripe<D: Disk>(core: &Core<D>, stripe: u64) -> Result<bool, DiskError> {
     let geometry = core.shared.geometry;
@@ -352,7 +367,8 @@ async fn check_again<D: Disk>(
         let read = gather(core, stripe, rows, &[index], std::slice::from_ref(&old)).await;
         let same = read.is_empty() && old.bytes()[..] == scratch[index].bytes()[..];
         if !same {
-            differed |= !was_unreadable.has(index);
+            // What cannot be read has said nothing yet.
+            differed |= read.is_empty() && !was_unreadable.has(index);
             let role = geometry.role_of(stripe, index);
             write_rows(core, role, stripe, rows, one(scratch[index].clone())).await?;
         }

@@ -76,7 +76,8 @@ struct Raw {
     matrix: [u8; MATRIX_BYTES],
     roles: [RawRole; ROLES_MAX],
     spares: [[u8; 16]; SPARES_MAX],
-    rest: [u8; 2720],
+    taken_in: [U64; ROLES_MAX],
+    rest: [u8; 2464],
 }
 
 const _: () = {
@@ -89,6 +90,7 @@ const _: () = {
     assert!(std::mem::offset_of!(Raw, matrix) == 128);
     assert!(std::mem::offset_of!(Raw, roles) == 224);
     assert!(std::mem::offset_of!(Raw, spares) == 1248);
+    assert!(std::mem::offset_of!(Raw, taken_in) == 1376);
 };
 
 /// What a member says of itself and of its array.
@@ -193,6 +195,7 @@ impl Superblock {
         for (into, spare) in raw.spares.iter_mut().zip(&state.spares) {
             *into = spare.0;
         }
+        raw.taken_in = state.taken_in.map(U64::new);
         raw.crc = crc32c(raw.as_bytes()).into();
         let mut bytes = [0; SUPERBLOCK_BYTES];
         bytes.copy_from_slice(raw.as_bytes());
@@ -315,6 +318,7 @@ fn decode_checked(raw: &Raw) -> Option<Superblock> {
             epoch: raw.epoch.get(),
             roles: roles.collect::<Option<_>>()?,
             spares: spares.iter().map(|&spare| Uuid(spare)).collect(),
+            taken_in: raw.taken_in.map(U64::get),
         },
     })
 }
@@ -349,6 +353,7 @@ mod tests {
                 epoch: 2,
                 roles,
                 spares: [Uuid([8; 16])].into_iter().collect(),
+                taken_in: std::array::from_fn(|role| role as u64),
             },
         }
     }

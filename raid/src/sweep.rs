@@ -209,10 +209,7 @@ impl<D: Disk> Array<D> {
         self.core
             .change_member(|state| {
                 state.roles[role].member = Uuid(bytes);
-                state.roles[role].state = RoleState::Rebuilding {
-                    stripes: 0,
-                    delta: false,
-                };
+                state.take_in(role, false);
                 Ok(true)
             })
             .await?;
@@ -236,10 +233,7 @@ impl<D: Disk> Array<D> {
                 known = true;
                 state.spares.remove(place);
                 state.roles[role].member = spare;
-                state.roles[role].state = RoleState::Rebuilding {
-                    stripes: 0,
-                    delta: false,
-                };
+                state.take_in(role, false);
                 Ok(true)
             })
             .await?;
@@ -260,10 +254,7 @@ impl<D: Disk> Array<D> {
         self.core.shared.prepare_delta();
         self.core
             .change_member(|state| {
-                state.roles[role].state = RoleState::Rebuilding {
-                    stripes: 0,
-                    delta: true,
-                };
+                state.take_in(role, true);
                 Ok(true)
             })
             .await?;
@@ -384,14 +375,16 @@ impl<D: Disk> Array<D> {
             .await
     }
 
-    /// Makes regions equal that a crash may have left unequal. Run after assembly.
+    /// Makes regions equal that a crash may have left unequal. Run after assembly. A stripe that cannot
+    /// be read leaves its own region unequal, and no other one.
     ///
     /// # Errors
-    /// Where members fail beyond the redundancy.
+    /// Where members fail beyond the redundancy, or a stripe could not be read.
     pub async fn resync(&self, pace: Pace) -> Result<(), SweepError> {
         let (core, shared) = (&self.core, &self.core.shared);
         let mut convoy = Convoy::new(core, pace, checked_buffers(&shared.geometry));
         let dirty = &shared.dirty;
+        let mut lost = 0;
         for region in 0..dirty.regions() {
             if !dirty.unequal.get(region) {
                 continue;
@@ -402,13 +395,16 @@ impl<D: Disk> Array<D> {
                 convoy.start(|run| Work::Check(run, stripe)).await?;
             }
             convoy.drain().await?;
-            if !convoy.run.found.borrow().lost.is_empty() {
-                return Err(DiskError::UnrecoveredRead.into());
+            match convoy.run.found.take().lost.len() {
+                0 => dirty.unequal.clear(region),
+                more => lost += more,
             }
-            dirty.unequal.clear(region);
         }
         self.tidy().await?;
-        Ok(())
+        match lost {
+            0 => Ok(()),
+            _ => Err(DiskError::UnrecoveredRead.into()),
+        }
     }
 
     /// Reads everything, and makes agree what does not: parity with its data, legs with the first.

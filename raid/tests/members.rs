@@ -2,7 +2,11 @@
 
 use std::{cell::RefCell, rc::Rc};
 
-use corebay_core::{disk::DiskError, rng::Rng, units::BlockSize};
+use corebay_core::{
+    disk::{Disk, DiskError, Durability},
+    rng::Rng,
+    units::{BlockSize, Lba},
+};
 use corebay_raid::{
     array::Array,
     assemble::{AssembleError, Refusal, Report},
@@ -468,6 +472,64 @@ fn halves_that_went_on_alone_are_told_apart() {
     );
     let (array, _) = rig.assemble(&[0]).unwrap();
     rig.verify(&array);
+}
+
+/// A member whose last state calls another one failed that has come back since is stale, not a half.
+#[test]
+fn a_member_that_failed_while_another_returned_is_stale() {
+    let mut rig = Rig::new(small(Level::Raid6, 4, BlockSize::B512), false);
+    let array = rig.all();
+    rig.machine.media[0].borrow_mut().gone = true;
+    rig.work(&array, 20);
+    rig.machine.media[0].borrow_mut().gone = false;
+    rig.machine.media[1].borrow_mut().gone = true;
+    let returning = array.clone();
+    let returned = rig.bench.run(async move { returning.take_back(0).await });
+    returned.unwrap().unwrap();
+    rig.rebuild(&array, 0).unwrap();
+    drop(array);
+    rig.machine.media[1].borrow_mut().gone = false;
+    let (array, report) = rig.assemble(&rig.machine.all()).unwrap();
+    let refused = &report.refused[..];
+    assert!(
+        matches!(refused, [(1, Refusal::Stale { role: 1, .. })]),
+        "{refused:?}"
+    );
+    rig.verify(&array);
+}
+
+/// While both legs of a mirror are being written, what was read new once is not read old again.
+#[test]
+fn a_mirror_does_not_go_back_while_it_is_written() {
+    for seed in 0..20 {
+        let power = Power::new(seed, false);
+        let machine = Machine::new(small(Level::Mirrored, 2, BlockSize::B512), false, &power);
+        let bench = Bench::new(&power);
+        let (array, _) = machine.assemble(&bench, &machine.all()).unwrap().unwrap();
+        let (writing, pool) = (array.clone(), bench.pool.clone());
+        let writer = Box::pin(async move {
+            for value in 1..=20u8 {
+                let mut from = pool.allocate(512).await;
+                from.bytes_mut().fill(value);
+                let written = writing.write(Lba(0), &[from], Durability::Cached).await;
+                written.expect("both legs are there");
+            }
+        });
+        assert!(bench.reactor.spawn(writer).is_ok());
+        let pool = bench.pool.clone();
+        let reads = bench.run(async move {
+            let mut seen = Vec::new();
+            while seen.last() != Some(&20) {
+                let into = pool.allocate(512).await;
+                let read = array.read(Lba(0), std::slice::from_ref(&into)).await;
+                read.expect("both legs are there");
+                seen.push(into.bytes()[0]);
+            }
+            seen
+        });
+        let seen = reads.unwrap();
+        assert!(seen.is_sorted(), "seed {seed}: {seen:?}");
+    }
 }
 
 #[test]

@@ -145,7 +145,7 @@ async fn reset(session: &Session, controller: &SimController) -> Result<(), Erro
 
 async fn namespaces(session: &Session, controller: &SimController) -> Result<(), Error> {
     let found = controller.active_namespaces().await?;
-    let all: Vec<u32> = (1..).take(session.media().len()).collect();
+    let all: Vec<u32> = (1..).take(session.namespaces().len()).collect();
     if found != all && !session.common.plan.reloads() {
         let node = session.node;
         let what = format!("appliance {node} lists namespaces {found:?} instead of {all:?}");
@@ -159,10 +159,13 @@ async fn namespace(
     controller: &SimController,
     rng: &mut Rng,
 ) -> Result<(), Error> {
-    let media = session.media();
-    let index = rng.below(media.len() as u64) as usize;
+    let all_namespaces = session.namespaces();
+    let index = rng.below(all_namespaces.len() as u64) as usize;
     let found = controller.namespace(index as u32 + 1).await?;
-    let wanted = (media[index].blocks, media[index].block_size.bytes());
+    let wanted = (
+        all_namespaces[index].blocks,
+        all_namespaces[index].block_size.bytes(),
+    );
     if (found.blocks, found.block_bytes as usize) != wanted {
         let what = format!("namespace {} has a wrong size: {found:?}", index + 1);
         session.common.fail(what);
@@ -205,7 +208,7 @@ async fn event_mask(
 
 /// Turns the volatile write cache off: what is written from then on is durable.
 async fn cache_off(session: &Session, controller: &SimController) -> Result<(), Error> {
-    if session.media().iter().all(|medium| !medium.volatile_cache) {
+    if session.namespaces().iter().all(|each| !each.volatile_cache) {
         return Ok(());
     }
     let before = controller.associations();

@@ -24,7 +24,7 @@ use corebay_nvme::{
 
 use crate::{
     admin,
-    medium::MediumOptions,
+    beneath::NamespacePlan,
     model::Model,
     net::{Hub, SimNetwork},
     node::{HOST_CORE, subsystem},
@@ -75,11 +75,11 @@ impl Common {
     #[must_use]
     pub fn new(plan: Plan, trace: &Trace, hub: &Hub, targets: Vec<SocketAddr>) -> Rc<Self> {
         let models = |(index, node): (usize, &NodePlan)| {
-            let model = |(medium, nsid): (&MediumOptions, u32)| {
+            let model = |(plan, nsid): (&NamespacePlan, u32)| {
                 let name = format!("appliance {index} namespace {nsid}");
-                RefCell::new(Model::new(name, medium.blocks, medium.volatile_cache))
+                RefCell::new(Model::new(name, plan.blocks, plan.volatile_cache))
             };
-            node.media.iter().zip(1..).map(model).collect()
+            node.namespaces.iter().zip(1..).map(model).collect()
         };
         Rc::new(Self {
             models: plan.nodes.iter().enumerate().map(models).collect(),
@@ -347,7 +347,7 @@ impl Session {
             if self.common.finishing.get() {
                 return None;
             }
-            self.reactor().sleep(Duration::from_millis(2)).await;
+            self.reactor().sleep(LOOK).await;
         }
     }
 
@@ -363,10 +363,10 @@ impl Session {
         &self.common.models[self.node][nsid as usize - 1]
     }
 
-    /// The media of the appliance.
+    /// The namespaces of the appliance.
     #[must_use]
-    pub fn media(&self) -> &[MediumOptions] {
-        &self.common.plan.nodes[self.node].media
+    pub fn namespaces(&self) -> &[NamespacePlan] {
+        &self.common.plan.nodes[self.node].namespaces
     }
 
     /// The host's reactor.

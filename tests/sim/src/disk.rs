@@ -65,6 +65,8 @@ pub struct DiskQueue {
     flying: RefCell<Vec<Operation>>,
     done: RefCell<VecDeque<(Token, Result<(), DiskError>)>>,
     sequence: Cell<u64>,
+    /// When the next operation has its effect.
+    next: Cell<Time>,
     gone: Cell<bool>,
 }
 
@@ -87,6 +89,15 @@ impl SimDisk {
         if medium.is_gone() {
             return Err(DiskError::Gone);
         }
+        // A reactor keeps its sources: who opens a medium again gets the same queue.
+        let is_it = |queue: &&Rc<DiskQueue>| {
+            let here = queue.reactor.core() == reactor.core();
+            here && queue.medium.is_same(medium) && !queue.gone.get()
+        };
+        if let Some(queue) = queues.borrow().iter().find(is_it) {
+            let queue = queue.clone();
+            return Ok(Self { queue });
+        }
         let queue = Rc::new(DiskQueue {
             medium: medium.clone(),
             trace: trace.clone(),
@@ -95,6 +106,7 @@ impl SimDisk {
             flying: RefCell::default(),
             done: RefCell::default(),
             sequence: Cell::new(0),
+            next: Cell::new(Time::FAR),
             gone: Cell::new(false),
         });
         reactor.add_source(queue.clone());
@@ -107,7 +119,7 @@ impl DiskQueue {
     /// When the next operation has its effect.
     #[must_use]
     pub fn next_event(&self) -> Option<Time> {
-        self.flying.borrow().iter().map(|op| op.due).min()
+        Some(self.next.get()).filter(|next| *next != Time::FAR)
     }
 
     /// Carries out what is due.
@@ -116,12 +128,18 @@ impl DiskQueue {
             let lost = std::mem::take(&mut *self.flying.borrow_mut());
             let mut done = self.done.borrow_mut();
             done.extend(lost.iter().map(|op| (op.token, Err(DiskError::Gone))));
+            self.next.set(Time::FAR);
+        }
+        if self.next.get() > now {
+            return;
         }
         while let Some(operation) = self.take_due(now) {
             let token = operation.token;
             let result = self.carry_out(operation);
             self.done.borrow_mut().push_back((token, result));
         }
+        let next = self.flying.borrow().iter().map(|op| op.due).min();
+        self.next.set(next.unwrap_or(Time::FAR));
     }
 
     /// Operations in flight or not yet told of.
@@ -187,8 +205,10 @@ impl DiskQueue {
         };
         let sequence = self.sequence.get();
         self.sequence.set(sequence + 1);
+        let due = self.reactor.now().plus(self.medium.draw_latency());
+        self.next.set(self.next.get().min(due));
         self.flying.borrow_mut().push(Operation {
-            due: self.reactor.now().plus(self.medium.draw_latency()),
+            due,
             sequence,
             token,
             work,

@@ -11,6 +11,8 @@
 //! - Several worlds, and several lives of a target, fit into one process and leave nothing behind.
 
 pub mod admin;
+pub mod beneath;
+pub mod boot;
 pub mod client;
 pub mod content;
 pub mod disk;
@@ -22,13 +24,15 @@ pub mod node;
 pub mod plan;
 #[cfg(corebay_fault)]
 pub mod prove;
+pub mod store;
+pub mod tend;
 pub mod trace;
 pub mod workload;
 pub mod world;
 
 use std::{cell::RefCell, sync::Once};
 
-use plan::Plan;
+use plan::{Plan, Script};
 use trace::Trace;
 use world::{Report, World};
 
@@ -41,6 +45,13 @@ thread_local! {
 #[must_use]
 pub fn replay(seed: u64) -> String {
     format!("replay: cargo xtask sim --seed {seed} --trace")
+}
+
+/// The command that replays a script.
+#[must_use]
+pub fn replay_script(seed: u64, script: Script) -> String {
+    let name = script.name();
+    format!("replay: cargo xtask sim --everywhere --script {name} --seed {seed}")
 }
 
 /// A panic from here on says how to come to it again, also where it ends the process.
@@ -67,24 +78,24 @@ fn announce(replay: String) {
 pub fn run_seed(seed: u64, print: bool) -> Result<Report, String> {
     announce(replay(seed));
     let trace = Trace::new(print);
-    let report = World::new(Plan::draw(seed), seed, &trace).run();
+    let report = World::new(Plan::draw(seed), seed, &trace).and_then(World::run);
     REPLAY.set(String::new());
     report
 }
 
-/// Runs a short script once for each change that it makes on its disk, and cuts the power right after
+/// Runs a short script once for each change that it makes on its media, and cuts the power right after
 /// that change. Gives how many cuts that were.
 ///
 /// # Errors
 /// Says what went wrong, and after which change the power was cut.
-pub fn cut_everywhere(seed: u64) -> Result<u64, String> {
-    announce(format!(
-        "replay: cargo xtask sim --everywhere --seed {seed}"
-    ));
-    let world = || World::new(Plan::script(seed), seed, &Trace::new(false));
-    let changes = world().run()?.changes;
+pub fn cut_everywhere(seed: u64, script: Script) -> Result<u64, String> {
+    announce(replay_script(seed, script));
+    let world = || World::new(Plan::script(seed, script), seed, &Trace::new(false));
+    let first = world()?;
+    let before = first.changes();
+    let changes = first.run()?.changes - before;
     for cut in 1..=changes {
-        let mut world = world();
+        let mut world = world()?;
         world.cut_after(cut);
         let report = world.run();
         report.map_err(|failure| format!("cut after change {cut} of {changes}: {failure}"))?;

@@ -5,18 +5,23 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
-use corebay_core::{reactor::Reactor, rng::Rng, units::Time};
+use corebay_core::{buffer::BufferPool, reactor::Reactor, rng::Rng, units::Time};
 use corebay_target::memory::Memory;
 
 use crate::{
-    medium::{MediumFaults, SimMedium},
+    beneath::FloorPlan,
+    boot::{self, Boot},
+    disk::Queues,
+    medium::{MediumFaults, SimMedium, Supply},
     net::Hub,
     node::{Node, Surroundings, memory},
     plan::NodePlan,
-    trace::{Trace, event},
+    store::{Bays, Store, scratch},
+    trace::{Trace, event, lock},
 };
 
 /// How long a drain of the target may take before it is ended anyhow.
@@ -26,8 +31,29 @@ const DRAIN_MAX: Duration = Duration::from_secs(15);
 /// wait, or start it at once.
 const OFF_MICROS_MAX: [u64; 3] = [100, 5_000, 100_000];
 
+/// How long a target waits that did not find what lies beneath its namespaces.
+const AFTER_FAILED_BOOT: Duration = Duration::from_millis(50);
+
+/// What must not be and was found to be, by whoever: the first of it counts.
+#[derive(Clone, Default)]
+pub struct Findings(Arc<Mutex<Option<String>>>);
+
+impl Findings {
+    /// Something that must not be.
+    pub fn report(&self, what: String) {
+        lock(&self.0).get_or_insert(what);
+    }
+
+    /// What was found.
+    #[must_use]
+    pub fn take(&self) -> Option<String> {
+        lock(&self.0).take()
+    }
+}
+
 /// The target's life.
 enum Life {
+    Booting(Boot),
     Running(Node),
     Draining(Node, Time),
     /// Off, until then.
@@ -38,13 +64,19 @@ enum Life {
 pub struct Machine {
     /// Where its target listens.
     pub address: SocketAddr,
-    /// Its namespaces' media, from NSID 1.
-    pub media: Vec<SimMedium>,
+    /// What its namespaces lie on.
+    pub floors: Vec<Arc<Bays>>,
+    /// Its power.
+    pub supply: Supply,
     /// Power cuts.
     pub cuts: u64,
+    /// What was found on it that must not be.
+    pub findings: Findings,
     index: usize,
     plan: NodePlan,
     memories: Vec<Memory>,
+    /// By core and floor.
+    scratch: Vec<Vec<Option<BufferPool>>>,
     life: Life,
     rng: Rng,
     hub: Hub,
@@ -52,38 +84,56 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// The machine of appliance `index`, which is off.
-    #[must_use]
+    /// The machine of appliance `index`, which is off. Somebody has made what lies on its floors.
+    ///
+    /// # Errors
+    /// Says why that was not possible.
     pub fn new(
         (index, address): (usize, SocketAddr),
         plan: &NodePlan,
         faults: MediumFaults,
         mut rng: Rng,
         (hub, trace): (&Hub, &Trace),
-    ) -> Self {
-        let media: Vec<_> = plan
-            .media
-            .iter()
-            .map(|options| SimMedium::new(*options, rng.next_u64()))
-            .collect();
+    ) -> Result<Self, String> {
         assert!(!faults.are_silent(), "a bare disk cannot find them");
-        for medium in &media {
-            medium.set_faults(faults);
-        }
+        let supply = Supply::default();
+        let floors = plan.floors.iter();
+        let floors: Vec<_> = floors
+            .map(|floor| Bays::new(floor, faults, &supply, || rng.next_u64()))
+            .collect();
         let target = plan.target;
-        Self {
+        let scratch: Vec<_> = (0..target.cores).map(|_| scratch(&plan.floors)).collect();
+        boot::make(&floors, &scratch[0], trace, &mut rng)?;
+        floors.iter().for_each(|bays| bays.begin_faults());
+        Ok(Self {
             address,
-            media,
+            floors,
+            supply,
             cuts: 0,
+            findings: Findings::default(),
             index,
             plan: plan.clone(),
             memories: (0..target.cores)
                 .map(|_| memory(target.memory_bytes))
                 .collect(),
+            scratch,
             life: Life::Off(Time(0)),
             rng,
             hub: hub.clone(),
             trace: trace.clone(),
+        })
+    }
+
+    fn media(&self) -> Vec<SimMedium> {
+        self.floors.iter().flat_map(|bays| bays.media()).collect()
+    }
+
+    /// The queues of whoever uses its disks.
+    fn queues(&self) -> Option<&Queues> {
+        match &self.life {
+            Life::Booting(boot) => Some(boot.queues()),
+            Life::Running(node) | Life::Draining(node, _) => Some(node.queues()),
+            Life::Off(_) => None,
         }
     }
 
@@ -98,7 +148,7 @@ impl Machine {
     pub fn node(&self) -> Option<&Node> {
         match &self.life {
             Life::Running(node) | Life::Draining(node, _) => Some(node),
-            Life::Off(_) => None,
+            Life::Booting(_) | Life::Off(_) => None,
         }
     }
 
@@ -114,22 +164,28 @@ impl Machine {
     /// The cores that turn.
     #[must_use]
     pub fn cores(&self) -> usize {
-        self.node().map_or(0, |node| node.cores.len())
+        match &self.life {
+            Life::Booting(_) => 1,
+            _ => self.node().map_or(0, |node| node.cores.len()),
+        }
     }
 
     /// A core's reactor.
     #[must_use]
     pub fn reactor(&self, core: usize) -> Option<&Reactor> {
+        if let Life::Booting(boot) = &self.life {
+            return (core == 0).then_some(&boot.reactor);
+        }
         Some(&self.node()?.cores.get(core)?.reactor)
     }
 
     /// Lets its disks do what is due.
     pub fn advance(&self, now: Time) {
-        for medium in &self.media {
-            medium.advance(now);
+        for bays in &self.floors {
+            bays.advance(now);
         }
-        if let Some(node) = self.node() {
-            for queue in node.queues().borrow().iter() {
+        if let Some(queues) = self.queues() {
+            for queue in queues.borrow().iter() {
                 queue.advance(now);
             }
         }
@@ -140,10 +196,10 @@ impl Machine {
     pub fn next_event(&self) -> Time {
         let mut next = match &self.life {
             Life::Off(until) | Life::Draining(_, until) => *until,
-            Life::Running(_) => Time::FAR,
+            Life::Booting(_) | Life::Running(_) => Time::FAR,
         };
-        if let Some(node) = self.node() {
-            let queues = node.queues().borrow();
+        if let Some(queues) = self.queues() {
+            let queues = queues.borrow();
             let due = queues.iter().filter_map(|queue| queue.next_event()).min();
             next = next.min(due.unwrap_or(Time::FAR));
         }
@@ -155,7 +211,14 @@ impl Machine {
     /// # Errors
     /// Says what is wrong with that.
     pub fn live_on(&mut self, now: Time) -> Result<(), String> {
+        if let Some(what) = self.findings.take() {
+            return Err(format!("appliance {}: {what}", self.index));
+        }
         match &self.life {
+            Life::Booting(boot) => match boot.found() {
+                Some(found) => self.end_boot(found, now),
+                None => Ok(()),
+            },
             Life::Off(until) if now >= *until => self.start(now),
             Life::Draining(node, until) if node.connections() == 0 || now >= *until => {
                 self.note("has drained and ends");
@@ -170,27 +233,84 @@ impl Machine {
     /// # Errors
     /// Where it does not start.
     pub fn start(&mut self, now: Time) -> Result<(), String> {
-        if let Some(until) = self.media.iter().filter_map(SimMedium::locked_until).max() {
+        let media = self.media();
+        if let Some(until) = media.iter().filter_map(SimMedium::locked_until).max() {
             self.note("cannot start yet: its disks are locked");
             self.life = Life::Off(until.max(now));
             return Ok(());
         }
-        for medium in &self.media {
-            medium.set_gone(false);
+        self.plug_disks();
+        if self
+            .plan
+            .floors
+            .iter()
+            .all(|floor| matches!(floor, FloorPlan::Disk(_)))
+        {
+            let stores = media.into_iter().map(Store::Disk).collect();
+            return self.start_cores(stores, now);
         }
+        self.note("starts and looks for its stores");
+        let boot = Boot::start(&self.floors, &self.scratch[0], &self.trace, now);
+        self.life = Life::Booting(boot);
+        Ok(())
+    }
+
+    /// Disks that nothing protects are there when the target starts.
+    fn plug_disks(&self) {
+        for bays in &self.floors {
+            if matches!(bays.plan, FloorPlan::Disk(_)) {
+                bays.media()
+                    .iter()
+                    .for_each(|medium| medium.set_gone(false));
+            }
+        }
+    }
+
+    fn end_boot(&mut self, found: Result<Vec<Store>, String>, now: Time) -> Result<(), String> {
+        self.life = Life::Off(now.plus(AFTER_FAILED_BOOT));
+        match found {
+            Ok(stores) => self.start_cores(stores, now),
+            Err(what) if self.may_fail_to_boot() => {
+                self.note(&format!("does not start: {what}"));
+                Ok(())
+            }
+            Err(what) => Err(format!("appliance {} does not start: {what}", self.index)),
+        }
+    }
+
+    /// An array that bears nothing may not be found at once.
+    fn may_fail_to_boot(&self) -> bool {
+        let bears_nothing = |floor: &FloorPlan| match floor {
+            FloorPlan::Disk(_) => false,
+            FloorPlan::Array(array) => array.redundancy() == 0 && !array.victims.is_empty(),
+        };
+        self.plan.floors.iter().any(bears_nothing)
+    }
+
+    fn start_cores(&mut self, stores: Vec<Store>, now: Time) -> Result<(), String> {
         self.hub.restore_power(self.ip());
         let around = Surroundings {
             node: self.index,
             plan: &self.plan,
             hub: &self.hub,
-            media: &self.media,
             memories: &self.memories,
+            scratch: &self.scratch,
+            findings: &self.findings,
             trace: &self.trace,
             address: self.address,
         };
-        let node = Node::start(&around, now).map_err(|error| error.to_string())?;
-        self.life = Life::Running(node);
-        self.note("starts");
+        let seed = self.rng.next_u64();
+        match Node::start(&around, stores, seed, now) {
+            Ok(node) => {
+                self.life = Life::Running(node);
+                self.note("starts");
+            }
+            // A disk has gone since it was looked for.
+            Err(error) => {
+                self.note(&format!("does not start: {error}"));
+                self.life = Life::Off(now.plus(AFTER_FAILED_BOOT));
+            }
+        }
         Ok(())
     }
 
@@ -205,10 +325,10 @@ impl Machine {
 
     fn kill_process(&mut self, now: Time) -> Result<(), String> {
         self.hub.end_process(self.ip());
-        match self.end(now) {
-            Some(node) => node.kill(),
-            None => Ok(()),
+        if let Some(queues) = self.queues() {
+            queues.borrow().iter().for_each(|queue| queue.orphan());
         }
+        self.end(now)
     }
 
     /// The machine loses its power, and has it again in a while.
@@ -219,22 +339,34 @@ impl Machine {
         self.note("loses its power");
         self.cuts += 1;
         self.hub.cut_power(self.ip());
-        let ended = match self.end(now) {
-            Some(node) => node.cut_power(),
-            None => Ok(()),
-        };
-        for medium in &self.media {
+        if let Some(queues) = self.queues() {
+            queues.borrow().iter().for_each(|queue| queue.abandon());
+        }
+        let ended = self.end(now);
+        for medium in self.media() {
             medium.cut_power();
         }
+        self.supply.restore();
         ended
     }
 
-    fn end(&mut self, now: Time) -> Option<Node> {
+    /// The process is no more, and with it all memory that it had.
+    fn end(&mut self, now: Time) -> Result<(), String> {
         let most = OFF_MICROS_MAX[self.rng.below(OFF_MICROS_MAX.len() as u64) as usize];
         let off = Duration::from_micros(self.rng.below(most));
         match std::mem::replace(&mut self.life, Life::Off(now.plus(off))) {
-            Life::Running(node) | Life::Draining(node, _) => Some(node),
-            Life::Off(_) => None,
+            Life::Running(node) | Life::Draining(node, _) => node.end()?,
+            Life::Booting(_) | Life::Off(_) => {}
+        }
+        let held = self.scratch.iter().flatten().flatten();
+        let held = held
+            .map(|pool| pool.total_bytes() - pool.free_bytes())
+            .sum::<usize>();
+        match held {
+            0 => Ok(()),
+            _ => Err(format!(
+                "the end of the process leaves {held} bytes of scratch memory"
+            )),
         }
     }
 
@@ -255,7 +387,7 @@ impl Machine {
             return;
         }
         if !self.attach_next() {
-            let nsid = 1 + self.rng.below(self.media.len() as u64) as u32;
+            let nsid = 1 + self.rng.below(self.plan.namespaces.len() as u64) as u32;
             self.note(&format!("detaches namespace {nsid}"));
             if let Some(node) = self.running() {
                 node.detach(nsid);
@@ -268,11 +400,11 @@ impl Machine {
         let Some(node) = self.running().filter(|node| !node.is_reloading()) else {
             return false;
         };
-        let mut all = self.media.iter().zip(1u32..);
-        match all.find(|(_, nsid)| !node.is_attached(*nsid)) {
-            Some((medium, nsid)) => {
+        let mut all = (1u32..).take(self.plan.namespaces.len());
+        match all.find(|nsid| !node.is_attached(*nsid)) {
+            Some(nsid) => {
                 self.note(&format!("attaches namespace {nsid}"));
-                node.attach(nsid, medium);
+                node.attach(nsid);
                 true
             }
             None => false,
@@ -282,20 +414,68 @@ impl Machine {
     /// True where the target runs with all namespaces attached.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        let attached = |node: &Node| (1u32..).take(self.media.len()).all(|n| node.is_attached(n));
+        let all = self.plan.namespaces.len();
+        let attached = |node: &Node| (1u32..).take(all).all(|nsid| node.is_attached(nsid));
         let running = self.running();
-        running.is_some_and(|node| !node.is_reloading() && attached(node))
+        running
+            .is_some_and(|node| !node.is_reloading() && attached(node) && node.are_arrays_whole())
     }
 
-    /// One of its media.
-    pub fn any_medium(&mut self) -> SimMedium {
-        self.media[self.rng.below(self.media.len() as u64) as usize].clone()
+    /// One of the media that nothing protects.
+    pub fn plain_medium(&mut self) -> Option<SimMedium> {
+        let plain = self.floors.iter();
+        let plain = plain.filter(|bays| matches!(bays.plan, FloorPlan::Disk(_)));
+        let media: Vec<_> = plain.flat_map(|bays| bays.media()).collect();
+        let chosen = self.rng.below(media.len().max(1) as u64) as usize;
+        media.get(chosen).cloned()
     }
 
-    /// Its disks have space.
+    /// A member of an array is unplugged; or, where one was, it is plugged in again, or another one.
+    pub fn move_member(&mut self) {
+        let all = self.floors.iter();
+        let arrays: Vec<_> = all
+            .filter_map(|bays| match &bays.plan {
+                FloorPlan::Array(plan) if plan.loses_members() => {
+                    Some((bays.clone(), plan.clone()))
+                }
+                _ => None,
+            })
+            .collect();
+        if arrays.is_empty() {
+            return;
+        }
+        let (bays, plan) = &arrays[self.rng.below(arrays.len() as u64) as usize];
+        let victim = plan.victims[self.rng.below(plan.victims.len() as u64) as usize];
+        let medium = bays.media()[victim].clone();
+        if !medium.is_gone() {
+            self.note(&format!("loses the member in bay {victim}"));
+            medium.cut_power();
+            medium.set_gone(true);
+        } else if self.rng.once_in(3) {
+            self.note(&format!("gets a new member in bay {victim}"));
+            bays.replace(victim, self.rng.next_u64());
+        } else {
+            self.note(&format!("gets the member in bay {victim} back"));
+            medium.set_gone(false);
+        }
+    }
+
+    /// Its arrays are to be scrubbed.
+    pub fn scrub(&self) {
+        if let Some(node) = self.running() {
+            node.scrub();
+        }
+    }
+
+    /// Its disks have space, and all members are there.
     pub fn heal(&self) {
-        for medium in &self.media {
-            medium.set_full(false);
+        for bays in &self.floors {
+            for medium in bays.media() {
+                medium.set_full(false);
+                if matches!(bays.plan, FloorPlan::Array(_)) {
+                    medium.set_gone(false);
+                }
+            }
         }
     }
 
@@ -304,10 +484,9 @@ impl Machine {
     /// # Errors
     /// Says what the end of a target without its disk leaves behind.
     pub fn calm_down(&mut self, now: Time) -> Result<(), String> {
-        for medium in &self.media {
-            medium.set_faults(MediumFaults::default());
-        }
-        if self.media.iter().any(SimMedium::is_gone) {
+        self.floors.iter().for_each(|bays| bays.calm_down());
+        let stopped = self.node().is_some_and(Node::has_stopped_array);
+        if stopped || self.media().iter().any(SimMedium::is_gone) {
             return self.kill(now);
         }
         Ok(())

@@ -9,7 +9,11 @@ use std::{
 };
 
 use clap::Parser;
-use corebay_sim::{cut_everywhere, plan::Plan, replay, run_seed};
+use corebay_sim::{
+    cut_everywhere,
+    plan::{Plan, Script},
+    replay, replay_script, run_seed,
+};
 
 /// Runs the appliance and its hosts in simulated worlds.
 #[derive(Parser)]
@@ -27,9 +31,12 @@ struct Cli {
     /// Print what the world is made of.
     #[arg(long)]
     plan: bool,
-    /// Cut the power of a short script after every single change of its disk, for each seed.
+    /// Cut the power of short scripts after every single change of their media, for each seed.
     #[arg(long)]
     everywhere: bool,
+    /// Only the scripts that work on this.
+    #[arg(long, value_parser = script_of)]
+    script: Option<Script>,
     /// Show that every deliberate fault in the target is found; needs `--cfg corebay_fault`.
     #[arg(long)]
     prove: bool,
@@ -56,7 +63,7 @@ fn main() -> ExitCode {
         }
     }
     if cli.everywhere {
-        return everywhere(first, cli.runs);
+        return everywhere(first, &cli);
     }
     let start = Instant::now();
     let mut simulated = Duration::ZERO;
@@ -93,15 +100,24 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+fn script_of(name: &str) -> Result<Script, String> {
+    let found = Script::ALL.into_iter().find(|script| script.name() == name);
+    found.ok_or_else(|| format!("scripts work on {:?}", Script::ALL.map(Script::name)))
+}
+
 /// Cuts the power at every point of the scripts of these seeds.
-fn everywhere(first: u64, runs: u64) -> ExitCode {
-    for seed in first..first + runs {
-        match cut_everywhere(seed) {
-            Ok(cuts) => println!("script {seed}: good after each of {cuts} power cuts"),
-            Err(failure) => {
-                println!("script {seed} FAILED: {failure}");
-                println!("replay: cargo xtask sim --everywhere --seed {seed}");
-                return ExitCode::FAILURE;
+fn everywhere(first: u64, cli: &Cli) -> ExitCode {
+    let chosen = |script: &Script| cli.script.is_none_or(|only| only == *script);
+    for seed in first..first + cli.runs {
+        for script in Script::ALL.into_iter().filter(chosen) {
+            let name = script.name();
+            match cut_everywhere(seed, script) {
+                Ok(cuts) => println!("script {seed}, {name}: good after each of {cuts} power cuts"),
+                Err(failure) => {
+                    println!("script {seed}, {name} FAILED: {failure}");
+                    println!("{}", replay_script(seed, script));
+                    return ExitCode::FAILURE;
+                }
             }
         }
     }

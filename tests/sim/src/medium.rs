@@ -9,7 +9,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -80,6 +83,8 @@ pub struct MediumFaults {
     pub lost_write: u64,
     /// A block's write lands in another block. Silent.
     pub misdirected_write: u64,
+    /// Silent faults strike blocks below this one alone.
+    pub silent_below: u64,
 }
 
 impl MediumFaults {
@@ -88,6 +93,12 @@ impl MediumFaults {
     #[must_use]
     pub fn are_silent(&self) -> bool {
         self.bit_rot + self.lost_write + self.misdirected_write != 0
+    }
+
+    /// True where operations may fail.
+    #[must_use]
+    pub fn are_told(&self) -> bool {
+        self.transient_read + self.latent_read + self.write != 0
     }
 }
 
@@ -111,24 +122,81 @@ struct State {
     order: u64,
     rng: Rng,
     full: bool,
-    gone: bool,
-    changes: u64,
     /// What a killed process had submitted, with the times at which it is carried out.
     orphans: Vec<(Time, Vec<(u64, Content)>)>,
-    /// It takes no change after so many: the power is about to fail.
+    supply: Supply,
+}
+
+/// The power of a machine, which all its media share; clones name the same one.
+#[derive(Clone)]
+pub struct Supply(Arc<Mutex<Powered>>);
+
+struct Powered {
+    changes: u64,
+    /// No change is taken after so many: the power is about to fail.
     stop_after: Option<u64>,
+}
+
+impl Default for Supply {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Powered {
+            changes: 0,
+            stop_after: None,
+        })))
+    }
+}
+
+impl Supply {
+    /// Changes of blocks and flushes so far.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        lock(&self.0).changes
+    }
+
+    /// No change is taken after so many more, until the power has failed.
+    pub fn stop_after(&self, changes: u64) {
+        let powered = &mut *lock(&self.0);
+        powered.stop_after = Some(powered.changes + changes);
+    }
+
+    /// True once that many changes have been made.
+    #[must_use]
+    pub fn has_stopped(&self) -> bool {
+        let powered = &*lock(&self.0);
+        powered
+            .stop_after
+            .is_some_and(|most| powered.changes >= most)
+    }
+
+    /// It has failed, and comes back.
+    pub fn restore(&self) {
+        lock(&self.0).stop_after = None;
+    }
+
+    /// Counts a change; false where none is taken any more.
+    fn take_change(&self) -> bool {
+        if self.has_stopped() {
+            return false;
+        }
+        lock(&self.0).changes += 1;
+        true
+    }
 }
 
 /// A medium; clones name the same one. It outlives the processes that use it.
 #[derive(Clone)]
 pub struct SimMedium {
     state: Arc<Mutex<State>>,
+    /// Beside the state, as it is asked for at every turn.
+    gone: Arc<AtomicBool>,
+    /// When the next orphan is due.
+    next_orphan: Arc<AtomicU64>,
 }
 
 impl SimMedium {
-    /// A medium full of zeroes.
+    /// A medium full of zeroes, in the machine that this power is of.
     #[must_use]
-    pub fn new(options: MediumOptions, seed: u64) -> Self {
+    pub fn new(options: MediumOptions, seed: u64, supply: &Supply) -> Self {
         let state = State {
             options,
             faults: MediumFaults::default(),
@@ -137,14 +205,20 @@ impl SimMedium {
             order: 0,
             rng: Rng::from_seed(seed),
             full: false,
-            gone: false,
-            changes: 0,
             orphans: Vec::new(),
-            stop_after: None,
+            supply: supply.clone(),
         };
         Self {
             state: Arc::new(Mutex::new(state)),
+            gone: Arc::default(),
+            next_orphan: Arc::new(AtomicU64::new(u64::MAX)),
         }
+    }
+
+    /// True where both are the same medium.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.state, &other.state)
     }
 
     /// What a disk over it is.
@@ -179,34 +253,16 @@ impl SimMedium {
 
     /// The medium is unplugged, or plugged in again.
     pub fn set_gone(&self, gone: bool) {
-        let state = &mut *self.state();
-        state.gone = gone;
+        self.gone.store(gone, Ordering::Relaxed);
         if gone {
-            state.orphans.clear();
+            self.state().orphans.clear();
         }
     }
 
     /// True while it is unplugged.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        self.state().gone
-    }
-
-    /// Changes of blocks and flushes so far.
-    #[must_use]
-    pub fn changes(&self) -> u64 {
-        self.state().changes
-    }
-
-    /// Takes no change after so many from its start, until the power has failed.
-    pub fn stop_after(&self, changes: u64) {
-        self.state().stop_after = Some(changes);
-    }
-
-    /// True once that many changes have been made.
-    #[must_use]
-    pub fn has_stopped(&self) -> bool {
-        self.state().has_stopped()
+        self.gone.load(Ordering::Relaxed)
     }
 
     /// How long the next operation takes.
@@ -238,7 +294,7 @@ impl SimMedium {
         if state.rng.once_in(state.faults.latent_read) {
             state.put(at, Content::Lost, false);
         }
-        if state.rng.once_in(state.faults.bit_rot) {
+        if at < state.faults.silent_below && state.rng.once_in(state.faults.bit_rot) {
             state.rot(at);
         }
         match state.newest(at) {
@@ -256,14 +312,15 @@ impl SimMedium {
         if state.full && content != Content::Zeroes && state.newest(at) == Content::Zeroes {
             return Err(DiskError::NoSpace);
         }
-        if state.has_stopped() || state.rng.once_in(state.faults.lost_write) {
+        let faults = state.faults;
+        let silent = at < faults.silent_below;
+        if silent && state.rng.once_in(faults.lost_write) || !state.supply.take_change() {
             return Ok(());
         }
-        let lands_at = match state.rng.once_in(state.faults.misdirected_write) {
-            true => state.rng.below(state.options.blocks),
+        let lands_at = match silent && state.rng.once_in(faults.misdirected_write) {
+            true => state.rng.below(faults.silent_below),
             false => at,
         };
-        state.changes += 1;
         state.put(lands_at, content, durable);
         Ok(())
     }
@@ -284,16 +341,23 @@ impl SimMedium {
     /// A killed process had submitted this, which the kernel carries out at `due`.
     pub fn add_orphan(&self, due: Time, blocks: Vec<(u64, Content)>) {
         self.state().orphans.push((due, blocks));
+        self.next_orphan.fetch_min(due.0, Ordering::Relaxed);
     }
 
     /// Carries out what killed processes had submitted and is due.
     pub fn advance(&self, now: Time) {
+        if self.next_orphan.load(Ordering::Relaxed) > now.0 {
+            return;
+        }
         let mut due = Vec::new();
         {
             let state = &mut *self.state();
             while let Some(at) = state.orphans.iter().position(|(at, _)| *at <= now) {
                 due.push(state.orphans.remove(at));
             }
+            let next = state.orphans.iter().map(|(at, _)| at.0).min();
+            self.next_orphan
+                .store(next.unwrap_or(u64::MAX), Ordering::Relaxed);
         }
         // The earliest first: nobody waits for what they say.
         due.sort_by_key(|(at, _)| *at);
@@ -312,16 +376,15 @@ impl SimMedium {
     /// Makes durable what was completed when the order stood at `order`.
     pub fn flush(&self, order: u64) {
         let state = &mut *self.state();
-        if state.has_stopped() {
+        if !state.supply.take_change() {
             return;
         }
-        state.changes += 1;
         let mut kept = BTreeMap::new();
         for (at, mut versions) in std::mem::take(&mut state.cached) {
             let later = versions.partition_point(|(version, _)| *version <= order);
             let rest = versions.split_off(later);
             if let Some((_, content)) = versions.pop() {
-                state.durable.insert(at, content);
+                state.settle(at, content);
             }
             if !rest.is_empty() {
                 kept.insert(at, rest);
@@ -333,7 +396,6 @@ impl SimMedium {
     /// The power fails. What was in flight has been dealt with by the caller.
     pub fn cut_power(&self) {
         let state = &mut *self.state();
-        state.stop_after = None;
         for (_, blocks) in std::mem::take(&mut state.orphans) {
             for (at, content) in blocks {
                 if state.rng.once_in(2) {
@@ -351,7 +413,7 @@ impl SimMedium {
             let chosen = usize::try_from(chosen).unwrap_or(0);
             if chosen < versions.len() {
                 let (_, content) = versions.swap_remove(chosen);
-                state.durable.insert(at, content);
+                state.settle(at, content);
             }
         }
     }
@@ -362,10 +424,6 @@ impl SimMedium {
 }
 
 impl State {
-    fn has_stopped(&self) -> bool {
-        self.stop_after.is_some_and(|most| self.changes >= most)
-    }
-
     fn newest(&self, at: u64) -> Content {
         let cached = self.cached.get(&at).and_then(|versions| versions.last());
         match cached {
@@ -387,12 +445,20 @@ impl State {
         self.put(at, Content::Bytes(changed.into()), true);
     }
 
+    /// Zeroes take no place.
+    fn settle(&mut self, at: u64, content: Content) {
+        match content {
+            Content::Zeroes => drop(self.durable.remove(&at)),
+            content => drop(self.durable.insert(at, content)),
+        }
+    }
+
     fn put(&mut self, at: u64, content: Content, durable: bool) {
         self.order += 1;
         if durable || !self.options.volatile_cache {
             // Older versions cannot come back: the device holds one line for each block.
             self.cached.remove(&at);
-            self.durable.insert(at, content);
+            self.settle(at, content);
         } else {
             let order = self.order;
             self.cached.entry(at).or_default().push((order, content));
@@ -418,7 +484,7 @@ mod tests {
             tears,
             latency,
         };
-        SimMedium::new(options, seed)
+        SimMedium::new(options, seed, &Supply::default())
     }
 
     fn content(byte: u8) -> Content {
@@ -501,6 +567,7 @@ mod tests {
         };
         let rotten = faulty(MediumFaults {
             bit_rot: 1,
+            silent_below: 8,
             ..MediumFaults::default()
         });
         let Ok(Content::Bytes(bytes)) = rotten.read(0) else {
@@ -513,6 +580,7 @@ mod tests {
 
         let losing = faulty(MediumFaults {
             lost_write: 1,
+            silent_below: 8,
             ..MediumFaults::default()
         });
         losing.write(0, content(2), true).unwrap();
@@ -520,6 +588,7 @@ mod tests {
 
         let misdirecting = faulty(MediumFaults {
             misdirected_write: 1,
+            silent_below: 8,
             ..MediumFaults::default()
         });
         for _ in 0..4 {

@@ -11,9 +11,11 @@ use std::{
 
 use corebay_core::{
     arena::Arena,
+    buffer::BufferPool,
     disk::DiskError,
     mesh::{Port, Wakeups, mesh},
     reactor::Reactor,
+    rng::Rng,
     units::{CoreId, Time},
 };
 use corebay_nvme::spec::nqn::Nqn;
@@ -31,10 +33,12 @@ use corebay_target::{
 };
 
 use crate::{
-    disk::{Queues, SimDisk},
-    medium::SimMedium,
+    disk::Queues,
+    machine::Findings,
     net::{Hub, SimNetwork},
     plan::NodePlan,
+    store::{AnyDisk, ArrayStore, Opener, Store},
+    tend::Tender,
     trace::Trace,
 };
 
@@ -45,37 +49,39 @@ pub fn subsystem(node: usize) -> Nqn {
     nqn.parse().expect("a valid NQN")
 }
 
+/// Tasks that tend an array.
+const TASKS_OF_TENDER: usize = 2;
+
 /// The wall clock at a world's start: 2026-01-01 00:00 UTC.
 const WALL_CLOCK_MS: u64 = 1_767_225_600_000;
 
 /// A core's surroundings.
 pub struct SimEnvironment {
+    /// The core's way to stores.
+    pub opener: Opener,
     network: SimNetwork,
-    reactor: Reactor,
-    trace: Trace,
-    queues: Queues,
 }
 
 impl Environment for SimEnvironment {
     type Network = SimNetwork;
-    type Disk = SimDisk;
-    type Medium = SimMedium;
+    type Disk = AnyDisk;
+    type Medium = Store;
 
     fn network(&self) -> &SimNetwork {
         &self.network
     }
 
-    fn open(&self, medium: &SimMedium) -> Result<SimDisk, DiskError> {
-        SimDisk::open(medium, &self.reactor, &self.trace, &self.queues)
+    fn open(&self, store: &Store) -> Result<AnyDisk, DiskError> {
+        self.opener.open(store)
     }
 
     fn wall_clock_ms(&self) -> u64 {
-        WALL_CLOCK_MS + self.reactor.now().0 / 1_000_000
+        WALL_CLOCK_MS + self.opener.reactor.now().0 / 1_000_000
     }
 
     async fn save_feature(
         &self,
-        subsystem: &Arc<Subsystem<SimMedium>>,
+        subsystem: &Arc<Subsystem<Store>>,
         change: FeatureChange,
     ) -> Result<(), NotKept> {
         // Nothing here starts a second time with what hosts have saved.
@@ -98,9 +104,13 @@ pub struct Node {
     pub cores: Vec<NodeCore>,
     /// A reload is under way.
     reloading: Rc<Cell<bool>>,
-    subsystem: Arc<Subsystem<SimMedium>>,
+    subsystem: Arc<Subsystem<Store>>,
+    /// Tasks of the first core that tend arrays.
+    tenders: usize,
     queues: Queues,
     free_tasks: usize,
+    /// By namespace, from NSID 1.
+    stores: Vec<Store>,
     _port: Port<Message<SimEnvironment>>,
 }
 
@@ -112,10 +122,12 @@ pub struct Surroundings<'a> {
     pub plan: &'a NodePlan,
     /// The network.
     pub hub: &'a Hub,
-    /// The media of its namespaces, from NSID 1.
-    pub media: &'a [SimMedium],
     /// The memory of its cores, which all its lives use one after the other.
     pub memories: &'a [Memory],
+    /// Their scratch memory, by core and floor.
+    pub scratch: &'a [Vec<Option<BufferPool>>],
+    /// Where it is told what must not be.
+    pub findings: &'a Findings,
     /// The run's trace.
     pub trace: &'a Trace,
     /// Where it listens.
@@ -123,11 +135,16 @@ pub struct Surroundings<'a> {
 }
 
 impl Node {
-    /// Starts the target's process.
+    /// Starts the target's cores over what was found on its floors.
     ///
     /// # Errors
-    /// Where a medium cannot be opened.
-    pub fn start(around: &Surroundings<'_>, now: Time) -> Result<Self, DiskError> {
+    /// Where a store cannot be opened.
+    pub fn start(
+        around: &Surroundings<'_>,
+        floors: Vec<Store>,
+        seed: u64,
+        now: Time,
+    ) -> Result<Self, DiskError> {
         let plan = around.plan;
         let registry = Registry::default();
         let names = SubsystemNames {
@@ -153,15 +170,24 @@ impl Node {
             .into_iter()
             .map(|port| start_core(around, &registry, &queues, &count, port, now))
             .collect();
-        let node = Self {
+        let namespaces = plan.namespaces.iter();
+        let stores: Vec<_> = namespaces.map(|each| floors[each.floor].clone()).collect();
+        let mut node = Self {
             free_tasks: plan.target.task_slots - 1,
             cores,
+            stores,
             reloading: Rc::default(),
+            tenders: 0,
             subsystem: exported,
             queues,
             _port: port,
         };
-        node.attach_all(around.media)?;
+        node.attach_all()?;
+        let mut rng = Rng::from_seed(seed);
+        for array in floors.iter().filter_map(array_of) {
+            Tender::start(&node.cores[0].core, array, around.findings, rng.next_u64())?;
+            node.tenders += TASKS_OF_TENDER;
+        }
         node.cores[0]
             .tcp
             .listen(around.address)
@@ -196,7 +222,8 @@ impl Node {
             if let Some(held) = memory_held(&each.core.memory) {
                 return Some(format!("core {index}: {held}"));
             }
-            let used = self.free_tasks.checked_sub(each.reactor.executor().free());
+            let mine = if index == 0 { self.tenders } else { 0 };
+            let used = (self.free_tasks - mine).checked_sub(each.reactor.executor().free());
             if used != Some(0) {
                 return Some(format!("core {index}: {used:?} task slots leak"));
             }
@@ -255,9 +282,10 @@ impl Node {
     }
 
     /// Attaches a namespace, in the steps of a reload: every core opens it, then it is shown.
-    pub fn attach(&self, nsid: u32, medium: &SimMedium) {
+    pub fn attach(&self, nsid: u32) {
         let (core, subsystem) = (self.cores[0].core.clone(), self.subsystem.clone());
-        let (reloading, spec) = (self.reloading.clone(), specification(nsid, medium));
+        let store = &self.stores[nsid as usize - 1];
+        let (reloading, spec) = (self.reloading.clone(), specification(nsid, store));
         reloading.set(true);
         self.cores[0].core.spawn_control(async move {
             let (id, on_core) = (subsystem.id, spec.clone());
@@ -274,30 +302,33 @@ impl Node {
         });
     }
 
-    /// The process is killed: the kernel carries out, or gives up, what was submitted to its disks
-    /// before it closes them.
+    fn arrays(&self) -> impl Iterator<Item = &Arc<ArrayStore>> {
+        self.stores.iter().filter_map(array_of)
+    }
+
+    /// True where no array lacks a member.
+    #[must_use]
+    pub fn are_arrays_whole(&self) -> bool {
+        self.arrays()
+            .all(|array| array.assembled.state().is_whole())
+    }
+
+    /// True where an array takes no write any more.
+    #[must_use]
+    pub fn has_stopped_array(&self) -> bool {
+        self.arrays().any(|array| array.assembled.is_stopped())
+    }
+
+    /// Its arrays are to be scrubbed.
+    pub fn scrub(&self) {
+        self.arrays().for_each(|array| array.ask_scrub());
+    }
+
+    /// The process ends. What its disks were doing has been dealt with.
     ///
     /// # Errors
     /// Says what its end does not free.
-    pub fn kill(self) -> Result<(), String> {
-        for queue in self.queues.borrow().iter() {
-            queue.orphan();
-        }
-        self.end()
-    }
-
-    /// The machine loses its power: what was being written is written, block by block, or not.
-    ///
-    /// # Errors
-    /// Says what the end of the process does not free.
-    pub fn cut_power(self) -> Result<(), String> {
-        for queue in self.queues.borrow().iter() {
-            queue.abandon();
-        }
-        self.end()
-    }
-
-    fn end(self) -> Result<(), String> {
+    pub fn end(self) -> Result<(), String> {
         let memories: Vec<_> = self
             .cores
             .iter()
@@ -324,22 +355,29 @@ impl Node {
 }
 
 /// Tells the subsystem's hosts that a namespace has changed.
-fn tell(core: &Rc<Core<SimEnvironment>>, subsystem: &Subsystem<SimMedium>, nsid: u32) {
+fn tell(core: &Rc<Core<SimEnvironment>>, subsystem: &Subsystem<Store>, nsid: u32) {
     for controller in subsystem.controllers() {
         controller.namespace_changed(nsid);
         report(core, &controller, Event::NamespaceAttributeChanged);
     }
 }
 
-fn specification(nsid: u32, medium: &SimMedium) -> Arc<NamespaceSpec<SimMedium>> {
+fn array_of(store: &Store) -> Option<&Arc<ArrayStore>> {
+    match store {
+        Store::Array(array) => Some(array),
+        Store::Disk(_) => None,
+    }
+}
+
+fn specification(nsid: u32, store: &Store) -> Arc<NamespaceSpec<Store>> {
     Arc::new(NamespaceSpec {
         nsid,
         identity: Identity {
             uuid: [u8::try_from(nsid).unwrap_or(0); 16],
             ..Identity::default()
         },
-        info: medium.info(),
-        medium: medium.clone(),
+        info: store.info(),
+        medium: store.clone(),
         read_only: false,
         live: None,
     })
@@ -364,14 +402,15 @@ impl Drop for Node {
         for each in &self.cores {
             each.core.tear_down();
             each.reactor.tear_down();
+            each.core.environment.opener.close();
         }
     }
 }
 
 impl Node {
-    fn attach_all(&self, media: &[SimMedium]) -> Result<(), DiskError> {
-        for (medium, nsid) in media.iter().zip(1u32..) {
-            let spec = specification(nsid, medium);
+    fn attach_all(&self) -> Result<(), DiskError> {
+        for (store, nsid) in self.stores.iter().zip(1u32..) {
+            let spec = specification(nsid, store);
             self.subsystem.add_namespace(spec.clone());
             for each in &self.cores {
                 each.core.attach(self.subsystem.id, spec.clone())?;
@@ -383,7 +422,7 @@ impl Node {
 
 fn start_core(
     around: &Surroundings<'_>,
-    registry: &Arc<Registry<SimMedium>>,
+    registry: &Arc<Registry<Store>>,
     queues: &Queues,
     count: &ConnectionCount,
     port: Port<Message<SimEnvironment>>,
@@ -393,10 +432,13 @@ fn start_core(
     let reactor = Reactor::new(port.core(), target.task_slots, now);
     let ip: IpAddr = around.address.ip();
     let environment = SimEnvironment {
+        opener: Opener::new(
+            &reactor,
+            queues,
+            around.trace,
+            &around.scratch[port.core().0],
+        ),
         network: SimNetwork::new(around.hub, ip),
-        reactor: reactor.clone(),
-        trace: around.trace.clone(),
-        queues: queues.clone(),
     };
     let core = Core::start(
         reactor.clone(),

@@ -12,6 +12,7 @@ use corebay_target::{
 };
 
 use crate::{
+    beneath::{ArrayPlan, Circumstances, FloorPlan, NamespacePlan},
     medium::{Latency, MediumFaults, MediumOptions},
     net::NetProfile,
     workload::COMMANDS,
@@ -49,10 +50,15 @@ pub enum Mischief {
     HostVanish,
     /// A namespace is detached, or one that was detached attached again, as a reload does it.
     Reload,
+    /// A member of an array is unplugged, or one that was is plugged in again, or a blank one in its
+    /// place.
+    MemberGone,
+    /// An array is scrubbed.
+    Scrub,
 }
 
 impl Mischief {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 15] = [
         Self::Reset,
         Self::HalfReset,
         Self::HalfClose,
@@ -66,6 +72,8 @@ impl Mischief {
         Self::HostCrash,
         Self::HostVanish,
         Self::Reload,
+        Self::MemberGone,
+        Self::Scrub,
     ];
 }
 
@@ -89,8 +97,10 @@ pub struct TargetPlan {
 pub struct NodePlan {
     /// The target on it.
     pub target: TargetPlan,
-    /// Its namespaces' media.
-    pub media: Vec<MediumOptions>,
+    /// What its namespaces lie on.
+    pub floors: Vec<FloorPlan>,
+    /// Its namespaces, from NSID 1.
+    pub namespaces: Vec<NamespacePlan>,
 }
 
 /// What the hosts do.
@@ -184,27 +194,38 @@ impl Plan {
         }
         let calm = mischief.is_empty();
         let nodes = if rng.once_in(4) { NODES_MAX } else { 1 };
+        let medium_faults = match calm {
+            true => MediumFaults::default(),
+            false => draw_medium_faults(rng),
+        };
+        let cut_at_end = rng.once_in(2);
+        let ends = [Mischief::Kill, Mischief::Restart, Mischief::PowerCut];
+        let circumstances = Circumstances {
+            calm,
+            cuts: cut_at_end || ends.iter().any(|end| mischief.contains(end)),
+            faults: medium_faults,
+        };
         let mut plan = Self {
-            nodes: (0..nodes).map(|_| draw_node(rng)).collect(),
+            nodes: (0..nodes).map(|_| draw_node(rng, &circumstances)).collect(),
             workload: draw_workload(rng, calm),
-            medium_faults: MediumFaults::default(),
+            medium_faults,
             hosts: Vec::new(),
             network: draw_network(rng, calm),
             mischief,
             mischief_every: millis(pick(rng, &[2, 10, 40, 150])),
             turn_nanos_max: pick(rng, &[500, 3_000, 20_000]),
-            cut_at_end: rng.once_in(2),
+            cut_at_end,
             cut_by_hand: false,
         };
-        if !calm {
-            plan.medium_faults = draw_medium_faults(rng);
+        if !plan.has_only_disks() {
+            plan.workload.weights[SPOIL] = 0;
         }
         let hosts = 1 + rng.below(3);
         plan.hosts = (0..hosts).map(|_| draw_host(rng, &plan)).collect();
         if plan.is_calm() {
             // Nothing may take so long that a host gives it up.
-            for medium in plan.nodes.iter_mut().flat_map(|node| &mut node.media) {
-                medium.latency.tail = medium.latency.tail.min(CALM_TAIL_MAX);
+            for floor in plan.nodes.iter_mut().flat_map(|node| &mut node.floors) {
+                floor.hurry(CALM_TAIL_MAX);
             }
         }
         // Somebody uses each of them.
@@ -212,10 +233,10 @@ impl Plan {
         plan
     }
 
-    /// A short world without faults on one disk with a volatile cache, for cutting its power at every
-    /// point.
+    /// A short world without faults on one disk or array with a volatile cache, for cutting its power
+    /// at every point.
     #[must_use]
-    pub fn script(seed: u64) -> Self {
+    pub fn script(seed: u64, script: Script) -> Self {
         let mut plan = Self::draw(seed);
         let rng = &mut Rng::from_seed(seed);
         plan.mischief.clear();
@@ -223,11 +244,13 @@ impl Plan {
         plan.network.stall_one_in = 0;
         plan.workload = draw_workload(rng, true);
         plan.nodes.truncate(1);
-        let media = &mut plan.nodes[0].media;
-        media.truncate(1);
-        media[0].volatile_cache = true;
-        media[0].tears = false;
-        media[0].blocks = 16;
+        plan.workload.weights[SPOIL] = 0;
+        let floor = match script {
+            Script::Disk => FloorPlan::Disk(script_medium(16)),
+            Script::Array => FloorPlan::Array(ArrayPlan::script(rng, script_medium(0))),
+        };
+        plan.nodes[0].namespaces = vec![floor.namespace(0)];
+        plan.nodes[0].floors = vec![floor];
         plan.hosts = vec![draw_host(rng, &plan)];
         plan.hosts[0].nodes = [true, false];
         plan.hosts[0].workers = 3;
@@ -244,16 +267,30 @@ impl Plan {
         let disturbs = |mischief: &Mischief| {
             !matches!(
                 mischief,
-                Mischief::SlowCore | Mischief::DiskFull | Mischief::Reload
+                Mischief::SlowCore
+                    | Mischief::DiskFull
+                    | Mischief::Reload
+                    | Mischief::MemberGone
+                    | Mischief::Scrub
             )
         };
         let disturbed = self.mischief.iter().any(disturbs) || self.cut_by_hand;
         !disturbed && self.medium_faults.stuck == 0 && !self.workload.resets
     }
 
-    /// The media of all appliances.
-    pub fn media(&self) -> impl Iterator<Item = &MediumOptions> {
-        self.nodes.iter().flat_map(|node| &node.media)
+    /// What the namespaces of all appliances lie on.
+    pub fn floors(&self) -> impl Iterator<Item = &FloorPlan> {
+        self.nodes.iter().flat_map(|node| &node.floors)
+    }
+
+    fn has_only_disks(&self) -> bool {
+        self.floors()
+            .all(|floor| matches!(floor, FloorPlan::Disk(_)))
+    }
+
+    fn has_disks(&self) -> bool {
+        self.floors()
+            .any(|floor| matches!(floor, FloorPlan::Disk(_)))
     }
 
     /// True where namespaces come and go.
@@ -266,16 +303,55 @@ impl Plan {
     #[must_use]
     pub fn media_fail(&self) -> bool {
         let faults = &self.medium_faults;
-        faults.transient_read + faults.latent_read + faults.write != 0
-            || self.media().any(|medium| medium.tears)
+        self.floors().any(|floor| floor.may_fail(faults))
             || self.workload.weights[SPOIL] != 0
-            || self.mischief.contains(&Mischief::DiskFull)
-            || self.mischief.contains(&Mischief::DiskGone)
+            || self.has_disks()
+                && (self.mischief.contains(&Mischief::DiskFull)
+                    || self.mischief.contains(&Mischief::DiskGone))
+    }
+}
+
+/// What a script works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Script {
+    /// A disk.
+    Disk,
+    /// An array.
+    Array,
+}
+
+impl Script {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Disk, Self::Array];
+
+    /// Its name on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Array => "array",
+        }
+    }
+}
+
+/// A disk that a script is cut on.
+fn script_medium(blocks: u64) -> MediumOptions {
+    MediumOptions {
+        block_size: BlockSize::B512,
+        blocks,
+        volatile_cache: true,
+        tears: false,
+        latency: Latency {
+            min: Duration::from_micros(20),
+            spread: Duration::from_micros(50),
+            tail_one_in: 0,
+            tail: Duration::ZERO,
+        },
     }
 }
 
 /// One of several.
-fn pick<T: Copy>(rng: &mut Rng, of: &[T]) -> T {
+pub fn pick<T: Copy>(rng: &mut Rng, of: &[T]) -> T {
     of[usize::try_from(rng.below(of.len() as u64)).unwrap_or(0)]
 }
 
@@ -283,11 +359,30 @@ fn millis(count: u64) -> Duration {
     Duration::from_millis(count)
 }
 
-fn draw_node(rng: &mut Rng) -> NodePlan {
+fn draw_node(rng: &mut Rng, circumstances: &Circumstances) -> NodePlan {
+    let target = draw_target(rng);
+    let floors: Vec<_> = match rng.once_in(2) {
+        true => draw_media(rng).into_iter().map(FloorPlan::Disk).collect(),
+        false => draw_floors(rng, circumstances),
+    };
+    let namespaces = floors.iter().enumerate();
     NodePlan {
-        target: draw_target(rng),
-        media: draw_media(rng),
+        target,
+        namespaces: namespaces.map(|(at, floor)| floor.namespace(at)).collect(),
+        floors,
     }
+}
+
+/// Floors of which at least one protects what lies on it.
+fn draw_floors(rng: &mut Rng, circumstances: &Circumstances) -> Vec<FloorPlan> {
+    let array = |rng: &mut Rng| FloorPlan::Array(ArrayPlan::draw(rng, circumstances));
+    let mut floors = vec![array(rng)];
+    match rng.below(6) {
+        0 => floors.push(FloorPlan::Disk(draw_media(rng)[0])),
+        1 => floors.push(array(rng)),
+        _ => {}
+    }
+    floors
 }
 
 /// The longest tail of a medium's latency where no command may time out.

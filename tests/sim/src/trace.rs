@@ -16,6 +16,8 @@ struct State {
     now: Time,
     hash: u64,
     events: u64,
+    /// Those that were more than a turn.
+    effects: u64,
     print: bool,
 }
 
@@ -27,6 +29,7 @@ impl Trace {
             now: Time(0),
             hash: 0xcbf2_9ce4_8422_2325,
             events: 0,
+            effects: 0,
             print,
         };
         Self {
@@ -72,6 +75,12 @@ impl Trace {
         self.state().events
     }
 
+    /// How many of them were more than a turn of a core.
+    #[must_use]
+    pub fn effects(&self) -> u64 {
+        self.state().effects
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
@@ -80,6 +89,7 @@ impl Trace {
 impl State {
     fn mark(&mut self, words: [u64; 3]) {
         self.events += 1;
+        self.effects += u64::from(words[0] != event::TURN);
         for word in [self.now.0, words[0], words[1], words[2]] {
             self.hash = mix(self.hash ^ word);
         }

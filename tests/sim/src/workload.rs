@@ -75,7 +75,7 @@ pub async fn work(session: &Session, worker: usize, mut rng: Rng) {
 
 /// Reads every block, and tries again where a connection is lost.
 pub async fn check_all(session: &Session) {
-    for (index, options) in session.media().iter().enumerate() {
+    for (index, options) in session.namespaces().iter().enumerate() {
         let blocks = options.blocks;
         let mut step = (BYTES_MAX / options.block_size.bytes()) as u64;
         let mut at = 0;
@@ -196,9 +196,12 @@ fn choose_kind(rng: &mut Rng, weights: &[u64; COMMANDS]) -> Kind {
 fn choose(session: &Session, rng: &mut Rng) -> (Kind, Blocks) {
     let workload = &session.common.plan.workload;
     let mut kind = choose_kind(rng, &workload.weights);
-    let media = session.media();
-    let index = usize::try_from(rng.below(media.len() as u64)).unwrap_or(0);
-    let (bytes, all) = (media[index].block_size.bytes(), media[index].blocks);
+    let all_namespaces = session.namespaces();
+    let index = usize::try_from(rng.below(all_namespaces.len() as u64)).unwrap_or(0);
+    let (bytes, all) = (
+        all_namespaces[index].block_size.bytes(),
+        all_namespaces[index].blocks,
+    );
     // Half of the commands meet on a few blocks.
     let blocks = match rng.once_in(2) || workload.only_hot {
         true => all.min(workload.hot_blocks),

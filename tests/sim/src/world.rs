@@ -18,7 +18,6 @@ use corebay_core::{reactor::Reactor, rng::Rng, units::Time};
 use crate::{
     client::{Client, Common},
     machine::Machine,
-    medium::SimMedium,
     net::Hub,
     plan::{Mischief, Plan},
     trace::{Trace, event},
@@ -32,6 +31,10 @@ const MISCHIEF_MAX: u64 = 25;
 
 /// Rounds of turns without work after which time leaps.
 const IDLE_ROUNDS: u32 = 2;
+
+/// Rounds of turns after which time leaps where all their work came to nothing: somebody waits by
+/// looking again and again.
+const SPIN_ROUNDS: u32 = 4;
 
 /// A core that makes no turn until then.
 struct Sleeper {
@@ -67,6 +70,8 @@ pub struct World {
     heal_at: Time,
     sleepers: Vec<Sleeper>,
     idle_rounds: u32,
+    /// Rounds since something happened but turns, and what had happened by then.
+    spinning: (u32, u64),
     order: Vec<CoreName>,
 }
 
@@ -89,8 +94,10 @@ pub struct Report {
 
 impl World {
     /// A world of this plan.
-    #[must_use]
-    pub fn new(plan: Plan, seed: u64, trace: &Trace) -> Self {
+    ///
+    /// # Errors
+    /// Says what could not be made before its beginning.
+    pub fn new(plan: Plan, seed: u64, trace: &Trace) -> Result<Self, String> {
         let mut rng = Rng::from_seed(seed);
         let hub = Hub::new(plan.network, rng.next_u64(), trace);
         let addresses: Vec<_> = (1..)
@@ -103,7 +110,8 @@ impl World {
             let faults = plan.medium_faults;
             Machine::new((index, *address), node, faults, rng, (&hub, trace))
         };
-        let machines = addresses.iter().enumerate().map(machine).collect();
+        let machines = addresses.iter().enumerate().map(machine);
+        let machines = machines.collect::<Result<Vec<_>, _>>()?;
         let mischief_left = match plan.mischief.is_empty() {
             true => 0,
             false => 1 + rng.below(MISCHIEF_MAX),
@@ -112,7 +120,7 @@ impl World {
         let hosts = (0..common.plan.hosts.len()).map(|index| HostMachine {
             ip: host_ip(index),
             client: None,
-            back_at: Time(0),
+            back_at: Time::FAR,
         });
         let mut world = Self {
             hosts: hosts.collect(),
@@ -123,20 +131,27 @@ impl World {
             heal_at: Time::FAR,
             sleepers: Vec::new(),
             idle_rounds: 0,
+            spinning: (0, 0),
             order: Vec::new(),
             rng,
             common,
         };
-        for index in 0..world.hosts.len() {
-            world.start_host(index, false);
-        }
         world.plan_mischief();
-        world
+        Ok(world)
     }
 
-    /// Cuts the power right after the first medium has been changed so often.
+    /// Cuts the power right after the media have been changed so often.
     pub fn cut_after(&mut self, changes: u64) {
-        self.machines[0].media[0].stop_after(changes);
+        self.machines[0].supply.stop_after(changes);
+    }
+
+    /// Changes of media so far.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.machines
+            .iter()
+            .map(|machine| machine.supply.changes())
+            .sum()
     }
 
     /// Runs the world to its end.
@@ -146,6 +161,13 @@ impl World {
     pub fn run(mut self) -> Result<Report, String> {
         for machine in &mut self.machines {
             machine.start(self.now)?;
+        }
+        if self.common.is_calm() {
+            let all_run = |world: &Self| world.machines.iter().all(|each| each.running().is_some());
+            self.until("the appliances run", all_run)?;
+        }
+        for index in 0..self.hosts.len() {
+            self.start_host(index, false);
         }
         self.work()?;
         self.calm_down()?;
@@ -182,13 +204,12 @@ impl World {
 
     fn report(&self) -> Report {
         let trace = &self.common.trace;
-        let media = self.machines.iter().flat_map(|machine| &machine.media);
         Report {
             hash: trace.hash(),
             events: trace.events(),
             simulated: self.now.since(Time(0)),
             commands: self.common.commands(),
-            changes: media.map(SimMedium::changes).sum(),
+            changes: self.changes(),
             cuts: self.machines.iter().map(|machine| machine.cuts).sum(),
         }
     }
@@ -301,6 +322,15 @@ impl World {
             self.idle_rounds = 0;
             return Ok(());
         }
+        let effects = self.common.trace.effects();
+        self.spinning = match self.spinning.1 == effects {
+            true => (self.spinning.0 + 1, effects),
+            false => (0, effects),
+        };
+        if self.spinning.0 >= SPIN_ROUNDS {
+            self.leap();
+            return Ok(());
+        }
         // What a core that sleeps has to take does not keep time from passing.
         if work > 0 || self.sleepers.is_empty() && !self.common.hub.is_quiet() {
             self.idle_rounds = 0;
@@ -320,7 +350,7 @@ impl World {
 
     /// A script has come to its point.
     fn has_stopped(&self) -> bool {
-        self.common.plan.cut_by_hand && self.machines[0].media[0].has_stopped()
+        self.common.plan.cut_by_hand && self.machines[0].supply.has_stopped()
     }
 
     fn pass_time(&mut self) {
@@ -385,6 +415,7 @@ impl World {
             self.now = self.now.max(next);
         }
         self.idle_rounds = 0;
+        self.spinning.0 = 0;
     }
 
     /// What happens to the machines by the passing of time, and the end of faults that last.
@@ -491,10 +522,18 @@ impl World {
             }
             Mischief::SlowCore => self.slow_core(),
             Mischief::DiskFull => {
-                machine.any_medium().set_full(true);
+                if let Some(medium) = machine.plain_medium() {
+                    medium.set_full(true);
+                }
                 self.heal_within(100);
             }
-            Mischief::DiskGone => machine.any_medium().set_gone(true),
+            Mischief::DiskGone => {
+                if let Some(medium) = machine.plain_medium() {
+                    medium.set_gone(true);
+                }
+            }
+            Mischief::MemberGone => machine.move_member(),
+            Mischief::Scrub => machine.scrub(),
             Mischief::Kill if machine.running().is_some() => machine.kill(self.now)?,
             Mischief::PowerCut => self.cut_power(index)?,
             Mischief::Restart => machine.drain(self.now),

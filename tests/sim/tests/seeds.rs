@@ -5,7 +5,7 @@
 
 use std::io::Write;
 
-use corebay_sim::{cut_everywhere, replay, run_seed};
+use corebay_sim::{cut_everywhere, plan::Script, replay, run_seed};
 
 /// Worlds that run every time.
 const SEEDS: u64 = 240;
@@ -52,6 +52,12 @@ fn the_same_seed_gives_the_same_run() {
 
 #[test]
 fn the_power_may_fail_after_any_change() {
-    let cuts = cut_everywhere(0).unwrap_or_else(|failure| panic!("{failure}"));
-    assert!(cuts > 5, "the script changes too little");
+    for script in Script::ALL {
+        let cuts = cut_everywhere(0, script).unwrap_or_else(|failure| panic!("{failure}"));
+        assert!(
+            cuts > 5,
+            "the script on a {} changes too little",
+            script.name()
+        );
+    }
 }

@@ -1,0 +1,297 @@
+//! What lies beneath the namespaces of an appliance, as a plan: disks, arrays of disks.
+//!
+//! Invariants:
+//! - What a host must never see stays forbidden in every world: a plan draws only faults that what it
+//!   draws them beneath promises to bear. Of an array, only so many members are *victims* as it bears
+//!   the loss of, and all faults of members strike these.
+//! - Silent faults of a member strike what an array keeps twice and checks: superblocks and dirty maps.
+//!   Of data an array keeps no checksum, so a rotten block of them is read as it is; that is promised to
+//!   nobody, and not drawn. Nor is the journal's rot: it protects from crashes, not from media.
+//! - An array with parity and without a journal promises nothing to what is lost in the same crash:
+//!   its media do not tear, and where processes end, its members do not fail.
+
+use std::time::Duration;
+
+use corebay_core::{rng::Rng, units::BlockSize};
+use corebay_raid::geometry::{Consistency, Geometry, Level, Wish, ZONE_OFFSET};
+
+use crate::{
+    medium::{Latency, MediumFaults, MediumOptions},
+    plan::pick,
+};
+
+/// The most blocks of a namespace, so that all of them can be read often.
+const BLOCKS_MAX: u64 = 800;
+
+/// The smallest strip there is.
+const STRIP_BYTES: u32 = 16 << 10;
+
+/// A namespace as its hosts know it, and the floor that it lies on.
+#[derive(Clone, Copy, Debug)]
+pub struct NamespacePlan {
+    /// The size of its blocks.
+    pub block_size: BlockSize,
+    /// Its blocks.
+    pub blocks: u64,
+    /// What is written may be lost with the power until it is flushed.
+    pub volatile_cache: bool,
+    /// Which of the appliance's floors it lies on.
+    pub floor: usize,
+}
+
+/// What namespaces lie on.
+#[derive(Clone, Debug)]
+pub enum FloorPlan {
+    /// A disk.
+    Disk(MediumOptions),
+    /// An array of disks.
+    Array(ArrayPlan),
+}
+
+/// An array.
+#[derive(Clone, Debug)]
+pub struct ArrayPlan {
+    /// What it is made as.
+    pub wish: Wish,
+    /// Each of its members.
+    pub member: MediumOptions,
+    /// The roles whose members have faults.
+    pub victims: Vec<usize>,
+    /// What goes wrong on these.
+    pub faults: MediumFaults,
+}
+
+/// What a world has in store for its disks.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances {
+    /// Nothing goes wrong.
+    pub calm: bool,
+    /// Processes are killed or lose their power.
+    pub cuts: bool,
+    /// What goes wrong on disks that nothing protects.
+    pub faults: MediumFaults,
+}
+
+impl FloorPlan {
+    /// The media beneath it.
+    #[must_use]
+    pub fn media(&self) -> Vec<MediumOptions> {
+        match self {
+            Self::Disk(medium) => vec![*medium],
+            Self::Array(array) => vec![array.member; array.wish.roles],
+        }
+    }
+
+    /// What goes wrong on one of these; `plain` on those that nothing protects.
+    #[must_use]
+    pub fn faults(&self, place: usize, plain: MediumFaults) -> MediumFaults {
+        match self {
+            Self::Disk(_) => plain,
+            Self::Array(array) if array.victims.contains(&place) => array.faults,
+            Self::Array(_) => MediumFaults::default(),
+        }
+    }
+
+    /// True where hosts may be told that a medium failed, `plain` going wrong on those that nothing
+    /// protects.
+    #[must_use]
+    pub fn may_fail(&self, plain: &MediumFaults) -> bool {
+        match self {
+            Self::Disk(medium) => medium.tears || plain.are_told(),
+            Self::Array(array) => array.may_fail(),
+        }
+    }
+
+    /// The one namespace that all of it is.
+    #[must_use]
+    pub fn namespace(&self, floor: usize) -> NamespacePlan {
+        let (block_size, blocks, volatile_cache) = match self {
+            Self::Disk(medium) => (medium.block_size, medium.blocks, medium.volatile_cache),
+            Self::Array(array) => {
+                let geometry = array.geometry();
+                let volatile = array.member.volatile_cache && !geometry.is_journaled();
+                (geometry.block_size(), geometry.blocks(), volatile)
+            }
+        };
+        NamespacePlan {
+            block_size,
+            blocks,
+            volatile_cache,
+            floor,
+        }
+    }
+
+    /// Whatever takes longest takes no longer than this.
+    pub fn hurry(&mut self, tail_max: Duration) {
+        let (latency, most) = match self {
+            Self::Disk(medium) => (&mut medium.latency, tail_max),
+            // A write to a stripe waits for several operations one after the other, and for its turn.
+            Self::Array(array) => (&mut array.member.latency, tail_max / 10),
+        };
+        latency.tail = latency.tail.min(most);
+        if let Self::Array(array) = self {
+            let latency = &mut array.member.latency;
+            latency.spread = latency.spread.min(tail_max / 100);
+        }
+    }
+}
+
+impl ArrayPlan {
+    /// Where its blocks lie.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        let bytes = self.member.block_size.bytes_of(self.member.blocks);
+        Geometry::new(self.wish, bytes).expect("drawn so that there is one")
+    }
+
+    /// Blocks of it may be lost, or writes fail.
+    fn may_fail(&self) -> bool {
+        // What lies in the journal is written anew where the power tore it.
+        let torn = self.member.tears && !self.geometry().is_journaled();
+        torn || self.redundancy() == 0 && !self.victims.is_empty()
+    }
+
+    /// Between a crash and the resync after it, parity without a journal protects nothing.
+    fn has_write_hole(&self) -> bool {
+        let geometry = self.geometry();
+        geometry.parity() > 0 && !geometry.is_journaled()
+    }
+
+    /// The members that it bears the loss of, whichever they are.
+    #[must_use]
+    pub fn redundancy(&self) -> usize {
+        let geometry = self.geometry();
+        match self.wish.level {
+            Level::Mirrored => geometry.copies() - 1,
+            Level::StripedMirrors => 1,
+            _ => geometry.parity(),
+        }
+    }
+
+    /// True where members are lost and come back.
+    #[must_use]
+    pub fn loses_members(&self) -> bool {
+        self.redundancy() > 0 && !self.victims.is_empty()
+    }
+
+    /// Draws one.
+    pub fn draw(rng: &mut Rng, around: &Circumstances) -> Self {
+        let (level, roles) = draw_level(rng);
+        let block_size = pick(rng, &[BlockSize::B512, BlockSize::B4096]);
+        let mut wish = Wish {
+            strip_bytes: STRIP_BYTES,
+            journal_slots: pick(rng, &[8, 8, 16]),
+            ..Wish::new(level, roles, block_size)
+        };
+        if rng.once_in(4) {
+            wish.consistency = Consistency::DirtyRegions;
+        }
+        let mut plan = Self {
+            wish,
+            member: draw_member(rng, &wish),
+            victims: Vec::new(),
+            faults: MediumFaults::default(),
+        };
+        // A crash loses a torn block and leaves parity wrong from which it would be made.
+        plan.member.tears &= !plan.has_write_hole();
+        if !around.calm && rng.once_in(2) {
+            plan.draw_victims(rng, around);
+        }
+        plan
+    }
+
+    /// A small one without faults.
+    pub fn script(rng: &mut Rng, member: MediumOptions) -> Self {
+        let (level, roles) = pick(
+            rng,
+            &[(Level::Raid5, 3), (Level::Mirrored, 2), (Level::Raid6, 4)],
+        );
+        let wish = Wish {
+            strip_bytes: STRIP_BYTES,
+            journal_slots: 8,
+            ..Wish::new(level, roles, member.block_size)
+        };
+        let mut plan = Self {
+            wish,
+            member: MediumOptions {
+                blocks: 1 << 20,
+                ..member
+            },
+            victims: Vec::new(),
+            faults: MediumFaults::default(),
+        };
+        let bytes = plan.geometry().data_offset() + u64::from(STRIP_BYTES);
+        plan.member.blocks = member.block_size.blocks_in(bytes);
+        plan
+    }
+
+    fn draw_victims(&mut self, rng: &mut Rng, around: &Circumstances) {
+        if self.has_write_hole() && around.cuts {
+            return;
+        }
+        let most = match self.redundancy() {
+            0 => self.wish.roles,
+            redundancy => 1 + rng.below(redundancy as u64) as usize,
+        };
+        while self.victims.len() < most {
+            let victim = rng.below(self.wish.roles as u64) as usize;
+            if !self.victims.contains(&victim) {
+                self.victims.push(victim);
+            }
+        }
+        self.faults = around.faults;
+        if self.redundancy() == 0 {
+            // Both copies of a superblock may be lost, and with them all.
+            self.faults.latent_read = 0;
+        }
+        if self.redundancy() > 0 && rng.once_in(3) {
+            let mut some = |one_in: u64| if rng.once_in(2) { one_in } else { 0 };
+            self.faults.bit_rot = some(20);
+            self.faults.lost_write = some(4);
+            self.faults.misdirected_write = some(4);
+            self.faults.silent_below = self.member.block_size.blocks_in(ZONE_OFFSET);
+        }
+    }
+}
+
+fn draw_level(rng: &mut Rng) -> (Level, usize) {
+    let ec = |data: u8, parity: u8| {
+        let level = Level::ErasureCode { data, parity };
+        (level, usize::from(data + parity))
+    };
+    let all = [
+        (Level::Striped, 2),
+        (Level::Mirrored, 2),
+        (Level::Mirrored, 3),
+        (Level::StripedMirrors, 4),
+        (Level::Raid5, 3),
+        (Level::Raid5, 4),
+        (Level::Raid6, 4),
+        (Level::Raid6, 5),
+        ec(2, 2),
+        ec(3, 1),
+        ec(2, 3),
+    ];
+    pick(rng, &all)
+}
+
+/// Members with a few stripes; with larger blocks so many that there are several dirty regions.
+fn draw_member(rng: &mut Rng, wish: &Wish) -> MediumOptions {
+    let block = wish.block_size;
+    let enough = Geometry::new(*wish, 1 << 30).expect("a valid wish");
+    let per_stripe = enough.stripe_bytes() / block.bytes() as u64;
+    let stripes = 1 + rng.below(BLOCKS_MAX / per_stripe);
+    let bytes = enough.data_offset() + stripes * u64::from(STRIP_BYTES);
+    MediumOptions {
+        block_size: block,
+        blocks: block.blocks_in(bytes) + rng.below(8),
+        volatile_cache: !rng.once_in(3),
+        tears: rng.once_in(4),
+        latency: Latency {
+            min: Duration::from_micros(pick(rng, &[1, 20, 100])),
+            spread: Duration::from_micros(pick(rng, &[0, 50, 500, 2_000])),
+            tail_one_in: pick(rng, &[0, 0, 40]),
+            tail: Duration::from_millis(pick(rng, &[5, 50])),
+        },
+    }
+}

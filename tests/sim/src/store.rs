@@ -1,0 +1,366 @@
+//! What namespaces lie on, as a running target has it: disks, and arrays of disks.
+//!
+//! Invariants:
+//! - A bay holds one medium at a time. Whatever is unplugged loses its power, and with it its cache.
+//! - Every core opens its own way to a store; an array once, whoever uses it.
+
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use corebay_core::{
+    arena::Arena,
+    buffer::{Buffer, BufferPool},
+    disk::{Disk, DiskError, DiskInfo, Durability, Space},
+    reactor::Reactor,
+    units::{Lba, Time},
+};
+use corebay_raid::array::{Array, Assembled};
+
+use crate::{
+    beneath::FloorPlan,
+    disk::{Queues, SimDisk},
+    medium::{MediumFaults, SimMedium, Supply},
+    trace::{Trace, lock},
+};
+
+/// Tasks of an array that may wait for its scratch memory.
+const SCRATCH_WAITERS: usize = 512;
+
+/// Where the media beneath one floor are plugged in.
+pub struct Bays {
+    /// What lies on them.
+    pub plan: FloorPlan,
+    plain_faults: MediumFaults,
+    calm: AtomicBool,
+    supply: Supply,
+    media: Mutex<Vec<SimMedium>>,
+}
+
+impl Bays {
+    /// Bays with blank media; `plain_faults` is what goes wrong on media that nothing protects. Nothing
+    /// does before [`begin_faults`](Self::begin_faults).
+    #[must_use]
+    pub fn new(
+        plan: &FloorPlan,
+        plain_faults: MediumFaults,
+        supply: &Supply,
+        mut seed: impl FnMut() -> u64,
+    ) -> Arc<Self> {
+        let media = plan.media();
+        let media = media.iter();
+        Arc::new(Self {
+            plan: plan.clone(),
+            plain_faults,
+            calm: AtomicBool::new(true),
+            supply: supply.clone(),
+            media: Mutex::new(
+                media
+                    .map(|options| SimMedium::new(*options, seed(), supply))
+                    .collect(),
+            ),
+        })
+    }
+
+    /// The media, by bay.
+    #[must_use]
+    pub fn media(&self) -> Vec<SimMedium> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<SimMedium>> {
+        lock(&self.media)
+    }
+
+    /// Lets the media do what is due.
+    pub fn advance(&self, now: Time) {
+        for medium in self.lock().iter() {
+            medium.advance(now);
+        }
+    }
+
+    /// From now on the media have the faults of the plan.
+    pub fn begin_faults(&self) {
+        self.calm.store(false, Ordering::Relaxed);
+        for (bay, medium) in self.lock().iter().enumerate() {
+            medium.set_faults(self.plan.faults(bay, self.plain_faults));
+        }
+    }
+
+    /// No more faults from now on.
+    pub fn calm_down(&self) {
+        self.calm.store(true, Ordering::Relaxed);
+        for medium in self.lock().iter() {
+            medium.set_faults(MediumFaults::default());
+        }
+    }
+
+    /// Puts a blank medium into a bay.
+    pub fn replace(&self, bay: usize, seed: u64) {
+        let options = self.plan.media()[bay];
+        let blank = SimMedium::new(options, seed, &self.supply);
+        if !self.calm.load(Ordering::Relaxed) {
+            blank.set_faults(self.plan.faults(bay, self.plain_faults));
+        }
+        let old = std::mem::replace(&mut self.lock()[bay], blank);
+        old.set_gone(true);
+    }
+}
+
+/// A store, to be opened by every core.
+#[derive(Clone)]
+pub enum Store {
+    /// A disk.
+    Disk(SimMedium),
+    /// An array.
+    Array(Arc<ArrayStore>),
+}
+
+impl Store {
+    /// What the disks over it are.
+    #[must_use]
+    pub fn info(&self) -> DiskInfo {
+        match self {
+            Self::Disk(medium) => medium.info(),
+            Self::Array(array) => array.assembled.info(),
+        }
+    }
+}
+
+/// An array that was assembled.
+pub struct ArrayStore {
+    /// What all cores share of it.
+    pub assembled: Assembled,
+    /// Its members' bays.
+    pub bays: Arc<Bays>,
+    /// Which of the appliance's floors it is.
+    pub floor: usize,
+    holders: Mutex<Vec<Option<SimMedium>>>,
+    scrub: AtomicBool,
+}
+
+impl ArrayStore {
+    /// The array on a floor; `holders` are the media that had the roles last.
+    #[must_use]
+    pub fn new(
+        assembled: Assembled,
+        bays: &Arc<Bays>,
+        floor: usize,
+        holders: Vec<Option<SimMedium>>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            assembled,
+            bays: bays.clone(),
+            floor,
+            holders: Mutex::new(holders),
+            scrub: AtomicBool::new(false),
+        })
+    }
+
+    /// By role: the medium that had it last.
+    #[must_use]
+    pub fn holders(&self) -> Vec<Option<SimMedium>> {
+        lock(&self.holders).clone()
+    }
+
+    /// A medium has a role from now on.
+    pub fn set_holder(&self, role: usize, medium: SimMedium) {
+        lock(&self.holders)[role] = Some(medium);
+    }
+
+    /// Asks for a scrub.
+    pub fn ask_scrub(&self) {
+        self.scrub.store(true, Ordering::Relaxed);
+    }
+
+    /// True where one was asked for.
+    #[must_use]
+    pub fn take_scrub(&self) -> bool {
+        self.scrub.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// One core's way to a disk that consists of no others.
+pub enum Leaf {
+    /// A simulated disk.
+    Disk(SimDisk),
+}
+
+/// One core's array.
+pub type CoreArray = Rc<Array<Leaf>>;
+
+/// One core's way to a store.
+pub enum AnyDisk {
+    /// To a disk.
+    Leaf(Leaf),
+    /// To an array.
+    Array(CoreArray),
+}
+
+/// What a core opens stores with.
+pub struct Opener {
+    /// The core's reactor.
+    pub reactor: Reactor,
+    /// All disk queues of the node.
+    pub queues: Queues,
+    /// The run's trace.
+    pub trace: Trace,
+    /// By floor, the core's scratch memory for an array.
+    pub scratch: Vec<Option<BufferPool>>,
+    arrays: RefCell<Vec<(Arc<ArrayStore>, CoreArray)>>,
+}
+
+impl Opener {
+    /// A core's, which has opened nothing yet.
+    #[must_use]
+    pub fn new(
+        reactor: &Reactor,
+        queues: &Queues,
+        trace: &Trace,
+        scratch: &[Option<BufferPool>],
+    ) -> Self {
+        Self {
+            reactor: reactor.clone(),
+            queues: queues.clone(),
+            trace: trace.clone(),
+            scratch: scratch.to_vec(),
+            arrays: RefCell::default(),
+        }
+    }
+
+    /// Opens this core's way to a store.
+    ///
+    /// # Errors
+    /// Where its medium is gone.
+    pub fn open(&self, store: &Store) -> Result<AnyDisk, DiskError> {
+        Ok(match store {
+            Store::Disk(medium) => AnyDisk::Leaf(self.open_leaf(medium)?),
+            Store::Array(array) => AnyDisk::Array(self.open_array(array)?),
+        })
+    }
+
+    /// Opens this core's way to a disk.
+    ///
+    /// # Errors
+    /// Where its medium is gone.
+    pub fn open_leaf(&self, medium: &SimMedium) -> Result<Leaf, DiskError> {
+        let disk = SimDisk::open(medium, &self.reactor, &self.trace, &self.queues)?;
+        Ok(Leaf::Disk(disk))
+    }
+
+    /// Opens this core's way to an array, once.
+    ///
+    /// # Errors
+    /// Where its scratch memory is too small.
+    pub fn open_array(&self, store: &Arc<ArrayStore>) -> Result<CoreArray, DiskError> {
+        let mut open = self.arrays.borrow_mut();
+        if let Some((_, array)) = open.iter().find(|(known, _)| Arc::ptr_eq(known, store)) {
+            return Ok(array.clone());
+        }
+        let roles = store.assembled.state().roles;
+        let members = store.holders().into_iter().zip(roles);
+        // One that is gone by now fails with the first operation on it.
+        let members = members.map(|(medium, record)| match record.state {
+            corebay_raid::state::RoleState::Failed => None,
+            _ => medium.and_then(|medium| self.open_leaf(&medium).ok()),
+        });
+        let scratch = self.scratch[store.floor].as_ref();
+        let scratch = scratch.ok_or(DiskError::NoSpace)?;
+        let array = Array::open(&store.assembled, members.collect(), &self.reactor, scratch)?;
+        let array = Rc::new(array);
+        open.push((store.clone(), array.clone()));
+        Ok(array)
+    }
+
+    /// Lets go of what is open.
+    pub fn close(&self) {
+        drop(self.arrays.take());
+    }
+}
+
+/// A core's scratch memory, by floor.
+#[must_use]
+pub fn scratch(floors: &[FloorPlan]) -> Vec<Option<BufferPool>> {
+    let pool = |floor: &FloorPlan| {
+        let FloorPlan::Array(array) = floor else {
+            return None;
+        };
+        let bytes = Assembled::scratch_bytes(&array.geometry());
+        let mut arena = Arena::lazy(bytes).expect("memory for an array");
+        let region = arena.take(bytes).expect("all of the arena");
+        Some(BufferPool::new(region, SCRATCH_WAITERS))
+    };
+    floors.iter().map(pool).collect()
+}
+
+/// Does the same with whichever disk it is.
+macro_rules! each {
+    ($any:expr, $disk:ident => $action:expr) => {
+        match $any {
+            Self::Leaf($disk) => $action,
+            Self::Array($disk) => $action,
+        }
+    };
+}
+
+macro_rules! each_leaf {
+    ($any:expr, $disk:ident => $action:expr) => {
+        match $any {
+            Self::Disk($disk) => $action,
+        }
+    };
+}
+
+/// A disk that is one of several kinds.
+macro_rules! delegate {
+    ($kind:ty, $each:ident) => {
+        impl Disk for $kind {
+            fn info(&self) -> DiskInfo {
+                $each!(self, disk => disk.info())
+            }
+
+            async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
+                $each!(self, disk => disk.read(at, into).await)
+            }
+
+            async fn write(
+                &self,
+                at: Lba,
+                from: &[Buffer],
+                durability: Durability,
+            ) -> Result<(), DiskError> {
+                $each!(self, disk => disk.write(at, from, durability).await)
+            }
+
+            async fn flush(&self) -> Result<(), DiskError> {
+                $each!(self, disk => disk.flush().await)
+            }
+
+            async fn deallocate(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
+                $each!(self, disk => disk.deallocate(at, blocks).await)
+            }
+
+            async fn write_zeroes(
+                &self,
+                at: Lba,
+                blocks: u64,
+                space: Space,
+                durability: Durability,
+            ) -> Result<(), DiskError> {
+                $each!(self, disk => disk.write_zeroes(at, blocks, space, durability).await)
+            }
+
+            async fn write_uncorrectable(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
+                $each!(self, disk => disk.write_uncorrectable(at, blocks).await)
+            }
+        }
+    };
+}
+
+delegate!(Leaf, each_leaf);
+delegate!(AnyDisk, each);

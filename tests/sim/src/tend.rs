@@ -1,0 +1,195 @@
+//! What the operator and the first core do for an array: they give members back and replace them, and
+//! run its sweeps, one at a time.
+//!
+//! Invariant: a sweep that ends early is begun again; what is lost for good says so.
+
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+use corebay_core::rng::Rng;
+use corebay_raid::{
+    state::RoleState,
+    sweep::{Pace, SweepError},
+};
+use corebay_target::core::Core;
+
+use crate::{
+    machine::Findings,
+    medium::{MediumFaults, SimMedium},
+    node::SimEnvironment,
+    store::{ArrayStore, CoreArray},
+    trace::event,
+};
+
+/// How often it is looked whether there is something to do.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Looks after which marks are taken away where nothing is written any more.
+const LOOKS_PER_TIDY: u32 = 3;
+
+/// See the module.
+pub struct Tender {
+    core: Rc<Core<SimEnvironment>>,
+    store: Arc<ArrayStore>,
+    array: CoreArray,
+    findings: Findings,
+}
+
+impl Tender {
+    /// Tends an array from now on, on its first core.
+    ///
+    /// # Errors
+    /// Where the array cannot be opened there.
+    pub fn start(
+        core: &Rc<Core<SimEnvironment>>,
+        store: &Arc<ArrayStore>,
+        findings: &Findings,
+        seed: u64,
+    ) -> Result<(), corebay_core::disk::DiskError> {
+        let tender = Rc::new(Self {
+            core: core.clone(),
+            store: store.clone(),
+            array: core.environment.opener.open_array(store)?,
+            findings: findings.clone(),
+        });
+        let members = tender.clone();
+        core.spawn_control(async move { members.members(Rng::from_seed(seed)).await });
+        core.spawn_control(async move { tender.sweeps().await });
+        Ok(())
+    }
+
+    fn found(&self, what: &str) {
+        let floor = self.store.floor;
+        self.findings
+            .report(format!("the array on floor {floor}: {what}"));
+    }
+
+    fn note(&self, what: impl FnOnce() -> String) {
+        let floor = self.store.floor;
+        let trace = &self.core.environment.opener.trace;
+        trace.note([event::FAULT, floor as u64, 0], || {
+            format!("the array on floor {floor}: {}", what())
+        });
+    }
+
+    async fn pause(&self) {
+        self.core.reactor.sleep(LOOK).await;
+    }
+
+    /// Gives each role whose member failed a member again.
+    async fn members(&self, mut rng: Rng) {
+        let mut looks = 0;
+        loop {
+            self.pause().await;
+            looks += 1;
+            if looks % LOOKS_PER_TIDY == 0 {
+                // Where a member fails amid it, the next one does it.
+                let _ = self.array.tidy().await;
+            }
+            let assembled = self.array.assembled();
+            let roles = assembled.state().roles;
+            let failed = roles
+                .iter()
+                .position(|role| role.state == RoleState::Failed);
+            let Some(role) = failed.filter(|_| !assembled.is_stopped()) else {
+                continue;
+            };
+            let medium = self.store.bays.media()[role].clone();
+            if medium.is_gone() || !self.give(role, &medium).await {
+                continue;
+            }
+            let had_it = self.store.holders()[role].clone();
+            let known = had_it.is_some_and(|had| had.is_same(&medium));
+            let outcome = match known {
+                true => self.array.take_back(role).await,
+                false => {
+                    let scratch = self.core.environment.opener.scratch[self.store.floor].as_ref();
+                    let pool = scratch.expect("an array has some").clone();
+                    let replaced = self.array.replace(role, &mut rng, &pool).await;
+                    replaced.map(drop)
+                }
+            };
+            self.note(|| match known {
+                true => format!("takes role {role} back: {outcome:?}"),
+                false => format!("gets a new member for role {role}: {outcome:?}"),
+            });
+            match outcome {
+                Ok(()) => self.store.set_holder(role, medium),
+                // Somebody takes another one.
+                Err(SweepError::Occupied(_)) => self.store.bays.replace(role, rng.next_u64()),
+                Err(SweepError::Disk(_)) if !known => {
+                    self.store.bays.replace(role, rng.next_u64());
+                }
+                // Later.
+                Err(SweepError::Disk(_) | SweepError::State(_) | SweepError::StillOut) => {}
+                Err(other) => self.found(&format!("role {role} gets no member: {other}")),
+            }
+        }
+    }
+
+    /// Every core has this medium for a role from now on; false where it is gone already.
+    async fn give(&self, role: usize, medium: &SimMedium) -> bool {
+        let (store, medium) = (self.store.clone(), medium.clone());
+        let opened = self.core.call_all(move |core, reply| {
+            let opener = &core.environment.opener;
+            let opened = opener.open_leaf(&medium).and_then(|disk| {
+                opener.open_array(&store)?.set_member(role, Some(disk));
+                Ok(())
+            });
+            reply.send(core, opened.is_ok());
+        });
+        opened.await.into_iter().all(|good| good)
+    }
+
+    async fn sweeps(&self) {
+        let mut equal = false;
+        loop {
+            if !equal {
+                let outcome = self.array.resync(Pace::default()).await;
+                self.note(|| format!("resync: {outcome:?}"));
+                equal = outcome.is_ok();
+                self.store.ask_scrub();
+            }
+            let roles = self.array.assembled().state().roles;
+            let rebuilding = roles
+                .iter()
+                .position(|role| matches!(role.state, RoleState::Rebuilding { .. }));
+            if let Some(role) = rebuilding {
+                let outcome = self.array.rebuild(role, Pace::default()).await;
+                self.note(|| format!("rebuilds role {role}: {outcome:?}"));
+                if let Err(error @ SweepError::Lost { .. }) = outcome {
+                    self.lost(&error.to_string());
+                }
+            } else if equal && self.store.take_scrub() {
+                self.scrub().await;
+            }
+            self.pause().await;
+        }
+    }
+
+    /// Once all was made equal, no stripe may disagree with itself.
+    async fn scrub(&self) {
+        let outcome = self.array.scrub(Pace::default()).await;
+        self.note(|| format!("scrub: {outcome:?}"));
+        let Ok(found) = outcome else {
+            return;
+        };
+        if found.mismatch_count != 0 {
+            self.found(&format!("a scrub found {found:?}"));
+        }
+        if !found.lost.is_empty() {
+            self.lost(&format!("{found:?}"));
+        }
+    }
+
+    fn lost(&self, what: &str) {
+        // What is read once more may fail once more.
+        let plan = &self.store.bays.plan;
+        let reads_fail = (0..self.store.holders().len()).any(|bay| {
+            let faults = plan.faults(bay, MediumFaults::default());
+            faults.transient_read + faults.latent_read != 0
+        });
+        if !reads_fail && !plan.may_fail(&MediumFaults::default()) {
+            self.found(what);
+        }
+    }
+}
