@@ -42,6 +42,7 @@
 //! - Space: `watch` (events for whoever runs the pool), `space_level`, `thresholds`, `set_thresholds`,
 //!   `namespace_space` (NSZE, NCAP, NUSE), `volume_space` (exclusive and shared bytes), `status`.
 //! - Limits: `set_limits` ([`Limits`]); every [`Volume`] holds to them by itself, on all cores together.
+//! - Space beneath: `set_trim_rate`, `trim_free` (free extents are told to the disk in the background).
 //! - Exports: `set_namespace_ids`, `set_export`, `exports`, `free_nsid`, `set_attributes`.
 //! - Streams: `send` gives a [`Sender`], whose `next` makes a frame at a time for any sink; `receive` a
 //!   [`Receiver`], whose `push` takes bytes as they come; `abort_receive`. `VolumeRecord::receiving` says
@@ -80,6 +81,7 @@ mod slow;
 mod space;
 mod state;
 mod sync;
+mod trim;
 mod volume;
 
 pub use across::{PoolCore, PoolHandle, VolumeHandle};

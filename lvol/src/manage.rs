@@ -68,6 +68,8 @@ pub struct PoolStatus {
     pub journal_bytes: u64,
     /// Bytes of metadata that checkpoints wrote since then, of each copy.
     pub metadata_bytes: u64,
+    /// Bytes of free extents that the disk was told of since then.
+    pub trimmed_bytes: u64,
     /// Damaged copies of metadata that were mended.
     pub repairs: u64,
     /// The newest checkpoint.
@@ -106,11 +108,13 @@ impl<D: Disk> Pool<D> {
         };
         pool.shared.look_at_space();
         let (writer, maker, dropper) = (pool.shared.clone(), pool.shared.clone(), pool.clone());
+        let teller = pool.shared.clone();
         // On the heap, once for each pool, so that a task's slot bounds nothing here.
-        let tasks: [std::pin::Pin<Box<dyn Future<Output = ()>>>; 3] = [
+        let tasks: [std::pin::Pin<Box<dyn Future<Output = ()>>>; 4] = [
             Box::pin(async move { writer.write_batches().await }),
             Box::pin(async move { maker.make_checkpoints().await }),
             Box::pin(async move { dropper.drop_dying().await }),
+            Box::pin(async move { teller.tell_what_is_free().await }),
         ];
         for task in tasks {
             if context.reactor.spawn(task).is_err() {
@@ -157,13 +161,14 @@ impl<D: Disk> Pool<D> {
         PoolStatus {
             total_bytes: state.layout.extents() * extent,
             free_bytes: state.extents.unreferenced * extent,
-            available_bytes: state.available(0) * extent,
+            available_bytes: state.available_soon() * extent,
             reserved_bytes: state.extents.reserved * extent,
             provisioned_bytes: state.layout.block_size.bytes_of(state.provisioned_blocks()),
             level: self.shared.space_level.get(),
             used_percent: state.used_percent(),
             journal_bytes: self.shared.journal.bytes_written.get(),
             metadata_bytes: self.shared.metadata_written.get(),
+            trimmed_bytes: self.shared.trims.told_bytes.get(),
             repairs: self.shared.device.repairs.get(),
             generation: self.shared.generation.get(),
             failed: self.shared.failed.get(),
@@ -229,7 +234,7 @@ impl<D: Disk> Pool<D> {
 
     /// Refuses where so many more extents cannot be reserved.
     pub(crate) fn check_space(&self, extents: u64) -> Result<(), PoolError> {
-        match self.shared.state.borrow().available(0) >= extents {
+        match self.shared.state.borrow().available_soon() >= extents {
             true => Ok(()),
             false => Err(PoolError::NoSpace),
         }
@@ -615,8 +620,10 @@ impl<D: Disk> Pool<D> {
         self.shared.common.closing.store(true, Ordering::SeqCst);
         if self.shared.open_handles() > 0 {
             self.shared.common.closing.store(false, Ordering::SeqCst);
+            self.shared.trims.wake();
             return Err(PoolError::Busy);
         }
+        self.shared.told().await;
         self.leaving.set(true);
         self.shared.dying.notify();
         {

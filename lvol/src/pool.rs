@@ -27,6 +27,7 @@ use crate::{
     space::SpaceLevel,
     state::{Missing, State, corrupt},
     sync::Signal,
+    trim::Trims,
 };
 
 /// What a pool takes from its surroundings.
@@ -78,6 +79,7 @@ pub(crate) struct Shared<D: Disk> {
     pub reactor: Reactor,
     pub desk: Desk<D>,
     pub flat: RefCell<Flat>,
+    pub trims: Trims,
     limbo: RefCell<VecDeque<(u64, Leaving)>>,
     /// Somebody waits for other cores: they are looked at in each turn.
     awaited: Cell<u32>,
@@ -98,6 +100,7 @@ impl<D: Disk> Shared<D> {
             reactor: reactor.clone(),
             desk: Desk::default(),
             flat: RefCell::default(),
+            trims: Trims::default(),
             device,
             state: RefCell::new(state),
             journal: Journal::default(),
@@ -144,6 +147,7 @@ impl<D: Disk> Shared<D> {
         self.dying.notify();
         self.space.notify();
         self.events.notify();
+        self.trims.wake();
         self.thawed.notify();
     }
 
@@ -243,7 +247,10 @@ impl<D: Disk> Shared<D> {
         let mut freed = 0;
         while limbo.front().is_some_and(|(epoch, _)| *epoch < oldest) {
             match limbo.pop_front() {
-                Some((_, Leaving::Extent(extent))) => state.free(extent),
+                Some((_, Leaving::Extent(extent))) => {
+                    state.free(extent);
+                    self.trims.note(extent);
+                }
                 Some((_, Leaving::Slot(slot))) => self.flat.borrow_mut().free(slot),
                 Some((_, Leaving::Waiter(ended))) => ended.set(true),
                 None => {}

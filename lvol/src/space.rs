@@ -92,7 +92,7 @@ impl State {
     /// Extents that are taken or promised, and all there are.
     fn usage(&self) -> (u64, u64) {
         let total = self.layout.extents();
-        (total - self.available(0).min(total), total)
+        (total - self.available_soon().min(total), total)
     }
 
     pub fn used_percent(&self) -> u8 {
@@ -267,7 +267,9 @@ impl<D: Disk> Pool<D> {
         let record = self.volume(id)?;
         let state = self.shared.state.borrow();
         let thin = !record.thick && record.kind == Kind::Volume;
-        let free = state.available(0).saturating_mul(BLOCKS_PER_EXTENT as u64);
+        let free = state
+            .available_soon()
+            .saturating_mul(BLOCKS_PER_EXTENT as u64);
         let capacity = match record.kind {
             Kind::Volume if thin => record.blocks.min(record.mapped.saturating_add(free)),
             _ => record.blocks,

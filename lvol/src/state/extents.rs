@@ -27,6 +27,8 @@ pub(crate) struct Extents {
     pub unreferenced: u64,
     /// Those of them that may not be given out yet.
     pub busy: u64,
+    /// Those that are busy only because the disk is being told that they are free.
+    pub lent: u64,
     /// Extents that thick volumes have reserved and not got yet.
     pub reserved: u64,
     pins: HashMap<Extent, u32, BuildMix>,
@@ -56,6 +58,12 @@ pub(crate) fn count_place(extent: Extent) -> (u32, usize) {
         page,
         usize::try_from(extent.0 % per_page).expect("below the page's counts"),
     )
+}
+
+impl Extents {
+    pub fn is_pinned(&self, extent: Extent) -> bool {
+        self.pins.contains_key(&extent)
+    }
 }
 
 impl State {
@@ -173,6 +181,13 @@ impl State {
         let others = self.extents.reserved.saturating_sub(own);
         let kept = others + self.extents_for_metadata();
         (self.extents.unreferenced - self.extents.busy).saturating_sub(kept)
+    }
+
+    /// The same, with those that come back without anybody's doing.
+    pub fn available_soon(&self) -> u64 {
+        let kept = self.extents.reserved + self.extents_for_metadata();
+        let busy = self.extents.busy - self.extents.lent;
+        (self.extents.unreferenced - busy).saturating_sub(kept)
     }
 
     /// An extent for data, for somebody who has reserved `own` of them.

@@ -45,6 +45,7 @@ struct State {
     stop_after: Option<u64>,
     stopped: bool,
     fail_writes: bool,
+    deallocated: u64,
     /// Blocks that cannot be read.
     lost: std::collections::BTreeSet<u64>,
 }
@@ -68,6 +69,7 @@ impl Medium {
             stop_after: None,
             stopped: false,
             fail_writes: false,
+            deallocated: 0,
             lost: Default::default(),
         };
         let info = DiskInfo {
@@ -106,6 +108,11 @@ impl Medium {
             medium: self.clone(),
             reactor: Some(reactor.clone()),
         }
+    }
+
+    /// Blocks that it was told to deallocate.
+    pub fn deallocated(&self) -> u64 {
+        self.state.borrow().deallocated
     }
 
     pub fn changes(&self) -> u64 {
@@ -351,7 +358,24 @@ impl Disk for MediumDisk {
         Ok(())
     }
 
-    async fn deallocate(&self, _at: Lba, _blocks: u64) -> Result<(), DiskError> {
+    async fn deallocate(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
+        pause().await;
+        let state = &mut *self.medium.state.borrow_mut();
+        if state.fail_writes {
+            return Err(DiskError::WriteFault);
+        }
+        let was_stopped = state.stopped;
+        let may = state.may_change();
+        let zeroes: Block = vec![0; self.info().block_size.bytes()].into();
+        let durable = !self.info().volatile_cache;
+        assert!(at.0 + blocks <= self.info().blocks, "beyond the disk");
+        for at in at.0..at.0 + blocks {
+            // Amid a loss of power each block is done or not.
+            if may && !was_stopped && (!state.stopped || state.rng.once_in(2)) {
+                state.put(at, zeroes.clone(), durable);
+            }
+        }
+        state.deallocated += blocks;
         Ok(())
     }
 
