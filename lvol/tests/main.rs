@@ -14,4 +14,5 @@ mod scale;
 mod space;
 mod streams;
 mod support;
+mod trim;
 mod volumes;

@@ -1,12 +1,10 @@
 //! What the disk beneath is told of free space: all of it, nothing else, and not too fast.
 
-mod support;
-
 use std::rc::Rc;
 
+use crate::support::{Medium, MediumDisk, Node, cuts::each_cut};
 use corebay_core::{disk::Durability, rng::Rng, units::BlockSize};
 use corebay_lvol::Volume;
-use support::{Medium, MediumDisk, Node, cuts::each_cut};
 
 const EXTENT: u64 = 128 << 10;
 
