@@ -39,7 +39,7 @@ pub(crate) struct Sealed {
     root: Vec<u8>,
     pub superblock: Superblock,
     /// Places that are free once it is done.
-    leaving: Vec<u64>,
+    pub leaving: Vec<u64>,
     journal_pages: u64,
 }
 

@@ -28,14 +28,12 @@ use crate::{
         record::{BATCH_HEADER_BYTES, Batch, Record},
     },
     pool::Shared,
+    state::PAGES_PER_RECORD,
     sync::{Milestones, Signal, both},
 };
 
 /// The most bytes of records that wait for their batch.
 const WAITING_BYTES_MAX: usize = 4 * BATCH_BYTES_MAX;
-
-/// Pages that a record may change, as a guess for how many records may wait.
-const PAGES_PER_RECORD: usize = 2;
 
 /// Where the journal stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,6 +104,15 @@ impl<D: Disk> Shared<D> {
         }
         let journal = &self.journal;
         let waiting = &mut *journal.waiting.borrow_mut();
+        let more = records().filter(Record::may_add_pages).count();
+        if more > 0
+            && self
+                .state
+                .borrow()
+                .root_is_full(more + waiting.records.len())
+        {
+            return Err(PoolError::NoSpace);
+        }
         let before = waiting.records.len();
         waiting.records.extend(records());
         let count = waiting.records.len() - before;

@@ -302,6 +302,15 @@ impl Record {
         size_of::<Raw>() + uuid.map_or(0, |uuid| uuid.len()) + text.len() + limits
     }
 
+    /// True where a pool whose metadata have no room for more pages does without it.
+    #[must_use]
+    pub fn may_add_pages(&self) -> bool {
+        matches!(
+            self,
+            Self::Map { .. } | Self::Unmap { .. } | Self::Create { .. } | Self::Share { .. }
+        )
+    }
+
     /// The first record in `bytes`, and the bytes after it.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<(Self, &[u8])> {

@@ -69,6 +69,12 @@ pub struct Root {
 }
 
 impl Root {
+    /// The bytes of a root of so many pieces of tables and so many chunks.
+    #[must_use]
+    pub fn bytes_for(pieces: usize, chunks: usize) -> u64 {
+        (size_of::<Header>() + (pieces + chunks) * size_of::<Pointer>()) as u64
+    }
+
     /// The root's bytes, without padding.
     ///
     /// # Panics

@@ -19,7 +19,8 @@ use crate::{
     error::PoolError,
     format::{
         Extent, Layout,
-        page::{COUNTS_PER_PAGE, Counts, Entry, Node, NodeId, VolumeRecord},
+        page::{COUNTS_PER_PAGE, Counts, Entry, Node, NodeId, POINTERS_PER_PIECE, VolumeRecord},
+        root::Root,
         superblock::{Owner, Thresholds},
     },
 };
@@ -27,6 +28,9 @@ use crate::{
 /// The most pages that change between two checkpoints, in a pool of many extents.
 const DIRTY_PAGES_MAX: u64 = 4096;
 const DIRTY_PAGES_MIN: u64 = 24;
+
+/// Pages that a record may change, as a guess for how many records may wait.
+pub(crate) const PAGES_PER_RECORD: usize = 2;
 
 pub(crate) fn corrupt(what: &str) -> PoolError {
     PoolError::Corrupt(what.to_owned())
@@ -138,6 +142,26 @@ impl State {
         self.nodes.places_needed() + self.counts.places_needed() + self.volumes.places_needed()
     }
 
+    /// True where the root would have no room for the pages that these and the changes under way may
+    /// add: only what frees pages is changed then.
+    pub fn root_is_full(&self, records: usize) -> bool {
+        let more = records * PAGES_PER_RECORD + self.dirty_hard() * 2;
+        let numbers = more.saturating_sub(self.free_nodes.len());
+        let tables = [
+            self.nodes.len() as usize + numbers,
+            self.counts.len() as usize,
+            self.volumes.len() as usize + records,
+        ];
+        let pieces: usize = tables
+            .map(|len| len.div_ceil(POINTERS_PER_PIECE))
+            .iter()
+            .sum();
+        let pages = self.layout.pages_per_extent() as usize;
+        let places = (self.places_needed() + more + pieces).saturating_sub(self.places.free());
+        let chunks = self.places.chunks.len() + places.div_ceil(pages);
+        Root::bytes_for(pieces, chunks) > self.layout.root_bytes
+    }
+
     /// Extents that must stay free, so that whatever changes can be written.
     pub fn extents_for_metadata(&self) -> u64 {
         // The one that is being made, and a next one that changes as much as it may, with what a
@@ -180,5 +204,61 @@ impl State {
             self.epochs.resize(at + 1, 1);
         }
         self.epochs[at] += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use corebay_core::units::BlockSize;
+
+    use super::*;
+    use crate::{format::record::Record, journal::Position, state::extents::Attempt};
+
+    #[test]
+    fn what_is_taken_while_the_root_has_room_can_always_be_written() {
+        let layout = Layout {
+            block_size: BlockSize::B4096,
+            disk_blocks: BlockSize::B4096.blocks_in(64 << 30),
+            root_bytes: 1536,
+            journal_bytes: 128 << 10,
+        };
+        let mut state = State::new(layout, [1; 16], "pool".to_owned());
+        let create = Record::Create {
+            volume: 1,
+            blocks: 1 << 36,
+            thick: false,
+            uuid: [2; 16],
+            name: "v".to_owned(),
+        };
+        state.apply(&create).unwrap();
+        let (mut taken, mut generation) = (0, 0);
+        // Each in a leaf of its own.
+        while !state.root_is_full(1) {
+            let Attempt::Got(extent) = state.try_extent(0) else {
+                panic!("there is space");
+            };
+            let map = Record::Map {
+                volume: 1,
+                index: taken * 64,
+                start: 0,
+                count: 1,
+                extent,
+            };
+            state.apply(&map).unwrap();
+            taken += 1;
+            if state.dirty_pages() >= state.dirty_soft() {
+                assert_eq!(state.make_places(), Ok(None));
+                generation += 1;
+                let sealed = state.seal(generation, Position::default());
+                let sealed = sealed.expect("the root has room");
+                sealed
+                    .leaving
+                    .iter()
+                    .for_each(|place| state.places.release(*place));
+            }
+        }
+        assert!(taken > 1000, "{taken}");
+        assert_eq!(state.make_places(), Ok(None));
+        assert!(state.seal(generation + 1, Position::default()).is_ok());
     }
 }

@@ -40,6 +40,8 @@ pub(crate) struct Table<B> {
     dirty: Vec<u32>,
     /// Where the pieces lie, and which of them have changed.
     pieces: Vec<(Pointer, bool)>,
+    /// How many of them.
+    dirty_pieces: usize,
     /// Places that the last checkpoint uses and the next will not.
     pub left: Vec<u64>,
 }
@@ -50,6 +52,7 @@ impl<B: Body> Table<B> {
             slots: Vec::new(),
             dirty: Vec::new(),
             pieces: Vec::new(),
+            dirty_pieces: 0,
             left: Vec::new(),
         }
     }
@@ -67,6 +70,7 @@ impl<B: Body> Table<B> {
             slots: slots.collect(),
             dirty: Vec::new(),
             pieces: pieces.into_iter().map(|piece| (piece, false)).collect(),
+            dirty_pieces: 0,
             left: Vec::new(),
         }
     }
@@ -83,6 +87,7 @@ impl<B: Body> Table<B> {
         }
         let pieces = len.div_ceil(POINTERS_PER_PIECE);
         if self.pieces.len() < pieces {
+            self.dirty_pieces += pieces - self.pieces.len();
             self.pieces.resize(pieces, (Pointer::default(), true));
         }
     }
@@ -109,7 +114,12 @@ impl<B: Body> Table<B> {
             slot.dirty = true;
             self.dirty.push(id);
         }
-        self.pieces[id as usize / POINTERS_PER_PIECE].1 = true;
+        self.mark_piece(id);
+    }
+
+    fn mark_piece(&mut self, id: u32) {
+        let dirty = &mut self.pieces[id as usize / POINTERS_PER_PIECE].1;
+        self.dirty_pieces += usize::from(!std::mem::replace(dirty, true));
     }
 
     pub fn number(&self, id: u32) -> u32 {
@@ -118,7 +128,7 @@ impl<B: Body> Table<B> {
 
     pub fn set_number(&mut self, id: u32, number: u32) {
         self.slots[id as usize].number = number;
-        self.pieces[id as usize / POINTERS_PER_PIECE].1 = true;
+        self.mark_piece(id);
     }
 
     /// Puts a new page where there is none.
@@ -144,7 +154,7 @@ impl<B: Body> Table<B> {
             self.left.push(slot.location);
         }
         self.slots[id as usize].dirty = slot.dirty;
-        self.pieces[id as usize / POINTERS_PER_PIECE].1 = true;
+        self.mark_piece(id);
     }
 
     /// Where the page lies and its checksum, if it was ever written.
@@ -167,7 +177,7 @@ impl<B: Body> Table<B> {
 
     /// How many places the next checkpoint needs for this table, at most.
     pub fn places_needed(&self) -> usize {
-        self.dirty.len() + self.pieces.iter().filter(|(_, dirty)| *dirty).count()
+        self.dirty.len() + self.dirty_pieces
     }
 
     pub fn dirty_pages(&self) -> usize {
@@ -189,6 +199,7 @@ impl<B: Body> Table<B> {
             }
             (slot.location, slot.crc) = write(body.encode(u64::from(id)));
         }
+        self.dirty_pieces = 0;
         for number in 0..self.pieces.len() {
             if !self.pieces[number].1 {
                 continue;

@@ -11,6 +11,7 @@
 //! - [`pcie`]: what the NVMe driver costs, beside a bare loop over the same emulated controller.
 //! - [`parity`]: the arrays' kernels against ISA-L and reed-solomon-erasure.
 //! - [`array`]: what arrays cost beside their members' own work, and how fast they are rebuilt.
+//! - [`volume`]: what a volume costs over its bare disk.
 //! - [`host`]: the raw host that loads either, and that holds idle connections.
 #![deny(unsafe_code)]
 // A benchmark owns its clock and its threads; no simulator ever runs it.
@@ -29,6 +30,7 @@ mod path;
 mod pcie;
 mod pin;
 mod table;
+mod volume;
 
 use std::process::ExitCode;
 
@@ -58,6 +60,8 @@ enum Command {
     Parity(parity::Arguments),
     /// What arrays cost beside their members' own work, and how fast they are rebuilt.
     Array(array::Arguments),
+    /// A volume against its bare disk: overwrites, reads, first writes, snapshots.
+    Volume(volume::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -69,6 +73,7 @@ fn main() -> ExitCode {
         Command::Pcie(arguments) => pcie::run(&arguments),
         Command::Parity(arguments) => parity::run(&arguments),
         Command::Array(arguments) => array::run(&arguments),
+        Command::Volume(arguments) => volume::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -34,6 +34,8 @@ enum Benchmark {
     Parity,
     /// What arrays cost beside their members' own work, and how fast they are rebuilt.
     Array,
+    /// A volume against its bare disk, over memory and over arrays.
+    Volume,
     /// In a guest: corebay against the kernel's target, same initiator, same disk.
     Guest,
 }
@@ -69,6 +71,7 @@ fn measure(arguments: &Arguments) -> Result<bool> {
         Benchmark::Pcie => ("pcie", &[BENCH]),
         Benchmark::Parity => ("parity", &[BENCH]),
         Benchmark::Array => ("array", &[BENCH]),
+        Benchmark::Volume => ("volume", &[BENCH]),
         Benchmark::Guest => ("compare", &[TARGET, LAB]),
     };
     for build in builds {
