@@ -196,6 +196,8 @@ pub struct Reactor {
     pub cores: Vec<u32>,
     /// The DMA arena of the whole process; a multiple of 2 MiB.
     pub memory: Size,
+    /// What of it is kept for arrays that are made while the appliance runs.
+    pub array_memory: Size,
     /// Whether the arena lies on hugepages.
     pub hugepages: Hugepages,
     /// How long a reactor polls without work before it sleeps; `None`: it never sleeps.
@@ -382,6 +384,13 @@ pub struct Array {
     pub rebuild_floor: Size,
     /// What it does at most; `None`: as much as it can.
     pub rebuild_ceiling: Option<Size>,
+    /// How often it is scrubbed by itself; `None`: never.
+    pub scrub: Option<Duration>,
+    /// How many members it has.
+    pub roles: usize,
+    /// It was made while the appliance ran, and its members call it so. Then `members` are the disks
+    /// that were its members last, as far as there are such disks.
+    pub kept: Option<Uuid>,
 }
 
 /// `[[pool]]`: a disk or an array that volumes are made of.

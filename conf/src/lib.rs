@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod appliance;
+pub mod array_words;
 mod brackets;
 mod check;
 pub mod diagnostic;
@@ -55,7 +56,8 @@ pub fn parse(text: &str, origin: &str, machine: &dyn Machine) -> Outcome {
     }
     let mut sink = Sink::new(Source::new(origin, text));
     let document = syntax::parse(text, &mut sink);
-    let raw = schema::read(&document, &mut sink);
+    let mut raw = schema::read(&document, &mut sink);
+    raw.add_kept(machine);
     let appliance = check::check(raw, machine, &mut sink);
     for span in sink.take_unquoted() {
         sink.push(syntax::unquoted(text, span));

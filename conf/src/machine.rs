@@ -5,6 +5,12 @@
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::appliance::{Consistency, Level};
+use crate::units::Size;
 
 /// Answers questions about the machine that an appliance is to run on.
 pub trait Machine {
@@ -20,8 +26,40 @@ pub trait Machine {
     /// Whether a socket can listen on this address.
     fn address(&self, address: IpAddr) -> AddressState;
 
+    /// The arrays that an appliance with this data folder has made while it ran, and keeps.
+    fn kept_arrays(&self, _data_dir: &Path) -> Vec<KeptArray> {
+        Vec::new()
+    }
+
     /// The machine's memory; `None` where that cannot be found out.
     fn memory_bytes(&self) -> Option<u64>;
+}
+
+/// An array that was made while the appliance ran.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptArray {
+    /// Its name.
+    pub name: String,
+    /// What its members call it.
+    pub uuid: Uuid,
+    /// Its level.
+    pub level: Level,
+    /// How many members it has.
+    pub roles: usize,
+    /// The disks that are members, by name, as far as there are disks.
+    pub members: Vec<String>,
+    /// The disks that are spares, by name.
+    pub spares: Vec<String>,
+    /// Its strip.
+    pub strip: Size,
+    /// How it survives crashes.
+    pub consistency: Consistency,
+    /// See [`Array`](crate::appliance::Array).
+    pub rebuild_floor: Size,
+    /// See [`Array`](crate::appliance::Array).
+    pub rebuild_ceiling: Option<Size>,
+    /// See [`Array`](crate::appliance::Array).
+    pub scrub: Option<Duration>,
 }
 
 /// Whether a reactor can be pinned to a CPU.

@@ -14,7 +14,6 @@ use std::{
 };
 
 #[path = "harness/mod.rs"]
-#[allow(dead_code, reason = "other tests use the rest")]
 mod harness;
 
 use corebay_nvme::spec::command::admin;

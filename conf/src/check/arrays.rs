@@ -76,20 +76,37 @@ struct Checker<'r, 's> {
 impl Checker<'_, '_> {
     fn array(&mut self, raw: &RawArray) -> Option<Array> {
         let name = raw.name.value().map_or("", String::as_str);
-        let members = self.disks_of(&raw.members, &format!("a member of the array `{name}`"));
-        let spares = match raw.spares {
-            Field::Absent => Some(Vec::new()),
-            _ => self.disks_of(&raw.spares, &format!("a spare of the array `{name}`")),
+        let (member, spare) = (
+            format!("a member of the array `{name}`"),
+            format!("a spare of the array `{name}`"),
+        );
+        let (members, spares) = match raw.kept {
+            Some(_) => (
+                self.disks_left(name, &raw.members, &member),
+                self.disks_left(name, &raw.spares, &spare),
+            ),
+            None => (
+                self.disks_of(&raw.members, &member),
+                match raw.spares {
+                    Field::Absent => Some(Vec::new()),
+                    _ => self.disks_of(&raw.spares, &spare),
+                },
+            ),
         };
         let level = self.level(raw);
         let (members, spares, level) = (members?, spares?, level?);
-        self.blocks(raw, &members, &spares)?;
+        if raw.kept.is_none() {
+            self.blocks(raw, &members, &spares)?;
+        }
         let wish = Wish {
             consistency: raw.consistency,
             strip_bytes: u32::try_from(raw.strip.value.bytes()).ok()?,
             ..Wish::new(level, members.len(), self.block_size(&members))
         };
-        self.geometry(raw, wish, &members, &spares)?;
+        // What was made once is what its members say.
+        if raw.kept.is_none() {
+            self.geometry(raw, wish, &members, &spares)?;
+        }
         if let Some(ceiling) = &raw.rebuild_ceiling
             && ceiling.value < raw.rebuild_floor.value
         {
@@ -105,6 +122,7 @@ impl Checker<'_, '_> {
         Some(Array {
             name: raw.name.value()?.clone(),
             level,
+            roles: raw.kept.map_or(members.len(), |(_, roles)| roles),
             members,
             spares,
             strip: raw.strip.value,
@@ -112,6 +130,8 @@ impl Checker<'_, '_> {
             create: raw.create,
             rebuild_floor: raw.rebuild_floor.value,
             rebuild_ceiling: raw.rebuild_ceiling.as_ref().map(|ceiling| ceiling.value),
+            scrub: raw.scrub,
+            kept: raw.kept.map(|(uuid, _)| uuid),
         })
     }
 
@@ -126,6 +146,34 @@ impl Checker<'_, '_> {
             }
         }
         all_right.then_some(ids)
+    }
+
+    /// The disks of a list that there still are.
+    fn disks_left(
+        &mut self,
+        array: &str,
+        list: &Field<Vec<At<String>>>,
+        what: &str,
+    ) -> Option<Vec<DiskId>> {
+        let mut ids = Some(Vec::new());
+        for name in list.value().into_iter().flatten() {
+            if !self.names.contains_key(name.value.as_str()) {
+                let message = format!(
+                    "the disk `{}` of the array `{array}`, which was made while the appliance ran, \
+                     is no [[disk]] any more",
+                    name.value
+                );
+                let help = format!("`corebay array remove {array}` takes it out of the array");
+                self.sink
+                    .push(Draft::warning(message).help(help).by_absence());
+                continue;
+            }
+            match (self.disk(name, what), &mut ids) {
+                (Some(id), Some(ids)) => ids.push(id),
+                _ => ids = None,
+            }
+        }
+        ids
     }
 
     fn disk(&mut self, name: &At<String>, what: &str) -> Option<DiskId> {

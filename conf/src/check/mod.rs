@@ -76,6 +76,7 @@ fn reactor(raw: &RawReactor, machine: &dyn Machine, sink: &mut Sink) -> Reactor 
     Reactor {
         cores: raw.cores.iter().map(|core| core.value).collect(),
         memory: raw.memory.value,
+        array_memory: array_memory(raw, sink),
         hugepages: raw.hugepages,
         idle_sleep: raw.idle_sleep,
     }
@@ -96,6 +97,26 @@ fn memory(raw: &RawReactor, machine: &dyn Machine, sink: &mut Sink) {
         let message = format!("this machine does not have {} of memory", memory.value);
         sink.push(Draft::error(message).at(memory.span, format!("it has {}", roughly(there))));
     }
+}
+
+/// What is left of the memory for arrays to come: an eighth, unless something else is said.
+fn array_memory(raw: &RawReactor, sink: &mut Sink) -> Size {
+    let cores = raw.cores.len().clamp(1, limits::CORES_MAX) as u64;
+    let least = limits::MEMORY_PER_CORE_MIN.times(cores);
+    let most = raw.memory.value.bytes().saturating_sub(least.bytes());
+    let Some(said) = &raw.array_memory else {
+        return Size::from_bytes((raw.memory.value.bytes() / 8).min(most));
+    };
+    if said.value.bytes() > most {
+        let message = format!("{} for arrays leave too little for the cores", said.value);
+        let label = format!("expected at most {}", Size::from_bytes(most));
+        let draft = Draft::error(message).at(said.span, label);
+        sink.push(draft.help(format!(
+            "it is a part of `memory`, of which each core needs {}",
+            limits::MEMORY_PER_CORE_MIN
+        )));
+    }
+    said.value
 }
 
 fn data_dir(raw: &RawAppliance, machine: &dyn Machine, sink: &mut Sink) {

@@ -532,6 +532,7 @@ impl<'r, 's> Checker<'r, 's> {
         for (at, array) in self.raw.arrays.iter().enumerate() {
             let store = Store::Array(ArrayId(at));
             if let Some(name) = array.name.given()
+                && array.kept.is_none()
                 && self.stores.get(name.value.as_str()) == Some(&store)
                 && !self.exported.contains_key(&store)
                 && !self.owners.contains_key(&store)

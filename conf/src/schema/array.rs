@@ -1,12 +1,16 @@
 //! `[[array]]`.
 
-use corebay_raid::geometry::{Consistency, STRIP_BYTES};
+use std::time::Duration;
+
+use corebay_raid::geometry::{Consistency, Level, STRIP_BYTES};
+use uuid::Uuid;
 
 use super::scalars;
 use crate::diagnostic::Draft;
 use crate::limits;
-use crate::reader::{At, Field, Section};
-use crate::units::Size;
+use crate::machine::KeptArray;
+use crate::reader::{At, Field, Refusal, Section};
+use crate::units::{Size, TimeSpan, quoted};
 
 const STRIP_DEFAULT: Size = Size::KIB.times(64);
 const FLOOR_DEFAULT: Size = Size::MIB.times(20);
@@ -22,7 +26,7 @@ pub(crate) enum RawLevel {
     ErasureCode,
 }
 
-const LEVELS: [(&str, RawLevel); 6] = [
+pub(crate) const LEVELS: [(&str, RawLevel); 6] = [
     ("raid0", RawLevel::Raid0),
     ("raid1", RawLevel::Raid1),
     ("raid10", RawLevel::Raid10),
@@ -31,10 +35,23 @@ const LEVELS: [(&str, RawLevel); 6] = [
     ("ec", RawLevel::ErasureCode),
 ];
 
-const CONSISTENCIES: [(&str, Consistency); 2] = [
+pub(crate) const CONSISTENCIES: [(&str, Consistency); 2] = [
     ("journal", Consistency::Journal),
     ("resync", Consistency::DirtyRegions),
 ];
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+const INTERVALS: [(&str, Option<Duration>); 4] = [
+    ("never", None),
+    ("daily", Some(DAY)),
+    ("weekly", Some(DAY.saturating_mul(7))),
+    ("monthly", Some(DAY.saturating_mul(30))),
+];
+
+/// The shortest time between two scrubs that begin by themselves, and the longest.
+const INTERVAL_MIN: Duration = Duration::from_secs(1);
+const INTERVAL_MAX: Duration = DAY.saturating_mul(366);
 
 /// `[[array]]` by itself.
 pub(crate) struct RawArray {
@@ -51,9 +68,49 @@ pub(crate) struct RawArray {
     pub(crate) create: bool,
     pub(crate) rebuild_floor: At<Size>,
     pub(crate) rebuild_ceiling: Option<At<Size>>,
+    pub(crate) scrub: Option<Duration>,
+    /// It was made while the appliance ran: what its members call it, and how many they are.
+    pub(crate) kept: Option<(Uuid, usize)>,
 }
 
 impl RawArray {
+    /// One that was made while the appliance ran.
+    pub(crate) fn of_kept(kept: KeptArray) -> Self {
+        let (level, data, parity) = match kept.level {
+            Level::Striped => (RawLevel::Raid0, None, None),
+            Level::Mirrored => (RawLevel::Raid1, None, None),
+            Level::StripedMirrors => (RawLevel::Raid10, None, None),
+            Level::Raid5 => (RawLevel::Raid5, None, None),
+            Level::Raid6 => (RawLevel::Raid6, None, None),
+            Level::ErasureCode { data, parity } => {
+                (RawLevel::ErasureCode, Some(data), Some(parity))
+            }
+        };
+        let count = |count: Option<u8>| {
+            let given = |count| Field::Given(At::default(count));
+            count.map_or(Field::Absent, given)
+        };
+        let names = |names: Vec<String>| {
+            let names = names.into_iter().map(At::default).collect();
+            Field::Given(At::default(names))
+        };
+        Self {
+            name: Field::Given(At::default(kept.name)),
+            level: Field::Given(At::default(level)),
+            data: count(data),
+            parity: count(parity),
+            members: names(kept.members),
+            spares: names(kept.spares),
+            strip: At::default(kept.strip),
+            consistency: kept.consistency,
+            create: false,
+            rebuild_floor: At::default(kept.rebuild_floor),
+            rebuild_ceiling: kept.rebuild_ceiling.map(At::default),
+            scrub: kept.scrub,
+            kept: Some((kept.uuid, kept.roles)),
+        }
+    }
+
     /// The names of the disks that may be members.
     pub(crate) fn disks(&self) -> impl Iterator<Item = &At<String>> {
         let lists = [&self.members, &self.spares].into_iter();
@@ -89,9 +146,31 @@ pub(crate) fn read(mut section: Section<'_, '_>) -> RawArray {
         create: section.boolean("create").or(false),
         rebuild_floor: rate(&mut section, "rebuild_floor").or_at(FLOOR_DEFAULT),
         rebuild_ceiling: rate(&mut section, "rebuild_ceiling").given().cloned(),
+        scrub: section
+            .parsed("scrub", INTERVAL_EXPECTED, interval)
+            .or(None),
+        kept: None,
     };
     section.finish();
     raw
+}
+
+const INTERVAL_EXPECTED: &str =
+    "\"never\", \"daily\", \"weekly\", \"monthly\" or a time from 1s to 8784h";
+
+/// How often something begins by itself.
+pub(crate) fn interval(text: &str) -> Result<Option<Duration>, Refusal> {
+    if let Some((_, interval)) = INTERVALS.iter().find(|(word, _)| *word == text) {
+        return Ok(*interval);
+    }
+    let time = text.parse::<TimeSpan>()?.duration();
+    match (INTERVAL_MIN..=INTERVAL_MAX).contains(&time) {
+        true => Ok(Some(time)),
+        false => Err(Refusal::new(
+            format!("{} is too short or too long", quoted(text)),
+            "",
+        )),
+    }
 }
 
 fn strip(section: &mut Section<'_, '_>) -> At<Size> {

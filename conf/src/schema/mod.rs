@@ -3,7 +3,7 @@
 //! What needs two values, or the machine, to be judged is the business of [`crate::check`]. The
 //! options of the command line come to a [`RawAppliance`] too, so that both are checked alike.
 
-mod array;
+pub(crate) mod array;
 mod disk;
 mod listener;
 mod pool;
@@ -29,6 +29,7 @@ pub(crate) use transport::default as default_tcp;
 use crate::appliance::{Log, Tcp};
 use crate::diagnostic::{Sink, Span};
 use crate::limits;
+use crate::machine::Machine;
 use crate::reader::{At, Section};
 
 /// The folder for an appliance that says no other.
@@ -50,6 +51,19 @@ pub(crate) struct RawAppliance {
     pub(crate) log: Log,
     /// Addresses may have port 0: only on the command line.
     pub(crate) any_port: bool,
+}
+
+impl RawAppliance {
+    /// Adds the arrays that were made while the appliance ran. What the file says of the same name
+    /// counts instead.
+    pub(crate) fn add_kept(&mut self, machine: &dyn Machine) {
+        for kept in machine.kept_arrays(&self.data_dir.value) {
+            let is_it = |raw: &RawArray| raw.name.value() == Some(&kept.name);
+            if !self.arrays.iter().any(is_it) && self.arrays.len() < limits::ARRAYS_MAX {
+                self.arrays.push(RawArray::of_kept(kept));
+            }
+        }
+    }
 }
 
 /// Reads a whole document; what is wrong is pushed, and a default stands in for it.

@@ -21,6 +21,8 @@ const CORE_MAX: u64 = 8191;
 pub(crate) struct RawReactor {
     pub(crate) cores: Vec<At<u32>>,
     pub(crate) memory: At<Size>,
+    /// A part of the memory that is for arrays to come.
+    pub(crate) array_memory: Option<At<Size>>,
     pub(crate) hugepages: Hugepages,
     pub(crate) idle_sleep: Option<Duration>,
 }
@@ -30,6 +32,7 @@ impl Default for RawReactor {
         RawReactor {
             cores: vec![At::default(0)],
             memory: At::default(MEMORY_DEFAULT),
+            array_memory: None,
             hugepages: Hugepages::Auto,
             idle_sleep: Some(IDLE_SLEEP_DEFAULT),
         }
@@ -44,6 +47,10 @@ pub(crate) fn read(section: Option<Section<'_, '_>>) -> RawReactor {
     let raw = RawReactor {
         cores: cores(&mut section),
         memory: memory(&mut section),
+        array_memory: section
+            .size("array_memory", Size::from_bytes(0)..=limits::MEMORY_MAX)
+            .given()
+            .cloned(),
         hugepages: section
             .choice(
                 "hugepages",

@@ -1,5 +1,14 @@
 //! Mistakes in `[[array]]`, and in what namespaces and the machine have for it.
 
+use std::net::IpAddr;
+use std::path::Path;
+
+use corebay_conf::appliance::{Consistency, Level};
+use corebay_conf::machine::{AddressState, CoreState, KeptArray, PathState};
+use corebay_conf::{Machine, Size};
+use uuid::Uuid;
+
+use super::support::FakeMachine;
 use super::{expect, shown};
 
 /// A right configuration of an array, whose lines the cases replace.
@@ -175,6 +184,11 @@ fn geometry() {
         ],
     );
     with(
+        "scrub = \"often\"",
+        &["`often`", "expected \"never\", \"daily\", \"weekly\""],
+    );
+    with("scrub = \"10ms\"", &["`10ms` is too short or too long"]);
+    with(
         "stripe = \"64KiB\"",
         &["unknown key `stripe` in [[array]]", "did you mean `strip`?"],
     );
@@ -233,4 +247,87 @@ fn a_member_may_be_missing() {
     let device = "device = { path = \"/dev/gone\" }";
     let text = ARRAY.replacen("ram = { size = \"64MiB\" }", device, 1);
     expect(&text, 0, 1, &["warning: `/dev/gone` does not exist"]);
+}
+
+/// A machine whose appliance has made arrays while it ran.
+struct Kept(Vec<KeptArray>);
+
+impl Machine for Kept {
+    fn core(&self, core: u32) -> CoreState {
+        FakeMachine::new().core(core)
+    }
+
+    fn usable_cores(&self) -> String {
+        FakeMachine::new().usable_cores()
+    }
+
+    fn path(&self, path: &Path) -> PathState {
+        FakeMachine::new().path(path)
+    }
+
+    fn address(&self, address: IpAddr) -> AddressState {
+        FakeMachine::new().address(address)
+    }
+
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    fn kept_arrays(&self, data_dir: &Path) -> Vec<KeptArray> {
+        assert_eq!(data_dir, Path::new("/var/lib/corebay"));
+        self.0.clone()
+    }
+}
+
+#[test]
+fn arrays_that_were_made_while_it_ran() {
+    let kept = KeptArray {
+        name: "made".into(),
+        uuid: Uuid::from_u128(7),
+        level: Level::Raid6,
+        roles: 5,
+        members: ["a", "b", "gone", "c"].map(str::to_owned).to_vec(),
+        spares: Vec::new(),
+        strip: Size::KIB.times(64),
+        consistency: Consistency::Journal,
+        rebuild_floor: Size::MIB.times(20),
+        rebuild_ceiling: None,
+        scrub: None,
+    };
+    let text = |array: &str, exported: &str| {
+        let disk =
+            |name: &str| format!("[[disk]]\nname = \"{name}\"\nram = {{ size = \"64MiB\" }}\n");
+        let disks: String = ["a", "b", "c"].map(disk).concat();
+        format!(
+            "[[listener]]\naddress = \"127.0.0.1:4420\"\n{disks}{array}[[subsystem]]\n\
+             nqn = \"nqn.2024-01.com.example:a\"\nallow_any_host = true\n\
+             [[subsystem.namespace]]\ndisk = \"{exported}\"\n"
+        )
+    };
+    let machine = Kept(vec![kept]);
+    let parse = |text: &str| corebay_conf::parse(text, "a.toml", &machine);
+    // It is there by its name, with the disks that are left.
+    let (appliance, warnings) = parse(&text("", "made")).unwrap();
+    let array = &appliance.arrays()[0];
+    assert_eq!(
+        (array.kept, array.roles, array.members.len()),
+        (Some(Uuid::from_u128(7)), 5, 3)
+    );
+    let said: String = warnings.iter().map(ToString::to_string).collect();
+    assert!(
+        said.contains("the disk `gone` of the array `made`"),
+        "{said}"
+    );
+    // Its disks are not given away twice.
+    let mistakes = parse(&text("", "a")).unwrap_err();
+    let said: String = mistakes.iter().map(ToString::to_string).collect();
+    assert!(
+        said.contains("the disk `a` is a member of the array `made`"),
+        "{said}"
+    );
+    // What the file says of this name counts instead.
+    let own = "[[array]]\nname = \"made\"\nlevel = \"raid1\"\nmembers = [\"a\", \"b\"]\n";
+    let (appliance, _) = parse(&text(own, "made")).unwrap();
+    assert_eq!(appliance.arrays().len(), 1);
+    assert_eq!(appliance.arrays()[0].kept, None);
 }

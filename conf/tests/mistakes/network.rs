@@ -17,6 +17,14 @@ fn reactor() {
     );
     instead(
         "cores = [0]",
+        "cores = [0, 1]\nmemory = \"64MiB\"\narray_memory = \"40MiB\"",
+        &[
+            "40MiB for arrays leave too little for the cores",
+            "expected at most 32MiB",
+        ],
+    );
+    instead(
+        "cores = [0]",
         "cores = [0, 1]\nmemory = \"16MiB\"",
         &["16MiB is too little memory for 2 cores", "at least 32MiB"],
     );

@@ -1,20 +1,26 @@
-//! The appliance's arrays: found or made at the start, before a core runs; then opened by every core.
+//! The appliance's arrays: found or made at the start, before a core runs, or by the first core while
+//! the appliance runs (`manage.rs`); then opened by every core.
 //!
 //! Invariants:
-//! - Nothing that a disk holds is overwritten unasked: an array is made only where the configuration
-//!   says so and all its members are blank.
+//! - Nothing that a disk holds is overwritten unasked: an array is made only where that is said, and
+//!   of disks that are blank or named as those whose content may be lost.
 //! - All memory for arrays comes out of the arena, before it is divided among the cores, so that
-//!   every drive reaches it. So arrays are neither added nor removed while the process runs.
+//!   every drive reaches it. What is kept for arrays to come (`reserve.rs`) is the bound for them.
 //! - Each array is tended by the first core alone (`tend.rs`); who may ask it pushes an [`Order`].
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize},
+        mpsc,
+    },
+    time::Duration,
 };
 
 use corebay_conf::{Appliance, appliance};
 use corebay_core::{
-    arena::{Arena, Region},
+    arena::{Arena, HUGEPAGE_BYTES, Region},
     buffer::BufferPool,
     disk::file::{FileEngine, FileEngineOptions},
     reactor::{MachineClock, Reactor, run as run_reactor},
@@ -23,16 +29,19 @@ use corebay_core::{
 };
 use corebay_raid::{
     array::Assembled,
-    assemble::{AssembleError, Assembly, Refusal, Report, assemble},
+    assemble::{AssembleError, Assembly, Refusal, Report, assemble, assemble_with_stale, examine},
     create::{CreateError, create},
-    geometry::{Consistency, Geometry, Wish},
-    state::RoleState,
+    geometry::{Consistency, Geometry, Level, Wish},
+    state::{RoleState, Uuid},
     superblock::BadSuperblock,
     sweep::{Pace, Scrubbed},
 };
 use tracing::{info, warn};
 
-use super::environment::{Devices, PlainMedium};
+use super::{
+    environment::{Devices, PlainDisk, PlainMedium},
+    reserve::Reserve,
+};
 use crate::cli::Failure;
 
 /// Tasks of an array that may wait for its scratch memory.
@@ -65,6 +74,8 @@ pub enum Order {
         role: usize,
         /// The new member.
         by: Named,
+        /// What it holds may be lost.
+        lose: bool,
     },
     /// Take a member back that was away, and bring it up to date.
     Return {
@@ -73,6 +84,20 @@ pub enum Order {
         /// The disk.
         by: Named,
     },
+    /// Take a disk in: back where it was, or for a role whose member failed, or as a mirror's new leg.
+    Add {
+        /// The disk.
+        by: Named,
+        /// What it holds may be lost.
+        lose: bool,
+    },
+    /// Do without a member from now on: its disk is free.
+    Remove {
+        /// Its role.
+        role: usize,
+    },
+    /// Become as large as the members allow.
+    Grow,
 }
 
 /// Whoever waits for an order to be accepted or refused.
@@ -87,6 +112,8 @@ pub enum SweepKind {
     Rebuild(usize),
     /// Everything is read and compared.
     Scrub,
+    /// What the array grows by is made blank.
+    Grow,
 }
 
 /// A sweep that is under way.
@@ -103,8 +130,10 @@ pub struct Sweep {
 /// How the last scrub ended.
 #[derive(Clone, Debug)]
 pub struct LastScrub {
-    /// When, by the process's clock.
-    pub at: Time,
+    /// When, in seconds since 1970.
+    pub at_unix: u64,
+    /// How long it took.
+    pub seconds: u64,
     /// What it found, or why it ended early.
     pub outcome: Result<Scrubbed, String>,
 }
@@ -126,20 +155,52 @@ pub struct Tending {
     pub scrubbed: Option<LastScrub>,
 }
 
+impl Tending {
+    /// The disks, by role.
+    pub fn members(&self) -> &[Option<Named>] {
+        &self.members
+    }
+}
+
 /// An array that is assembled, to be opened by every core.
 pub struct ArrayMedium {
     /// Its name in the configuration.
     pub name: String,
-    /// What all cores share of it.
-    pub assembled: Assembled,
     /// How fast sweeps go over it.
     pub pace: Pace,
+    /// How often it is scrubbed by itself.
+    pub scrub_every: Option<Duration>,
+    /// From when that counts, in seconds since 1970: the last scrub, or when it was first seen.
+    pub scrubbed_at: AtomicU64,
+    /// It was made while the appliance ran.
+    pub kept: AtomicBool,
+    /// It is about to be closed: nobody tends it any more.
+    pub ending: AtomicBool,
+    /// The tasks that tend it.
+    pub tenders: AtomicUsize,
+    /// It does not go on by itself: why.
+    pub trouble: Mutex<Option<String>>,
+    assembled: Mutex<Assembled>,
     tending: Mutex<Tending>,
     /// By core.
     scratch: Mutex<Vec<Option<Region>>>,
 }
 
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl ArrayMedium {
+    /// What all cores share of it. Control path.
+    pub fn assembled(&self) -> Assembled {
+        locked(&self.assembled).clone()
+    }
+
+    /// It was assembled anew.
+    pub fn set_assembled(&self, assembled: Assembled) {
+        *locked(&self.assembled) = assembled;
+    }
+
     /// The disks, by role.
     pub fn members(&self) -> Vec<Option<Named>> {
         self.tending().members.clone()
@@ -155,9 +216,19 @@ impl ArrayMedium {
         tending.members[role] = Some(by);
     }
 
+    /// The disks by role are others from now on.
+    pub fn set_members(&self, members: Vec<Option<Named>>) {
+        self.tending().members = members;
+    }
+
+    /// A role has no disk from now on.
+    pub fn clear_member(&self, role: usize) {
+        self.tending().members[role] = None;
+    }
+
     /// What changes. Control path.
     pub fn tending(&self) -> MutexGuard<'_, Tending> {
-        self.tending.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.tending)
     }
 
     /// Asks for something to be done, unless too much waits already.
@@ -172,7 +243,7 @@ impl ArrayMedium {
 
     /// A member whose drive was lost is there again.
     pub fn take_back(&self, role: usize, by: Named) {
-        let record = self.assembled.state().roles.get(role).copied();
+        let record = self.assembled().state().roles.get(role).copied();
         info!(
             array = self.name,
             disk = by.name,
@@ -190,16 +261,92 @@ impl ArrayMedium {
 
     /// A core's scratch memory; each core takes it once.
     pub fn take_scratch(&self, core: CoreId) -> Option<BufferPool> {
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let region = scratch.get_mut(core.0)?.take()?;
+        let region = locked(&self.scratch).get_mut(core.0)?.take()?;
         Some(BufferPool::new(region, SCRATCH_WAITERS))
+    }
+
+    /// What no core has taken.
+    pub fn take_all_scratch(&self) -> Vec<Region> {
+        locked(&self.scratch).drain(..).flatten().collect()
     }
 }
 
-/// What arrays take of the arena: for each core by array, and for finding them.
+/// What an array is to be, and what is to be done for it.
+#[derive(Clone, Debug)]
+pub struct ArrayPlan {
+    /// Its name.
+    pub name: String,
+    /// How it spreads its data.
+    pub level: Level,
+    /// Its members.
+    pub roles: usize,
+    /// The strip of a new one.
+    pub strip_bytes: u32,
+    /// How a new one survives crashes.
+    pub consistency: Consistency,
+    /// It is made where its members are blank.
+    pub create: bool,
+    /// How fast sweeps go over it.
+    pub pace: Pace,
+    /// How often it is scrubbed by itself.
+    pub scrub: Option<Duration>,
+    /// It was made while the appliance ran: what its members call it.
+    pub uuid: Option<Uuid>,
+    /// Whatever its members say it is: it is not compared with what is asked for.
+    pub as_found: bool,
+    /// Names of disks whose content may be lost, and maybe its own: then stale members are taken.
+    pub lose: Vec<String>,
+}
+
+impl ArrayPlan {
+    /// Of what a configuration says.
+    pub fn of(array: &appliance::Array) -> Self {
+        let mib = |size: corebay_conf::Size| u32::try_from(size.bytes() >> 20).unwrap_or(u32::MAX);
+        Self {
+            name: array.name.clone(),
+            level: array.level,
+            roles: array.roles,
+            strip_bytes: u32::try_from(array.strip.bytes()).unwrap_or(u32::MAX),
+            consistency: array.consistency,
+            create: array.create,
+            pace: Pace {
+                floor_mib_s: mib(array.rebuild_floor),
+                ceiling_mib_s: array.rebuild_ceiling.map_or(0, mib),
+            },
+            scrub: array.scrub,
+            uuid: array.kept.map(|uuid| Uuid(*uuid.as_bytes())),
+            as_found: array.kept.is_some(),
+            lose: Vec::new(),
+        }
+    }
+
+    /// What is asked of the members.
+    pub fn wish(&self, block_size: corebay_conf::BlockSize) -> Wish {
+        Wish {
+            strip_bytes: self.strip_bytes,
+            consistency: self.consistency,
+            ..Wish::new(self.level, self.roles, block_size)
+        }
+    }
+
+    /// Enough scratch memory of a core for an array of so many members, whatever its strip.
+    pub fn scratch_bytes(&self) -> usize {
+        let mut wish = self.wish(corebay_conf::BlockSize::B4096);
+        wish.strip_bytes = 1 << 20;
+        // What is kept of an array may be out of date.
+        let most = Wish {
+            strip_bytes: wish.strip_bytes,
+            ..Wish::new(Level::Raid6, 26, corebay_conf::BlockSize::B4096)
+        };
+        let geometry = Geometry::new(wish, 1 << 50).or_else(|_| Geometry::new(most, 1 << 50));
+        Assembled::scratch_bytes(&geometry.expect("there is such an array"))
+    }
+}
+
+/// What arrays take of the arena: for each core by array, for finding them, and for arrays to come.
 pub struct ArrayMemory {
-    scratch: VecDeque<Vec<Region>>,
-    finding: Option<Region>,
+    reserve: Reserve,
+    finding_bytes: usize,
 }
 
 impl ArrayMemory {
@@ -209,41 +356,35 @@ impl ArrayMemory {
     /// Where the arena is too small.
     pub fn take(appliance: &Appliance, arena: &mut Arena) -> Result<Self, Failure> {
         let cores = appliance.reactor().cores.len();
-        let mut largest = 0;
-        let mut scratch = VecDeque::new();
-        let mut enough = true;
-        for array in appliance.arrays() {
-            let bytes = scratch_bytes(array);
-            largest = largest.max(bytes);
-            let regions: Vec<_> = (0..cores).map_while(|_| arena.take(bytes)).collect();
-            enough &= regions.len() == cores;
-            scratch.push_back(regions);
-        }
-        let finding = arena.take(largest).filter(|_| largest > 0);
-        if !enough || (largest > 0 && finding.is_none()) {
-            return Err(Failure::new(
+        let arrays = appliance.arrays().iter();
+        let bytes: Vec<usize> = arrays
+            .map(|array| ArrayPlan::of(array).scratch_bytes())
+            .collect();
+        let finding_bytes = bytes.iter().copied().max().unwrap_or(0);
+        let later = usize::try_from(appliance.reactor().array_memory.bytes()).unwrap_or(0);
+        let later = later / HUGEPAGE_BYTES * HUGEPAGE_BYTES;
+        let region = arena.take(bytes.iter().sum::<usize>() * cores + finding_bytes + later);
+        let region = region.ok_or_else(|| {
+            Failure::new(
                 "there is too little memory for the arrays",
                 "raise reactor.memory",
-            ));
-        }
-        Ok(Self { scratch, finding })
+            )
+        })?;
+        Ok(Self {
+            reserve: Reserve::new(region),
+            finding_bytes,
+        })
     }
 }
 
-/// Enough for an array of these members and this level, whatever its strip.
-fn scratch_bytes(array: &appliance::Array) -> usize {
-    let mut wish = wish_of(array, corebay_conf::BlockSize::B4096);
-    wish.strip_bytes = 1 << 20;
-    let geometry = Geometry::new(wish, 1 << 50).expect("it was checked with the configuration");
-    Assembled::scratch_bytes(&geometry)
-}
-
-fn wish_of(array: &appliance::Array, block_size: corebay_conf::BlockSize) -> Wish {
-    Wish {
-        strip_bytes: u32::try_from(array.strip.bytes()).unwrap_or(u32::MAX),
-        consistency: array.consistency,
-        ..Wish::new(array.level, array.members.len(), block_size)
-    }
+/// The arrays that a configuration comes to.
+pub struct Opened {
+    /// Those that are there.
+    pub arrays: Vec<Arc<ArrayMedium>>,
+    /// Those that were made while the appliance ran, are not exported, and cannot be had; and why.
+    pub absent: Vec<(String, String)>,
+    /// The memory for more.
+    pub reserve: Reserve,
 }
 
 /// Finds the arrays of a configuration, or makes them, by a reactor that ends with it. `disk` gives the
@@ -252,56 +393,97 @@ pub fn open(
     appliance: &Appliance,
     memory: ArrayMemory,
     disk: impl Fn(appliance::DiskId) -> Option<PlainMedium>,
-) -> Result<Vec<Arc<ArrayMedium>>, Failure> {
-    let ArrayMemory {
-        mut scratch,
-        finding,
-    } = memory;
-    let Some(finding) = finding else {
-        return Ok(Vec::new());
+) -> Result<Opened, Failure> {
+    let mut opened = Opened {
+        arrays: Vec::new(),
+        absent: Vec::new(),
+        reserve: memory.reserve,
     };
-    let pool = BufferPool::new(finding, SCRATCH_WAITERS);
-    let mut arrays = Vec::new();
+    if appliance.arrays().is_empty() {
+        return Ok(opened);
+    }
+    let memory_failure =
+        || Failure::new("no memory is left for the arrays", "raise reactor.memory");
+    let finding = opened.reserve.take(memory.finding_bytes, 1);
+    let finding = finding.and_then(|mut taken| taken.pop());
+    let pool = BufferPool::new(finding.ok_or_else(memory_failure)?, SCRATCH_WAITERS);
     for array in appliance.arrays() {
         let named = |id: &appliance::DiskId| {
             let name = appliance.disk(*id).name.clone();
             (name, disk(*id))
         };
+        let plan = ArrayPlan::of(array);
+        let cores = appliance.reactor().cores.len();
+        let scratch = opened.reserve.take(plan.scratch_bytes(), cores);
+        let scratch = scratch.ok_or_else(memory_failure)?;
         let finding = Finding {
-            array: array.clone(),
+            plan,
             members: array.members.iter().map(named).collect(),
             spares: array.spares.iter().map(named).collect(),
         };
-        let scratch = scratch.pop_front().unwrap_or_default();
-        let found = finding.find(&pool)?;
-        arrays.push(Arc::new(found.into_medium(array, scratch)));
+        let (plan, own) = (finding.plan.clone(), pool.clone());
+        let found = run_here(&pool, |devices| async move {
+            finding.find(&devices, &own).await
+        });
+        let exported = is_exported(appliance, &array.name);
+        match found {
+            Ok(found) => opened
+                .arrays
+                .push(Arc::new(found.into_medium(&plan, scratch))),
+            Err(failure) if array.kept.is_some() && !exported => {
+                warn!("{failure}");
+                opened.absent.push((plan.name, failure.to_string()));
+                scratch.into_iter().for_each(|r| opened.reserve.give(r));
+            }
+            Err(failure) => return Err(failure),
+        }
     }
-    Ok(arrays)
+    if let Ok(region) = pool.reclaim() {
+        opened.reserve.give(region);
+    }
+    Ok(opened)
+}
+
+/// True where a namespace names the array.
+pub fn is_exported(appliance: &Appliance, name: &str) -> bool {
+    let subsystems = appliance.subsystems().iter();
+    subsystems
+        .flat_map(|subsystem| &subsystem.namespaces)
+        .any(|namespace| match namespace.store {
+            appliance::Store::Array(id) => appliance.array(id).name == name,
+            _ => false,
+        })
 }
 
 /// An array that is looked for.
-struct Finding {
-    array: appliance::Array,
-    members: Vec<(String, Option<PlainMedium>)>,
-    spares: Vec<(String, Option<PlainMedium>)>,
+pub struct Finding {
+    /// What it is to be.
+    pub plan: ArrayPlan,
+    /// Its members, as far as they could be opened.
+    pub members: Vec<(String, Option<PlainMedium>)>,
+    /// Its spares.
+    pub spares: Vec<(String, Option<PlainMedium>)>,
 }
 
 /// An array that was found.
-struct Found {
+pub struct Found {
     assembled: Assembled,
     tending: Tending,
 }
 
 impl Found {
-    fn into_medium(self, array: &appliance::Array, scratch: Vec<Region>) -> ArrayMedium {
-        let mib = |size: corebay_conf::Size| u32::try_from(size.bytes() >> 20).unwrap_or(u32::MAX);
+    /// To be opened with this memory, a region for each core.
+    pub fn into_medium(self, plan: &ArrayPlan, scratch: Vec<Region>) -> ArrayMedium {
         ArrayMedium {
-            name: array.name.clone(),
-            assembled: self.assembled,
-            pace: Pace {
-                floor_mib_s: mib(array.rebuild_floor),
-                ceiling_mib_s: array.rebuild_ceiling.map_or(0, mib),
-            },
+            name: plan.name.clone(),
+            pace: plan.pace,
+            scrub_every: plan.scrub,
+            scrubbed_at: AtomicU64::new(0),
+            kept: AtomicBool::new(plan.uuid.is_some()),
+            ending: AtomicBool::new(false),
+            tenders: AtomicUsize::new(0),
+            trouble: Mutex::new(None),
+            assembled: Mutex::new(self.assembled),
             tending: Mutex::new(self.tending),
             scratch: Mutex::new(scratch.into_iter().map(Some).collect()),
         }
@@ -319,34 +501,69 @@ impl Finding {
         there.collect()
     }
 
-    fn find(&self, pool: &BufferPool) -> Result<Found, Failure> {
+    /// Finds it, or makes it where that is wanted.
+    ///
+    /// # Errors
+    /// Where there is none, or it is not what is wanted.
+    pub async fn find(&self, devices: &Devices, pool: &BufferPool) -> Result<Found, Failure> {
         let there = self.there();
-        match self.assemble(&there, pool)? {
+        match self.assemble(&there, devices, pool).await? {
             Ok(found) => self.look(found, &there),
-            Err(AssembleError::NoMember) if self.array.create => {
-                self.make(&there, pool)?;
-                let again = self.assemble(&there, pool)?;
-                let found = again.map_err(|error| self.cannot(&error, &there))?;
-                self.look(found, &there)
+            Err(AssembleError::NoMember) if self.plan.create => {
+                self.make(devices, pool).await?;
+                let again = self.assemble(&there, devices, pool).await?;
+                match again {
+                    Ok(found) => self.look(found, &there),
+                    Err(error) => Err(self.cannot(&error, &there, devices, pool).await),
+                }
             }
-            Err(error) => Err(self.cannot(&error, &there)),
+            Err(error) => Err(self.cannot(&error, &there, devices, pool).await),
         }
     }
 
-    fn cannot(&self, error: &AssembleError, there: &[Named]) -> Failure {
-        let name = &self.array.name;
+    /// Makes it, and finds it.
+    ///
+    /// # Errors
+    /// Where a disk is not free, or does not fit.
+    pub async fn make_new(&self, devices: &Devices, pool: &BufferPool) -> Result<Found, Failure> {
+        let uuid = self.make(devices, pool).await?;
+        let there = self.there();
+        let disks = open_all(devices, &there)?;
+        let assembled = assemble(disks, Some(uuid), &devices.reactor, pool).await;
+        match assembled {
+            Ok(Assembly { array, report, .. }) => {
+                self.look((array.assembled().clone(), report), &there)
+            }
+            Err(error) => Err(self.cannot(&error, &there, devices, pool).await),
+        }
+    }
+
+    async fn cannot(
+        &self,
+        error: &AssembleError,
+        there: &[Named],
+        devices: &Devices,
+        pool: &BufferPool,
+    ) -> Failure {
+        let name = &self.plan.name;
         let help = match error {
-            AssembleError::NoMember => format!(
-                "no disk of it carries its superblock; to make it of blank disks say create = true \
-                 in [[array]] \"{name}\""
-            ),
+            AssembleError::NoMember => {
+                let refused = self.refusals(there, devices, pool).await;
+                match refused.is_empty() {
+                    true => format!(
+                        "no disk of it carries its superblock; to make it of blank disks say create \
+                         = true in [[array]] \"{name}\", or `corebay array create`"
+                    ),
+                    false => refused.join("; "),
+                }
+            }
             AssembleError::TooFew { .. } => {
                 let missing = self.members.iter().filter(|(_, medium)| medium.is_none());
-                let missing: Vec<&str> = missing.map(|(name, _)| name.as_str()).collect();
-                match missing.is_empty() {
-                    true => "look at the log above for the disks that were refused".to_owned(),
-                    false => format!("could not be opened: {}", missing.join(", ")),
-                }
+                let missing: Vec<String> = missing
+                    .map(|(name, _)| format!("disk \"{name}\": it could not be opened"))
+                    .chain(self.refusals(there, devices, pool).await)
+                    .collect();
+                missing.join("; ")
             }
             AssembleError::NoMemory => "raise reactor.memory".to_owned(),
             _ => {
@@ -360,22 +577,49 @@ impl Finding {
         Failure::new(format!("array \"{name}\": {error}"), help)
     }
 
-    fn assemble(
-        &self,
-        there: &[Named],
-        pool: &BufferPool,
-    ) -> Result<Result<(Assembled, Report), AssembleError>, Failure> {
-        let (media, own) = (media(there), pool.clone());
-        run_here(pool, move |devices| async move {
-            let disks = open_all(&devices, &media)?;
-            let found = assemble(disks, None, &devices.reactor, &own).await;
-            Ok(found.map(|Assembly { array, report, .. }| (array.assembled().clone(), report)))
-        })
+    /// Why disks are no members, and which are stale.
+    async fn refusals(&self, there: &[Named], devices: &Devices, pool: &BufferPool) -> Vec<String> {
+        let Ok(disks) = open_all(devices, there) else {
+            return Vec::new();
+        };
+        let mut said = Vec::new();
+        let mut newest = 0;
+        let mut found = Vec::new();
+        for (disk, Named { name, .. }) in disks.iter().zip(there) {
+            match examine(disk, pool).await {
+                Ok(superblock) => {
+                    newest = newest.max(superblock.state.generation);
+                    found.push((name, superblock.state.generation));
+                }
+                Err(Refusal::Superblock(BadSuperblock::Absent)) => {}
+                Err(refusal) => said.push(format!("disk \"{name}\": {refusal}")),
+            }
+        }
+        let stale = found.iter().filter(|(_, generation)| *generation < newest);
+        said.extend(stale.map(|(name, generation)| {
+            format!("disk \"{name}\": it is of state {generation}, the array is at {newest}")
+        }));
+        said
     }
 
-    /// Makes the array of its members, which are all there and blank.
-    fn make(&self, there: &[Named], pool: &BufferPool) -> Result<(), Failure> {
-        let name = &self.array.name;
+    async fn assemble(
+        &self,
+        there: &[Named],
+        devices: &Devices,
+        pool: &BufferPool,
+    ) -> Result<Result<(Assembled, Report), AssembleError>, Failure> {
+        let (disks, uuid) = (open_all(devices, there)?, self.plan.uuid);
+        let reactor = &devices.reactor;
+        let found = match self.plan.lose.contains(&self.plan.name) {
+            true => assemble_with_stale(disks, uuid, reactor, pool).await,
+            false => assemble(disks, uuid, reactor, pool).await,
+        };
+        Ok(found.map(|Assembly { array, report, .. }| (array.assembled().clone(), report)))
+    }
+
+    /// Makes the array of its members, which are all there and blank, or may lose what they hold.
+    async fn make(&self, devices: &Devices, pool: &BufferPool) -> Result<Uuid, Failure> {
+        let name = &self.plan.name;
         if let Some((missing, _)) = self.members.iter().find(|(_, medium)| medium.is_none()) {
             return Err(Failure::new(
                 format!(
@@ -384,40 +628,45 @@ impl Finding {
                 "all members have to be there when an array is made",
             ));
         }
+        let there = self.there();
         let members = &there[..self.members.len()];
-        let wish = wish_of(&self.array, members[0].medium.info().block_size);
-        let (media, own, label) = (media(members), pool.clone(), name.clone());
-        let made = run_here(pool, move |devices| async move {
-            let disks = open_all(&devices, &media)?;
-            let mut rng = random();
-            Ok(create(&disks, wish, &label, &[], &mut rng, &own).await)
-        })?;
-        let uuid = made.map_err(|error| {
-            let what = match error {
-                CreateError::Occupied { member, by } => {
-                    format!("the disk \"{}\" is not free: {by}", members[member].name)
-                }
-                CreateError::Member { member, error } => {
-                    format!("the disk \"{}\": {error}", members[member].name)
-                }
-                CreateError::BlockSize { member, size } => {
-                    format!(
-                        "the disk \"{}\" has blocks of {size} bytes",
-                        members[member].name
-                    )
-                }
-                other => other.to_string(),
-            };
-            let help = match error {
-                CreateError::Occupied { .. } => {
-                    "nothing was written; name another disk, or clear this one yourself"
-                }
-                _ => "",
-            };
-            Failure::new(format!("array \"{name}\" cannot be made: {what}"), help)
-        })?;
-        info!(array = name, %uuid, level = %self.array.level, "made");
-        Ok(())
+        let wish = self.plan.wish(members[0].medium.info().block_size);
+        let lose = members
+            .iter()
+            .map(|disk| self.plan.lose.contains(&disk.name));
+        let (disks, lose) = (open_all(devices, members)?, lose.collect::<Vec<_>>());
+        let made = create(&disks, wish, name, &lose, &mut random(), pool).await;
+        let uuid = made.map_err(|error| self.cannot_make(&error, members))?;
+        info!(array = name, %uuid, level = %self.plan.level, "made");
+        Ok(uuid)
+    }
+
+    fn cannot_make(&self, error: &CreateError, members: &[Named]) -> Failure {
+        let named = |member: &usize| &members[*member].name;
+        let what = match error {
+            CreateError::Occupied { member, by } => {
+                format!("the disk \"{}\" is not free: {by}", named(member))
+            }
+            CreateError::Member { member, error } => {
+                format!("the disk \"{}\": {error}", named(member))
+            }
+            CreateError::BlockSize { member, size } => {
+                format!("the disk \"{}\" has blocks of {size} bytes", named(member))
+            }
+            other => other.to_string(),
+        };
+        let help = match error {
+            CreateError::Occupied { member, .. } => format!(
+                "nothing was written; name another disk, or, to lose what it holds, use `corebay \
+                 array create ... --lose {}`",
+                named(member)
+            ),
+            _ => String::new(),
+        };
+        Failure::new(
+            format!("array \"{}\" cannot be made: {what}", self.plan.name),
+            help,
+        )
     }
 
     /// Says what is worth saying of an array that was found, and refuses another than is configured.
@@ -426,16 +675,16 @@ impl Finding {
         (assembled, report): (Assembled, Report),
         there: &[Named],
     ) -> Result<Found, Failure> {
-        let (name, geometry) = (&self.array.name, assembled.geometry());
-        let has = geometry.wish();
-        if (has.level, has.roles) != (self.array.level, self.array.members.len()) {
+        let (name, geometry) = (&self.plan.name, assembled.geometry());
+        let (has, plan) = (geometry.wish(), &self.plan);
+        // Legs come and go while the appliance runs, and what members say of that counts.
+        let is_mirror = has.level == Level::Mirrored;
+        let same_roles = has.roles == plan.roles || is_mirror;
+        if !plan.as_found && (has.level != plan.level || !same_roles) {
             return Err(Failure::new(
                 format!(
                     "array \"{name}\": the disks are {} of {} members, the configuration says {} of {}",
-                    has.level,
-                    has.roles,
-                    self.array.level,
-                    self.array.members.len()
+                    has.level, has.roles, plan.level, plan.roles
                 ),
                 "write in [[array]] what the disks are",
             ));
@@ -495,14 +744,14 @@ impl Finding {
 
     /// What an array was made with stays.
     fn say_what_is_kept(&self, has: &Wish) {
-        let name = &self.array.name;
-        if u64::from(has.strip_bytes) != self.array.strip.bytes() {
+        let name = &self.plan.name;
+        if u64::from(has.strip_bytes) != u64::from(self.plan.strip_bytes) {
             warn!(
                 "array \"{name}\" has strips of {} bytes: what it was made with stays",
                 has.strip_bytes
             );
         }
-        if has.consistency != self.array.consistency {
+        if has.consistency != self.plan.consistency {
             let word = match has.consistency {
                 Consistency::Journal => "journal",
                 Consistency::DirtyRegions => "resync",
@@ -512,7 +761,7 @@ impl Finding {
     }
 
     fn refused(&self, tending: &mut Tending, disk: &Named, refusal: Refusal) {
-        let name = &self.array.name;
+        let name = &self.plan.name;
         let is_spare = self.spares.iter().any(|(spare, _)| *spare == disk.name);
         match refusal {
             Refusal::Superblock(BadSuperblock::Absent) if is_spare => {
@@ -542,15 +791,9 @@ impl Finding {
     }
 }
 
-fn media(disks: &[Named]) -> Vec<PlainMedium> {
-    disks.iter().map(|disk| disk.medium.clone()).collect()
-}
-
-fn open_all(
-    devices: &Devices,
-    media: &[PlainMedium],
-) -> Result<Vec<super::environment::PlainDisk>, Failure> {
-    let opened = media.iter().map(|medium| devices.open(medium));
+/// Opens a core's way to all these disks.
+pub fn open_all(devices: &Devices, disks: &[Named]) -> Result<Vec<PlainDisk>, Failure> {
+    let opened = disks.iter().map(|disk| devices.open(&disk.medium));
     opened
         .collect::<Result<_, _>>()
         .map_err(|error| Failure::new(format!("cannot open a member of an array: {error}"), ""))

@@ -97,6 +97,20 @@ impl RpcError {
         }
     }
 
+    /// A disk could not be opened.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self {
+            code: -32006,
+            message,
+        }
+    }
+
+    /// True where a disk could not be opened.
+    pub fn is_unavailable(&self) -> bool {
+        self.code == -32006
+    }
+
     fn of(code: i32, message: &str) -> Self {
         Self {
             code,

@@ -4,6 +4,7 @@
 use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc};
 
 use corebay_core::{
+    arena::Region,
     buffer::Buffer,
     disk::{
         Disk, DiskError, DiskInfo, Durability, Space,
@@ -32,6 +33,7 @@ use crate::cli::Failure;
 
 use super::{
     arrays::ArrayMedium,
+    door::Door,
     drives::NvmeMedium,
     keeper::Keeper,
     pools::{Home, VolumeMedium},
@@ -70,7 +72,7 @@ pub enum AnyDisk {
 /// One core's way to what a pool may lie on.
 pub enum Floor {
     Plain(PlainDisk),
-    Array(Rc<Array<PlainDisk>>),
+    Array(Rc<Door>),
 }
 
 /// One core's way to a disk that consists of no others.
@@ -86,7 +88,7 @@ impl Medium {
     pub fn info(&self) -> DiskInfo {
         match self {
             Self::Plain(medium) => medium.info(),
-            Self::Array(array) => array.assembled.info(),
+            Self::Array(array) => array.assembled().info(),
             Self::Volume(volume) => volume.handle.info(),
         }
     }
@@ -337,8 +339,6 @@ impl Devices {
     }
 }
 
-type CoreArray = Rc<Array<PlainDisk>>;
-
 /// A core's way to a pool, and the pool's identity.
 pub type CorePool = ([u8; 16], Rc<PoolCore<Floor>>);
 
@@ -351,7 +351,7 @@ pub struct MachineEnvironment {
     /// The core's way to the state file.
     pub keeper: Keeper,
     /// The arrays that are open here: each once, whoever uses it.
-    pub arrays: RefCell<Vec<(Arc<ArrayMedium>, CoreArray)>>,
+    pub arrays: RefCell<Vec<(Arc<ArrayMedium>, Rc<Door>)>>,
     /// The core's ways to pools, by the pools' identities.
     pub pool_cores: RefCell<Vec<CorePool>>,
     /// The pools, on their home core.
@@ -368,10 +368,9 @@ impl MachineEnvironment {
     ///
     /// # Errors
     /// Where there is no memory for it, or no way to a member.
-    pub fn open_array(&self, medium: &Arc<ArrayMedium>) -> Result<CoreArray, DiskError> {
-        let mut open = self.arrays.borrow_mut();
-        if let Some((_, array)) = open.iter().find(|(known, _)| Arc::ptr_eq(known, medium)) {
-            return Ok(array.clone());
+    pub fn open_array(&self, medium: &Arc<ArrayMedium>) -> Result<Rc<Door>, DiskError> {
+        if let Some(door) = self.door(medium) {
+            return Ok(door);
         }
         let reactor = &self.devices.reactor;
         let members = medium.members().into_iter();
@@ -380,9 +379,34 @@ impl MachineEnvironment {
         let scratch = medium
             .take_scratch(reactor.core())
             .ok_or(DiskError::NoSpace)?;
-        let array = Rc::new(Array::open(&medium.assembled, members, reactor, &scratch)?);
-        open.push((medium.clone(), array.clone()));
-        Ok(array)
+        let array = Array::open(&medium.assembled(), members, reactor, &scratch)?;
+        let door = Rc::new(Door::new(array, scratch));
+        self.arrays
+            .borrow_mut()
+            .push((medium.clone(), door.clone()));
+        Ok(door)
+    }
+
+    /// This core's way to an array, where it is open.
+    pub fn door(&self, medium: &Arc<ArrayMedium>) -> Option<Rc<Door>> {
+        let open = self.arrays.borrow();
+        let known = open.iter().find(|(known, _)| Arc::ptr_eq(known, medium));
+        known.map(|(_, door)| door.clone())
+    }
+
+    /// The array behind the door.
+    pub fn array(&self, medium: &Arc<ArrayMedium>) -> Option<Rc<Array<PlainDisk>>> {
+        self.door(medium)?.array()
+    }
+
+    /// Closes this core's way to an array, behind a door that was shut; its memory, where nobody holds
+    /// it any more.
+    pub fn close_array(&self, medium: &Arc<ArrayMedium>) -> Option<Region> {
+        let door = self.door(medium)?;
+        self.arrays
+            .borrow_mut()
+            .retain(|(known, _)| !Arc::ptr_eq(known, medium));
+        door.close()
     }
 
     /// Opens this core's way to what a pool lies on.

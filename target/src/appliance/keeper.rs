@@ -13,7 +13,7 @@ use corebay_core::{sync::Oneshot, units::CoreId};
 use corebay_target::{environment::NotKept, feature::FeatureChange, subsystem::Subsystem};
 use slab::Slab;
 
-use super::{control::ControlRequest, drives::Returned, environment::Medium};
+use super::{control::ControlRequest, drives::Returned, environment::Medium, run::Main};
 
 /// What the main thread waits for.
 pub enum Event {
@@ -25,7 +25,12 @@ pub enum Event {
     Control(ControlRequest),
     /// A drive that was lost is there again.
     DriveReturned(Box<Returned>),
+    /// Something that a core has begun goes on.
+    Then(Then),
 }
+
+/// What is done by the main thread.
+pub type Then = Box<dyn FnOnce(&mut Main) + Send>;
 
 /// What a core asks for.
 pub enum Keep {
@@ -96,6 +101,11 @@ impl Keeper {
             return Err(NotKept);
         }
         answer.receive().await
+    }
+
+    /// The main thread does this when it comes to it. Where it has ended, nothing does.
+    pub fn then(&self, action: impl FnOnce(&mut Main) + Send + 'static) {
+        let _ = self.events.send(Event::Then(Box::new(action)));
     }
 
     /// The main thread answers a request.

@@ -31,7 +31,9 @@ use super::{
     drives::{Drives, Returned},
     environment::{Medium, PlainMedium},
     keeper::Event,
+    kept,
     pools::{self, AtStart, PoolBook, PoolMemory},
+    reserve::Reserve,
     state::State,
 };
 use crate::cli::Failure;
@@ -53,10 +55,16 @@ pub struct Media {
     open: Vec<(DiskKey, PlainMedium)>,
     /// Members of arrays that could not be opened, by name, and why.
     missing: BTreeMap<String, String>,
-    /// In the order of the configuration.
+    /// In the order of the configuration, then as they were made.
     arrays: Vec<Arc<ArrayMedium>>,
     /// What is known of the pools.
     pub pools: PoolBook,
+    /// Arrays that were made while the appliance ran and cannot be had now, and why.
+    absent: Vec<(String, String)>,
+    /// Disks that something is being made of.
+    claimed: BTreeSet<String>,
+    /// The memory for more arrays.
+    pub reserve: Reserve,
     drives: Drives,
 }
 
@@ -123,6 +131,34 @@ impl Media {
         &self.arrays
     }
 
+    /// An array was made.
+    pub fn add_array(&mut self, array: Arc<ArrayMedium>) {
+        self.absent.retain(|(name, _)| *name != array.name);
+        self.arrays.push(array);
+    }
+
+    /// An array was closed.
+    pub fn remove_array(&mut self, array: &Arc<ArrayMedium>) {
+        self.arrays.retain(|known| !Arc::ptr_eq(known, array));
+    }
+
+    /// Arrays that were made while the appliance ran and cannot be had, and why.
+    pub fn absent(&self) -> &[(String, String)] {
+        &self.absent
+    }
+
+    /// Forgets an array that cannot be had; true where it was known.
+    pub fn forget_absent(&mut self, name: &str) -> bool {
+        let before = self.absent.len();
+        self.absent.retain(|(known, _)| known != name);
+        self.absent.len() < before
+    }
+
+    /// Disks, or a name, that something is being made of.
+    pub fn claimed(&mut self) -> &mut BTreeSet<String> {
+        &mut self.claimed
+    }
+
     /// The disk of this name, opened now where it could not be opened before.
     pub fn disk(
         &mut self,
@@ -152,13 +188,17 @@ impl Media {
         known.map(|(_, medium)| medium.clone())
     }
 
+    /// The array of this name.
+    pub fn array(&self, name: &str) -> Option<&Arc<ArrayMedium>> {
+        self.arrays.iter().find(|array| array.name == name)
+    }
+
     /// A disk or an array, where it is open; not a volume, which only its pool's home core knows.
     pub fn medium(&self, appliance: &Appliance, store: Store) -> Option<Medium> {
         match store {
             Store::Disk(disk) => self.plain(appliance.disk(disk)).map(Medium::Plain),
             Store::Array(array) => {
-                let name = &appliance.array(array).name;
-                let known = self.arrays.iter().find(|array| array.name == *name);
+                let known = self.array(&appliance.array(array).name);
                 known.cloned().map(Medium::Array)
             }
             Store::Volume(_) => None,
@@ -256,10 +296,17 @@ pub fn open(
         missing: BTreeMap::new(),
         arrays: Vec::new(),
         pools: PoolBook::default(),
+        absent: Vec::new(),
+        claimed: BTreeSet::new(),
+        reserve: Reserve::default(),
         drives,
     };
     media.open(appliance, state)?;
-    media.arrays = arrays::open(appliance, memory, |disk| media.plain(appliance.disk(disk)))?;
+    let opened = arrays::open(appliance, memory, |disk| media.plain(appliance.disk(disk)))?;
+    (media.arrays, media.absent, media.reserve) = (opened.arrays, opened.absent, opened.reserve);
+    for array in &media.arrays {
+        kept::begin(array, state);
+    }
     let registry = Registry::default();
     registry.set_health(state.health());
     let mut namespaces = Vec::new();

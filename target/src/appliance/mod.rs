@@ -4,15 +4,20 @@
 mod announce;
 mod arrays;
 mod control;
+mod door;
 mod drives;
 mod environment;
 mod health;
 mod keeper;
+mod kept;
 mod lease;
+mod manage;
 mod media;
 mod operate;
 mod pools;
 mod reload;
+mod reserve;
+mod reshape;
 mod returns;
 mod run;
 mod state;
@@ -23,6 +28,7 @@ use std::path::Path;
 use corebay_conf::Appliance;
 
 pub use health::as_json as health_as_json;
+pub use kept::ThisMachine;
 pub use lease::Lease;
 pub use pools::check_offline as check_pool;
 pub use returns::Opener;

@@ -1,6 +1,6 @@
 //! What the control socket's methods do. On the main thread.
 
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, PoisonError, atomic::Ordering, mpsc};
 
 use corebay_conf::{Appliance, appliance::Store};
 use corebay_core::units::Time;
@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::{
     arrays::{ArrayMedium, Named, Order, Sweep, SweepKind},
     control::{Reply, RpcError},
+    kept::{Made, unix_seconds},
     media::Media,
     state::State,
 };
@@ -37,15 +38,15 @@ pub fn operate(
             ))
         }
         "array.list" => {
-            let arrays: Vec<_> = media
-                .arrays()
-                .iter()
-                .map(|array| describe(array, now))
-                .collect();
-            Reply::Now(Ok(json!(arrays)))
+            let arrays = media.arrays().iter().map(|array| describe(array, now));
+            let absent = media.absent().iter().map(
+                |(name, why)| json!({ "name": name, "state": "absent", "trouble": why, "sweep": null }),
+            );
+            Reply::Now(Ok(Value::Array(arrays.chain(absent).collect())))
         }
         "array.status" => Reply::Now(array(media, params).map(|array| describe(&array, now))),
-        "array.scrub" | "array.fail" | "array.replace" => {
+        "array.scrub" | "array.fail" | "array.replace" | "array.add" | "array.remove"
+        | "array.grow" => {
             let order = order(appliance, media, state, (&method, params));
             order.unwrap_or_else(|error| Reply::Now(Err(error)))
         }
@@ -62,12 +63,24 @@ pub fn operate(
     }
 }
 
-fn text<'p>(params: &'p Value, key: &str) -> Result<&'p str, RpcError> {
+pub fn text<'p>(params: &'p Value, key: &str) -> Result<&'p str, RpcError> {
     let text = params.get(key).and_then(Value::as_str);
     text.ok_or_else(|| RpcError::params(format!("`{key}` is missing, or no text")))
 }
 
-fn array(media: &Media, params: &Value) -> Result<Arc<ArrayMedium>, RpcError> {
+/// A list of names; none where the key is absent.
+pub fn names(params: &Value, key: &str) -> Result<Vec<String>, RpcError> {
+    let Some(list) = params.get(key).filter(|value| !value.is_null()) else {
+        return Ok(Vec::new());
+    };
+    let wrong = || RpcError::params(format!("`{key}` is no list of names"));
+    let list = list.as_array().ok_or_else(wrong)?;
+    let name = |name: &Value| name.as_str().map(str::to_owned).ok_or_else(wrong);
+    list.iter().map(name).collect()
+}
+
+/// The array that is named.
+pub fn array(media: &Media, params: &Value) -> Result<Arc<ArrayMedium>, RpcError> {
     let name = text(params, "array")?;
     let known = media.arrays().iter().find(|array| array.name == name);
     known
@@ -78,7 +91,7 @@ fn array(media: &Media, params: &Value) -> Result<Arc<ArrayMedium>, RpcError> {
 /// A role by its number or its disk.
 fn role(array: &ArrayMedium, params: &Value) -> Result<usize, RpcError> {
     let member = text(params, "member")?;
-    let roles = array.assembled.geometry().roles();
+    let roles = array.assembled().geometry().roles();
     if let Some(role) = member.parse::<usize>().ok().filter(|role| *role < roles) {
         return Ok(role);
     }
@@ -102,14 +115,31 @@ fn order(
     let array = array(media, params)?;
     let order = match method {
         "array.scrub" => Order::Scrub,
+        "array.grow" => Order::Grow,
         "array.fail" => {
             let role = role(&array, params)?;
             Order::Fail { role }
         }
+        "array.remove" => {
+            let mut tending = array.tending();
+            let member = text(params, "member")?;
+            if let Some(place) = tending.spares.iter().position(|s| s.name == member) {
+                tending.spares.remove(place);
+                drop(tending);
+                return kept_as_it_is(&array, state).map(Reply::Now);
+            }
+            drop(tending);
+            let role = role(&array, params)?;
+            Order::Remove { role }
+        }
+        "array.add" => {
+            let (by, lose) = new_member(appliance, media, state, params)?;
+            Order::Add { by, lose }
+        }
         _ => {
             let role = role(&array, params)?;
-            let by = free_disk(appliance, media, state, params)?;
-            Order::Replace { role, by }
+            let (by, lose) = new_member(appliance, media, state, params)?;
+            Order::Replace { role, by, lose }
         }
     };
     let (answer, outcome) = mpsc::channel();
@@ -117,14 +147,45 @@ fn order(
     Ok(Reply::Order(outcome))
 }
 
-/// A disk that nobody uses.
-fn free_disk(
+/// What has changed of an array that was made while the appliance ran is kept.
+fn kept_as_it_is(
+    array: &Arc<ArrayMedium>,
+    state: &mut State,
+) -> Result<Result<Value, RpcError>, RpcError> {
+    if array.kept.load(Ordering::SeqCst) {
+        state.keep_array(&array.name, Made::of(array));
+    }
+    let saved = state.save().map(|()| json!({}));
+    Ok(saved.map_err(|failure| RpcError::refused(failure.to_string())))
+}
+
+/// A disk that nobody uses, and whether what it holds may be lost.
+fn new_member(
     appliance: &Appliance,
     media: &mut Media,
     state: &mut State,
     params: &Value,
+) -> Result<(Named, bool), RpcError> {
+    let (name, lose) = (text(params, "disk")?, names(params, "lose")?);
+    if let Some(other) = lose.iter().find(|other| *other != name) {
+        let message = format!("\"{other}\" is to be lost, and only \"{name}\" would be");
+        return Err(RpcError::params(message));
+    }
+    let disk = free(appliance, media, state, name)?;
+    Ok((disk, !lose.is_empty()))
+}
+
+/// A disk that nobody uses.
+pub fn free(
+    appliance: &Appliance,
+    media: &mut Media,
+    state: &mut State,
+    name: &str,
 ) -> Result<Named, RpcError> {
-    let name = text(params, "disk")?;
+    if media.claimed().contains(name) {
+        let message = format!("an array is being made of the disk \"{name}\"");
+        return Err(RpcError::refused(message));
+    }
     let exported = appliance
         .subsystems()
         .iter()
@@ -145,7 +206,15 @@ fn free_disk(
     }
     for array in media.arrays() {
         let members = array.members();
-        let state = array.assembled.state();
+        let state = array.assembled().state();
+        let is_spare = |spare: &Named| spare.name == name;
+        if array.tending().spares.iter().any(is_spare) {
+            let message = format!(
+                "the disk \"{name}\" is a spare of the array \"{}\"",
+                array.name
+            );
+            return Err(RpcError::refused(message));
+        }
         let active = members.iter().zip(&state.roles).any(|(member, record)| {
             record.state != RoleState::Failed
                 && member.as_ref().is_some_and(|member| member.name == name)
@@ -158,8 +227,14 @@ fn free_disk(
             return Err(RpcError::refused(message));
         }
     }
+    if !appliance.disks().iter().any(|disk| disk.name == name) {
+        return Err(RpcError::params(format!(
+            "there is no disk named \"{name}\": add a [[disk]] of this name to the configuration, and \
+             reload it (SIGHUP)"
+        )));
+    }
     let medium = media.disk(appliance, name, state);
-    let medium = medium.map_err(|failure| RpcError::refused(failure.to_string()))?;
+    let medium = medium.map_err(|failure| RpcError::unavailable(failure.to_string()))?;
     Ok(Named {
         name: name.to_owned(),
         medium,
@@ -173,26 +248,25 @@ fn spare(
     params: &Value,
 ) -> Result<Value, RpcError> {
     let array = array(media, params)?;
-    let disk = free_disk(appliance, media, state, params)?;
-    let mut others = media.arrays().iter();
-    if others.any(|array| {
-        array
-            .tending()
-            .spares
-            .iter()
-            .any(|spare| spare.name == disk.name)
-    }) {
+    let name = text(params, "disk")?;
+    let disk = free(appliance, media, state, name)?;
+    let geometry = array.assembled().geometry();
+    let (info, needs) = (disk.medium.info(), geometry.member_bytes());
+    if info.block_size != geometry.block_size() || info.bytes() < needs {
         return Err(RpcError::refused(format!(
-            "the disk \"{}\" is a spare already",
-            disk.name
+            "the disk \"{name}\" has {} bytes in blocks of {}, a member needs {needs} in blocks of {}",
+            info.bytes(),
+            info.block_size,
+            geometry.block_size()
         )));
     }
     array.tending().spares.push(disk);
-    Ok(json!({}))
+    kept_as_it_is(&array, state)?
 }
 
 fn describe(array: &ArrayMedium, now: Time) -> Value {
-    let (assembled, state) = (&array.assembled, array.assembled.state());
+    let assembled = array.assembled();
+    let state = assembled.state();
     let (geometry, info, counters) = (assembled.geometry(), assembled.info(), assembled.counters());
     let members = array.members().into_iter().zip(&state.roles).enumerate().map(|(role, (disk, record))| {
         let word = match record.state {
@@ -220,15 +294,22 @@ fn describe(array: &ArrayMedium, now: Time) -> Value {
         .map(|(disk, why)| json!({ "disk": disk.name, "why": why }))
         .collect();
     let scrubbed = tending.scrubbed.as_ref().map(|last| {
-        let ago = now.since(last.at).as_secs();
+        let ago = unix_seconds().saturating_sub(last.at_unix);
+        let seconds = last.seconds;
         match &last.outcome {
             Ok(found) => json!({
-                "seconds_ago": ago, "mismatches": found.mismatch_count,
+                "seconds_ago": ago, "seconds": seconds, "mismatches": found.mismatch_count,
                 "mismatched_stripes": found.mismatches, "lost_stripes": found.lost,
             }),
-            Err(why) => json!({ "seconds_ago": ago, "error": why }),
+            Err(why) => json!({ "seconds_ago": ago, "seconds": seconds, "error": why }),
         }
     });
+    let next = array.scrub_every.map(|every| {
+        let due = array.scrubbed_at.load(Ordering::Relaxed) + every.as_secs();
+        due.saturating_sub(unix_seconds())
+    });
+    let trouble = array.trouble.lock();
+    let trouble = trouble.unwrap_or_else(PoisonError::into_inner).clone();
     json!({
         "name": array.name,
         "uuid": assembled.uuid().to_string(),
@@ -246,6 +327,10 @@ fn describe(array: &ArrayMedium, now: Time) -> Value {
         "refused": refused,
         "sweep": tending.sweep.as_ref().map(|sweep| progress(array, sweep, now)),
         "scrubbed": scrubbed,
+        "scrub_every_seconds": array.scrub_every.map(|every| every.as_secs()),
+        "scrub_in_seconds": next,
+        "trouble": trouble,
+        "configured": !array.kept.load(Ordering::SeqCst),
         "counters": {
             "reconstructed": counters.reconstructed, "repaired": counters.repaired,
             "failed_members": counters.failed_members, "mismatches": counters.mismatches,
@@ -254,8 +339,9 @@ fn describe(array: &ArrayMedium, now: Time) -> Value {
 }
 
 fn progress(array: &ArrayMedium, sweep: &Sweep, now: Time) -> Value {
-    let (done, total) = array.assembled.progress();
-    let strip = u64::from(array.assembled.geometry().strip_bytes());
+    let assembled = array.assembled();
+    let (done, total) = assembled.progress();
+    let strip = u64::from(assembled.geometry().strip_bytes());
     let done = done.max(sweep.from);
     let millis = u64::try_from(now.since(sweep.since).as_millis())
         .unwrap_or(u64::MAX)
@@ -269,6 +355,7 @@ fn progress(array: &ArrayMedium, sweep: &Sweep, now: Time) -> Value {
         SweepKind::Resync => ("resync", None),
         SweepKind::Rebuild(role) => ("rebuild", Some(role)),
         SweepKind::Scrub => ("scrub", None),
+        SweepKind::Grow => ("grow", None),
     };
     json!({
         "kind": kind,

@@ -3,7 +3,7 @@
 //! Subsystems, namespaces, allowed hosts and referrals change while everything else goes on; hosts
 //! learn of it by asynchronous events. What is fixed for the life of the process (cores, memory,
 //! transport limits, the data folder, the names of a subsystem) is compared, and said to need a
-//! restart; a file with other listeners or arrays is refused.
+//! restart; a file with other listeners is refused, and so is one that does not fit the arrays that run.
 //!
 //! Invariants:
 //! - It is all or nothing. A file with a mistake changes nothing; and before the first change all
@@ -30,6 +30,7 @@ use corebay_target::{
 use tracing::{info, warn};
 
 use super::{
+    arrays::is_exported,
     environment::{MachineEnvironment, Medium},
     media::{self, Media},
     pools,
@@ -69,18 +70,7 @@ pub fn apply(
             "restart corebay, or put the listeners back as they were",
         ));
     }
-    let arrays = |appliance: &Appliance| -> Vec<_> {
-        let arrays = appliance.arrays().iter();
-        arrays
-            .map(|array| (array.name.clone(), array.level))
-            .collect()
-    };
-    if arrays(old) != arrays(new) {
-        return Err(Failure::new(
-            "[[array]] has changed, which takes a restart",
-            "restart corebay, or put the arrays back as they were",
-        ));
-    }
+    running.check_arrays(new)?;
     let pools = |appliance: &Appliance| -> Vec<_> {
         let name = |pool: &corebay_conf::appliance::Pool| {
             (
@@ -166,6 +156,53 @@ fn say_what_needs_a_restart(old: &Appliance, new: &Appliance) {
 type Target = Vec<(Spec, Option<usize>)>;
 
 impl Running<'_> {
+    /// Arrays are made and stopped over the control socket. What the file exports has to be there, and
+    /// what it says of an array that runs has to be true.
+    fn check_arrays(&self, new: &Appliance) -> Result<(), Failure> {
+        for array in new.arrays() {
+            let name = &array.name;
+            let Some(running) = self.media.array(name) else {
+                if is_exported(new, name) {
+                    return Err(Failure::new(
+                        format!("the array \"{name}\" does not run"),
+                        format!(
+                            "`corebay array create` or `corebay array assemble` of this name first, \
+                             or restart corebay; {name} is no array that runs now"
+                        ),
+                    ));
+                }
+                warn!("the array \"{name}\" does not run: it is looked for at the next start");
+                continue;
+            };
+            let geometry = running.assembled().geometry();
+            if geometry.wish().level != array.level {
+                return Err(Failure::new(
+                    format!(
+                        "the array \"{name}\" is {}, the file says {}",
+                        geometry.wish().level,
+                        array.level
+                    ),
+                    "write in [[array]] what it is",
+                ));
+            }
+        }
+        let named = |name: &str| new.arrays().iter().any(|array| array.name == name);
+        let gone = self.media.arrays().iter().find(|array| !named(&array.name));
+        match gone {
+            None => Ok(()),
+            Some(array) => Err(Failure::new(
+                format!(
+                    "the file names the array \"{}\" no more, and it runs",
+                    array.name
+                ),
+                format!(
+                    "`corebay array stop {}` first, or restart corebay",
+                    array.name
+                ),
+            )),
+        }
+    }
+
     /// Does all of a change that can fail, and nothing that anybody sees.
     fn prepare(&mut self, new: &Appliance, state: &mut State) -> Result<Vec<Target>, Failure> {
         self.media.open(new, state)?;
@@ -208,7 +245,7 @@ impl Running<'_> {
         Ok(targets)
     }
 
-    fn stage(&self, key: usize, spec: &Spec) -> Result<(), Failure> {
+    pub fn stage(&self, key: usize, spec: &Spec) -> Result<(), Failure> {
         let spec = spec.clone();
         let nsid = spec.nsid;
         self.ask_each_core(move |core, answer| {
@@ -273,7 +310,7 @@ impl Running<'_> {
         }
     }
 
-    fn attach(&self, subsystem: &Arc<Subsystem<Medium>>, spec: &Spec, key: usize) {
+    pub fn attach(&self, subsystem: &Arc<Subsystem<Medium>>, spec: &Spec, key: usize) {
         let id = subsystem.id;
         self.on_each_core(move |core, answer| {
             core.attach_staged(key, id);
@@ -293,14 +330,14 @@ impl Running<'_> {
     }
 
     /// Runs on each core what cannot fail. A core that does not answer in time does it later.
-    fn on_each_core(&self, action: impl CoreAction) {
+    pub fn on_each_core(&self, action: impl CoreAction) {
         if let Err(failure) = self.ask_each_core(action) {
             warn!("{failure}");
         }
     }
 
     /// Runs `action` on each core and waits for their answers.
-    fn ask_each_core(&self, action: impl CoreAction) -> Result<(), Failure> {
+    pub fn ask_each_core(&self, action: impl CoreAction) -> Result<(), Failure> {
         let (answer, answers) = mpsc::channel();
         for core in 0..self.cores {
             let (action, answer) = (action.clone(), answer.clone());
@@ -335,7 +372,7 @@ impl Running<'_> {
     }
 
     /// Tells the subsystem's hosts that a namespace has changed.
-    fn tell(&self, subsystem: &Arc<Subsystem<Medium>>, nsid: u32) {
+    pub fn tell(&self, subsystem: &Arc<Subsystem<Medium>>, nsid: u32) {
         let subsystem = subsystem.clone();
         self.port.send(
             CoreId(0),
@@ -363,7 +400,7 @@ impl Running<'_> {
 }
 
 /// What a core does, and how it answers.
-trait CoreAction:
+pub trait CoreAction:
     Fn(&Rc<Core<MachineEnvironment>>, &mpsc::Sender<Result<(), Failure>>) + Clone + Send + 'static
 {
 }

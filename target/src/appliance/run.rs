@@ -11,13 +11,13 @@ use std::{
     net::SocketAddr,
     path::Path,
     rc::Rc,
-    sync::{Arc, mpsc},
+    sync::{Arc, atomic::Ordering, mpsc},
     thread::JoinHandle,
     time::Duration,
 };
 
 use corebay_conf::{
-    Appliance, LocalMachine,
+    Appliance,
     appliance::{Digest, Hugepages as ConfiguredHugepages},
 };
 use corebay_core::{
@@ -53,6 +53,8 @@ use super::{
     drives::{Drives, Returned},
     environment::{Devices, MachineEnvironment, Medium},
     keeper::{Event, Keep, Keeper, SaveRequest},
+    kept::ThisMachine,
+    manage::manage,
     media::{Exports, port_id},
     operate::operate,
     pools::{self, AtStart, PoolMemory},
@@ -167,8 +169,8 @@ fn tend_arrays(port: &Port<Message<MachineEnvironment>>, exports: &Exports) {
     }
     let tend = |core: &Rc<Core<MachineEnvironment>>| {
         let arrays = core.environment.arrays.borrow().clone();
-        for (medium, array) in arrays {
-            tend::tend(core, medium, array);
+        for (medium, _) in arrays {
+            tend::tend(core, medium);
         }
     };
     port.send(CoreId(0), Box::new(tend));
@@ -191,13 +193,17 @@ fn forward_signals(events: mpsc::Sender<Event>) -> Result<Handle, Failure> {
 }
 
 /// The main thread, while the cores run.
-struct Main {
-    port: Port<Message<MachineEnvironment>>,
-    cores: usize,
+pub struct Main {
+    /// Its port in the mesh.
+    pub port: Port<Message<MachineEnvironment>>,
+    /// How many cores there are.
+    pub cores: usize,
     clock: MachineClock,
     events: mpsc::Receiver<Event>,
-    exports: Exports,
-    state: State,
+    /// What is served.
+    pub exports: Exports,
+    /// What is kept.
+    pub state: State,
     /// When the counters were last looked at.
     counters_kept: Time,
 }
@@ -216,17 +222,21 @@ impl Main {
             match self.events.recv_timeout(next.since(now)) {
                 Ok(Event::Save(request)) => self.save(request),
                 Ok(Event::Control(request)) => {
-                    let asked = (request.method.as_str(), &request.params);
+                    let (method, params) = (request.method.as_str(), &request.params);
                     let appliance = current.as_ref().unwrap_or(appliance);
-                    let media = &mut self.exports.media;
-                    let state = &mut self.state;
-                    let reply = pools::order(&self.port, appliance, media, state, now, asked)
-                        .unwrap_or_else(|| operate(appliance, media, state, now, asked));
+                    let managed = manage(self, appliance, method, params);
+                    let reply = managed.unwrap_or_else(|| {
+                        let (media, state) = (&mut self.exports.media, &mut self.state);
+                        let asked = (method, params);
+                        pools::order(&self.port, appliance, media, state, now, asked)
+                            .unwrap_or_else(|| operate(appliance, media, state, now, asked))
+                    });
                     let _ = request.answer.send(reply);
                 }
                 Ok(Event::DriveReturned(returned)) => {
                     self.take_back(current.as_ref().unwrap_or(appliance), &returned);
                 }
+                Ok(Event::Then(action)) => action(self),
                 Ok(Event::Signal(SIGHUP)) => {
                     let now = current.as_ref().unwrap_or(appliance);
                     if let Some(new) = self.read_again(now, config) {
@@ -303,7 +313,7 @@ impl Main {
             warn!("SIGHUP: there is no configuration file to read again");
             return None;
         };
-        let new = match corebay_conf::load(path, &LocalMachine) {
+        let new = match corebay_conf::load(path, &ThisMachine) {
             Ok((new, warnings)) => {
                 warnings.iter().for_each(|warning| warn!("{warning}"));
                 new
@@ -722,8 +732,13 @@ fn flush(port: &Port<Message<MachineEnvironment>>, cores: usize) -> bool {
                     all &= pools.end().await;
                 }
                 let arrays = flushing.environment.arrays.borrow().clone();
-                for (medium, array) in arrays {
-                    if let Err(error) = tend::end(&array).await {
+                for (medium, _) in &arrays {
+                    // All at once: each takes a while.
+                    medium.ending.store(true, Ordering::SeqCst);
+                    medium.assembled().halt_sweeps();
+                }
+                for (medium, _) in arrays {
+                    if let Err(error) = tend::end(&flushing, &medium).await {
                         warn!(array = medium.name, %error, "an array was not ended cleanly");
                         all = false;
                     }

@@ -19,6 +19,7 @@ use std::{
 use corebay_core::units::BlockSize;
 use corebay_lvol::Owner;
 use corebay_nvme::spec::nqn::Nqn;
+use corebay_raid::state::Uuid as ArrayUuid;
 use corebay_target::{
     controller::IoCounters,
     feature::FeatureChange,
@@ -28,6 +29,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::kept::{KeptScrub, Made};
 use crate::cli::Failure;
 
 const STATE_FILE: &str = "corebay.json";
@@ -66,6 +68,12 @@ struct Kept {
     /// Of each subsystem, by its NQN.
     #[serde(default)]
     subsystems: BTreeMap<String, KeptSubsystem>,
+    /// The arrays that were made while the appliance ran, by name.
+    #[serde(default)]
+    arrays: BTreeMap<String, Made>,
+    /// Of each array, by its UUID.
+    #[serde(default)]
+    scrubs: BTreeMap<String, KeptScrub>,
 }
 
 /// What every version of the file says.
@@ -260,6 +268,27 @@ impl State {
         self.save().inspect_err(|_| self.kept.pools = before)
     }
 
+    /// Keeps an array that was made while the appliance ran, as it is now.
+    pub fn keep_array(&mut self, name: &str, made: Made) {
+        self.kept.arrays.insert(name.to_owned(), made);
+    }
+
+    /// Forgets an array that was made while the appliance ran.
+    pub fn forget_array(&mut self, name: &str) {
+        self.kept.arrays.remove(name);
+    }
+
+    /// When an array was scrubbed last; where that is not known, it is reckoned from `now`.
+    pub fn scrub_of(&mut self, array: ArrayUuid, now: u64) -> KeptScrub {
+        let kept = self.kept.scrubs.entry(array.to_string());
+        kept.or_insert_with(|| KeptScrub::none(now)).clone()
+    }
+
+    /// Keeps how a scrub ended.
+    pub fn keep_scrub(&mut self, array: ArrayUuid, scrub: KeptScrub) {
+        self.kept.scrubs.insert(array.to_string(), scrub);
+    }
+
     /// What the health log counts from.
     pub fn health(&self) -> Health {
         Health {
@@ -343,6 +372,11 @@ impl State {
     }
 }
 
+/// The arrays that the appliance with this data folder has made while it ran.
+pub fn kept_in(folder: &Path) -> Result<BTreeMap<String, Made>, Failure> {
+    read(&folder.join(STATE_FILE)).map(|kept| kept.arrays)
+}
+
 fn read(path: &Path) -> Result<Kept, Failure> {
     let wrong = |why: String| {
         Failure::new(
@@ -370,6 +404,8 @@ fn read(path: &Path) -> Result<Kept, Failure> {
                 block_sizes: BTreeMap::new(),
                 pools: BTreeMap::new(),
                 subsystems: BTreeMap::new(),
+                arrays: BTreeMap::new(),
+                scrubs: BTreeMap::new(),
             });
         }
         Err(error) => return Err(wrong(error.to_string())),

@@ -1,15 +1,26 @@
 //! The first core's care for each array: it does what is ordered, lets spares step in, and runs one
 //! sweep at a time: resync after a crash, rebuild, scrub.
+//!
+//! Invariant: while the array changes its shape (`reshape.rs`) no sweep begins.
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
-use corebay_core::disk::{Disk, DiskError};
-use corebay_raid::{array::Array, state::RoleState};
-use corebay_target::core::Core;
+use corebay_core::disk::{Disk, DiskError, Durability, Space};
+use corebay_core::units::Lba;
+use corebay_raid::{
+    array::Array, assemble::examine, create::occupant_of, geometry::Level, reshape::Change,
+    state::RoleState, sweep::SweepError,
+};
+use corebay_target::{core::Core, environment::Environment};
 use tracing::{info, warn};
 
 use super::{
-    arrays::{ArrayMedium, LastScrub, Named, Order, Sweep, SweepKind, random},
+    arrays::{Answer, ArrayMedium, LastScrub, Named, Order, Sweep, SweepKind, random},
     environment::{MachineEnvironment, PlainDisk},
 };
 
@@ -22,36 +33,81 @@ const AFTER_FAILURE: Duration = Duration::from_secs(10);
 /// Looks after which marks of the dirty map are taken away where nothing is written any more.
 const LOOKS_PER_TIDY: u32 = 50;
 
-type MachineCore = Rc<Core<MachineEnvironment>>;
+/// How long tasks that tend an array may take to end.
+const END_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What is looked at of a disk before it is taken for a member (`raid/FORMAT.md`).
+const BEGINNING_BYTES: u64 = 128 << 10;
+
+pub type MachineCore = Rc<Core<MachineEnvironment>>;
+type OpenArray = Rc<Array<PlainDisk>>;
 
 /// Tends an array from now on. On the first core.
-pub fn tend(core: &MachineCore, medium: Arc<ArrayMedium>, array: Rc<Array<PlainDisk>>) {
+pub fn tend(core: &MachineCore, medium: Arc<ArrayMedium>) {
+    medium.tenders.fetch_add(2, Ordering::SeqCst);
     let tender = Rc::new(Tender {
         core: core.clone(),
         medium,
-        array,
+        reshaping: Cell::new(false),
     });
     let orders = tender.clone();
-    core.spawn_control(async move { orders.obey().await });
-    core.spawn_control(async move { tender.sweep().await });
+    core.spawn_control(async move {
+        orders.obey().await;
+        orders.ended();
+    });
+    core.spawn_control(async move {
+        tender.sweep().await;
+        tender.ended();
+    });
 }
 
-struct Tender {
-    core: MachineCore,
-    medium: Arc<ArrayMedium>,
-    array: Rc<Array<PlainDisk>>,
+/// Ends the care for an array: what goes over it ends with its progress recorded, what is written is
+/// durable, and nothing is marked that is in place. On the first core.
+pub async fn end(core: &MachineCore, medium: &Arc<ArrayMedium>) -> Result<(), DiskError> {
+    medium.ending.store(true, Ordering::SeqCst);
+    medium.assembled().halt_sweeps();
+    let deadline = core.reactor.now().plus(END_TIMEOUT);
+    while medium.tenders.load(Ordering::SeqCst) > 0 && core.reactor.now() < deadline {
+        core.reactor.sleep(LOOK / 10).await;
+    }
+    let Some(array) = core.environment.array(medium) else {
+        return Ok(());
+    };
+    array.flush().await?;
+    array.tidy().await.map(drop)
+}
+
+pub(super) struct Tender {
+    pub(super) core: MachineCore,
+    pub(super) medium: Arc<ArrayMedium>,
+    pub(super) reshaping: Cell<bool>,
 }
 
 impl Tender {
+    fn ended(&self) {
+        self.medium.tenders.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn is_ending(&self) -> bool {
+        self.medium.ending.load(Ordering::SeqCst)
+    }
+
+    /// The array, unless it could not be assembled again.
+    pub(super) fn array(&self) -> Result<OpenArray, String> {
+        let open = self.core.environment.array(&self.medium);
+        open.ok_or_else(|| "the array is closed: look at the log".to_owned())
+    }
+
     /// Does what is ordered, and what has to be done without: apart from sweeps, which take long.
     async fn obey(&self) {
         let mut looks = 0;
-        loop {
+        while !self.is_ending() {
             self.core.reactor.sleep(LOOK).await;
             self.use_spare().await;
             looks += 1;
             if looks % LOOKS_PER_TIDY == 0
-                && let Err(error) = self.array.tidy().await
+                && let Ok(array) = self.array()
+                && let Err(error) = array.tidy().await
             {
                 warn!(array = self.medium.name, %error, "the dirty map could not be written");
             }
@@ -69,70 +125,215 @@ impl Tender {
             if let Err(why) = &done {
                 warn!(array = self.medium.name, "{why}");
             }
-            let _ = answer.send(done);
+            self.keep(answer, done);
         }
+        let orders = std::mem::take(&mut self.medium.tending().orders);
+        for (_, answer) in orders {
+            let _ = answer.send(Err("the array is being stopped".to_owned()));
+        }
+    }
+
+    /// Whoever ordered is answered once what has changed is kept.
+    fn keep(&self, answer: Answer, done: Result<(), String>) {
+        let medium = self.medium.clone();
+        self.core.environment.keeper.then(move |main| {
+            let kept = done.and_then(|()| main.keep_array(&medium));
+            let _ = answer.send(kept);
+        });
     }
 
     async fn do_order(&self, order: Order) -> Result<(), String> {
         let name = &self.medium.name;
         match order {
-            Order::Scrub => {}
+            Order::Scrub => Ok(()),
             Order::Fail { role } => {
-                let failed = self.array.give_up(role).await;
-                failed.map_err(|error| format!("role {role} stays: {error}"))?;
+                self.give_up(role).await?;
                 warn!(array = name, role, "given up");
+                Ok(())
             }
-            Order::Replace { role, by } => {
-                self.give(role, &by).await?;
-                let mut rng = random();
-                let scratch = &self.core.memory.scratch;
-                let replaced = self.array.replace(role, &mut rng, scratch);
-                if let Err(error) = replaced.await {
-                    return Err(format!(
-                        "the disk \"{}\" does not become role {role}: {error}",
-                        by.name
-                    ));
-                }
-                info!(array = name, role, disk = by.name, "replaced");
-                self.medium.set_member(role, by);
-            }
-            Order::Return { role, by } => {
-                self.give(role, &by).await?;
-                let returned = self.array.take_back(role).await;
-                returned.map_err(|error| format!("role {role} is not taken back: {error}"))?;
-                self.medium.set_member(role, by);
-            }
+            Order::Replace { role, by, lose } => self.replace(role, by, lose).await,
+            Order::Return { role, by } => self.take_back(role, by).await,
+            Order::Add { by, lose } => self.add(by, lose).await,
+            Order::Remove { role } => self.remove(role).await,
+            Order::Grow => self.grow().await,
         }
+    }
+
+    async fn take_back(&self, role: usize, by: Named) -> Result<(), String> {
+        self.give(role, Some(&by)).await?;
+        let returned = self.array()?.take_back(role).await;
+        returned.map_err(|error| format!("role {role} is not taken back: {error}"))?;
+        self.medium.set_member(role, by);
         Ok(())
     }
 
-    /// Every core has this disk for a role from now on.
-    async fn give(&self, role: usize, by: &Named) -> Result<(), String> {
-        let state = self.array.assembled().state();
-        match state.roles.get(role).map(|record| record.state) {
-            Some(RoleState::Failed) => {}
-            Some(_) => return Err(format!("role {role} has a member that has not failed")),
-            None => return Err(format!("there is no role {role}")),
+    async fn add(&self, by: Named, lose: bool) -> Result<(), String> {
+        let assembled = self.medium.assembled();
+        let (state, name) = (assembled.state(), &self.medium.name);
+        if !lose && let Some(role) = self.former_role(&by).await? {
+            info!(array = name, role, disk = by.name, "returns");
+            return self.take_back(role, by).await;
         }
-        let (medium, plain) = (self.medium.clone(), by.medium.clone());
+        let mut roles = state.roles.iter();
+        if let Some(role) = roles.position(|record| record.state == RoleState::Failed) {
+            return self.replace(role, by, lose).await;
+        }
+        if assembled.geometry().wish().level != Level::Mirrored {
+            return Err(format!(
+                "no member of the array \"{name}\" has failed: `corebay array spare {name} {}` lets \
+                 the disk step in for the next one that does",
+                by.name
+            ));
+        }
+        self.clear(&by, lose).await?;
+        self.is_fit(&by).await?;
+        self.reshape(Change::AddLeg).await?;
+        let role = self.medium.assembled().geometry().roles() - 1;
+        self.replace(role, by, false).await
+    }
+
+    async fn give_up(&self, role: usize) -> Result<(), String> {
+        let failed = self.array()?.give_up(role).await;
+        failed.map_err(|error| match error {
+            SweepError::State(RoleState::Failed) => format!("role {role} has failed already"),
+            _ => format!("role {role} stays: without it blocks would be lost"),
+        })
+    }
+
+    async fn replace(&self, role: usize, by: Named, lose: bool) -> Result<(), String> {
+        self.may_be_given(role)?;
+        self.clear(&by, lose).await?;
+        self.is_fit(&by).await?;
+        self.give(role, Some(&by)).await?;
+        let mut rng = random();
+        let array = self.array()?;
+        let replaced = array.replace(role, &mut rng, &self.core.memory.scratch);
+        if let Err(error) = replaced.await {
+            let help = match error {
+                SweepError::Occupied(_) => {
+                    format!("; --lose {} says that its content may be lost", by.name)
+                }
+                _ => String::new(),
+            };
+            return Err(format!(
+                "the disk \"{}\" does not become role {role}: {error}{help}",
+                by.name
+            ));
+        }
+        info!(array = self.medium.name, role, disk = by.name, "replaced");
+        self.medium.set_member(role, by);
+        Ok(())
+    }
+
+    async fn remove(&self, role: usize) -> Result<(), String> {
+        let geometry = self.medium.assembled().geometry();
+        if geometry.wish().level == Level::Mirrored {
+            return self.reshape(Change::RemoveLeg { role }).await;
+        }
+        let state = self.medium.assembled().state();
+        if state.roles[role].state != RoleState::Failed {
+            self.give_up(role).await?;
+        }
+        self.give(role, None).await?;
+        self.medium.clear_member(role);
+        warn!(array = self.medium.name, role, "removed");
+        Ok(())
+    }
+
+    /// The role that a disk had, if it had one. What else lies on it is looked at when it is taken.
+    async fn former_role(&self, by: &Named) -> Result<Option<usize>, String> {
+        let disk = self.open(by)?;
+        let said = examine(&disk, &self.core.memory.scratch).await;
+        let assembled = self.medium.assembled();
+        let Ok(said) = said.map_err(|_| ()) else {
+            return Ok(None);
+        };
+        match assembled.state().role_of(said.member) {
+            Some(role) if said.array == assembled.uuid() => Ok(Some(role)),
+            None if said.array == assembled.uuid() => Err(format!(
+                "the array does without the disk \"{0}\" for good: it was removed or replaced; --lose \
+                 {0} says that its content may be lost",
+                by.name
+            )),
+            _ => Ok(None),
+        }
+    }
+
+    fn open(&self, by: &Named) -> Result<PlainDisk, String> {
+        let opened = self.core.environment.devices.open(&by.medium);
+        opened.map_err(|error| format!("the disk \"{}\" cannot be opened: {error}", by.name))
+    }
+
+    /// Makes the beginning of a disk blank whose content may be lost.
+    async fn clear(&self, by: &Named, lose: bool) -> Result<(), String> {
+        if !lose {
+            return Ok(());
+        }
+        let disk = self.open(by)?;
+        let blocks = disk.info().block_size.blocks_in(BEGINNING_BYTES);
+        let zeroes = disk.write_zeroes(Lba(0), blocks, Space::Keep, Durability::Durable);
+        let cleared = zeroes.await;
+        cleared.map_err(|error| format!("the disk \"{}\" cannot be cleared: {error}", by.name))
+    }
+
+    /// A disk can be a member, and is blank.
+    async fn is_fit(&self, by: &Named) -> Result<(), String> {
+        let (disk, geometry) = (self.open(by)?, self.medium.assembled().geometry());
+        let (info, name) = (disk.info(), &by.name);
+        let needs = geometry.member_bytes();
+        if info.block_size != geometry.block_size() {
+            let size = info.block_size;
+            return Err(format!("the disk \"{name}\" has blocks of {size} bytes"));
+        }
+        if info.bytes() < needs {
+            let bytes = info.bytes();
+            return Err(format!(
+                "the disk \"{name}\" is too small: it has {bytes} bytes, {needs} are needed"
+            ));
+        }
+        let occupant = occupant_of(&disk, &self.core.memory.scratch).await;
+        match occupant.map_err(|error| format!("the disk \"{name}\": {error}"))? {
+            None => Ok(()),
+            Some(by) => Err(format!(
+                "the disk \"{name}\" is not free: {by}; --lose {name} says that its content may be lost"
+            )),
+        }
+    }
+
+    fn may_be_given(&self, role: usize) -> Result<(), String> {
+        let state = self.medium.assembled().state();
+        match state.roles.get(role).map(|record| record.state) {
+            Some(RoleState::Failed) => Ok(()),
+            Some(_) => Err(format!("role {role} has a member that has not failed")),
+            None => Err(format!("there is no role {role}")),
+        }
+    }
+
+    /// Every core has this disk, or none, for a role from now on.
+    async fn give(&self, role: usize, by: Option<&Named>) -> Result<(), String> {
+        self.may_be_given(role)?;
+        let (medium, plain) = (self.medium.clone(), by.map(|by| by.medium.clone()));
         let opened = self.core.call_all(move |core, reply| {
             let environment = &core.environment;
-            let opened = environment.devices.open(&plain).and_then(|disk| {
-                let array = environment.open_array(&medium)?;
-                array.set_member(role, Some(disk));
+            let disk = plain.as_ref().map(|plain| environment.devices.open(plain));
+            let opened = disk.transpose().and_then(|disk| {
+                let array = environment.array(&medium).ok_or(DiskError::Gone)?;
+                array.set_member(role, disk);
                 Ok(())
             });
             reply.send(core, opened);
         });
         let opened: Result<Vec<()>, DiskError> = opened.await.into_iter().collect();
-        opened.map_err(|error| format!("the disk \"{}\" cannot be opened: {error}", by.name))?;
+        let name = by.map_or("", |by| &by.name);
+        opened.map_err(|error| format!("the disk \"{name}\" cannot be opened: {error}"))?;
         Ok(())
     }
 
     /// A spare steps in for the first role whose member failed.
     async fn use_spare(&self) {
-        let state = self.array.assembled().state();
-        if state.is_whole() || self.array.assembled().is_stopped() {
+        let assembled = self.medium.assembled();
+        let state = assembled.state();
+        if state.is_whole() || assembled.is_stopped() {
             return;
         }
         let failed = |record: &corebay_raid::state::RoleRecord| record.state == RoleState::Failed;
@@ -141,7 +342,8 @@ impl Tender {
         };
         let spare = {
             let mut tending = self.medium.tending();
-            let returning = |(order, _): &(Order, _)| matches!(order, Order::Return { .. });
+            let returning =
+                |(order, _): &(Order, _)| matches!(order, Order::Return { .. } | Order::Add { .. });
             match tending.spares.is_empty() || tending.orders.iter().any(returning) {
                 true => return,
                 false => tending.spares.remove(0),
@@ -154,36 +356,59 @@ impl Tender {
             "a spare steps in"
         );
         let by = spare.clone();
-        if let Err(why) = self.do_order(Order::Replace { role, by }).await {
+        if let Err(why) = self.replace(role, by, false).await {
             warn!(array = self.medium.name, "{why}");
             self.medium.tending().refused.push((spare, why));
         }
+        let (answer, _) = std::sync::mpsc::channel();
+        self.keep(answer, Ok(()));
     }
 
     async fn sweep(&self) {
         self.run(SweepKind::Resync, 0).await;
-        loop {
-            let state = self.array.assembled().state();
-            let rebuilding = state
-                .roles
-                .iter()
-                .enumerate()
-                .find_map(|(role, record)| match record.state {
-                    RoleState::Rebuilding { stripes, .. } => Some((role, stripes)),
-                    _ => None,
-                });
-            let stopped = self.array.assembled().is_stopped();
-            if let Some((role, from)) = rebuilding.filter(|_| !stopped) {
-                self.run(SweepKind::Rebuild(role), from).await;
-            } else if let Some(answer) = self.scrub_order() {
-                let _ = answer.send(Ok(()));
-                self.run(SweepKind::Scrub, 0).await;
+        while !self.is_ending() {
+            if let Some((kind, from)) = self.next_sweep() {
+                self.run(kind, from).await;
             }
             self.core.reactor.sleep(LOOK).await;
         }
     }
 
-    fn scrub_order(&self) -> Option<super::arrays::Answer> {
+    fn next_sweep(&self) -> Option<(SweepKind, u64)> {
+        let assembled = self.medium.assembled();
+        if self.reshaping.get() {
+            return None;
+        }
+        let state = assembled.state();
+        let mut roles = state.roles.iter().enumerate();
+        let rebuilding = roles.find_map(|(role, record)| match record.state {
+            RoleState::Rebuilding { stripes, .. } => Some((role, stripes)),
+            _ => None,
+        });
+        if let Some((role, from)) = rebuilding.filter(|_| !assembled.is_stopped()) {
+            return Some((SweepKind::Rebuild(role), from));
+        }
+        let ordered = self.scrub_order();
+        let scrubs = ordered.is_some() || (state.is_whole() && self.scrub_is_due());
+        if let Some(answer) = ordered {
+            let _ = answer.send(Ok(()));
+        }
+        scrubs.then_some((SweepKind::Scrub, 0))
+    }
+
+    fn scrub_is_due(&self) -> bool {
+        let Some(every) = self.medium.scrub_every else {
+            return false;
+        };
+        let last = self.medium.scrubbed_at.load(Ordering::Relaxed);
+        self.unix_seconds() >= last.saturating_add(every.as_secs())
+    }
+
+    fn unix_seconds(&self) -> u64 {
+        self.core.environment.wall_clock_ms() / 1000
+    }
+
+    fn scrub_order(&self) -> Option<Answer> {
         let mut tending = self.medium.tending();
         let place = tending
             .orders
@@ -194,6 +419,9 @@ impl Tender {
 
     async fn run(&self, kind: SweepKind, from: u64) {
         let (name, since) = (&self.medium.name, self.core.reactor.now());
+        let Ok(array) = self.array() else {
+            return;
+        };
         self.medium.tending().sweep = Some(Sweep {
             kind: kind.clone(),
             since,
@@ -201,38 +429,52 @@ impl Tender {
         });
         let pace = self.medium.pace;
         let outcome = match kind {
-            SweepKind::Resync => self.array.resync(pace).await,
+            SweepKind::Resync | SweepKind::Grow => array.resync(pace).await,
             SweepKind::Rebuild(role) => {
-                info!(array = name, role, "rebuild");
-                self.array.rebuild(role, pace).await
+                info!(array = name, role, from, "rebuild");
+                array.rebuild(role, pace).await
             }
             SweepKind::Scrub => {
                 info!(array = name, "scrub");
-                let outcome = self.array.scrub(pace).await;
-                self.medium.tending().scrubbed = Some(LastScrub {
-                    at: self.core.reactor.now(),
-                    outcome: outcome.clone().map_err(|error| error.to_string()),
-                });
-                outcome.map(|found| {
-                    let (mismatches, lost) = (found.mismatch_count, found.lost.len());
-                    info!(array = name, mismatches, lost, "scrubbed");
-                })
+                self.scrub(&array).await
             }
         };
         self.medium.tending().sweep = None;
         match (outcome, kind) {
             (Ok(()), SweepKind::Rebuild(role)) => info!(array = name, role, "rebuilt"),
-            (Ok(()), _) => {}
+            (Ok(()), _) | (Err(SweepError::Halted), _) => {}
             (Err(error), kind) => {
                 warn!(array = name, ?kind, %error, "ended early");
-                self.core.reactor.sleep(AFTER_FAILURE).await;
+                drop(array);
+                let deadline = self.core.reactor.now().plus(AFTER_FAILURE);
+                while !self.is_ending() && self.core.reactor.now() < deadline {
+                    self.core.reactor.sleep(LOOK).await;
+                }
             }
         }
     }
-}
 
-/// Ends an array cleanly: what is written is durable, and nothing is marked that is in place.
-pub async fn end(array: &Array<PlainDisk>) -> Result<(), DiskError> {
-    array.flush().await?;
-    array.tidy().await.map(drop)
+    async fn scrub(&self, array: &OpenArray) -> Result<(), SweepError> {
+        let since = self.core.reactor.now();
+        let outcome = array.scrub(self.medium.pace).await;
+        if outcome == Err(SweepError::Halted) {
+            return Err(SweepError::Halted);
+        }
+        let last = LastScrub {
+            at_unix: self.unix_seconds(),
+            seconds: self.core.reactor.now().since(since).as_secs(),
+            outcome: outcome.clone().map_err(|error| error.to_string()),
+        };
+        self.medium
+            .scrubbed_at
+            .store(last.at_unix, Ordering::Relaxed);
+        self.medium.tending().scrubbed = Some(last.clone());
+        let medium = self.medium.clone();
+        let keep = move |main: &mut super::run::Main| main.keep_scrub(&medium, &last);
+        self.core.environment.keeper.then(keep);
+        outcome.map(|found| {
+            let (mismatches, lost) = (found.mismatch_count, found.lost.len());
+            info!(array = self.medium.name, mismatches, lost, "scrubbed");
+        })
+    }
 }

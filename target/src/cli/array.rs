@@ -13,34 +13,74 @@ use super::{
 /// What `corebay array` is asked.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+Disks and arrays are named as the configuration names them. What would lose data is refused, unless
+--lose NAME names what may be lost: a disk (what lies on it), or an array (what its stale members missed).
+
 Examples:
+  corebay array create bulk --level raid6 bay-1 bay-2 bay-3 bay-4 bay-5 --spare bay-6 --scrub weekly
   corebay array list
   corebay array status bulk --watch      members, and how far a rebuild or a scrub is
-  corebay array scrub bulk
-  corebay array replace bulk 3 bay-9     gives the failed role 3 to the disk bay-9")]
+  corebay array replace bulk 3 bay-9     gives the failed role 3 to the disk bay-9
+  corebay array add pair fast-3          a leg more for a mirror; or a member that was away is back
+  corebay array grow bulk                after all members were replaced by larger ones
+  corebay array stop bulk")]
 pub struct Args {
     #[command(subcommand)]
     action: Action,
+    /// Say how it is every second until nothing is under way
+    #[arg(long, global = true)]
+    watch: bool,
     #[command(flatten)]
     asking: Asking,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
+    /// Make an array of blank disks; it is found again at every start
+    Create(Create),
+    /// Find the array that disks are members of, or one that was stopped
+    Assemble {
+        /// Its name from now on
+        array: String,
+        /// Its members, in any order; none where the configuration or an earlier run knows the array
+        disks: Vec<String>,
+        /// Which array, where the disks belong to several
+        #[arg(long, value_name = "UUID")]
+        uuid: Option<String>,
+        /// Take stale members where too few others are there: what was written without them is lost
+        #[arg(long, value_name = "ARRAY")]
+        lose: Vec<String>,
+        #[command(flatten)]
+        care: Care,
+    },
+    /// Close an array that is not exported; its members stay as they are
+    Stop {
+        /// The array
+        array: String,
+    },
     /// List the arrays
     List,
     /// Say how an array is
     Status {
         /// Its name
         array: String,
-        /// Say it again every second until nothing is under way
-        #[arg(long)]
-        watch: bool,
     },
-    /// Read everything, and make agree what does not
-    Scrub {
+    /// Take a disk in: a member that was away, a disk for a failed role, or a leg more for a mirror
+    Add {
         /// The array
         array: String,
+        /// The disk
+        disk: String,
+        /// What this disk holds may be lost
+        #[arg(long, value_name = "DISK")]
+        lose: Vec<String>,
+    },
+    /// Do without a member or a spare, whose disk is free then; a mirror has one leg less
+    Remove {
+        /// The array
+        array: String,
+        /// A role or a disk
+        member: String,
     },
     /// Give up a member, as if it had failed; refused where blocks would be lost
     Fail {
@@ -49,22 +89,157 @@ enum Action {
         /// A role or a disk
         member: String,
     },
-    /// Give the role of a failed member to another disk, which has to be blank
+    /// Give the role of a failed member to another disk
     Replace {
         /// The array
         array: String,
         /// A role or a disk
         member: String,
-        /// The new disk, as the configuration calls it
+        /// The new disk
         disk: String,
+        /// What this disk holds may be lost
+        #[arg(long, value_name = "DISK")]
+        lose: Vec<String>,
     },
     /// Let a blank disk step in for the next member that fails
     Spare {
         /// The array
         array: String,
-        /// The disk, as the configuration calls it
+        /// The disk
         disk: String,
     },
+    /// Become as large as the smallest member allows, while hosts go on
+    Grow {
+        /// The array
+        array: String,
+    },
+    /// Read everything, and make agree what does not
+    Scrub {
+        /// The array
+        array: String,
+    },
+}
+
+/// How an array is tended.
+#[derive(Debug, clap::Args)]
+struct Care {
+    /// What a rebuild does in a second while hosts are busy, of each member
+    #[arg(long, value_name = "SIZE", default_value = "20MiB")]
+    rebuild_floor: String,
+    /// What it does at most
+    #[arg(long, value_name = "SIZE")]
+    rebuild_ceiling: Option<String>,
+    /// Scrub it by itself: never, daily, weekly, monthly or a time as in 12h
+    #[arg(long, value_name = "HOW OFTEN", default_value = "never")]
+    scrub: String,
+}
+
+#[derive(Debug, clap::Args)]
+struct Create {
+    /// The new array's name
+    array: String,
+    /// Its members; they get its roles in this order
+    #[arg(required = true)]
+    disks: Vec<String>,
+    /// raid0, raid1, raid10, raid5, raid6 or ec
+    #[arg(long)]
+    level: String,
+    /// Strips of data in a stripe, for ec
+    #[arg(long)]
+    data: Option<u8>,
+    /// Strips of parity in a stripe, for ec
+    #[arg(long)]
+    parity: Option<u8>,
+    /// A power of two from 16KiB to 1MiB
+    #[arg(long, value_name = "SIZE", default_value = "64KiB")]
+    strip: String,
+    /// journal, which closes the write hole, or resync, which is cheaper
+    #[arg(long, value_name = "HOW", default_value = "journal")]
+    consistency: String,
+    /// A disk that steps in for a member that fails; repeatable
+    #[arg(long = "spare", value_name = "DISK")]
+    spares: Vec<String>,
+    #[command(flatten)]
+    care: Care,
+    /// What this disk holds may be lost; repeatable
+    #[arg(long, value_name = "DISK")]
+    lose: Vec<String>,
+}
+
+impl Create {
+    fn params(&self) -> Value {
+        json!({
+            "array": self.array, "members": self.disks, "spares": self.spares,
+            "level": self.level, "data": self.data, "parity": self.parity,
+            "strip": self.strip, "consistency": self.consistency,
+            "rebuild_floor": self.care.rebuild_floor,
+            "rebuild_ceiling": self.care.rebuild_ceiling,
+            "scrub": self.care.scrub, "lose": self.lose,
+        })
+    }
+}
+
+impl Action {
+    /// The method, its parameters, and the array it is about.
+    fn request(&self) -> (&'static str, Value, Option<&str>) {
+        let (method, params) = match self {
+            Self::List => return ("list", json!({}), None),
+            Self::Create(create) => ("create", create.params()),
+            Self::Assemble {
+                array,
+                disks,
+                uuid,
+                lose,
+                care,
+            } => (
+                "assemble",
+                json!({
+                    "array": array, "disks": disks, "uuid": uuid, "lose": lose,
+                    "rebuild_floor": care.rebuild_floor,
+                    "rebuild_ceiling": care.rebuild_ceiling, "scrub": care.scrub,
+                }),
+            ),
+            Self::Stop { array } => return ("stop", json!({ "array": array }), None),
+            Self::Status { array } => ("status", json!({ "array": array })),
+            Self::Grow { array } => ("grow", json!({ "array": array })),
+            Self::Scrub { array } => ("scrub", json!({ "array": array })),
+            Self::Fail { array, member } => ("fail", json!({ "array": array, "member": member })),
+            Self::Remove { array, member } => {
+                ("remove", json!({ "array": array, "member": member }))
+            }
+            Self::Add { array, disk, lose } => {
+                ("add", json!({ "array": array, "disk": disk, "lose": lose }))
+            }
+            Self::Replace {
+                array,
+                member,
+                disk,
+                lose,
+            } => (
+                "replace",
+                json!({ "array": array, "member": member, "disk": disk, "lose": lose }),
+            ),
+            Self::Spare { array, disk } => ("spare", json!({ "array": array, "disk": disk })),
+        };
+        (method, params, self.array())
+    }
+
+    fn array(&self) -> Option<&str> {
+        match self {
+            Self::List => None,
+            Self::Create(Create { array, .. })
+            | Self::Assemble { array, .. }
+            | Self::Stop { array }
+            | Self::Status { array }
+            | Self::Add { array, .. }
+            | Self::Remove { array, .. }
+            | Self::Fail { array, .. }
+            | Self::Replace { array, .. }
+            | Self::Spare { array, .. }
+            | Self::Grow { array }
+            | Self::Scrub { array } => Some(array),
+        }
+    }
 }
 
 /// Does what is asked.
@@ -77,34 +252,43 @@ pub fn run(args: &Args) -> ExitCode {
 
 fn act(args: &Args) -> Result<(), Failure> {
     let mut client = Client::connect(&args.asking)?;
-    let (method, params) = match &args.action {
-        Action::List => ("list", json!({})),
-        Action::Status { array, .. } => ("status", json!({ "array": array })),
-        Action::Scrub { array } => ("scrub", json!({ "array": array })),
-        Action::Fail { array, member } => ("fail", json!({ "array": array, "member": member })),
-        Action::Replace {
-            array,
-            member,
-            disk,
-        } => (
-            "replace",
-            json!({ "array": array, "member": member, "disk": disk }),
-        ),
-        Action::Spare { array, disk } => ("spare", json!({ "array": array, "disk": disk })),
-    };
-    let watch = matches!(args.action, Action::Status { watch: true, .. });
-    loop {
-        let result = client.call(&format!("array.{method}"), &params)?;
-        match (args.asking.output, &args.action) {
-            (Format::Json, _) => println!("{result:#}"),
-            (_, Action::List) => print!("{}", list(&result)),
-            (_, Action::Status { .. }) => print!("{}", status(&result)),
-            _ => println!("done"),
+    let (method, params, array) = args.action.request();
+    let is_look = matches!(args.action, Action::List | Action::Status { .. });
+    let mut result = client.call(&format!("array.{method}"), &params)?;
+    if !is_look {
+        match args.asking.output {
+            Format::Json => println!("{result}"),
+            Format::Text => println!("done"),
         }
-        if !watch || result["sweep"].is_null() {
+        let Some(array) = array.filter(|_| args.watch) else {
+            return Ok(());
+        };
+        result = client.call("array.status", &json!({ "array": array }))?;
+    }
+    loop {
+        match (args.asking.output, result.is_array()) {
+            // One line each time, for whoever reads along.
+            (Format::Json, _) if args.watch => println!("{result}"),
+            (Format::Json, _) => println!("{result:#}"),
+            (Format::Text, true) => print!("{}", list(&result)),
+            (Format::Text, false) => print!("{}", status(&result)),
+        }
+        if !args.watch || !is_under_way(&result) {
             return Ok(());
         }
         pause();
+        result = match array {
+            Some(array) => client.call("array.status", &json!({ "array": array }))?,
+            None => client.call("array.list", &json!({}))?,
+        };
+    }
+}
+
+/// Something goes over an array, or over one of several.
+fn is_under_way(result: &Value) -> bool {
+    match result.as_array() {
+        Some(arrays) => arrays.iter().any(is_under_way),
+        None => !result["sweep"].is_null() || result["state"] == "rebuilding",
     }
 }
 
@@ -140,6 +324,9 @@ fn list(arrays: &Value) -> String {
 fn sweep(sweep: &Value) -> String {
     if sweep.is_null() {
         return "-".to_owned();
+    }
+    if sweep["kind"] == "grow" {
+        return "growing".to_owned();
     }
     let number = |key: &str| sweep[key].as_f64().unwrap_or(0.0);
     let percent = 100.0 * number("done_bytes") / number("total_bytes").max(1.0);
@@ -190,8 +377,55 @@ fn status(array: &Value) -> String {
             word(&refused["why"])
         );
     }
-    if !array["scrubbed"].is_null() {
-        text += &format!("last scrub: {}\n", array["scrubbed"]);
+    text + &scrubs(array)
+}
+
+/// How the last scrub ended, and when the next one begins.
+fn scrubs(array: &Value) -> String {
+    let mut text = String::new();
+    let (last, next) = (&array["scrubbed"], &array["scrub_in_seconds"]);
+    if let Some(error) = last["error"].as_str() {
+        text += &format!(
+            "last scrub: {} ago, ended early: {error}\n",
+            span(&last["seconds_ago"])
+        );
+    } else if !last.is_null() {
+        text += &format!(
+            "last scrub: {} ago, took {}, {} stripes did not agree{}, {} lost\n",
+            span(&last["seconds_ago"]),
+            span(&last["seconds"]),
+            last["mismatches"],
+            some(&last["mismatched_stripes"]),
+            last["lost_stripes"].as_array().map_or(0, Vec::len),
+        );
+    }
+    if !next.is_null() {
+        text += &format!("next scrub: in {}\n", span(next));
+    }
+    if let Some(trouble) = array["trouble"].as_str() {
+        text += &format!("closed: {trouble}\n");
     }
     text
+}
+
+/// The first of some stripes.
+fn some(stripes: &Value) -> String {
+    let stripes = stripes.as_array().map_or(&[][..], Vec::as_slice);
+    let shown: Vec<String> = stripes.iter().take(8).map(Value::to_string).collect();
+    match (shown.is_empty(), stripes.len() > shown.len()) {
+        (true, _) => String::new(),
+        (_, true) => format!(" ({}, ...)", shown.join(", ")),
+        (_, false) => format!(" ({})", shown.join(", ")),
+    }
+}
+
+/// A time of so many seconds.
+fn span(seconds: &Value) -> String {
+    let seconds = seconds.as_u64().unwrap_or(0);
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
 }

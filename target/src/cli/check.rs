@@ -2,8 +2,10 @@
 
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
-use corebay_conf::{Appliance, Diagnostic, LocalMachine, Severity, render_all};
+use corebay_conf::{Appliance, Diagnostic, Severity, render_all};
 use serde_json::json;
+
+use crate::appliance::ThisMachine;
 
 use super::Format;
 
@@ -27,7 +29,7 @@ pub struct Args {
 
 /// Checks the file, and prints what there is to say.
 pub fn run(args: &Args) -> ExitCode {
-    let (appliance, diagnostics) = match corebay_conf::load(&args.file, &LocalMachine) {
+    let (appliance, diagnostics) = match corebay_conf::load(&args.file, &ThisMachine) {
         Ok((appliance, warnings)) => (Some(appliance), warnings),
         Err(diagnostics) => (None, diagnostics),
     };

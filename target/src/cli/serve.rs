@@ -10,7 +10,7 @@ use corebay_conf::{
 use tracing_subscriber::EnvFilter;
 
 use super::Failure;
-use crate::appliance::{self, State};
+use crate::appliance::{self, State, ThisMachine};
 
 /// What `corebay serve` is asked.
 #[derive(Debug, clap::Args)]
@@ -92,7 +92,7 @@ pub fn run(args: Args) -> ExitCode {
 fn serve(args: Args) -> Result<(), Option<Failure>> {
     let (appliance, state) = match &args.config {
         Some(path) => {
-            let appliance = shown(corebay_conf::load(path, &LocalMachine))?;
+            let appliance = shown(corebay_conf::load(path, &ThisMachine))?;
             let state = State::open(appliance.data_dir()).map_err(Some)?;
             (appliance, state)
         }

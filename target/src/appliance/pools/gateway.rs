@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     rc::Rc,
-    sync::{Arc, mpsc},
+    sync::{Arc, atomic::Ordering, mpsc},
     time::Duration,
 };
 
@@ -254,7 +254,22 @@ fn opening_of(
             on.disk
         )));
     }
-    let store = appliance.store(&on.disk).ok_or_else(|| {
+    if media.claimed().contains(&on.disk) {
+        let message = format!("an array is being made of \"{}\"", on.disk);
+        return Err(RpcError::refused(message));
+    }
+    let store = appliance.store(&on.disk);
+    // One that was made since the configuration was read last is exported by nothing.
+    let made = media.array(&on.disk).filter(|_| store.is_none());
+    if let Some(array) = made.filter(|array| !array.ending.load(Ordering::SeqCst)) {
+        return Ok(Some(Opening {
+            thresholds: (on.warn_at, on.critical_at),
+            force: on.force,
+            added: true,
+            ..opening(&on.disk, &on.pool, Medium::Array(array.clone()))
+        }));
+    }
+    let store = store.ok_or_else(|| {
         RpcError::missing(format!(
             "there is no disk or array \"{}\": the configuration lists them, and is read again at \
              SIGHUP",

@@ -1,0 +1,605 @@
+//! Arrays that are made, found and closed while the appliance runs. On the main thread, which lets the
+//! first core do what takes long and goes on meanwhile.
+//!
+//! # Making an array
+//! 1. What can be judged is judged; the disks and the name are claimed, and memory for each core.
+//! 2. The first core writes the members, or reads them, and assembles the array. A crash leaves members
+//!    of an array that no start looks for: `corebay array assemble` finds it.
+//! 3. Every core opens it, and the state file keeps it: from here on each start looks for it.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering, mpsc},
+};
+
+use corebay_conf::{Appliance, Size, appliance::Level, array_words, limits::ARRAYS_MAX};
+use corebay_core::{arena::Region, buffer::BufferPool, units::CoreId};
+use corebay_raid::{
+    geometry::{Geometry, InvalidGeometry, ROLES_MAX},
+    state::{SPARES_MAX, Uuid},
+    sweep::Pace,
+};
+use corebay_target::namespace::NamespaceSpec;
+use serde_json::Value;
+use tracing::{error, info, warn};
+
+use super::{
+    arrays::{Answer, ArrayMedium, ArrayPlan, Finding, Found, LastScrub, Named},
+    control::{Reply, RpcError},
+    environment::{Medium, PlainMedium},
+    kept::{self, KeptScrub, Made},
+    operate::{array, free, names, text},
+    reload::Running,
+    run::Main,
+    tend,
+};
+
+/// Tasks of an array that may wait for its scratch memory while it is made.
+const WAITERS: usize = 512;
+
+/// Does what one of these methods says; `None` for other methods.
+pub fn manage(
+    main: &mut Main,
+    appliance: &Appliance,
+    method: &str,
+    params: &Value,
+) -> Option<Reply> {
+    let begun = match method {
+        "array.create" => main.create_array(appliance, params),
+        "array.assemble" => main.assemble_array(appliance, params),
+        "array.stop" => main.stop_array(appliance, params),
+        _ => return None,
+    };
+    Some(begun.unwrap_or_else(|error| Reply::Now(Err(error))))
+}
+
+/// An array that is being made or found, and what it has taken meanwhile.
+struct Job {
+    finding: Finding,
+    /// It is made, not looked for.
+    is_new: bool,
+    /// No start looks for it unless it is kept.
+    keep: bool,
+    regions: Vec<Region>,
+    claims: Vec<String>,
+    answer: Answer,
+}
+
+fn number(params: &Value, key: &str) -> Result<Option<u8>, RpcError> {
+    let Some(value) = params.get(key).filter(|value| !value.is_null()) else {
+        return Ok(None);
+    };
+    let number = value.as_u64().and_then(|number| u8::try_from(number).ok());
+    let wrong = || RpcError::params(format!("`{key}` is no number from 0 to 255"));
+    number.ok_or_else(wrong).map(Some)
+}
+
+fn given<'p>(params: &'p Value, key: &str) -> Result<Option<&'p str>, RpcError> {
+    match params.get(key).is_none_or(Value::is_null) {
+        true => Ok(None),
+        false => text(params, key).map(Some),
+    }
+}
+
+fn size(params: &Value, key: &str, default: Option<Size>) -> Result<Option<Size>, RpcError> {
+    let Some(text) = given(params, key)? else {
+        return Ok(default);
+    };
+    let parsed = text.parse::<Size>();
+    let parsed = parsed.map_err(|error| RpcError::params(format!("`{key}`: {error}")))?;
+    Ok(Some(parsed))
+}
+
+/// What is asked for, but for its members.
+fn plan(name: &str, params: &Value, roles: usize) -> Result<ArrayPlan, RpcError> {
+    let level = array_words::level(
+        text(params, "level")?,
+        number(params, "data")?,
+        number(params, "parity")?,
+    );
+    let consistency = given(params, "consistency")?.unwrap_or("journal");
+    let strip = size(params, "strip", Some(Size::KIB.times(64)))?;
+    Ok(ArrayPlan {
+        name: name.to_owned(),
+        level: level.map_err(RpcError::params)?,
+        roles,
+        strip_bytes: strip.map_or(0, |s| u32::try_from(s.bytes()).unwrap_or(u32::MAX)),
+        consistency: array_words::consistency(consistency).map_err(RpcError::params)?,
+        create: true,
+        pace: pace(params)?,
+        scrub: scrub(params)?,
+        uuid: None,
+        as_found: false,
+        lose: Vec::new(),
+    })
+}
+
+fn pace(params: &Value) -> Result<Pace, RpcError> {
+    let mib = |size: Size| u32::try_from(size.bytes() >> 20).unwrap_or(u32::MAX);
+    let floor = size(params, "rebuild_floor", Some(Size::MIB.times(20)))?.map_or(0, mib);
+    let ceiling = size(params, "rebuild_ceiling", None)?.map(mib);
+    if floor == 0 || ceiling == Some(0) {
+        let message = "a rate of a rebuild is at least 1MiB in a second";
+        return Err(RpcError::params(message));
+    }
+    if ceiling.is_some_and(|ceiling| ceiling < floor) {
+        return Err(RpcError::params(
+            "the ceiling of a rebuild is below its floor",
+        ));
+    }
+    Ok(Pace {
+        floor_mib_s: floor,
+        ceiling_mib_s: ceiling.unwrap_or(0),
+    })
+}
+
+fn scrub(params: &Value) -> Result<Option<std::time::Duration>, RpcError> {
+    let interval = given(params, "scrub")?.unwrap_or("never");
+    array_words::scrub_interval(interval).map_err(RpcError::params)
+}
+
+/// The geometry fits the members that were named.
+fn check_geometry(plan: &ArrayPlan, members: &[Named], spares: &[Named]) -> Result<(), RpcError> {
+    let all = || members.iter().chain(spares);
+    let Some(first) = members.first() else {
+        return Err(RpcError::params("an array has one member at least"));
+    };
+    if spares.len() > SPARES_MAX {
+        return Err(RpcError::params(format!("at most {SPARES_MAX} spares")));
+    }
+    if let Some(null) = all().find(|disk| matches!(disk.medium, PlainMedium::Null(..))) {
+        let message = format!(
+            "the disk \"{}\" keeps nothing: a null disk cannot be in an array",
+            null.name
+        );
+        return Err(RpcError::refused(message));
+    }
+    let size = first.medium.info().block_size;
+    if let Some(other) = all().find(|disk| disk.medium.info().block_size != size) {
+        let other_size = other.medium.info().block_size;
+        return Err(RpcError::refused(format!(
+            "the disk \"{}\" has blocks of {other_size} bytes, \"{}\" of {size}",
+            other.name, first.name
+        )));
+    }
+    let smallest = all().min_by_key(|disk| disk.medium.info().bytes());
+    let smallest = smallest.unwrap_or(first);
+    let bytes = smallest.medium.info().bytes();
+    match Geometry::new(plan.wish(size), bytes) {
+        Ok(_) => Ok(()),
+        Err(InvalidGeometry::TooSmall { bytes, needs }) => Err(RpcError::refused(format!(
+            "the disk \"{}\" is too small: it has {bytes} bytes, the array needs {needs} of each",
+            smallest.name
+        ))),
+        Err(error) => Err(RpcError::params(error.to_string())),
+    }
+}
+
+impl Main {
+    fn create_array(&mut self, appliance: &Appliance, params: &Value) -> Result<Reply, RpcError> {
+        let name = text(params, "array")?;
+        let (members, spares) = (names(params, "members")?, names(params, "spares")?);
+        let lose = names(params, "lose")?;
+        self.check_name(appliance, name)?;
+        if appliance.arrays().iter().any(|array| array.name == name) {
+            return Err(RpcError::refused(format!(
+                "the configuration has an array \"{name}\" already: `corebay array assemble {name}` \
+                 looks for it"
+            )));
+        }
+        let mut plan = plan(name, params, members.len())?;
+        let mut seen = BTreeSet::new();
+        for disk in members.iter().chain(&spares) {
+            if !seen.insert(disk) {
+                return Err(RpcError::params(format!(
+                    "the disk \"{disk}\" is named twice"
+                )));
+            }
+        }
+        if let Some(other) = lose.iter().find(|name| !seen.contains(name)) {
+            let message = format!("\"{other}\" is to be lost, and is no disk of the new array");
+            return Err(RpcError::params(message));
+        }
+        let members = self.free_disks(appliance, &members)?;
+        let spares = self.free_disks(appliance, &spares)?;
+        check_geometry(&plan, &members, &spares)?;
+        plan.lose = lose;
+        let medium = |disk: Named| (disk.name, Some(disk.medium));
+        let finding = Finding {
+            plan,
+            members: members.into_iter().map(medium).collect(),
+            spares: spares.into_iter().map(medium).collect(),
+        };
+        self.launch(finding, true, true)
+    }
+
+    fn assemble_array(&mut self, appliance: &Appliance, params: &Value) -> Result<Reply, RpcError> {
+        let name = text(params, "array")?;
+        let (disks, lose) = (names(params, "disks")?, names(params, "lose")?);
+        if let Some(other) = lose.iter().find(|other| *other != name) {
+            return Err(RpcError::params(format!(
+                "only what was written to \"{name}\" without its stale members can be lost here, \
+                 not \"{other}\""
+            )));
+        }
+        self.check_name(appliance, name)?;
+        let known = appliance.arrays().iter().find(|array| array.name == name);
+        let uuid = match given(params, "uuid")? {
+            Some(text) => {
+                let parsed = text.parse::<uuid::Uuid>();
+                let wrong = |_| RpcError::params(format!("\"{text}\" is no UUID"));
+                Some(Uuid(*parsed.map_err(wrong)?.as_bytes()))
+            }
+            None => None,
+        };
+        let (mut plan, members, spares, keep) = match known.filter(|_| disks.is_empty()) {
+            Some(array) => {
+                let named = |ids: &[corebay_conf::appliance::DiskId]| {
+                    let names = ids.iter().map(|id| appliance.disk(*id).name.clone());
+                    names.collect::<Vec<_>>()
+                };
+                let plan = ArrayPlan::of(array);
+                let keep = array.kept.is_some();
+                (plan, named(&array.members), named(&array.spares), keep)
+            }
+            None if disks.is_empty() => {
+                return Err(RpcError::params(format!(
+                    "the configuration has no array \"{name}\": name the disks that are its members"
+                )));
+            }
+            None => {
+                let plan = ArrayPlan {
+                    name: name.to_owned(),
+                    // As many strips as an array with these members can have.
+                    level: Level::Striped,
+                    roles: (disks.len() + 4).min(ROLES_MAX),
+                    strip_bytes: 64 << 10,
+                    consistency: corebay_conf::appliance::Consistency::Journal,
+                    create: false,
+                    pace: pace(params)?,
+                    scrub: scrub(params)?,
+                    uuid,
+                    as_found: true,
+                    lose: Vec::new(),
+                };
+                (plan, disks, Vec::new(), true)
+            }
+        };
+        plan.create = false;
+        plan.lose = lose;
+        let members = self.disks_that_are_there(appliance, &members)?;
+        let spares = self.disks_that_are_there(appliance, &spares)?;
+        let finding = Finding {
+            plan,
+            members,
+            spares,
+        };
+        self.launch(finding, false, keep)
+    }
+
+    fn check_name(&mut self, appliance: &Appliance, name: &str) -> Result<(), RpcError> {
+        array_words::name(name).map_err(RpcError::params)?;
+        let media = &mut self.exports.media;
+        if media.array(name).is_some() {
+            return Err(RpcError::refused(format!(
+                "the array \"{name}\" runs already"
+            )));
+        }
+        if appliance.disks().iter().any(|disk| disk.name == name) {
+            return Err(RpcError::refused(format!("a disk is named \"{name}\"")));
+        }
+        if media.claimed().contains(name) {
+            let message = format!("an array \"{name}\" is being made already");
+            return Err(RpcError::refused(message));
+        }
+        if media.arrays().len() >= ARRAYS_MAX {
+            let message =
+                format!("there are {ARRAYS_MAX} arrays already, and no more are possible");
+            return Err(RpcError::refused(message));
+        }
+        Ok(())
+    }
+
+    fn free_disks(
+        &mut self,
+        appliance: &Appliance,
+        names: &[String],
+    ) -> Result<Vec<Named>, RpcError> {
+        let media = &mut self.exports.media;
+        let disks = names.iter();
+        disks
+            .map(|name| free(appliance, media, &mut self.state, name))
+            .collect()
+    }
+
+    /// The same, where some may be missing.
+    fn disks_that_are_there(
+        &mut self,
+        appliance: &Appliance,
+        names: &[String],
+    ) -> Result<Vec<(String, Option<PlainMedium>)>, RpcError> {
+        let mut disks = Vec::new();
+        for name in names {
+            match free(appliance, &mut self.exports.media, &mut self.state, name) {
+                Ok(disk) => disks.push((disk.name, Some(disk.medium))),
+                Err(error) if error.is_unavailable() => {
+                    warn!("{}", error.message);
+                    disks.push((name.clone(), None));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(disks)
+    }
+
+    /// Lets the first core begin.
+    fn launch(&mut self, finding: Finding, is_new: bool, keep: bool) -> Result<Reply, RpcError> {
+        let (name, bytes) = (finding.plan.name.clone(), finding.plan.scratch_bytes());
+        let media = &mut self.exports.media;
+        let Some(regions) = media.reserve.take(bytes, self.cores) else {
+            return Err(RpcError::refused(format!(
+                "no memory is left for the array \"{name}\": it needs {} MiB for each of {} cores, of \
+                 what reactor.array_memory keeps for arrays to come {} MiB are free; stop an array, or \
+                 raise reactor.array_memory and restart",
+                bytes >> 20,
+                self.cores,
+                media.reserve.free_bytes() >> 20
+            )));
+        };
+        let disks = finding.members.iter().chain(&finding.spares);
+        let mut claims: Vec<String> = disks.map(|(disk, _)| disk.clone()).collect();
+        claims.push(name);
+        media.claimed().extend(claims.iter().cloned());
+        let (answer, outcome) = mpsc::channel();
+        let job = Job {
+            finding,
+            is_new,
+            keep,
+            regions,
+            claims,
+            answer,
+        };
+        self.port.send(
+            CoreId(0),
+            Box::new(move |core| {
+                let own = core.clone();
+                core.spawn_control(async move { work(&own, job).await });
+            }),
+        );
+        Ok(Reply::Order(outcome))
+    }
+
+    /// The first core has found an array, or has not.
+    fn array_was_found(&mut self, job: Job, found: Result<Found, crate::cli::Failure>) {
+        let media = &mut self.exports.media;
+        for claim in &job.claims {
+            media.claimed().remove(claim);
+        }
+        let (plan, answer) = (job.finding.plan, job.answer);
+        let opened = match found {
+            Ok(found) => {
+                let medium = Arc::new(found.into_medium(&plan, job.regions));
+                medium.kept.store(job.keep, Ordering::SeqCst);
+                kept::begin(&medium, &mut self.state);
+                self.open_array(&medium)
+            }
+            Err(failure) => {
+                let regions = job.regions.into_iter();
+                regions.for_each(|region| media.reserve.give(region));
+                Err(failure.to_string())
+            }
+        };
+        if let Err(why) = &opened {
+            warn!("{why}");
+        }
+        let _ = answer.send(opened);
+    }
+
+    fn open_array(&mut self, medium: &Arc<ArrayMedium>) -> Result<(), String> {
+        let opening = medium.clone();
+        let opened = self.running().ask_each_core(move |core, answer| {
+            let opened = core.environment.open_array(&opening).map(drop);
+            let _ = answer.send(opened.map_err(|error| {
+                crate::cli::Failure::new(format!("{} cannot open it: {error}", core.id()), "")
+            }));
+        });
+        if let Err(failure) = opened {
+            self.close_everywhere(medium);
+            return Err(format!("array \"{}\": {failure}", medium.name));
+        }
+        let tending = medium.clone();
+        let tend = Box::new(move |core: &tend::MachineCore| tend::tend(core, tending));
+        self.port.send(CoreId(0), tend);
+        self.exports.media.add_array(medium.clone());
+        self.keep_array(medium).map_err(|why| {
+            let name = &medium.name;
+            format!("the array \"{name}\" runs, but the next start does not look for it: {why}")
+        })
+    }
+
+    /// Keeps an array that was made while the appliance ran, as it is now.
+    pub fn keep_array(&mut self, medium: &Arc<ArrayMedium>) -> Result<(), String> {
+        if medium.kept.load(Ordering::SeqCst) {
+            self.state.keep_array(&medium.name, Made::of(medium));
+        }
+        self.state.save().map_err(|failure| failure.to_string())
+    }
+
+    /// Keeps how a scrub ended.
+    pub fn keep_scrub(&mut self, medium: &Arc<ArrayMedium>, last: &LastScrub) {
+        let uuid = medium.assembled().uuid();
+        self.state.keep_scrub(uuid, KeptScrub::of(last));
+        if let Err(failure) = self.state.save() {
+            warn!("the scrub's result is not kept: {failure}");
+        }
+    }
+
+    /// Hosts of the array's namespaces learn its size.
+    pub fn array_has_grown(&mut self, medium: &Arc<ArrayMedium>) {
+        let own = Medium::Array(medium.clone());
+        let running = self.running();
+        for subsystem in running.registry.subsystems() {
+            for present in subsystem.namespaces() {
+                if !present.medium.is_same(&own) {
+                    continue;
+                }
+                let spec = Arc::new(NamespaceSpec {
+                    nsid: present.nsid,
+                    identity: present.identity,
+                    medium: own.clone(),
+                    info: own.info(),
+                    read_only: present.read_only,
+                    live: present.live.clone(),
+                });
+                if let Err(failure) = running.stage(0, &spec) {
+                    error!("the namespace {} keeps its size: {failure}", spec.nsid);
+                    continue;
+                }
+                running.attach(&subsystem, &spec, 0);
+                running.tell(&subsystem, spec.nsid);
+                info!(subsystem = %subsystem.names.nqn, nsid = spec.nsid, "has grown");
+            }
+        }
+    }
+
+    fn running(&mut self) -> Running<'_> {
+        Running {
+            port: &self.port,
+            cores: self.cores,
+            registry: &self.exports.registry,
+            media: &mut self.exports.media,
+        }
+    }
+
+    fn stop_array(&mut self, appliance: &Appliance, params: &Value) -> Result<Reply, RpcError> {
+        let name = text(params, "array")?;
+        if self.exports.media.forget_absent(name) {
+            self.state.forget_array(name);
+            let saved = self.state.save();
+            saved.map_err(|failure| RpcError::refused(failure.to_string()))?;
+            return Ok(Reply::Now(Ok(serde_json::json!({}))));
+        }
+        let medium = array(&self.exports.media, params)?;
+        if let Some(used) = self.user_of(&medium) {
+            return Err(RpcError::refused(format!(
+                "the array \"{name}\" is exported as {used}: take that namespace out of the \
+                 configuration, and reload it (SIGHUP)"
+            )));
+        }
+        if let Some(pool) = self.exports.media.pools.on(name) {
+            return Err(RpcError::refused(format!(
+                "the array \"{name}\" is beneath the pool \"{pool}\""
+            )));
+        }
+        if medium.ending.swap(true, Ordering::SeqCst) {
+            let message = format!("the array \"{name}\" is being stopped already");
+            return Err(RpcError::refused(message));
+        }
+        let file = appliance.arrays().iter();
+        let mut file = file.filter(|array| array.kept.is_none());
+        if file.any(|array| array.name == name) {
+            info!(
+                array = name,
+                "the configuration names it: the next start assembles it again"
+            );
+        }
+        let (answer, outcome) = mpsc::channel();
+        self.port.send(
+            CoreId(0),
+            Box::new(move |core| {
+                let own = core.clone();
+                core.spawn_control(async move {
+                    let ended = tend::end(&own, &medium).await;
+                    if let Err(error) = ended {
+                        warn!(array = medium.name, %error, "it was not ended cleanly");
+                    }
+                    shut_everywhere(&own, &medium).await;
+                    let stopped = move |main: &mut Main| {
+                        let _ = answer.send(main.array_was_shut(&medium));
+                    };
+                    own.environment.keeper.then(stopped);
+                });
+            }),
+        );
+        Ok(Reply::Order(outcome))
+    }
+
+    /// The namespace that exports an array.
+    fn user_of(&self, medium: &Arc<ArrayMedium>) -> Option<String> {
+        let own = Medium::Array(medium.clone());
+        for subsystem in self.exports.registry.subsystems() {
+            let mut namespaces = subsystem.namespaces().into_iter();
+            if let Some(namespace) = namespaces.find(|known| known.medium.is_same(&own)) {
+                let nqn = &subsystem.names.nqn;
+                return Some(format!("namespace {} of {nqn}", namespace.nsid));
+            }
+        }
+        None
+    }
+
+    /// Nothing goes on in an array any more: it is closed, and no start looks for it.
+    fn array_was_shut(&mut self, medium: &Arc<ArrayMedium>) -> Result<(), String> {
+        self.close_everywhere(medium);
+        self.exports.media.remove_array(medium);
+        info!(array = medium.name, "stopped");
+        if medium.kept.load(Ordering::SeqCst) {
+            self.state.forget_array(&medium.name);
+        }
+        self.state.save().map_err(|failure| failure.to_string())
+    }
+
+    fn close_everywhere(&mut self, medium: &Arc<ArrayMedium>) {
+        let (sender, regions) = mpsc::channel();
+        let closing = medium.clone();
+        self.running().on_each_core(move |core, answer| {
+            if let Some(region) = core.environment.close_array(&closing) {
+                let _ = sender.send(region);
+            }
+            let _ = answer.send(Ok(()));
+        });
+        let media = &mut self.exports.media;
+        let mut count = 0;
+        for region in regions.try_iter().chain(medium.take_all_scratch()) {
+            count += 1;
+            media.reserve.give(region);
+        }
+        if count < self.cores {
+            warn!(
+                array = medium.name,
+                "some of its memory is still in use, and comes back at the next start only"
+            );
+        }
+    }
+}
+
+/// On the first core.
+async fn work(core: &tend::MachineCore, mut job: Job) {
+    let pool = BufferPool::new(job.regions.remove(0), WAITERS);
+    let devices = &core.environment.devices;
+    let mut found = match job.is_new {
+        true => job.finding.make_new(devices, &pool).await,
+        false => job.finding.find(devices, &pool).await,
+    };
+    match pool.reclaim() {
+        Ok(region) => job.regions.insert(0, region),
+        Err(_) => {
+            let message = "its memory is still in use";
+            found = Err(crate::cli::Failure::new(message, "look at the log"));
+        }
+    }
+    let keeper = &core.environment.keeper;
+    keeper.then(move |main| main.array_was_found(job, found));
+}
+
+/// Shuts every core's door, and waits for what is within.
+async fn shut_everywhere(core: &tend::MachineCore, medium: &Arc<ArrayMedium>) {
+    let medium = medium.clone();
+    let shut = core.call_all(move |core, reply| {
+        let own = core.clone();
+        match core.environment.door(&medium) {
+            Some(door) => door.shut(move || reply.send(&own, ())),
+            None => reply.send(core, ()),
+        }
+    });
+    shut.await;
+}

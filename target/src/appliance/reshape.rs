@@ -1,0 +1,195 @@
+//! Arrays that change their shape while hosts use them: by the first core, with every core's door shut
+//! for the short while that it takes to write superblocks and to assemble the array anew.
+//!
+//! # Order
+//! 1. No sweep goes on, and none begins. Every core shuts its door and waits for what is within.
+//! 2. The members are told the new shape (`raid/src/reshape.rs` has the order of that).
+//! 3. Every core lets go of the array; the first one assembles it anew; every core opens it.
+//! 4. The doors open. Where step 3 fails it is tried again some times; then hosts find the disk gone,
+//!    and the members say at the next start what was done.
+
+use std::time::Duration;
+
+use corebay_core::disk::DiskError;
+use corebay_raid::{
+    array::{Array, Assembled},
+    assemble::{Assembly, assemble},
+    reshape::{Change, ReshapeError},
+};
+use tracing::{error, info};
+
+use super::{
+    arrays::{Named, Sweep, SweepKind, open_all, random},
+    tend::Tender,
+};
+
+/// Attempts to assemble an array anew, and the pause between them.
+const ATTEMPTS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(500);
+
+impl Tender {
+    /// Makes the array as large as its members allow.
+    pub(super) async fn grow(&self) -> Result<(), String> {
+        let array = self.array()?;
+        array.grown().map_err(|why| self.cannot(&why))?;
+        self.begin()?;
+        self.medium.tending().sweep = Some(Sweep {
+            kind: SweepKind::Grow,
+            since: self.core.reactor.now(),
+            from: 0,
+        });
+        let prepared = array.prepare_growth().await;
+        drop(array);
+        self.medium.tending().sweep = None;
+        let grown = match prepared {
+            Ok(()) => self.change(Change::Grow).await,
+            Err(why) => Err(self.cannot(&why)),
+        };
+        self.reshaping.set(false);
+        grown?;
+        let medium = self.medium.clone();
+        let tell = move |main: &mut super::run::Main| main.array_has_grown(&medium);
+        self.core.environment.keeper.then(tell);
+        Ok(())
+    }
+
+    /// Changes the array's shape.
+    pub(super) async fn reshape(&self, change: Change) -> Result<(), String> {
+        self.begin()?;
+        let changed = self.change(change).await;
+        self.reshaping.set(false);
+        changed
+    }
+
+    fn cannot(&self, why: &ReshapeError) -> String {
+        format!("the array \"{}\" stays as it is: {why}", self.medium.name)
+    }
+
+    fn begin(&self) -> Result<(), String> {
+        let tending = self.medium.tending();
+        if let Some(sweep) = &tending.sweep {
+            let what = match sweep.kind {
+                SweepKind::Resync => "a resync",
+                SweepKind::Rebuild(_) => "a rebuild",
+                SweepKind::Scrub => "a scrub",
+                SweepKind::Grow => "growth",
+            };
+            return Err(format!("{what} is under way: wait for its end"));
+        }
+        self.reshaping.set(true);
+        Ok(())
+    }
+
+    async fn change(&self, change: Change) -> Result<(), String> {
+        let array = self.array()?;
+        let medium = self.medium.clone();
+        self.core
+            .call_all(move |core, reply| {
+                let replying = core.clone();
+                match core.environment.door(&medium) {
+                    Some(door) => door.shut(move || reply.send(&replying, ())),
+                    None => reply.send(core, ()),
+                }
+            })
+            .await;
+        let changed = array.reshape(change, &mut random()).await;
+        drop(array);
+        let again = self.assemble_again().await;
+        let medium = self.medium.clone();
+        self.core
+            .call_all(move |core, reply| {
+                if let Some(door) = core.environment.door(&medium) {
+                    door.reopen();
+                }
+                reply.send(core, ());
+            })
+            .await;
+        again?;
+        changed.map_err(|why| self.cannot(&why))?;
+        info!(array = self.medium.name, ?change, "the shape has changed");
+        Ok(())
+    }
+
+    async fn assemble_again(&self) -> Result<(), String> {
+        let disks: Vec<Named> = self.medium.members().into_iter().flatten().collect();
+        let mut attempt = 0;
+        loop {
+            let medium = self.medium.clone();
+            self.core
+                .call_all(move |core, reply| {
+                    if let Some(door) = core.environment.door(&medium) {
+                        door.take_out();
+                    }
+                    reply.send(core, ());
+                })
+                .await;
+            let why = match self.assemble_once(&disks).await {
+                Ok(()) => {
+                    *self.trouble() = None;
+                    return Ok(());
+                }
+                Err(why) => why,
+            };
+            attempt += 1;
+            if attempt == ATTEMPTS {
+                error!(array = self.medium.name, "closed: {why}");
+                *self.trouble() = Some(why.clone());
+                return Err(why);
+            }
+            self.core.reactor.sleep(PAUSE).await;
+        }
+    }
+
+    fn trouble(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        let trouble = self.medium.trouble.lock();
+        trouble.unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    async fn assemble_once(&self, disks: &[Named]) -> Result<(), String> {
+        let environment = &self.core.environment;
+        let door = environment.door(&self.medium).ok_or("it is closed")?;
+        let scratch = door.scratch().ok_or("it is closed")?;
+        let opened = open_all(&environment.devices, disks).map_err(|why| why.to_string())?;
+        let uuid = self.medium.assembled().uuid();
+        let assembly = assemble(opened, Some(uuid), &self.core.reactor, &scratch).await;
+        let Assembly { array, report, .. } = assembly.map_err(|why| why.to_string())?;
+        let assembled = array.assembled().clone();
+        drop(array);
+        let by_role = report.roles.iter();
+        let members: Vec<Option<Named>> = by_role
+            .map(|place| place.map(|place| disks[place].clone()))
+            .collect();
+        self.open_everywhere(&assembled, &members).await?;
+        self.medium.set_assembled(assembled);
+        self.medium.set_members(members);
+        Ok(())
+    }
+
+    async fn open_everywhere(
+        &self,
+        assembled: &Assembled,
+        members: &[Option<Named>],
+    ) -> Result<(), String> {
+        let (medium, assembled) = (self.medium.clone(), assembled.clone());
+        let members = members.to_vec();
+        let opened = self.core.call_all(move |core, reply| {
+            let environment = &core.environment;
+            let open = || {
+                let door = environment.door(&medium).ok_or(DiskError::Gone)?;
+                let scratch = door.scratch().ok_or(DiskError::Gone)?;
+                let disks = members.iter().map(|member| {
+                    let open = |member: &Named| environment.devices.open(&member.medium);
+                    member.as_ref().map(open).transpose()
+                });
+                let disks = disks.collect::<Result<Vec<_>, _>>()?;
+                let array = Array::open(&assembled, disks, &core.reactor, &scratch)?;
+                door.put(array);
+                Ok(())
+            };
+            reply.send(core, open());
+        });
+        let opened: Result<Vec<()>, DiskError> = opened.await.into_iter().collect();
+        opened.map_err(|why| format!("it cannot be opened: {why}"))?;
+        Ok(())
+    }
+}

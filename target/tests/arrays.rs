@@ -1,0 +1,809 @@
+//! Arrays of a `corebay` process as its operator meets them: made, used, broken, mended, grown and
+//! stopped, by the configuration and over the control socket.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test of whole processes waits for them by the machine's clock"
+)]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+#[path = "harness/mod.rs"]
+mod harness;
+#[path = "harness/serving.rs"]
+mod serving;
+
+use corebay_nvme::spec::command::admin;
+use corebay_raid::superblock::SUPERBLOCK_BYTES;
+use harness::wire::Payload;
+use serde_json::{Value, json};
+use serving::{PATIENCE, PROGRAM, Serving, free_port, refused, text};
+
+/// A folder with a configuration of free disks, of which arrays are made over the control socket.
+struct Rig {
+    folder: tempfile::TempDir,
+    port: u16,
+    /// Name and MiB.
+    disks: Vec<(&'static str, u64)>,
+    cores: &'static str,
+    /// Anything else that the configuration says.
+    more: String,
+}
+
+const SPAN: [&str; 5] = ["--verify", "--io-count", "300", "--span", "4MiB"];
+
+impl Rig {
+    fn new(disks: &[(&'static str, u64)]) -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            port: free_port(),
+            disks: disks.to_vec(),
+            cores: "[0]",
+            more: String::new(),
+        }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    fn disk(&self, name: &str) -> PathBuf {
+        self.data().join(format!("{name}.img"))
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.data().join("corebay.sock")
+    }
+
+    /// The configuration, with these disks or arrays exported.
+    fn configure(&self, exported: &[&str]) -> PathBuf {
+        let file = self.folder.path().join("corebay.toml");
+        let mut toml = format!(
+            "data_dir = \"{}\"\n[[listener]]\naddress = \"127.0.0.1:{}\"\n",
+            text(&self.data()),
+            self.port
+        );
+        if !self.more.contains("[reactor]") {
+            toml += &format!("[reactor]\ncores = {}\n", self.cores);
+        }
+        toml += &self.more;
+        for (name, mib) in &self.disks {
+            toml += &format!(
+                "[[disk]]\nname = \"{name}\"\n\
+                 file = {{ path = \"{name}.img\", size = \"{mib}MiB\", create = true }}\n"
+            );
+        }
+        toml += "[[subsystem]]\nnqn = \"nqn.2026-01.io.corebay:a\"\nallow_any_host = true\n";
+        for name in exported {
+            toml += &format!("[[subsystem.namespace]]\ndisk = \"{name}\"\n");
+        }
+        fs::write(&file, toml).unwrap();
+        file
+    }
+
+    fn start(&self, exported: &[&str]) -> Serving {
+        let file = self.configure(exported);
+        Serving::start_as(&["--config", text(&file)])
+    }
+
+    /// Runs `corebay array`, which must succeed.
+    fn array(&self, arguments: &[&str]) -> Value {
+        let (ok, said) = array(&self.socket(), arguments);
+        assert!(ok, "{arguments:?}: {said}");
+        serde_json::from_str(&said).unwrap()
+    }
+
+    /// Runs `corebay array`, which must refuse; gives why.
+    fn refused(&self, arguments: &[&str]) -> String {
+        let (ok, said) = array(&self.socket(), arguments);
+        assert!(!ok, "{arguments:?}: {said}");
+        said
+    }
+
+    fn wait(&self, what: &str, until: impl Fn(&Value) -> bool) -> Value {
+        let start = Instant::now();
+        loop {
+            let status = array_status(&self.socket());
+            if until(&status) {
+                return status;
+            }
+            assert!(start.elapsed() < PATIENCE, "{what}: {status}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn good(&self) -> Value {
+        self.wait("good", |status| {
+            status["state"] == "good" && status["sweep"].is_null()
+        })
+    }
+}
+
+fn write(serving: &Serving) {
+    let written = serving.bench(&[&["--rw", "write", "--overwrite"], &SPAN[..]].concat());
+    assert_eq!(written["errors"], json!([]), "{written}");
+}
+
+fn verify(serving: &Serving) {
+    let read = serving.bench(&[&["--rw", "read"], &SPAN[..]].concat());
+    assert_eq!(read["errors"], json!([]), "{read}");
+}
+
+const FOUR: [(&str, u64); 4] = [("a", 48), ("b", 48), ("c", 48), ("d", 48)];
+
+#[test]
+fn an_array_is_made_exported_kept_stopped_and_found_again() {
+    let rig = Rig::new(&FOUR);
+    let mut serving = rig.start(&[]);
+    rig.array(&[
+        "create", "r", "--level", "raid5", "a", "b", "c", "--spare", "d",
+    ]);
+    let status = rig.good();
+    assert_eq!(
+        (&status["level"], &status["spares"]),
+        (&json!("RAID 5"), &json!(["d"]))
+    );
+    rig.configure(&["r"]);
+    let said = serving.reload();
+    assert!(said.contains("in force"), "{said}");
+    assert_eq!(serving.namespaces(), [1]);
+    write(&serving);
+    let said = rig.refused(&["stop", "r"]);
+    assert!(said.contains("is exported as namespace 1"), "{said}");
+    let said = rig.refused(&["create", "r", "--level", "raid0", "d"]);
+    assert!(said.contains("runs already"), "{said}");
+    serving.end();
+    // The next start looks for it, and for its spare, and `check` knows it.
+    let mut serving = rig.start(&["r"]);
+    let status = rig.good();
+    assert_eq!(status["spares"], json!(["d"]));
+    verify(&serving);
+    let checked = Command::new(PROGRAM)
+        .args(["check", text(&rig.configure(&["r"]))])
+        .output()
+        .unwrap();
+    assert!(checked.status.success(), "{checked:?}");
+    // A file that does not fit what runs changes nothing.
+    rig.configure(&["r", "other"]);
+    assert!(serving.reload().contains("nothing was changed"));
+    rig.configure(&[]);
+    let said = serving.reload();
+    assert!(said.contains("in force"), "{said}");
+    rig.array(&["stop", "r"]);
+    assert_eq!(rig.array(&["list"]), json!([]));
+    serving.end();
+    let mut serving = rig.start(&[]);
+    assert_eq!(rig.array(&["list"]), json!([]));
+    let said = rig.refused(&["create", "r", "--level", "raid5", "a", "b", "c"]);
+    assert!(
+        said.contains("\"a\" is not free: it is a member of array"),
+        "{said}"
+    );
+    rig.array(&["assemble", "again", "c", "a", "b"]);
+    assert_eq!(rig.array(&["list"])[0]["name"], "again");
+    rig.configure(&["again"]);
+    let said = serving.reload();
+    assert!(said.contains("in force"), "{said}");
+    verify(&serving);
+    serving.end();
+}
+
+#[test]
+fn what_cannot_be_made_is_refused_with_a_reason() {
+    let mut rig = Rig::new(&[
+        ("a", 64),
+        ("b", 64),
+        ("c", 64),
+        ("tiny", 1),
+        ("fs", 64),
+        ("x", 64),
+    ]);
+    rig.more = "[[disk]]\nname = \"nothing\"\nnull = { size = \"64MiB\" }\n\
+                [[disk]]\nname = \"small-blocks\"\nram = { size = \"64MiB\" }\n\
+                block_size = 512\n"
+        .into();
+    fs::create_dir(rig.data()).unwrap();
+    let mut bytes = vec![0; 64 << 20];
+    bytes[1080..1082].copy_from_slice(&[0x53, 0xef]);
+    fs::write(rig.disk("fs"), &bytes).unwrap();
+    let serving = rig.start(&["x"]);
+    for (arguments, why) in [
+        (
+            &["raid5", "a", "b"][..],
+            "RAID 5 takes 3 to 25 members, not 2",
+        ),
+        (
+            &["raid10", "a", "b", "c", "fs", "tiny"],
+            "an even number, not 5",
+        ),
+        (&["raid7", "a"], "there is no level \"raid7\""),
+        (&["ec", "a", "b", "c"], "needs `data` and `parity`"),
+        (
+            &["raid1", "a", "tiny"],
+            "\"tiny\" is too small: it has 1048576 bytes",
+        ),
+        (
+            &["raid1", "a", "fs"],
+            "\"fs\" is not free: it holds an ext2, ext3 or ext4 filesystem",
+        ),
+        (&["raid1", "a", "x"], "\"x\" is exported"),
+        (&["raid1", "a", "a"], "\"a\" is named twice"),
+        (&["raid1", "a", "nowhere"], "no disk named \"nowhere\""),
+        (&["raid1", "a", "nothing"], "\"nothing\" keeps nothing"),
+        (
+            &["raid1", "a", "small-blocks"],
+            "\"small-blocks\" has blocks of 512 bytes",
+        ),
+        (
+            &["raid1", "a", "--lose", "b"],
+            "\"b\" is to be lost, and is no disk",
+        ),
+        (&["raid1", "a", "--strip", "3KiB"], "a strip of 3072 bytes"),
+        (&["raid1", "a", "--strip", "x"], "`strip`"),
+        (
+            &["raid1", "a", "--scrub", "often"],
+            "expected never, daily, weekly, monthly",
+        ),
+        (
+            &["raid1", "a", "--rebuild-ceiling", "1MiB"],
+            "below its floor",
+        ),
+        (
+            &["raid1", "a", "--consistency", "luck"],
+            "journal and resync",
+        ),
+    ] {
+        let said = rig.refused(&[&["create", "r", "--level"], arguments].concat());
+        assert!(said.contains(why), "{arguments:?}: {said}");
+    }
+    let said = rig.refused(&["create", "a", "--level", "raid1", "b"]);
+    assert!(said.contains("a disk is named \"a\""), "{said}");
+    let said = rig.refused(&["create", "r/1", "--level", "raid1", "b"]);
+    assert!(said.contains("not a name"), "{said}");
+    let said = rig.refused(&["assemble", "r", "a", "b"]);
+    assert!(said.contains("no disk is a member"), "{said}");
+    assert_eq!(
+        fs::read(rig.disk("fs")).unwrap(),
+        bytes,
+        "nothing was written"
+    );
+    assert_eq!(rig.array(&["list"]), json!([]));
+    // Told by name, it is lost.
+    rig.array(&["create", "r", "--level", "raid1", "a", "fs", "--lose", "fs"]);
+    rig.good();
+    let said = rig.refused(&["create", "s", "--level", "raid1", "a", "b"]);
+    assert!(
+        said.contains("\"a\" is a member of the array \"r\""),
+        "{said}"
+    );
+    // What the memory bears is said.
+    let said = rig.refused(&[
+        "create", "s", "--level", "ec", "--data", "2", "--parity", "1", "b", "c", "tiny",
+    ]);
+    assert!(said.contains("too small"), "{said}");
+    serving.end();
+}
+
+#[test]
+fn the_memory_for_arrays_to_come_is_a_bound_that_is_told() {
+    let mut rig = Rig::new(&FOUR);
+    rig.more = "[reactor]\ncores = [0]\nmemory = \"64MiB\"\narray_memory = \"4MiB\"\n".into();
+    let serving = rig.start(&[]);
+    rig.array(&["create", "one", "--level", "raid1", "a"]);
+    rig.array(&["create", "two", "--level", "raid1", "b"]);
+    let said = rig.refused(&["create", "three", "--level", "raid1", "c"]);
+    assert!(said.contains("reactor.array_memory"), "{said}");
+    // What is stopped leaves room, in whatever order.
+    rig.array(&["stop", "one"]);
+    rig.array(&["stop", "two"]);
+    for _ in 0..3 {
+        rig.array(&["assemble", "two", "b"]);
+        rig.array(&["stop", "two"]);
+    }
+    serving.end();
+}
+
+#[test]
+fn a_mirror_gets_legs_and_loses_some_while_hosts_go_on() {
+    let rig = Rig::new(&FOUR);
+    let mut serving = rig.start(&[]);
+    rig.array(&["create", "r", "--level", "raid1", "a"]);
+    rig.configure(&["r"]);
+    serving.reload();
+    write(&serving);
+    for (legs, disk) in [(2, "b"), (3, "c"), (4, "d")] {
+        rig.array(&["add", "r", disk]);
+        let status = rig.good();
+        assert_eq!(status["members"].as_array().unwrap().len(), legs);
+    }
+    verify(&serving);
+    rig.array(&["remove", "r", "a"]);
+    rig.array(&["remove", "r", "0"]);
+    let status = rig.good();
+    assert_eq!(status["members"][0]["disk"], "c");
+    verify(&serving);
+    // The disk that went is not taken for a blank one.
+    let said = rig.refused(&["add", "r", "a"]);
+    assert!(
+        said.contains("does without the disk \"a\" for good"),
+        "{said}"
+    );
+    rig.array(&["add", "r", "a", "--lose", "a"]);
+    rig.good();
+    rig.array(&["remove", "r", "c"]);
+    rig.array(&["remove", "r", "d"]);
+    let said = rig.refused(&["remove", "r", "a"]);
+    assert!(said.contains("last good leg"), "{said}");
+    serving.kill();
+    let serving = rig.start(&["r"]);
+    verify(&serving);
+    serving.end();
+}
+
+#[test]
+fn an_array_grows_with_its_members_while_hosts_go_on() {
+    let rig = Rig::new(&[
+        ("a", 48),
+        ("b", 48),
+        ("c", 48),
+        ("d", 80),
+        ("e", 80),
+        ("f", 80),
+    ]);
+    let mut serving = rig.start(&[]);
+    rig.array(&["create", "r", "--level", "raid5", "a", "b", "c"]);
+    rig.configure(&["r"]);
+    serving.reload();
+    write(&serving);
+    let said = rig.refused(&["grow", "r"]);
+    assert!(said.contains("no more than the array uses"), "{said}");
+    let blocks = |serving: &Serving| {
+        let page = serving
+            .admin()
+            .command(admin::identify(0, 1, 0), Payload::ToHost(4096));
+        u64::from_le_bytes(page.ok()[..8].try_into().unwrap())
+    };
+    let before = blocks(&serving);
+    for (old, new) in [("a", "d"), ("b", "e"), ("c", "f")] {
+        rig.array(&["fail", "r", old]);
+        rig.array(&["replace", "r", old, new]);
+        rig.good();
+    }
+    rig.array(&["grow", "r"]);
+    rig.good();
+    let start = Instant::now();
+    while blocks(&serving) == before {
+        assert!(start.elapsed() < PATIENCE, "hosts see the old size");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!((blocks(&serving) - before) * 4096, 2 * (32 << 20));
+    verify(&serving);
+    rig.array(&["scrub", "r"]);
+    let status = rig.wait("scrubbed", |status| !status["scrubbed"].is_null());
+    assert_eq!(status["scrubbed"]["mismatches"], 0);
+    serving.end();
+    let serving = rig.start(&["r"]);
+    assert_eq!((blocks(&serving) - before) * 4096, 2 * (32 << 20));
+    verify(&serving);
+    serving.end();
+}
+
+#[test]
+fn a_rebuild_goes_on_where_a_restart_interrupted_it() {
+    let rig = Rig::new(&FOUR);
+    let serving = rig.start(&[]);
+    let pace = ["--rebuild-floor", "1MiB", "--rebuild-ceiling", "24MiB"];
+    rig.array(
+        &[
+            &["create", "r", "--level", "raid5", "a", "b", "c"],
+            &pace[..],
+        ]
+        .concat(),
+    );
+    rig.good();
+    rig.array(&["fail", "r", "b"]);
+    rig.array(&["replace", "r", "b", "d"]);
+    let done = |status: &Value| status["sweep"]["done_bytes"].as_u64().unwrap_or(0);
+    let status = rig.wait("some of it", |status| done(status) > 12 << 20);
+    let sweep = &status["sweep"];
+    assert_eq!(
+        (&sweep["kind"], &sweep["role"]),
+        (&json!("rebuild"), &json!(1))
+    );
+    let rate = sweep["bytes_per_second"].as_u64().unwrap();
+    assert!(rate > 1 << 20 && rate < 40 << 20, "{status}");
+    assert!(sweep["seconds_left"].as_u64().unwrap() < 10, "{status}");
+    serving.end();
+    let serving = rig.start(&[]);
+    let status = rig.wait("it goes on", |status| !status["sweep"].is_null());
+    assert!(done(&status) > 12 << 20, "{status}");
+    let (ok, said) = array(&rig.socket(), &["status", "r", "--watch"]);
+    assert!(ok && said.lines().count() > 1, "{said}");
+    let last: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    assert_eq!(last["state"], "good");
+    serving.end();
+}
+
+#[test]
+fn scrubs_begin_by_themselves_and_their_result_is_kept() {
+    let rig = Rig::new(&FOUR);
+    let serving = rig.start(&[]);
+    rig.array(&[
+        "create", "r", "--level", "raid6", "a", "b", "c", "d", "--scrub", "1s",
+    ]);
+    let status = rig.wait("scrubbed", |status| !status["scrubbed"].is_null());
+    assert_eq!(status["scrub_every_seconds"], 1);
+    assert_eq!(status["scrubbed"]["mismatches"], 0);
+    rig.array(&["stop", "r"]);
+    // Somebody changes a member behind the array's back.
+    let path = rig.disk("a");
+    let mut bytes = fs::read(&path).unwrap();
+    let last = bytes.len() - (1 << 20);
+    bytes[last..last + 4096].fill(0x77);
+    fs::write(&path, bytes).unwrap();
+    serving.end();
+    let serving = rig.start(&[]);
+    rig.array(&["assemble", "r", "a", "b", "c", "d", "--scrub", "1h"]);
+    let status = array_status(&rig.socket());
+    assert!(!status["scrubbed"].is_null(), "{status}");
+    assert!(
+        status["scrub_in_seconds"].as_u64().unwrap() > 3000,
+        "{status}"
+    );
+    rig.array(&["scrub", "r"]);
+    let status = rig.wait("found", |status| status["scrubbed"]["mismatches"] == 1);
+    assert_eq!(
+        status["scrubbed"]["mismatched_stripes"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+    serving.end();
+    let _serving = rig.start(&[]);
+    let status = array_status(&rig.socket());
+    assert_eq!(status["scrubbed"]["mismatches"], 1, "{status}");
+}
+
+#[test]
+fn every_level_serves_several_cores_without_the_members_it_can_do_without() {
+    let names = ["a", "b", "c", "d", "e", "f"];
+    let mut disks: Vec<_> = names.iter().map(|name| (*name, 48)).collect();
+    disks.extend([("y", 48), ("z", 48)]);
+    for (level, members, losses) in [
+        (&["raid10"][..], 4, 1),
+        (&["raid6"], 4, 2),
+        (&["ec", "--data", "3", "--parity", "3"], 6, 2),
+    ] {
+        let mut rig = Rig::new(&disks);
+        let usable = corebay_cores();
+        rig.cores = if usable > 1 { "[0, 1]" } else { "[0]" };
+        let mut serving = rig.start(&[]);
+        let create = [&["create", "r", "--level"], level, &names[..members]].concat();
+        rig.array(&create);
+        rig.configure(&["r"]);
+        serving.reload();
+        let two = |rw: &[&str]| {
+            let done = serving.bench(&[rw, &["--queues", "2"], &SPAN[..]].concat());
+            assert_eq!(done["errors"], json!([]), "{level:?}: {done}");
+        };
+        two(&["--rw", "write", "--overwrite"]);
+        for role in 0..losses {
+            rig.array(&["fail", "r", &role.to_string()]);
+        }
+        two(&["--rw", "read"]);
+        for (role, disk) in ["y", "z"][..losses].iter().enumerate() {
+            rig.array(&["replace", "r", &role.to_string(), disk]);
+        }
+        rig.good();
+        two(&["--rw", "read"]);
+        // One that was away is brought up to date.
+        rig.array(&["fail", "r", "3"]);
+        two(&["--rw", "write", "--overwrite"]);
+        rig.array(&["add", "r", names[3]]);
+        let status = rig.good();
+        assert_eq!(status["members"][3]["disk"], names[3]);
+        two(&["--rw", "read"]);
+        serving.end();
+    }
+}
+
+fn corebay_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[test]
+fn stale_members_count_only_where_that_is_said_by_name() {
+    let rig = Rig::new(&FOUR);
+    let serving = rig.start(&[]);
+    rig.array(&["create", "r", "--level", "raid5", "a", "b", "c"]);
+    rig.good();
+    let said = rig.refused(&["remove", "r", "d"]);
+    assert!(said.contains("\"d\" is no member"), "{said}");
+    rig.array(&["remove", "r", "c"]);
+    let said = rig.refused(&["remove", "r", "b"]);
+    assert!(said.contains("blocks would be lost"), "{said}");
+    rig.array(&["stop", "r"]);
+    let said = rig.refused(&["assemble", "r", "a", "c"]);
+    assert!(
+        said.contains("too few members") && said.contains("\"c\": it is of state"),
+        "{said}"
+    );
+    let said = rig.refused(&["assemble", "r", "a", "c", "--lose", "c"]);
+    assert!(said.contains("not \"c\""), "{said}");
+    rig.array(&["assemble", "r", "a", "c", "--lose", "r"]);
+    assert_eq!(array_status(&rig.socket())["state"], "degraded");
+    serving.end();
+}
+
+/// Overwrites copies of a member's superblock.
+fn damage(path: &Path, copies: &[u64]) {
+    let mut bytes = fs::read(path).unwrap();
+    for at in copies {
+        bytes[*at as usize + 100] ^= 1;
+    }
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn damaged_and_newer_superblocks_are_told_apart() {
+    let rig = Rig::new(&FOUR);
+    let serving = rig.start(&[]);
+    rig.array(&["create", "r", "--level", "raid5", "a", "b", "c"]);
+    rig.good();
+    serving.end();
+    // One copy: the other one is used, and the first is made anew.
+    damage(&rig.disk("a"), &[0]);
+    let serving = rig.start(&[]);
+    rig.good();
+    serving.end();
+    let bytes = fs::read(rig.disk("a")).unwrap();
+    assert_eq!(
+        bytes[..SUPERBLOCK_BYTES],
+        bytes[65536..65536 + SUPERBLOCK_BYTES]
+    );
+    // Both: the member is refused, and the array goes on without it until it is given anew.
+    damage(&rig.disk("a"), &[0, 65536]);
+    let serving = rig.start(&[]);
+    let status = array_status(&rig.socket());
+    assert_eq!(status["state"], "degraded");
+    assert_eq!(
+        status["refused"][0]["why"],
+        "its superblock's checksum is wrong"
+    );
+    let said = rig.refused(&["replace", "r", "0", "a"]);
+    assert!(
+        said.contains("damaged superblock") && said.contains("--lose a"),
+        "{said}"
+    );
+    rig.array(&["replace", "r", "0", "a", "--lose", "a"]);
+    rig.good();
+    serving.end();
+    // A newer format is never touched.
+    let mut bytes = fs::read(rig.disk("b")).unwrap();
+    for at in [0, 65536] {
+        bytes[at + 8] = 9;
+        bytes[at + 12..at + 16].fill(0);
+        let crc = crc32c(&bytes[at..at + SUPERBLOCK_BYTES]);
+        bytes[at + 12..at + 16].copy_from_slice(&crc.to_le_bytes());
+    }
+    fs::write(rig.disk("b"), &bytes).unwrap();
+    let serving = rig.start(&[]);
+    let status = array_status(&rig.socket());
+    let why = status["refused"][0]["why"].as_str().unwrap();
+    assert!(why.contains("version 9"), "{status}");
+    serving.end();
+    assert_eq!(
+        fs::read(rig.disk("b")).unwrap()[..SUPERBLOCK_BYTES],
+        bytes[..SUPERBLOCK_BYTES]
+    );
+    // With too few left the reasons are told, and what is not exported does not keep others away.
+    damage(&rig.disk("a"), &[0, 65536]);
+    let serving = rig.start(&["d"]);
+    let list = rig.array(&["list"]);
+    assert_eq!(list[0]["state"], "absent");
+    let trouble = list[0]["trouble"].as_str().unwrap();
+    assert!(
+        trouble.contains("checksum") && trouble.contains("version 9"),
+        "{list}"
+    );
+    serving.end();
+    let said = refused(&["--config", text(&rig.configure(&["r"]))]);
+    assert!(said.contains("too few members"), "{said}");
+}
+
+/// CRC32C, bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, byte: &u8| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0x82f6_3b78 * (crc & 1))
+        })
+    };
+    !bytes.iter().fold(!0, step)
+}
+
+/// A RAID 5 of three files with one namespace, whose members are named in this order.
+fn raid5(folder: &Path, port: u16, members: [&str; 3], create: bool) -> std::path::PathBuf {
+    let file = folder.join("raid.toml");
+    let data = folder.join("data");
+    let mut toml = format!(
+        "data_dir = \"{}\"\n[[listener]]\naddress = \"127.0.0.1:{port}\"\n\
+         [[subsystem]]\nnqn = \"nqn.2026-01.io.corebay:raid\"\nallow_any_host = true\n\
+         [[subsystem.namespace]]\ndisk = \"r\"\n[[array]]\nname = \"r\"\nlevel = \"raid5\"\n\
+         members = {members:?}\ncreate = {create}\n",
+        text(&data)
+    );
+    for name in members {
+        toml += &format!("[[disk]]\nname = \"{name}\"\nfile = {{ path = \"{name}.img\"");
+        toml += match create {
+            true => ", size = \"64MiB\", create = true }\n",
+            false => " }\n",
+        };
+    }
+    fs::write(&file, toml).unwrap();
+    file
+}
+
+#[test]
+fn an_array_outlasts_the_process_and_a_member() {
+    const SPAN: [&str; 5] = ["--verify", "--io-count", "300", "--span", "4MiB"];
+    let folder = tempfile::tempdir().unwrap();
+    let (path, port) = (folder.path(), free_port());
+    let verify = |serving: &Serving| {
+        let read = serving.bench(&[&["--rw", "read"], &SPAN[..]].concat());
+        assert_eq!(read["errors"], serde_json::json!([]), "{read}");
+    };
+    // Blank members become an array only where that is said.
+    let file = raid5(path, port, ["a", "b", "c"], true);
+    let said = fs::read_to_string(&file).unwrap();
+    fs::write(&file, said.replace("\ncreate = true", "\ncreate = false")).unwrap();
+    let refusal = refused(&["--config", text(&file)]);
+    assert!(
+        refusal.contains("array \"r\"") && refusal.contains("create = true"),
+        "{refusal}"
+    );
+    raid5(path, port, ["a", "b", "c"], true);
+    let first = Serving::start_as(&["--config", text(&file)]);
+    let written = first.bench(&[&["--rw", "write", "--overwrite"], &SPAN[..]].concat());
+    assert_eq!(written["errors"], serde_json::json!([]), "{written}");
+    first.end();
+    // Members say themselves whose they are.
+    raid5(path, port, ["c", "a", "b"], false);
+    let second = Serving::start_as(&["--config", text(&file)]);
+    verify(&second);
+    second.end();
+    let data = path.join("data");
+    fs::rename(data.join("a.img"), data.join("kept.img")).unwrap();
+    let third = Serving::start_as(&["--config", text(&file)]);
+    verify(&third);
+    third.kill();
+    // One is missing already: the other two are needed.
+    fs::remove_file(data.join("b.img")).unwrap();
+    let refusal = refused(&["--config", text(&file)]);
+    assert!(refusal.contains("too few members"), "{refusal}");
+}
+
+#[test]
+fn a_disk_with_something_on_it_becomes_no_member() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, file) = (
+        folder.path().join("data"),
+        raid5(folder.path(), free_port(), ["a", "b", "c"], true),
+    );
+    fs::create_dir(&data).unwrap();
+    let mut bytes = vec![0; 64 << 20];
+    bytes[1080..1082].copy_from_slice(&[0x53, 0xef]);
+    fs::write(data.join("b.img"), &bytes).unwrap();
+    let refusal = refused(&["--config", text(&file)]);
+    assert!(
+        refusal.contains("\"b\" is not free") && refusal.contains("ext4"),
+        "{refusal}"
+    );
+    assert_eq!(fs::read(data.join("b.img")).unwrap(), bytes);
+}
+
+/// Runs `corebay array`; gives whether it succeeded, and its output.
+fn array(socket: &Path, arguments: &[&str]) -> (bool, String) {
+    let output = Command::new(PROGRAM)
+        .args(["array", "-o", "json", "--control", text(socket)])
+        .args(arguments)
+        .output()
+        .unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(said).unwrap())
+}
+
+fn array_status(socket: &Path) -> serde_json::Value {
+    let (ok, said) = array(socket, &["status", "r"]);
+    assert!(ok, "{said}");
+    serde_json::from_str(&said).unwrap()
+}
+
+/// Waits until the array is good and nothing is under way.
+fn wait_until_good(socket: &Path) -> serde_json::Value {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        let status = array_status(socket);
+        if status["state"] == "good" && status["sweep"].is_null() {
+            return status;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("it did not get good: {}", array_status(socket));
+}
+
+#[test]
+fn an_array_is_operated_over_the_control_socket() {
+    use std::os::unix::{fs::PermissionsExt, net::UnixStream};
+    let folder = tempfile::tempdir().unwrap();
+    let (path, port) = (folder.path(), free_port());
+    let file = raid5(path, port, ["a", "b", "c"], true);
+    let toml = fs::read_to_string(&file).unwrap();
+    let disk = |name: &str| {
+        format!(
+            "[[disk]]\nname = \"{name}\"\nfile = {{ path = \"{name}.img\", size = \"64MiB\", create = true }}\n"
+        )
+    };
+    fs::write(&file, format!("{toml}{}{}", disk("d"), disk("e"))).unwrap();
+    let serving = Serving::start_as(&["--config", text(&file)]);
+    let socket = path.join("data").join("corebay.sock");
+    let mode = fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let span = ["--verify", "--io-count", "300", "--span", "4MiB"];
+    let written = serving.bench(&[&["--rw", "write", "--overwrite"], &span[..]].concat());
+    assert_eq!(written["errors"], serde_json::json!([]), "{written}");
+    // A failed member, a blank disk for it, and its data are there again.
+    assert_eq!(wait_until_good(&socket)["members"][1]["disk"], "b");
+    assert!(array(&socket, &["fail", "r", "b"]).0);
+    let (ok, said) = array(&socket, &["fail", "r", "c"]);
+    assert!(!ok && said.contains("role 2 stays"), "{said}");
+    assert_eq!(array_status(&socket)["state"], "degraded");
+    let (ok, said) = array(&socket, &["replace", "r", "1", "a"]);
+    assert!(!ok && said.contains("is a member"), "{said}");
+    let (ok, said) = array(&socket, &["replace", "r", "1", "d"]);
+    assert!(ok, "{said}");
+    assert_eq!(wait_until_good(&socket)["members"][1]["disk"], "d");
+    // A spare steps in by itself.
+    assert!(array(&socket, &["spare", "r", "e"]).0);
+    assert!(array(&socket, &["fail", "r", "0"]).0);
+    let start = Instant::now();
+    while array_status(&socket)["members"][0]["disk"] != "e" {
+        assert!(start.elapsed() < PATIENCE, "{}", array_status(&socket));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    wait_until_good(&socket);
+    assert!(array(&socket, &["scrub", "r"]).0);
+    let start = Instant::now();
+    while array_status(&socket)["scrubbed"].is_null() {
+        assert!(start.elapsed() < PATIENCE, "{}", array_status(&socket));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(array_status(&socket)["scrubbed"]["mismatches"], 0);
+    let read = serving.bench(&[&["--rw", "read"], &span[..]].concat());
+    assert_eq!(read["errors"], serde_json::json!([]), "{read}");
+    // What is no request, or too long, is answered and harms nobody.
+    for sent in [&b"nonsense\n"[..], &[b'x'; 70_000]] {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        let _ = std::io::Write::write_all(&mut stream, sent);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut said = String::new();
+        let _ = BufReader::new(stream).read_line(&mut said);
+        assert!(said.contains("error") || sent.len() > 65_536, "{said}");
+    }
+    assert!(array(&socket, &["list"]).0);
+    serving.end();
+    assert!(!socket.exists());
+    // The members say whose they are now.
+    let toml = toml.replace("[\"a\", \"b\", \"c\"]", "[\"d\", \"c\", \"e\"]");
+    let toml = toml.replace("create = true\n[[disk]]", "[[disk]]");
+    fs::write(&file, format!("{toml}{}{}", disk("d"), disk("e"))).unwrap();
+    let serving = Serving::start_as(&["--config", text(&file)]);
+    let read = serving.bench(&[&["--rw", "read"], &span[..]].concat());
+    assert_eq!(read["errors"], serde_json::json!([]), "{read}");
+    serving.end();
+}

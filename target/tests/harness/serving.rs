@@ -1,0 +1,198 @@
+//! A `corebay serve` as its operator meets it, for tests of whole processes.
+#![allow(
+    dead_code,
+    clippy::disallowed_methods,
+    reason = "a test of whole processes waits for them by the machine's clock, and uses a part of it"
+)]
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use corebay_nvme::spec::command::admin;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::harness::{
+    socket,
+    wire::{Connection, Payload},
+};
+
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_corebay");
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A `corebay serve` that is ready; killed when dropped.
+pub struct Serving {
+    pub child: Child,
+    pub said: String,
+}
+
+impl Serving {
+    pub fn start(arguments: &[&str]) -> Self {
+        let ports = ["--listen", "127.0.0.1:0", "--discovery", "127.0.0.1:0"];
+        Self::start_as(&[&ports, arguments].concat())
+    }
+
+    pub fn start_as(arguments: &[&str]) -> Self {
+        let mut child = Command::new(PROGRAM)
+            .arg("serve")
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        while !said.contains("\nready") {
+            if lines.read_line(&mut said).unwrap() == 0 {
+                let mut complaint = String::new();
+                child
+                    .stderr
+                    .take()
+                    .unwrap()
+                    .read_to_string(&mut complaint)
+                    .unwrap();
+                panic!("it did not get ready: {said}{complaint}");
+            }
+        }
+        Self { child, said }
+    }
+
+    /// What is said after `word`, up to white space or a comma.
+    pub fn word_after(&self, word: &str) -> &str {
+        let at = self
+            .said
+            .find(word)
+            .unwrap_or_else(|| panic!("no {word:?} in {}", self.said));
+        let rest = &self.said[at + word.len()..];
+        rest.split([' ', ',', '\n']).next().unwrap()
+    }
+
+    pub fn port(&self) -> &str {
+        self.word_after("at 127.0.0.1:")
+    }
+
+    pub fn nqn(&self) -> &str {
+        self.word_after("subsystem ")
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// An association's admin queue.
+    pub fn admin(&self) -> Connection<TcpStream> {
+        let address = format!("127.0.0.1:{}", self.port()).parse().unwrap();
+        socket::admin(address, &self.nqn().parse().unwrap())
+    }
+
+    /// Numbers of the health log: reads, writes, power cycles, unsafe shutdowns.
+    pub fn health(&self) -> [u64; 4] {
+        let log = admin::get_log_page(2, u32::MAX, 0, 128, false);
+        let page = self.admin().command(log, Payload::ToHost(512)).ok();
+        [64, 80, 112, 144].map(|at| u64::from_le_bytes(page[at..at + 8].try_into().unwrap()))
+    }
+
+    pub fn kill(mut self) {
+        self.signal(Signal::KILL);
+        wait(&mut self.child);
+    }
+
+    /// Ends it by SIGTERM; it must end cleanly.
+    pub fn end(mut self) {
+        self.signal(Signal::TERM);
+        let status = wait(&mut self.child);
+        assert_eq!(status, Some(0), "a clean end");
+    }
+
+    /// Lets it read its configuration again; gives what it logs of that.
+    pub fn reload(&mut self) -> String {
+        self.signal(Signal::HUP);
+        let mut said = String::new();
+        let log = self.child.stderr.as_mut().unwrap();
+        let mut byte = [0];
+        // Byte by byte, so that what follows is there for the next time.
+        while !(said.contains("SIGHUP") && said.ends_with('\n')) {
+            assert_eq!(log.read(&mut byte).unwrap(), 1, "{said}");
+            said.push(char::from(byte[0]));
+        }
+        said
+    }
+
+    /// The active namespaces.
+    pub fn namespaces(&self) -> Vec<u32> {
+        let list = admin::identify(2, 0, 0);
+        let page = self.admin().command(list, Payload::ToHost(4096)).ok();
+        let ids = page.chunks_exact(4).map(|id| id.try_into().unwrap());
+        ids.map(u32::from_le_bytes)
+            .take_while(|id| *id != 0)
+            .collect()
+    }
+
+    pub fn bench(&self, arguments: &[&str]) -> serde_json::Value {
+        self.bench_at(&format!("127.0.0.1:{}", self.port()), arguments)
+    }
+
+    pub fn bench_at(&self, address: &str, arguments: &[&str]) -> serde_json::Value {
+        let output = Command::new(PROGRAM)
+            .args([
+                "bench",
+                "-o",
+                "json",
+                "--address",
+                address,
+                "--nqn",
+                self.nqn(),
+            ])
+            .args(["--time", "30s"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        serde_json::from_str(&text).unwrap_or_else(|error| {
+            panic!("{error}: {text}{}", String::from_utf8_lossy(&output.stderr))
+        })
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn wait(child: &mut Child) -> Option<i32> {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("it did not end");
+}
+
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Runs `serve`, which must refuse; gives what it says.
+pub fn refused(arguments: &[&str]) -> String {
+    let Output { status, stderr, .. } = Command::new(PROGRAM)
+        .arg("serve")
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert_eq!(status.code(), Some(1));
+    String::from_utf8(stderr).unwrap()
+}
+
+/// A port that nobody listens on.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
