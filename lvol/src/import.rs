@@ -336,7 +336,7 @@ impl<D: Disk> Shared<D> {
             copies.push(self.read_journal(layout.journal_at(copy), len).await?);
         }
         let mut batches = 0;
-        while let Some((batch, page)) = self.next_batch(&copies) {
+        while let Some((batch, page)) = self.next_batch(&copies)? {
             for record in &batch.records {
                 self.replay_record(record).await?;
             }
@@ -413,20 +413,31 @@ impl<D: Disk> Shared<D> {
         Ok(())
     }
 
-    /// The batch that comes next, and its page.
-    fn next_batch(&self, copies: &[Vec<u8>]) -> Option<(Batch, u64)> {
+    /// The batch that comes next, and its page. One that is whole and means nothing is damage: it was
+    /// acknowledged.
+    fn next_batch(&self, copies: &[Vec<u8>]) -> Result<Option<(Batch, u64)>, PoolError> {
         let uuid = self.state.borrow().uuid;
         let position = self.journal.applied.get();
+        let mut meaningless = false;
         // It lies where the last one ended, or at the beginning where it did not fit there.
-        [position.page, 0].into_iter().find_map(|page| {
+        for page in [position.page, 0] {
             let at = usize::try_from(page * PAGE).expect("within the journal");
-            let batches = copies
-                .iter()
-                .filter_map(|copy| Batch::parse(copy.get(at..)?, uuid));
-            let mut batches = batches.filter(|batch| batch.sequence == position.sequence);
-            let found = batches.next();
-            found.map(|batch| (batch, page))
-        })
+            for bytes in copies.iter().filter_map(|copy| copy.get(at..)) {
+                if Batch::sequence_of(bytes, uuid) == Some(position.sequence) {
+                    match Batch::parse(bytes, uuid) {
+                        Some(batch) => return Ok(Some((batch, page))),
+                        None => meaningless = true,
+                    }
+                }
+            }
+        }
+        match meaningless {
+            true => Err(PoolError::Corrupt(format!(
+                "batch {} of the journal has records of no meaning",
+                position.sequence
+            ))),
+            false => Ok(None),
+        }
     }
 
     /// A batch is begun only when the one before it is durable: one that comes after the journal's
@@ -436,8 +447,8 @@ impl<D: Disk> Shared<D> {
         let end = self.journal.applied.get().sequence;
         for copy in copies {
             for at in (0..copy.len()).step_by(PAGE_BYTES) {
-                let beyond = Batch::parse(&copy[at..], uuid);
-                if beyond.is_some_and(|batch| batch.sequence > end) {
+                let beyond = Batch::sequence_of(&copy[at..], uuid);
+                if beyond.is_some_and(|sequence| sequence > end) {
                     let what = format!("batch {end} of the journal is lost in both copies");
                     return Err(PoolError::Corrupt(what));
                 }

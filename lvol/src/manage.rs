@@ -19,7 +19,7 @@ use crate::{
     across::{self, PoolCore, PoolHandle, VolumeHandle},
     error::PoolError,
     format::{
-        BLOCKS_PER_EXTENT, NAME_BYTES_MAX, VOLUME_BLOCKS_MAX,
+        BLOCKS_PER_EXTENT, NAME_BYTES_MAX, VOLUME_BLOCKS_MAX, VOLUMES_MAX,
         page::{ATTRIBUTES_MAX, Kind, LEAF_EXTENTS, VolumeRecord},
         record::Record,
     },
@@ -30,9 +30,6 @@ use crate::{
 
 /// Tasks that may wait to change a pool.
 const WAITERS: usize = 64;
-
-/// The most volumes and snapshots of a pool.
-const VOLUMES_MAX: u32 = 1 << 20;
 
 /// Names a volume or a snapshot within its pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -6,6 +6,7 @@ mod cores;
 mod damage;
 mod extend;
 mod family;
+mod forged;
 mod images;
 mod limits;
 mod owners;

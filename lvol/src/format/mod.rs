@@ -52,6 +52,9 @@ pub const EXPORT_BYTES_MAX: usize = 1536;
 /// The most bytes of an owner's name.
 pub const OWNER_NAME_BYTES_MAX: usize = 64;
 
+/// Numbers of volumes and snapshots are below this.
+pub const VOLUMES_MAX: u32 = 1 << 20;
+
 /// The most blocks of a volume: 2^36 of them are 256 TiB at 4 KiB.
 pub const VOLUME_BLOCKS_MAX: u64 = 1 << 40;
 

@@ -317,7 +317,10 @@ impl Record {
         let (raw, rest) = Raw::read_from_prefix(bytes).ok()?;
         let tail = rest.get(..usize::from(raw.tail.get()))?;
         let after = &rest[tail.len()..];
-        Some((Self::from_raw(&raw, tail)?, after))
+        let record = Self::from_raw(&raw, tail)?;
+        // A tail that the kind does not have belongs to something else.
+        let whole = record.encoded_len() == size_of::<Raw>() + tail.len();
+        whole.then_some((record, after))
     }
 
     fn from_raw(raw: &Raw, tail: &[u8]) -> Option<Self> {
@@ -499,22 +502,11 @@ impl Batch {
         bytes
     }
 
-    /// The batch at the beginning of `bytes`, if one of this pool is there and whole.
+    /// The batch at the beginning of `bytes`, if one of this pool is there and whole, and its records
+    /// mean something.
     #[must_use]
     pub fn parse(bytes: &[u8], uuid: [u8; 16]) -> Option<Self> {
-        let (header, _) = Header::read_from_prefix(bytes).ok()?;
-        let len = header.len.get() as usize;
-        let right = header.magic == MAGIC
-            && header.uuid == uuid
-            && (BATCH_HEADER_BYTES..=BATCH_BYTES_MAX).contains(&len);
-        let whole = right.then(|| bytes.get(..len)).flatten()?;
-        let mut unsigned = header;
-        unsigned.crc = 0.into();
-        let mut copy = whole.to_vec();
-        copy[..BATCH_HEADER_BYTES].copy_from_slice(unsigned.as_bytes());
-        if crc32c(&copy) != header.crc.get() {
-            return None;
-        }
+        let (header, whole) = Self::signed(bytes, uuid)?;
         let mut rest = &whole[BATCH_HEADER_BYTES..];
         let mut records = Vec::new();
         for _ in 0..header.records.get() {
@@ -525,8 +517,29 @@ impl Batch {
         Some(Self {
             sequence: header.sequence.get(),
             records,
-            pages: len.div_ceil(PAGE_BYTES) as u64,
+            pages: whole.len().div_ceil(PAGE_BYTES) as u64,
         })
+    }
+
+    /// The number of the batch at the beginning of `bytes`, if one of this pool is there and whole,
+    /// whatever its records mean.
+    #[must_use]
+    pub fn sequence_of(bytes: &[u8], uuid: [u8; 16]) -> Option<u64> {
+        Self::signed(bytes, uuid).map(|(header, _)| header.sequence.get())
+    }
+
+    fn signed(bytes: &[u8], uuid: [u8; 16]) -> Option<(Header, &[u8])> {
+        let (header, _) = Header::read_from_prefix(bytes).ok()?;
+        let len = header.len.get() as usize;
+        let right = header.magic == MAGIC
+            && header.uuid == uuid
+            && (BATCH_HEADER_BYTES..=BATCH_BYTES_MAX).contains(&len);
+        let whole = right.then(|| bytes.get(..len)).flatten()?;
+        let mut unsigned = header;
+        unsigned.crc = 0.into();
+        let mut copy = whole.to_vec();
+        copy[..BATCH_HEADER_BYTES].copy_from_slice(unsigned.as_bytes());
+        (crc32c(&copy) == header.crc.get()).then_some((header, whole))
     }
 }
 

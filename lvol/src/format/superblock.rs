@@ -51,6 +51,9 @@ const _: () = assert!(offset_of!(Raw, crc) == 12 && offset_of!(Raw, generation) 
 const _: () = assert!(offset_of!(Raw, journal_page) == 72 && offset_of!(Raw, name) == 96);
 const _: () = assert!(offset_of!(Raw, owner) == 352 && offset_of!(Raw, serials) == 440);
 
+/// What is counted up never comes this far.
+const COUNT_MAX: u64 = 1 << 62;
+
 const CLEAN: u32 = 1;
 
 /// A machine that has a pool.
@@ -238,9 +241,15 @@ impl Superblock {
             .iter()
             .all(|bytes| *bytes > 0 && bytes.is_multiple_of(page) && *bytes <= AREA_BYTES_MAX);
         let journal_page = u64::from(raw.journal_page.get());
+        let counters = [
+            raw.generation.get(),
+            raw.journal_sequence.get(),
+            raw.serials.get(),
+        ];
         if !sane
             || layout.disk_blocks > crate::extend::DISK_BLOCKS_MAX
             || layout.extents() == 0
+            || counters.iter().any(|count| *count > COUNT_MAX)
             || journal_page > layout.journal_pages()
             || u64::from(raw.root_len.get()) > layout.root_bytes
         {

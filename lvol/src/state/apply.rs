@@ -110,6 +110,7 @@ impl State {
                 name,
             } => {
                 check_name(name)?;
+                self.check_free_id(*volume)?;
                 self.known(*source)?;
                 let kind = if *snapshot {
                     Kind::Snapshot
@@ -240,9 +241,7 @@ impl State {
         name: &str,
     ) -> Result<(), PoolError> {
         check_name(name)?;
-        if self.volumes.exists(volume) || volume == 0 {
-            return Err(corrupt("a volume's number is taken"));
-        }
+        self.check_free_id(volume)?;
         if !(1..=VOLUME_BLOCKS_MAX).contains(&blocks) {
             return Err(corrupt("a volume's size"));
         }

@@ -18,7 +18,7 @@ use self::{extents::Extents, places::Places, table::Table};
 use crate::{
     error::PoolError,
     format::{
-        Extent, Layout,
+        Extent, Layout, VOLUMES_MAX,
         page::{COUNTS_PER_PAGE, Counts, Entry, Node, NodeId, POINTERS_PER_PIECE, VolumeRecord},
         root::Root,
         superblock::{Owner, Thresholds},
@@ -180,6 +180,14 @@ impl State {
         (beyond + 1..)
             .find(|id| !self.volumes.exists(*id))
             .expect("fewer than 2^32 volumes")
+    }
+
+    /// Refuses a number for a new volume that is taken, or that no volume has.
+    pub fn check_free_id(&self, volume: u32) -> Result<(), PoolError> {
+        match (1..VOLUMES_MAX).contains(&volume) && !self.volumes.exists(volume) {
+            true => Ok(()),
+            false => Err(corrupt("a new volume's number")),
+        }
     }
 
     pub fn new_serial(&mut self) -> u64 {

@@ -45,9 +45,6 @@ impl State {
             blocks,
             ..like
         };
-        if self.volumes.exists(volume) {
-            return Err(corrupt("a volume's number is taken"));
-        }
         self.volumes.put(volume, record, 1);
         self.change_reservation(source, |record| record.own_extents = 0)?;
         self.new_epoch(source);
@@ -59,9 +56,7 @@ impl State {
     pub fn roll_back(&mut self, volume: u32, snapshot: u32, old: u32) -> Result<(), PoolError> {
         let from = self.volume(snapshot)?;
         let (root, height, mapped, blocks) = (from.root, from.height, from.mapped, from.blocks);
-        if self.volumes.exists(old) {
-            return Err(corrupt("a volume's number is taken"));
-        }
+        self.check_free_id(old)?;
         if root != 0 {
             self.nodes.set_number(root, self.nodes.number(root) + 1);
         }
