@@ -310,10 +310,12 @@ fn what_is_asked_for_again_is_answered_as_before() {
         "bytes",
         "export",
         "kind",
+        "limits",
         "name",
         "origin",
         "pool",
         "read_only",
+        "receiving_from_block",
         "thick",
         "used_bytes",
         "uuid",
@@ -459,4 +461,81 @@ fn a_full_pool_refuses_what_needs_space_and_warns_before() {
     appliance.does("pool create r --disk b");
     drop(admin);
     assert_eq!(appliance.signal(Signal::TERM), Some(0));
+}
+
+#[test]
+fn volumes_go_in_and_out_and_are_limited() {
+    let folder = tempfile::tempdir().unwrap();
+    let appliance = Appliance::start(folder.path());
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    appliance.writes(1, 1);
+    appliance.does("snapshot create volume-1@one");
+    appliance.writes(1, 2);
+    appliance.does("snapshot create volume-1@two");
+    // A stream of all, then of what has changed; through a pipe, too.
+    let (all, changes) = (file("all"), file("changes"));
+    let sent = appliance.does(&format!("volume send volume-1@one --to {all}"));
+    assert_eq!(sent["data_bytes"], 1 << 20);
+    let line = format!("volume send volume-1@two --from volume-1@one --to {changes}");
+    appliance.does(&line);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = Appliance::start(elsewhere.path());
+    let receive = format!("volume receive copy --snapshot one --file {all}");
+    let got = other.does(&receive);
+    assert_eq!(
+        (&got["kind"], &got["name"]),
+        (&json!("snapshot"), &json!("copy@one"))
+    );
+    assert_eq!(other.does(&receive)["uuid"], got["uuid"], "received once");
+    other.does("export add copy");
+    other.reads(2, 1);
+    other.does("export remove copy");
+    let mut send = Command::new(PROGRAM)
+        .args(["volume", "send", "volume-1@two", "--from", "volume-1@one"])
+        .args(["--control", text(&appliance.control)])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let received = Command::new(PROGRAM)
+        .args(["volume", "receive", "copy", "--snapshot", "two"])
+        .args(["--control", text(&other.control)])
+        .stdin(send.stdout.take().unwrap())
+        .status()
+        .unwrap();
+    assert!(send.wait().unwrap().success() && received.success());
+    other.does("export add copy");
+    other.reads(2, 2);
+    other.end();
+    // An image, and back.
+    let image = file("image");
+    appliance.does(&format!("volume export volume-1@one {image}"));
+    assert_eq!(fs::metadata(&image).unwrap().len(), 64 << 20);
+    let import = format!("volume import third {image} --export");
+    let made = appliance.does(&import);
+    assert_eq!(
+        (&made["used_bytes"], &made["bytes"]),
+        (&json!(1 << 20), &json!(64 << 20))
+    );
+    appliance.reads(2, 1);
+    assert_eq!(appliance.does(&import)["uuid"], made["uuid"], "made once");
+    // A clone that stands by itself, and one that takes its origin's place.
+    appliance.does("volume clone volume-1@one own");
+    appliance.does("volume inflate own");
+    appliance.does("volume clone volume-1@one new");
+    appliance.does("volume promote new");
+    let origin = |name: &str| appliance.does(&format!("volume show {name}"))["origin"].clone();
+    assert_eq!(origin("volume-1@one"), "new");
+    assert_eq!(origin("volume-1"), "volume-1@one");
+    // At 100 a second, after 1 at once, 100 writes take about a second.
+    let limited = appliance.does("volume set third --write-iops 100:1");
+    assert_eq!(limited["limits"]["write_operations"]["per_second"], 100);
+    let start = std::time::Instant::now();
+    let errors = appliance.bench(2, "--rw write --overwrite --io-count 100");
+    assert!(start.elapsed().as_millis() >= 900, "{:?}", start.elapsed());
+    assert_eq!(errors, json!([]));
+    appliance.does("volume set third --write-iops 0");
+    appliance.does("pool extend pool-1");
+    assert_eq!(appliance.does("pool check pool-1")["good"], true);
+    appliance.end();
 }

@@ -22,6 +22,7 @@ mod pool;
 mod serve;
 mod session;
 mod snapshot;
+mod stream;
 mod table;
 mod volume;
 

@@ -59,6 +59,11 @@ enum Action {
         #[arg(long)]
         force: bool,
     },
+    /// Let a pool take the rest of its disk or array, which has grown
+    Extend {
+        /// The pool
+        pool: String,
+    },
     /// Give a pool another name
     Rename {
         /// The pool
@@ -161,6 +166,7 @@ fn request(action: &Action) -> (&'static str, Value) {
             params["force"] = json!(force);
             ("import", params)
         }
+        Action::Extend { pool } => ("extend", json!({ "pool": pool })),
         Action::Rename { pool, name } => ("rename", json!({ "from": pool, "name": name })),
         Action::Export { pool } => ("export", json!({ "pool": pool })),
         Action::Destroy { pool, force } => ("destroy", json!({ "pool": pool, "force": force })),

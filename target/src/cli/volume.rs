@@ -9,6 +9,7 @@ use super::{
     Failure, Format,
     client::{Asking, Client, word},
     export::{self, Wish},
+    stream,
     table::Table,
 };
 
@@ -114,12 +115,26 @@ enum Action {
         /// Whether all its space is reserved
         #[arg(long, value_name = "BOOL")]
         thick: Option<bool>,
+        #[command(flatten)]
+        limits: stream::LimitArgs,
     },
+    /// Make a clone what its origin was: it takes over the snapshots that they share
+    Promote {
+        /// The clone
+        volume: String,
+    },
+    /// Copy all that a volume shares with others
+    Inflate {
+        /// The volume
+        volume: String,
+    },
+    #[command(flatten)]
+    Stream(stream::Action),
 }
 
 /// How a new volume is exported, if it is.
 #[derive(Debug, clap::Args)]
-struct Exported {
+pub struct Exported {
     /// Export it: in the appliance's only subsystem, or in one of its own
     #[arg(long)]
     export: bool,
@@ -128,7 +143,8 @@ struct Exported {
 }
 
 impl Exported {
-    fn params(&self) -> Value {
+    /// As the control socket takes it.
+    pub fn params(&self) -> Value {
         match self.export || self.wish.says_something() {
             true => self.wish.params(),
             false => Value::Null,
@@ -145,9 +161,16 @@ pub fn run(args: &Args) -> ExitCode {
 }
 
 fn act(args: &Args) -> Result<(), Failure> {
+    if let Action::Stream(action) = &args.action {
+        return stream::act(action, &args.asking);
+    }
     let (method, params) = request(&args.action);
     let mut client = Client::connect(&args.asking)?;
-    let result = client.call(&format!("volume.{method}"), &params)?;
+    let long = matches!(args.action, Action::Inflate { .. });
+    let progress = long.then(|| stream::Progress::start(&args.asking));
+    let result = client.call(&format!("volume.{method}"), &params);
+    drop(progress);
+    let result = result?;
     match (args.asking.output, &args.action) {
         (Format::Json, _) => println!("{result:#}"),
         (_, Action::List { .. }) => print!("{}", list(&result)),
@@ -205,10 +228,16 @@ fn request(action: &Action) -> (&'static str, Value) {
             volume,
             read_only,
             thick,
+            limits,
         } => (
             "set",
-            json!({ "volume": volume, "read_only": read_only, "thick": thick }),
+            json!({
+                "volume": volume, "read_only": read_only, "thick": thick, "limits": limits.params(),
+            }),
         ),
+        Action::Promote { volume } => ("promote", json!({ "volume": volume })),
+        Action::Inflate { volume } => ("inflate", json!({ "volume": volume })),
+        Action::Stream(_) => unreachable!("it has its own way"),
     }
 }
 
@@ -254,7 +283,8 @@ pub fn list(volumes: &Value) -> String {
     table.to_string()
 }
 
-fn show(volume: &Value) -> String {
+/// A volume, in some lines.
+pub fn show(volume: &Value) -> String {
     let mut text = format!(
         "{}: {} of {}, {} used\n  uuid {}\n",
         full_name(volume),
@@ -277,6 +307,18 @@ fn show(volume: &Value) -> String {
     if !volume["origin"].is_null() {
         text += &format!("  made of {}\n", word(&volume["origin"]));
     }
+    for (what, limit) in volume["limits"].as_object().into_iter().flatten() {
+        if !limit.is_null() {
+            let what = what.replace('_', " ");
+            text += &format!("  at most {} {what} a second\n", limit["per_second"]);
+        }
+    }
+    if !volume["receiving_from_block"].is_null() {
+        text += &format!(
+            "  a stream was cut off: send it again with --start {}\n",
+            volume["receiving_from_block"]
+        );
+    }
     if !volume["export"].is_null() {
         text += &format!("  exported as {}\n", export::in_short(&volume["export"]));
     }
@@ -292,7 +334,7 @@ mod tests {
         for (bytes, text) in [
             (0, "0B"),
             (4096, "4KiB"),
-            (1 << 40, "1TiB"),
+            (1u64 << 40, "1TiB"),
             (3 << 29, "1.50GiB"),
         ] {
             assert_eq!(size(&json!(bytes)), text);

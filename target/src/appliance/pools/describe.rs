@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use corebay_lvol::{
-    CheckReport, SpaceLevel, VolumeId,
+    CheckReport, Rate, SpaceLevel, VolumeId,
     format::page::{Kind, VolumeRecord},
 };
 use serde_json::{Value, json};
@@ -113,10 +113,13 @@ pub fn describe_pool(pool: &Rc<OpenPool>) -> Value {
 /// A volume or a snapshot.
 pub fn describe_volume(pool: &Rc<OpenPool>, id: VolumeId, record: &VolumeRecord) -> Value {
     let size = pool.info.block_size;
-    let origin = VolumeId(record.origin);
-    let origin = (origin != id)
-        .then(|| pool.pool.volume(origin).ok())
-        .flatten();
+    let origin = pool.pool.origin_of(id);
+    let origin = origin.and_then(|origin| pool.pool.volume(origin).ok());
+    let rate = |rate: Rate| match rate.per_second {
+        0 => Value::Null,
+        per_second => json!({ "per_second": per_second, "burst": rate.burst }),
+    };
+    let limits = &record.limits;
     json!({
         "pool": pool.pool.name(),
         "name": record.name,
@@ -132,6 +135,13 @@ pub fn describe_volume(pool: &Rc<OpenPool>, id: VolumeId, record: &VolumeRecord)
         "thick": record.thick,
         "read_only": record.read_only || record.kind == Kind::Snapshot,
         "origin": origin.map(|origin| origin.name),
+        "limits": {
+            "read_operations": rate(limits.read_operations),
+            "read_bytes": rate(limits.read_bytes),
+            "write_operations": rate(limits.write_operations),
+            "write_bytes": rate(limits.write_bytes),
+        },
+        "receiving_from_block": record.receiving.as_ref().map(|receiving| receiving.next()),
         "export": describe_export(pool, id, record),
     })
 }

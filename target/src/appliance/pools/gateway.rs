@@ -22,7 +22,7 @@ use tracing::warn;
 
 use super::{
     Home, KeptExport, NamedVolume, Opening, Order, PoolBook, PoolMemory, named_volumes, orders,
-    subsystem_for,
+    streams, subsystem_for,
 };
 use crate::{
     appliance::{
@@ -223,6 +223,7 @@ pub fn order(
     let order = deadline(params).and_then(|timeout| {
         Ok(Order {
             opening: opening_of(&what, appliance, media, state)?,
+            stream: streams::open(&what)?,
             what,
             deadline: now.plus(timeout),
         })

@@ -26,7 +26,9 @@ use corebay_target::{
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::{KnownPool, NamedVolume, PoolBook, PoolMemory, exports::Attached, in_turn};
+use super::{
+    KnownPool, NamedVolume, PoolBook, PoolMemory, exports::Attached, in_turn, streams::Work,
+};
 use crate::appliance::environment::{Floor, MachineEnvironment, Medium};
 
 /// How often sizes and use are looked at.
@@ -87,6 +89,8 @@ pub struct Home {
     /// Volumes that the configuration names.
     pub named: RefCell<Vec<NamedVolume>>,
     memory: RefCell<Vec<BufferPool>>,
+    /// What takes long and is under way.
+    pub work: RefCell<Vec<Rc<Work>>>,
     /// The appliance, as its pools know it.
     owner: Owner,
 }
@@ -119,6 +123,7 @@ impl Home {
             usual: RefCell::new(usual),
             named: RefCell::default(),
             memory: RefCell::new(memory.into_pools()),
+            work: RefCell::default(),
             owner,
         });
         *core.environment.pools.borrow_mut() = Some(home.clone());

@@ -15,6 +15,7 @@ mod gateway;
 mod home;
 mod offline;
 mod orders;
+mod streams;
 mod volumes;
 
 use std::{

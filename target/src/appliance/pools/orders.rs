@@ -4,7 +4,7 @@ use corebay_core::units::Time;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Opening;
+use super::{Opening, streams::Stream};
 use crate::appliance::control::RpcError;
 
 /// An order, and until when it may begin.
@@ -13,6 +13,8 @@ pub struct Order {
     pub what: What,
     /// The disk or array that it names, where it has to be opened.
     pub opening: Option<Opening>,
+    /// The file or pipe that it reads or writes.
+    pub stream: Option<Stream>,
     /// What has not begun by then does not begin.
     pub deadline: Time,
 }
@@ -173,6 +175,83 @@ pub struct VolumeSet {
     pub read_only: Option<bool>,
     /// All its space is reserved.
     pub thick: Option<bool>,
+    /// What hosts may do in a second; what is not said stays.
+    #[serde(default)]
+    pub limits: LimitsSet,
+}
+
+/// Limits that are changed.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsSet {
+    /// Read commands.
+    pub read_operations: Option<RateSet>,
+    /// Bytes that are read.
+    pub read_bytes: Option<RateSet>,
+    /// Commands that change something.
+    pub write_operations: Option<RateSet>,
+    /// Bytes that are written.
+    pub write_bytes: Option<RateSet>,
+}
+
+/// A limit; 0 a second is none.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateSet {
+    /// So many a second.
+    pub per_second: u64,
+    /// So many at once after a pause.
+    #[serde(default)]
+    pub burst: u64,
+}
+
+/// `volume.send`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeSend {
+    /// The snapshot.
+    pub snapshot: String,
+    /// Only what has changed since this one.
+    pub from: Option<String>,
+    /// The block that an interrupted stream goes on from.
+    #[serde(default)]
+    pub start: u64,
+    /// The file or pipe that it goes to.
+    pub path: String,
+}
+
+/// `volume.receive`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeReceive {
+    /// The volume.
+    pub volume: String,
+    /// What the snapshot is called here.
+    pub snapshot: Option<String>,
+    /// The file or pipe that the stream comes from.
+    pub path: String,
+}
+
+/// `volume.export`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeExport {
+    /// The volume or snapshot.
+    pub volume: String,
+    /// The file that it goes to.
+    pub path: String,
+}
+
+/// `volume.import`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeImport {
+    /// The new volume.
+    pub volume: String,
+    /// The file or device that it is made of.
+    pub path: String,
+    /// It is exported, so.
+    pub export: Option<Wish>,
 }
 
 /// `snapshot.create`: all at one point in time.
@@ -244,6 +323,7 @@ orders! {
     "pool.status" => PoolStatus(OfPool),
     "pool.create" => PoolCreate(PoolOn),
     "pool.import" => PoolImport(PoolOn),
+    "pool.extend" => PoolExtend(OfPool),
     "pool.rename" => PoolRename(Renamed),
     "pool.export" => PoolExport(OfPool),
     "pool.destroy" => PoolDestroy(PoolDestroy),
@@ -257,6 +337,14 @@ orders! {
     "volume.clone" => VolumeClone(VolumeClone),
     "volume.rollback" => VolumeRollback(VolumeRollback),
     "volume.set" => VolumeSet(VolumeSet),
+    "volume.promote" => VolumePromote(OfVolume),
+    "volume.inflate" => VolumeInflate(OfVolume),
+    "volume.send" => VolumeSend(VolumeSend),
+    "volume.receive" => VolumeReceive(VolumeReceive),
+    "volume.abort_receive" => VolumeAbortReceive(OfVolume),
+    "volume.export" => VolumeExport(VolumeExport),
+    "volume.import" => VolumeImport(VolumeImport),
+    "work.list" => WorkList(Listed),
     "snapshot.create" => SnapshotCreate(SnapshotCreate),
     "snapshot.list" => SnapshotList(Listed),
     "snapshot.delete" => SnapshotDelete(SnapshotDelete),

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use corebay_conf::Nqn;
 use corebay_core::units::Time;
 use corebay_lvol::{
-    Export, Identity, VolumeId,
+    Export, Identity, Rate, VolumeId,
     error::PoolError,
     format::page::{Kind, VolumeRecord},
 };
@@ -18,13 +18,14 @@ use tracing::info;
 use uuid::Uuid;
 
 use super::{
-    BUSY_STEP,
+    BUSY_STEP, Opening,
     describe::{describe_check, describe_pool, describe_volume},
     exports::{derived_serial, own_nqn, subsystem_for},
     home::{Home, OpenPool, refresh},
     orders::{
-        ExportAdd, ExportRemove, Order, PoolDestroy, PoolOn, Renamed, SnapshotCreate, VolumeClone,
-        VolumeCreate, VolumeDelete, VolumeResize, VolumeRollback, VolumeSet, What, Wish,
+        ExportAdd, ExportRemove, Order, PoolDestroy, PoolOn, RateSet, Renamed, SnapshotCreate,
+        VolumeClone, VolumeCreate, VolumeDelete, VolumeResize, VolumeRollback, VolumeSet, What,
+        Wish,
     },
 };
 use crate::appliance::{control::RpcError, environment::Medium};
@@ -32,10 +33,10 @@ use crate::appliance::{control::RpcError, environment::Medium};
 /// The longest name.
 const NAME_BYTES_MAX: usize = 200;
 
-type Outcome = Result<Value, RpcError>;
+pub type Outcome = Result<Value, RpcError>;
 
 /// A volume or a snapshot that is there.
-type Found = (Rc<OpenPool>, VolumeId, VolumeRecord);
+pub type Found = (Rc<OpenPool>, VolumeId, VolumeRecord);
 
 impl Home {
     /// Does what is ordered.
@@ -46,39 +47,46 @@ impl Home {
         let Order {
             what,
             opening,
+            stream,
             deadline,
         } = order;
         match what {
-            What::PoolList(of) => return Ok(json!(self.describe_pools(of.pool.as_deref()))),
-            What::PoolStatus(of) => return Ok(describe_pool(&self.pool(&of.pool)?)),
-            What::VolumeList(of) => {
-                self.listed(of.pool.as_deref())?;
-                return Ok(json!(
-                    self.describe_volumes(of.pool.as_deref(), Kind::Volume)
-                ));
-            }
-            What::SnapshotList(of) => {
-                self.listed(of.pool.as_deref())?;
-                let snapshots = self.describe_volumes(of.pool.as_deref(), Kind::Snapshot);
-                return Ok(json!(snapshots));
-            }
-            What::ExportList(of) => {
-                self.listed(of.pool.as_deref())?;
-                return Ok(json!(self.describe_exports(of.pool.as_deref())));
-            }
-            What::VolumeShow(of) => {
-                let (pool, id, record) = self.volume(&of.volume)?;
-                return Ok(describe_volume(&pool, id, &record));
-            }
+            What::PoolList(of) => Ok(json!(self.describe_pools(of.pool.as_deref()))),
+            What::PoolStatus(of) => Ok(describe_pool(&self.pool(&of.pool)?)),
             What::PoolCheck(of) => {
                 let pool = self.pool(&of.pool)?;
                 let checked = pool.pool.check().await;
-                return checked
+                checked
                     .map(|report| describe_check(&report))
-                    .map_err(refusal);
+                    .map_err(refusal)
             }
-            _ => {}
+            What::VolumeList(of) => self.list(of.pool.as_deref(), Kind::Volume),
+            What::SnapshotList(of) => self.list(of.pool.as_deref(), Kind::Snapshot),
+            What::ExportList(of) => {
+                self.listed(of.pool.as_deref())?;
+                Ok(json!(self.describe_exports(of.pool.as_deref())))
+            }
+            What::VolumeShow(of) => {
+                let (pool, id, record) = self.volume(&of.volume)?;
+                Ok(describe_volume(&pool, id, &record))
+            }
+            What::WorkList(of) => Ok(self.describe_work(of.pool.as_deref())),
+            What::VolumeSend(send) => self.send(&send, stream).await,
+            What::VolumeReceive(receive) => self.receive(&receive, stream).await,
+            What::VolumeExport(export) => self.write_image(&export, stream).await,
+            What::VolumeImport(import) => self.read_image(&import, stream).await,
+            What::VolumeInflate(of) => self.inflate(&of.volume).await,
+            what => self.change(what, opening, deadline).await,
         }
+    }
+
+    fn list(&self, pool: Option<&str>, kind: Kind) -> Outcome {
+        self.listed(pool)?;
+        Ok(json!(self.describe_volumes(pool, kind)))
+    }
+
+    /// Does what changes something, in its turn.
+    async fn change(&self, what: What, opening: Option<Opening>, deadline: Time) -> Outcome {
         let _turn = self.turn.acquire(1).await;
         if self.core.reactor.now() > deadline {
             return Err(RpcError::refused(
@@ -108,13 +116,20 @@ impl Home {
             What::SnapshotCreate(create) => self.snapshot(&create).await,
             What::ExportAdd(add) => self.add_export(&add).await,
             What::ExportRemove(remove) => self.remove_export(&remove).await,
-            What::PoolList(_)
-            | What::PoolStatus(_)
-            | What::PoolCheck(_)
-            | What::VolumeList(_)
-            | What::VolumeShow(_)
-            | What::SnapshotList(_)
-            | What::ExportList(_) => unreachable!("answered above"),
+            What::PoolExtend(of) => {
+                let pool = self.pool(&of.pool)?;
+                pool.pool.extend().await.map_err(refusal)?;
+                Ok(describe_pool(&pool))
+            }
+            What::VolumePromote(of) => self.promote(&of.volume).await,
+            What::VolumeAbortReceive(of) => {
+                let (pool, id, record) = self.volume(&of.volume)?;
+                pool.pool.abort_receive(id).await.map_err(refusal)?;
+                Ok(json!({
+                    "pool": pool.pool.name(), "name": record.name, "state": "as before",
+                }))
+            }
+            _ => Err(RpcError::refused("it changes nothing")),
         }
     }
 
@@ -136,7 +151,7 @@ impl Home {
     }
 
     /// The pool and the name within it of `pool/name`; where there is one pool, of `name`.
-    fn place<'n>(&self, name: &'n str) -> Result<(Rc<OpenPool>, &'n str), RpcError> {
+    pub fn place<'n>(&self, name: &'n str) -> Result<(Rc<OpenPool>, &'n str), RpcError> {
         if let Some((pool, name)) = name.split_once('/') {
             return Ok((self.pool(pool)?, name));
         }
@@ -151,7 +166,8 @@ impl Home {
         }
     }
 
-    fn volume(&self, name: &str) -> Result<Found, RpcError> {
+    /// The volume or snapshot of this name.
+    pub fn volume(&self, name: &str) -> Result<Found, RpcError> {
         let (pool, name) = self.place(name)?;
         let found = pool.pool.find(name);
         let found = found.and_then(|id| Some((id, pool.pool.volume(id).ok()?)));
@@ -169,12 +185,7 @@ impl Home {
         Ok((pool, id, record))
     }
 
-    async fn create_pool(
-        &self,
-        on: &PoolOn,
-        opening: Option<super::Opening>,
-        create: bool,
-    ) -> Outcome {
+    async fn create_pool(&self, on: &PoolOn, opening: Option<Opening>, create: bool) -> Outcome {
         if let Some(pool) = self.find(&on.pool) {
             return match pool.on == on.disk {
                 true => Ok(describe_pool(&pool)),
@@ -356,7 +367,8 @@ impl Home {
             .await
     }
 
-    async fn export_and_describe(
+    /// Exports a volume, where that is wished, and tells of it.
+    pub async fn export_and_describe(
         &self,
         pool: &Rc<OpenPool>,
         id: VolumeId,
@@ -453,7 +465,7 @@ impl Home {
         let id = match pool.pool.find(name) {
             Some(id) => {
                 let record = pool.pool.volume(id).map_err(refusal)?;
-                if record.kind != Kind::Volume || record.origin != source.0 {
+                if record.kind != Kind::Volume || pool.pool.origin_of(id) != Some(source) {
                     return Err(already(&pool, &record));
                 }
                 id
@@ -470,7 +482,10 @@ impl Home {
     async fn roll_back(&self, back: &VolumeRollback) -> Outcome {
         let (pool, id, record) = self.volume(&back.volume)?;
         let (other, snapshot, taken) = self.volume(&back.snapshot)?;
-        if !Rc::ptr_eq(&pool, &other) || taken.origin != id.0 || taken.kind != Kind::Snapshot {
+        if !Rc::ptr_eq(&pool, &other)
+            || pool.pool.origin_of(snapshot) != Some(id)
+            || taken.kind != Kind::Snapshot
+        {
             return Err(RpcError::params(format!(
                 "\"{}\" is no snapshot of \"{}\"",
                 taken.name, record.name
@@ -494,6 +509,35 @@ impl Home {
             let done = pool.pool.set_flags(id, read_only, thick).await;
             done.map_err(refusal)?;
         }
+        let mut limits = record.limits;
+        for (limit, wanted) in [
+            (&mut limits.read_operations, set.limits.read_operations),
+            (&mut limits.read_bytes, set.limits.read_bytes),
+            (&mut limits.write_operations, set.limits.write_operations),
+            (&mut limits.write_bytes, set.limits.write_bytes),
+        ] {
+            if let Some(RateSet { per_second, burst }) = wanted {
+                *limit = Rate { per_second, burst };
+            }
+        }
+        if limits != record.limits {
+            let done = pool.pool.set_limits(id, &limits).await;
+            done.map_err(refusal)?;
+        }
+        self.changed(&pool, id)
+    }
+
+    /// A clone becomes what its origin was, and the origin a clone.
+    async fn promote(&self, name: &str) -> Outcome {
+        let (pool, id, record) = self.volume(name)?;
+        // It was promoted before where the snapshot that it was made of is its own by now.
+        let promoted = !pool.pool.snapshots_of(id).is_empty() && pool.pool.origin_of(id).is_none();
+        if record.kind == Kind::Volume && !promoted {
+            pool.pool.promote(id).await.map_err(|error| match error {
+                PoolError::WrongKind => RpcError::params("this is no clone of a snapshot"),
+                other => refusal(other),
+            })?;
+        }
         self.changed(&pool, id)
     }
 
@@ -514,10 +558,13 @@ impl Home {
                 return Err(RpcError::params("a group's volumes are in one pool"));
             }
             let full = format!("{}@{snapshot}", record.name);
-            match pool.pool.find(&full).map(|id| (id, pool.pool.volume(id))) {
-                Some((known, Ok(known_record))) if known_record.origin == id.0 => there.push(known),
-                Some((_, Ok(known))) => return Err(already(&pool, &known)),
-                _ => of.push((id, identity(&full))),
+            match pool.pool.find(&full) {
+                Some(known) if pool.pool.origin_of(known) == Some(id) => there.push(known),
+                Some(known) => {
+                    let known = pool.pool.volume(known).map_err(refusal)?;
+                    return Err(already(&pool, &known));
+                }
+                None => of.push((id, identity(&full))),
             }
             place = Some(pool);
         }
@@ -685,7 +732,8 @@ impl Home {
     }
 }
 
-fn identity(name: &str) -> Identity {
+/// A name, and a UUID that nothing else has.
+pub fn identity(name: &str) -> Identity {
     Identity {
         name: name.to_owned(),
         uuid: *Uuid::new_v4().as_bytes(),
@@ -697,7 +745,7 @@ fn blocks_of(pool: &OpenPool, bytes: u64) -> u64 {
 }
 
 /// Names are words that a shell takes as they are; `/` and `@` have their meaning.
-fn check_name(name: &str) -> Result<(), RpcError> {
+pub fn check_name(name: &str) -> Result<(), RpcError> {
     let good = |c: char| c.is_ascii_alphanumeric() || "._-:+".contains(c);
     let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
     match begins && name.chars().all(good) && name.len() <= NAME_BYTES_MAX {
@@ -724,7 +772,7 @@ fn already(pool: &OpenPool, record: &VolumeRecord) -> RpcError {
 }
 
 /// The one place where a pool's error becomes an answer.
-fn refusal(error: PoolError) -> RpcError {
+pub fn refusal(error: PoolError) -> RpcError {
     let message = error.to_string();
     match error {
         PoolError::NoSpace => RpcError::full(message),

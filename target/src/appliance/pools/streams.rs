@@ -1,0 +1,445 @@
+//! What takes long: streams of snapshots, raw images, inflating; and how far each of them is.
+//!
+//! Invariants:
+//! - Files and pipes are read and written by threads that the main thread starts, never by a core. Between
+//!   them and the home core goes a bounded number of bounded pieces.
+//! - None of it holds the turn of changes: other orders go on meanwhile.
+
+use std::{
+    cell::Cell,
+    fs::File,
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    rc::Rc,
+    sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, channel, sync_channel},
+    time::Duration,
+};
+
+use corebay_lvol::{Piece, ReceiveError, ReceiveOptions, SparseFile, VolumeId, error::PoolError};
+use rustix::fs::{OFlags, fcntl_setfl};
+use serde_json::{Value, json};
+
+use super::{
+    describe::describe_volume,
+    home::{Home, OpenPool},
+    orders::{VolumeExport, VolumeImport, VolumeReceive, VolumeSend, What},
+    volumes::{Outcome, identity, refusal},
+};
+use crate::{
+    appliance::{control::RpcError, run::spawn},
+    cli::Failure,
+};
+
+/// Pieces that may be on their way.
+const PIECES_MAX: usize = 16;
+
+/// How large the pieces of a stream are, about.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// How often it is looked whether the other side has come further.
+const STEP: Duration = Duration::from_millis(1);
+
+/// A file's or pipe's side of a long order.
+pub enum Stream {
+    /// Takes a stream.
+    Sink(SyncSender<Vec<u8>>, Receiver<io::Result<()>>),
+    /// Gives a stream.
+    Source(Receiver<io::Result<Vec<u8>>>),
+    /// Takes an image: its length, then its pieces.
+    ImageSink(SyncSender<ImagePart>, Receiver<io::Result<()>>),
+    /// Gives an image of so many bytes.
+    ImageSource(Receiver<io::Result<Piece>>, u64),
+}
+
+/// What goes to an image's file.
+pub enum ImagePart {
+    /// Its length; first.
+    Length(u64),
+    /// Some of its bytes.
+    Piece(Piece),
+}
+
+/// Opens what a long order reads or writes, and starts the thread that does. On the main thread.
+///
+/// # Errors
+/// Where it cannot be opened.
+pub fn open(what: &What) -> Result<Option<Stream>, RpcError> {
+    let opened = match what {
+        What::VolumeSend(send) => to_write(&send.path).and_then(sink),
+        What::VolumeReceive(receive) => to_read(&receive.path).and_then(source),
+        What::VolumeExport(export) => to_write(&export.path).and_then(image_sink),
+        What::VolumeImport(import) => to_read(&import.path).and_then(image_source),
+        _ => return Ok(None),
+    };
+    opened
+        .map(Some)
+        .map_err(|failure| RpcError::refused(failure.to_string()))
+}
+
+fn cannot(path: &str, error: &io::Error) -> Failure {
+    Failure::new(format!("{path}: {error}"), "")
+}
+
+/// Opens a file or a pipe; a pipe whose other end has gone keeps nobody waiting.
+fn open_path(path: &str, options: &mut std::fs::OpenOptions) -> Result<File, Failure> {
+    let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+    if !Path::new(path).is_absolute() {
+        return Err(Failure::new(
+            format!("{path}: the path is not absolute"),
+            "",
+        ));
+    }
+    let file = options.custom_flags(nonblocking).open(path);
+    let file = file.map_err(|error| cannot(path, &error))?;
+    fcntl_setfl(&file, OFlags::empty()).map_err(|error| cannot(path, &error.into()))?;
+    Ok(file)
+}
+
+fn to_read(path: &str) -> Result<File, Failure> {
+    open_path(path, File::options().read(true))
+}
+
+fn to_write(path: &str) -> Result<File, Failure> {
+    open_path(
+        path,
+        File::options().write(true).create(true).truncate(true),
+    )
+}
+
+fn start(body: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+    spawn("corebay-stream".into(), body).map(drop)
+}
+
+fn sink(mut file: File) -> Result<Stream, Failure> {
+    let (to, pieces) = sync_channel::<Vec<u8>>(PIECES_MAX);
+    let (ending, ended) = channel();
+    start(move || {
+        let written = pieces.iter().try_for_each(|piece| file.write_all(&piece));
+        // A pipe has nothing to sync.
+        let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+        let synced = written.and_then(|()| if is_file { file.sync_all() } else { Ok(()) });
+        let _ = ending.send(synced);
+    })?;
+    Ok(Stream::Sink(to, ended))
+}
+
+fn source(mut file: File) -> Result<Stream, Failure> {
+    let (to, pieces) = sync_channel(PIECES_MAX);
+    start(move || {
+        loop {
+            let mut piece = vec![0; PIECE_BYTES];
+            let read = file.read(&mut piece);
+            let last = !matches!(read, Ok(count) if count > 0);
+            let read = read.map(|count| {
+                piece.truncate(count);
+                piece
+            });
+            // An empty piece is the end.
+            if to.send(read).is_err() || last {
+                return;
+            }
+        }
+    })?;
+    Ok(Stream::Source(pieces))
+}
+
+fn image_sink(file: File) -> Result<Stream, Failure> {
+    let (to, parts) = sync_channel(PIECES_MAX);
+    let (ending, ended) = channel();
+    start(move || {
+        let write = || -> io::Result<()> {
+            let Some(ImagePart::Length(length)) = parts.iter().next() else {
+                return Ok(());
+            };
+            let mut image = SparseFile::create(file, length)?;
+            for part in parts.iter() {
+                if let ImagePart::Piece(piece) = part {
+                    image.write(&piece)?;
+                }
+            }
+            image.finish()
+        };
+        let _ = ending.send(write());
+    })?;
+    Ok(Stream::ImageSink(to, ended))
+}
+
+fn image_source(file: File) -> Result<Stream, Failure> {
+    let image = SparseFile::open(file);
+    let help = "an image is a file or a device";
+    let mut image = image.map_err(|error| Failure::new(error.to_string(), help))?;
+    let length = image.len();
+    let (to, pieces) = sync_channel(PIECES_MAX);
+    start(move || {
+        while let Some(read) = image.read().transpose() {
+            let failed = read.is_err();
+            if to.send(read).is_err() || failed {
+                return;
+            }
+        }
+    })?;
+    Ok(Stream::ImageSource(pieces, length))
+}
+
+/// Something that takes long.
+pub struct Work {
+    what: &'static str,
+    pool: String,
+    name: String,
+    done_bytes: Cell<u64>,
+    total_bytes: Cell<u64>,
+}
+
+/// It is listed for as long as this is there.
+struct Working<'h>(&'h Home, Rc<Work>);
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        let mut work = self.0.work.borrow_mut();
+        work.retain(|known| !Rc::ptr_eq(known, &self.1));
+    }
+}
+
+impl Working<'_> {
+    fn done(&self, bytes: u64) {
+        self.1.done_bytes.set(bytes);
+    }
+}
+
+impl Home {
+    /// What is under way.
+    pub fn describe_work(&self, pool: Option<&str>) -> Value {
+        let work = self.work.borrow();
+        let wanted = |work: &&Rc<Work>| pool.is_none_or(|pool| work.pool == pool);
+        let work = work.iter().filter(wanted).map(|work| {
+            json!({
+                "what": work.what,
+                "pool": work.pool,
+                "name": work.name,
+                "done_bytes": work.done_bytes.get(),
+                "total_bytes": work.total_bytes.get(),
+            })
+        });
+        json!(work.collect::<Vec<_>>())
+    }
+
+    fn begin(
+        &self,
+        what: &'static str,
+        (pool, name): (&OpenPool, &str),
+        total_bytes: u64,
+    ) -> Working<'_> {
+        let work = Rc::new(Work {
+            what,
+            pool: pool.pool.name(),
+            name: name.to_owned(),
+            done_bytes: Cell::new(0),
+            total_bytes: Cell::new(total_bytes),
+        });
+        self.work.borrow_mut().push(work.clone());
+        Working(self, work)
+    }
+
+    async fn push<T>(&self, to: &SyncSender<T>, mut piece: T) -> Result<(), ()> {
+        loop {
+            match to.try_send(piece) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Full(back)) => piece = back,
+                Err(TrySendError::Disconnected(_)) => return Err(()),
+            }
+            self.core.reactor.sleep(STEP).await;
+        }
+    }
+
+    /// The next piece; `None` where nothing comes any more.
+    async fn pull<T>(&self, from: &Receiver<T>) -> Option<T> {
+        loop {
+            match from.try_recv() {
+                Ok(piece) => return Some(piece),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => self.core.reactor.sleep(STEP).await,
+            }
+        }
+    }
+
+    /// How the file's side has ended.
+    async fn ended(&self, ended: &Receiver<io::Result<()>>) -> Result<(), RpcError> {
+        match self.pull(ended).await {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(RpcError::refused(format!("the file or pipe: {error}"))),
+            None => Err(RpcError::refused("the file or pipe is gone")),
+        }
+    }
+
+    /// Sends a snapshot, or what has changed since another one.
+    pub async fn send(&self, send: &VolumeSend, stream: Option<Stream>) -> Outcome {
+        let Some(Stream::Sink(to, ended)) = stream else {
+            return Err(RpcError::params("there is no file to send to"));
+        };
+        let (pool, id, record) = self.volume(&send.snapshot)?;
+        let from = send.from.as_ref().map(|from| self.volume(from));
+        let from = from.transpose()?.map(|(_, from, _)| from);
+        let sender = pool.pool.send(from, id, send.start);
+        let mut sender = sender.map_err(|error| match error {
+            PoolError::WrongKind => RpcError::params("snapshots are sent: take one first"),
+            other => refusal(other),
+        })?;
+        let size = pool.info.block_size;
+        let working = self.begin("send", (&pool, &record.name), size.bytes_of(record.blocks));
+        let (mut out, mut more, mut sent) = (Vec::new(), true, 0u64);
+        while more {
+            more = sender.next(&mut out).await.map_err(refusal)?;
+            if out.len() >= PIECE_BYTES || (!more && !out.is_empty()) {
+                sent += out.len() as u64;
+                let piece = std::mem::take(&mut out);
+                if self.push(&to, piece).await.is_err() {
+                    break;
+                }
+            }
+            working.done(size.bytes_of(sender.progress().position));
+        }
+        drop(to);
+        self.ended(&ended).await?;
+        Ok(json!({
+            "pool": pool.pool.name(), "name": record.name, "stream_bytes": sent,
+            "data_bytes": size.bytes_of(sender.progress().data_blocks),
+        }))
+    }
+
+    /// Receives a stream into a volume.
+    pub async fn receive(&self, receive: &VolumeReceive, stream: Option<Stream>) -> Outcome {
+        let Some(Stream::Source(from)) = stream else {
+            return Err(RpcError::params("there is no file to receive from"));
+        };
+        let (pool, name) = self.place(&receive.volume)?;
+        let options = ReceiveOptions {
+            volume: identity(name),
+            snapshot: receive
+                .snapshot
+                .as_ref()
+                .map(|snapshot| format!("{name}@{snapshot}")),
+        };
+        let size = pool.info.block_size;
+        let working = self.begin("receive", (&pool, name), 0);
+        let mut receiver = pool.pool.receive(&options);
+        let mut done: Option<VolumeId> = None;
+        while let Some(piece) = self.pull(&from).await {
+            let piece = piece.map_err(|error| RpcError::refused(format!("the stream: {error}")))?;
+            if piece.is_empty() {
+                break;
+            }
+            match receiver.push(&piece).await {
+                Ok(found) => done = done.or(found),
+                // What was received before is there.
+                Err(ReceiveError::AlreadyThere(id)) => return self.received(&pool, id),
+                Err(error) => return Err(refused(error)),
+            }
+            if let Some(about) = receiver.about() {
+                working.1.total_bytes.set(size.bytes_of(about.blocks));
+            }
+            working.done(size.bytes_of(receiver.position()));
+        }
+        receiver.finish().await.map_err(refused)?;
+        self.attach_named().await;
+        match done {
+            Some(id) => self.received(&pool, id),
+            None => Err(RpcError::refused("the stream has no end")),
+        }
+    }
+
+    fn received(&self, pool: &Rc<OpenPool>, id: VolumeId) -> Outcome {
+        let record = pool.pool.volume(id).map_err(refusal)?;
+        Ok(describe_volume(pool, id, &record))
+    }
+
+    /// Writes a volume or a snapshot to a raw image.
+    pub async fn write_image(&self, export: &VolumeExport, stream: Option<Stream>) -> Outcome {
+        let Some(Stream::ImageSink(to, ended)) = stream else {
+            return Err(RpcError::params("there is no file to write to"));
+        };
+        let (pool, id, record) = self.volume(&export.volume)?;
+        let mut image = pool.pool.read_image(id).map_err(refusal)?;
+        let working = self.begin("export", (&pool, &record.name), image.len());
+        let mut going = self.push(&to, ImagePart::Length(image.len())).await;
+        while going.is_ok()
+            && let Some(piece) = image.next().await.map_err(refusal)?
+        {
+            going = self.push(&to, ImagePart::Piece(piece)).await;
+            working.done(image.position());
+        }
+        drop(to);
+        self.ended(&ended).await?;
+        self.received(&pool, id)
+    }
+
+    /// Makes a volume of a raw image.
+    ///
+    /// 1. It is made under another name, and deleted first where a former attempt has left one.
+    /// 2. The image is written and durable.
+    /// 3. It gets its name: whoever asks again finds it whole.
+    pub async fn read_image(&self, import: &VolumeImport, stream: Option<Stream>) -> Outcome {
+        let Some(Stream::ImageSource(from, length)) = stream else {
+            return Err(RpcError::params("there is no file to read"));
+        };
+        let (pool, name) = self.place(&import.volume)?;
+        super::volumes::check_name(name)?;
+        let blocks = length.div_ceil(pool.info.block_size.bytes() as u64);
+        let begun = format!("{name}.importing");
+        if let Some(id) = pool.pool.find(name) {
+            let record = pool.pool.volume(id).map_err(refusal)?;
+            return match record.blocks == blocks {
+                true => self.received(&pool, id),
+                false => Err(RpcError::conflict(format!("\"{name}\" is there already"))),
+            };
+        }
+        if let Some(left) = pool.pool.find(&begun) {
+            // Where it is under way, it is busy.
+            pool.pool.delete(left).await.map_err(refusal)?;
+        }
+        let working = self.begin("import", (&pool, name), length);
+        let made = identity(&begun);
+        let made = pool.pool.create_volume(&made, blocks, false).await;
+        let id = made.map_err(refusal)?;
+        let image = pool.pool.write_image(id).map_err(refusal)?;
+        while let Some(piece) = self.pull(&from).await {
+            let piece = piece.map_err(|error| RpcError::refused(format!("the image: {error}")))?;
+            let written = image.write(&piece).await;
+            written.map_err(|error| refusal(PoolError::from(error)))?;
+            working.done(piece.at + piece.bytes.len() as u64);
+        }
+        let finished = image.finish().await;
+        finished.map_err(|error| refusal(PoolError::from(error)))?;
+        pool.pool.rename(id, name).await.map_err(refusal)?;
+        self.attach_named().await;
+        self.export_and_describe(&pool, id, import.export.as_ref())
+            .await
+    }
+
+    /// Copies all that a volume shares with others.
+    pub async fn inflate(&self, name: &str) -> Outcome {
+        let (pool, id, record) = self.volume(name)?;
+        let size = pool.info.block_size;
+        let working = self.begin(
+            "inflate",
+            (&pool, &record.name),
+            size.bytes_of(record.blocks),
+        );
+        let mut inflate = pool.pool.inflate(id).map_err(refusal)?;
+        while let Some(progress) = inflate.step().await.map_err(refusal)? {
+            working.done(size.bytes_of(progress.position));
+        }
+        drop(inflate);
+        self.received(&pool, id)
+    }
+}
+
+fn refused(error: ReceiveError) -> RpcError {
+    match error {
+        ReceiveError::Pool(error) => refusal(error),
+        ReceiveError::Gap(_) | ReceiveError::OtherStream | ReceiveError::Changed => {
+            RpcError::conflict(error.to_string())
+        }
+        other => RpcError::refused(other.to_string()),
+    }
+}
