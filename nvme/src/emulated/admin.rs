@@ -105,6 +105,7 @@ impl State {
         data.mn = ascii::pad(&options.model);
         data.fr = ascii::pad("1.0");
         data.mdts = options.mdts;
+        data.rab = 3;
         data.ver = U32::new(options.version.0);
         data.oaes = U32::new(oaes::NAMESPACE_ATTRIBUTE);
         data.ctratt = U32::new(ctratt::HOST_ID_128);

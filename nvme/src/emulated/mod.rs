@@ -29,7 +29,7 @@ pub use state::EmulatedCounters;
 use self::state::State;
 use crate::{
     pcie::{DeviceError, DmaWindow, PciDevice, PciFacts, Registers},
-    spec::event::AsyncEvent,
+    spec::{event::AsyncEvent, feature::fid},
 };
 
 /// The controller, as a test holds it; clones name the same one.
@@ -91,6 +91,13 @@ impl Emulated {
     #[must_use]
     pub fn host_identifier(&self) -> [u8; 16] {
         self.lock().host_identifier
+    }
+
+    /// The commands of a queue that it was told to take at a time, as a power of two.
+    #[must_use]
+    pub fn arbitration_burst(&self) -> Option<u32> {
+        let state = self.lock();
+        state.features.get(&fid::ARBITRATION).copied()
     }
 
     /// Reports a fatal status (CSTS.CFS) and completes nothing more until it is reset.

@@ -339,7 +339,8 @@ impl<R: Registers> Bringer<R> {
         }
     }
 
-    async fn namespace(
+    /// What the controller says of a namespace; `None` for one that is not there.
+    pub(super) async fn namespace(
         &self,
         nsid: u32,
         info: &ControllerInfo,
@@ -364,7 +365,7 @@ impl<R: Registers> Bringer<R> {
     }
 
     /// What Identify Namespace gives; `None` for one that is not there.
-    pub(super) async fn identify_namespace(&self, nsid: u32) -> Result<Option<Page>, BringUpError> {
+    async fn identify_namespace(&self, nsid: u32) -> Result<Option<Page>, BringUpError> {
         let asked = identify(cns::NAMESPACE, nsid, 0);
         let reply = self.may("Identify Namespace", asked, Data::FromDevice);
         Ok(reply.await?.and_then(|reply| reply.page))
@@ -402,6 +403,11 @@ impl<R: Registers> Bringer<R> {
             | info.oaes & (oaes::NAMESPACE_ATTRIBUTE | oaes::FIRMWARE_ACTIVATION);
         let asked = set_features(fid::ASYNC_EVENT_CONFIGURATION, 0, events);
         self.may("Set Features (Asynchronous Events)", asked, Data::None)
+            .await?;
+        // Queues take turns (round robin), as all cores are alike: a queue of higher priority would only
+        // let one core starve the others. How much a turn is, the controller knows best.
+        let asked = set_features(fid::ARBITRATION, 0, u32::from(info.arbitration_burst));
+        self.may("Set Features (Arbitration)", asked, Data::None)
             .await?;
         self.configure_doorbells(info).await?;
         Ok(queues)

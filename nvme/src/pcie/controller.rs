@@ -38,7 +38,7 @@ use super::{
     device::{DmaWindow, PciDevice, Registers},
     error::{AdminError, BringUpError},
     health::DriveReport,
-    info::ControllerInfo,
+    info::{ControllerInfo, Refusal},
     options::DriverOptions,
     pointer::{PAGE_BYTES, list_bytes},
     ring::Ring,
@@ -48,7 +48,7 @@ use crate::spec::{
     command::admin::{abort, async_event_request, get_log_page, identify},
     command::{NSID_ALL, SubmissionEntry},
     event::{AsyncEvent, event_type},
-    identify::{IdentifyNamespace, cns},
+    identify::cns,
     log::{ChangedNamespaceList, FirmwareSlotLog, SmartLog, lid},
     property::{self, Csts},
 };
@@ -486,6 +486,7 @@ impl<D: PciDevice> Inner<D> {
 
     /// Waits for events and deals with them.
     async fn events(self: Rc<Self>) {
+        let mut resets = self.drive.resets();
         loop {
             if self.closing.get() || self.drive.has_failed() {
                 return;
@@ -498,6 +499,11 @@ impl<D: PciDevice> Inner<D> {
                 }
                 // After a reset, and where the controller takes no event requests.
                 Err(_) => self.reactor().sleep(EVENT_PAUSE).await,
+            }
+            if self.drive.resets() != resets {
+                resets = self.drive.resets();
+                // Events that were on their way are lost.
+                self.look_again(&[NSID_ALL]).await;
             }
         }
     }
@@ -530,18 +536,28 @@ impl<D: PciDevice> Inner<D> {
         }
     }
 
+    /// Asks again for what may have changed.
     async fn look_again(&self, changed: &[u32]) {
-        let all = changed.contains(&NSID_ALL);
-        for namespace in self.drive.namespaces() {
-            let Ok(info) = &namespace.state else { continue };
-            if !all && !changed.contains(&namespace.nsid) {
-                continue;
-            }
-            match self.bringer.identify_namespace(namespace.nsid).await {
-                Ok(page) => {
-                    let identify = page.as_ref().map(parse::<IdentifyNamespace>);
-                    info.update(identify.filter(|identify| identify.nsze.get() > 0));
-                }
+        let info = self.drive.info();
+        let mut nsids = changed.to_vec();
+        if changed.contains(&NSID_ALL) {
+            let Ok(active) = self.bringer.namespaces(info).await else {
+                return;
+            };
+            let known = self.drive.namespaces().into_iter();
+            nsids = active
+                .into_iter()
+                .chain(known)
+                .map(|one| one.nsid)
+                .collect();
+            nsids.sort_unstable();
+            nsids.dedup();
+        }
+        for nsid in nsids {
+            match self.bringer.namespace(nsid, info).await {
+                // What has no blocks is not attached.
+                Ok(Some(Err(Refusal::Size(0)))) => self.drive.set_namespace(nsid, None),
+                Ok(now) => self.drive.set_namespace(nsid, now),
                 // The controller is about to be reset.
                 Err(_) => return,
             }

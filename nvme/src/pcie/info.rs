@@ -52,6 +52,8 @@ pub struct ControllerInfo {
     pub(super) doorbell_buffer: bool,
     pub(super) host_id_128: bool,
     pub(super) oaes: u32,
+    /// The commands of a queue that the controller would have taken at a time, as a power of two.
+    pub(super) arbitration_burst: u8,
     pub(super) command_limits: CommandLimits,
 }
 
@@ -92,6 +94,7 @@ impl ControllerInfo {
             doorbell_buffer: identify.oacs.get() & oacs::DOORBELL_BUFFER != 0,
             host_id_128: identify.ctratt.get() & ctratt::HOST_ID_128 != 0,
             oaes: identify.oaes.get(),
+            arbitration_burst: identify.rab.min(ARBITRATION_UNLIMITED),
             command_limits: CommandLimits {
                 verify_bytes: unsaid,
                 zeroes_bytes: unsaid,
@@ -120,6 +123,9 @@ impl ControllerInfo {
         self.oncs & bit != 0
     }
 }
+
+/// The arbitration burst that has no limit (Base, section 5.1.25.1.1).
+const ARBITRATION_UNLIMITED: u8 = 7;
 
 /// Why a namespace cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -292,22 +298,34 @@ impl NamespaceInfo {
         self.attached.load(Ordering::Relaxed)
     }
 
-    /// Takes over what changed: `None` where the namespace is no longer attached. A namespace that
-    /// came back in another format, or smaller, is as good as detached.
-    pub(super) fn update(&self, identify: Option<&IdentifyNamespace>) {
-        let still = identify.and_then(|identify| format_of(identify).ok());
-        match still {
-            Some((size, blocks))
-                if size == self.block_size && blocks >= self.disk_info().blocks =>
-            {
-                self.blocks.store(blocks, Ordering::Relaxed);
-            }
-            _ => self.attached.store(false, Ordering::Relaxed),
+    /// Takes over what changed: `None` where the namespace is no longer attached. One that came back as
+    /// another, in another format, or smaller, is as good as detached; one that came back as it was is
+    /// attached again.
+    pub(super) fn update(&self, now: Option<&Self>) {
+        let still = now.filter(|now| {
+            self.is_named_as(now)
+                && now.block_size == self.block_size
+                && now.disk_info().blocks >= self.disk_info().blocks
+        });
+        if let Some(now) = still {
+            self.blocks.store(now.disk_info().blocks, Ordering::Relaxed);
         }
+        self.attached.store(still.is_some(), Ordering::Relaxed);
+    }
+
+    /// True where both have the same names, or none.
+    #[must_use]
+    pub fn is_named_as(&self, other: &Self) -> bool {
+        let names = |of: &Self| (of.eui64, of.nguid, of.uuid);
+        names(self) == names(other)
     }
 }
 
 fn format_of(identify: &IdentifyNamespace) -> Result<(BlockSize, u64), Refusal> {
+    let blocks = identify.nsze.get();
+    if blocks == 0 {
+        return Err(Refusal::Size(0));
+    }
     let format = identify.formatted();
     let block_size = match format.lbads {
         9 => BlockSize::B512,
@@ -320,8 +338,7 @@ fn format_of(identify: &IdentifyNamespace) -> Result<(BlockSize, u64), Refusal> 
             extended: identify.flbas & flbas::METADATA_EXTENDED != 0,
         });
     }
-    let blocks = identify.nsze.get();
-    if blocks == 0 || blocks > u64::MAX >> (block_size.shift() + 1) {
+    if blocks > u64::MAX >> (block_size.shift() + 1) {
         return Err(Refusal::Size(blocks));
     }
     Ok((block_size, blocks))
@@ -339,7 +356,7 @@ fn clearing(identify: &IdentifyNamespace, controller: &ControllerInfo) -> Cleari
 }
 
 /// A namespace of the controller, used or not.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Namespace {
     /// Its identifier.
     pub nsid: u32,
@@ -421,13 +438,21 @@ mod tests {
     #[test]
     fn a_namespace_may_grow_but_not_shrink() {
         let info = parse(|_| {}).unwrap();
-        let mut identify = IdentifyNamespace::new_zeroed();
-        identify.lbaf[0].lbads = 9;
-        identify.nsze = U64::new(2000);
-        info.update(Some(&identify));
+        let of_size = |blocks| parse(|identify| identify.nsze = U64::new(blocks)).unwrap();
+        info.update(Some(&of_size(2000)));
         assert_eq!((info.disk_info().blocks, info.is_attached()), (2000, true));
-        identify.nsze = U64::new(1999);
-        info.update(Some(&identify));
+        info.update(Some(&of_size(1999)));
+        assert!(!info.is_attached());
+    }
+
+    #[test]
+    fn a_namespace_may_be_away_for_a_while_but_not_become_another() {
+        let info = parse(|_| {}).unwrap();
+        info.update(None);
+        assert!(!info.is_attached());
+        info.update(Some(&parse(|_| {}).unwrap()));
+        assert!(info.is_attached());
+        info.update(Some(&parse(|identify| identify.nguid = [7; 16]).unwrap()));
         assert!(!info.is_attached());
     }
 }

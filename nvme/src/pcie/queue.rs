@@ -164,7 +164,7 @@ impl<R: Registers> Queue<R> {
     /// A namespace of the drive as this core's disk.
     #[must_use]
     pub fn disk(self: &Rc<Self>, nsid: u32) -> Option<NvmeDisk<R>> {
-        let namespace = self.drive.namespace(nsid)?.clone();
+        let namespace = self.drive.namespace(nsid)?;
         Some(NvmeDisk::new(self.clone(), namespace))
     }
 

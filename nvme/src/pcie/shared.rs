@@ -14,7 +14,7 @@
 //! No lock is taken on the data path: the only one guards a free seat.
 
 use std::sync::{
-    Arc, Mutex, PoisonError,
+    Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
 
@@ -22,7 +22,7 @@ use corebay_core::dma::DmaRegion;
 
 use super::{
     device::{DmaWindow, Registers},
-    info::{ControllerInfo, Namespace, NamespaceInfo},
+    info::{ControllerInfo, Namespace, NamespaceInfo, Refusal},
     options::DriverOptions,
     ring::Ring,
 };
@@ -170,9 +170,11 @@ pub struct Drive<R> {
     /// A page of zeroes, and a list that names it over and over.
     pub(super) zeroes: Zeroes,
     info: ControllerInfo,
-    namespaces: Vec<Namespace>,
+    /// Control path: what is in use has its own `Arc`.
+    namespaces: Mutex<Vec<Namespace>>,
     address: String,
     resets: AtomicU64,
+    changes: AtomicU64,
 }
 
 /// Zeroes to be written where the controller has no Write Zeroes: for the device, the addresses of a
@@ -209,9 +211,10 @@ impl<R: Registers> Drive<R> {
             window: parts.window,
             zeroes: parts.zeroes,
             info: parts.info,
-            namespaces: parts.namespaces,
+            namespaces: Mutex::new(parts.namespaces),
             address: parts.address,
             resets: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
         })
     }
 
@@ -227,17 +230,66 @@ impl<R: Registers> Drive<R> {
         &self.address
     }
 
-    /// The namespaces that were attached at bring-up, used or refused.
+    /// The namespaces that are attached, and those that were, used or refused.
     #[must_use]
-    pub fn namespaces(&self) -> &[Namespace] {
-        &self.namespaces
+    pub fn namespaces(&self) -> Vec<Namespace> {
+        self.lock_namespaces().clone()
     }
 
     /// A namespace that can be used.
     #[must_use]
-    pub fn namespace(&self, nsid: u32) -> Option<&Arc<NamespaceInfo>> {
-        let found = self.namespaces.iter().find(|known| known.nsid == nsid)?;
-        found.state.as_ref().ok()
+    pub fn namespace(&self, nsid: u32) -> Option<Arc<NamespaceInfo>> {
+        let namespaces = self.lock_namespaces();
+        let found = namespaces.iter().find(|known| known.nsid == nsid)?;
+        found.state.as_ref().ok().cloned()
+    }
+
+    fn lock_namespaces(&self) -> MutexGuard<'_, Vec<Namespace>> {
+        self.namespaces
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the controller says of a namespace now; `None` for one that is not attached.
+    pub(super) fn set_namespace(
+        &self,
+        nsid: u32,
+        now: Option<Result<Arc<NamespaceInfo>, Refusal>>,
+    ) {
+        let mut namespaces = self.lock_namespaces();
+        let known = namespaces.iter_mut().find(|known| known.nsid == nsid);
+        if let Some(Namespace {
+            state: Ok(info), ..
+        }) = &known
+        {
+            info.update(
+                now.as_ref()
+                    .and_then(|now| now.as_ref().ok())
+                    .map(Arc::as_ref),
+            );
+        }
+        match (known, now) {
+            // Whoever uses it goes on with what was just brought up to date.
+            (
+                Some(Namespace {
+                    state: Ok(info), ..
+                }),
+                _,
+            ) if info.is_attached() => {}
+            (Some(known), Some(state)) => known.state = state,
+            (None, Some(state)) => {
+                namespaces.push(Namespace { nsid, state });
+                namespaces.sort_by_key(|known| known.nsid);
+            }
+            (_, None) => {}
+        }
+        self.changes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often a namespace was attached, detached or changed since the drive was brought up.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
     }
 
     /// The I/O queue pairs: as many cores can open one at the same time.

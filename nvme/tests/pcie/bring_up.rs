@@ -24,6 +24,7 @@ fn a_controller_comes_up_and_says_who_it_is() {
     assert!(info.volatile_cache && bench.disk.info().volatile_cache);
     assert_eq!(drive.queues(), 2);
     assert_eq!(bench.emulated().host_identifier(), *b"host identifier!");
+    assert_eq!(bench.emulated().arbitration_burst(), Some(3));
     let controller = bench.controller.clone();
     let smart = bench.world.run(async move { controller.smart().await });
     assert_eq!(smart.unwrap().composite_temperature.get(), 300);

@@ -11,7 +11,7 @@ use corebay_nvme::{
     spec::{event::AsyncEvent, identify::controller::oncs},
 };
 
-use super::world::Bench;
+use super::world::{Bench, World, quick};
 
 #[test]
 fn what_is_written_is_read() {
@@ -242,6 +242,44 @@ fn namespaces_grow_and_go() {
         second.write(Lba(0), from, Durability::Cached).await
     });
     assert_eq!(written, Ok(()), "the other one stays");
+}
+
+#[test]
+fn a_namespace_that_is_attached_again_or_newly_is_used() {
+    let bench = Bench::new(EmulatedOptions {
+        namespaces: vec![EmulatedNamespace::new(BlockSize::B512, 1000); 2],
+        ..EmulatedOptions::default()
+    });
+    assert_eq!(bench.write(7, 7, 1), Ok(()));
+    bench.emulated().set_attached(1, false);
+    let attached = || bench.disk.namespace().is_attached();
+    bench.world.turn_until("the detaching", || !attached());
+    let changes = bench.controller.drive().changes();
+    assert!(changes > 0);
+    bench.emulated().set_attached(1, true);
+    bench.world.turn_until("the attaching", attached);
+    // An event that a reset swallows.
+    bench.emulated().fail_fatally();
+    bench.emulated().resize(1, 2000);
+    let grown = || bench.disk.info().blocks == 2000;
+    bench.world.turn_until("the growth", grown);
+    assert_eq!(bench.read(7, 1), Ok(vec![7]));
+    assert!(bench.controller.drive().changes() > changes);
+}
+
+#[test]
+fn a_namespace_that_was_not_there_at_first_can_be_opened() {
+    let world = World::new(EmulatedOptions {
+        namespaces: vec![EmulatedNamespace::new(BlockSize::B512, 1000); 2],
+        ..EmulatedOptions::default()
+    });
+    world.emulated.set_attached(2, false);
+    let controller = world.bring_up(quick()).unwrap();
+    let queue = world.open(controller.drive());
+    assert!(queue.disk(2).is_none());
+    world.emulated.set_attached(2, true);
+    world.turn_until("the attaching", || queue.disk(2).is_some());
+    assert_eq!(queue.disk(2).unwrap().info().blocks, 1000);
 }
 
 #[test]

@@ -87,16 +87,15 @@ impl NvmeMedium {
     /// The same namespace, of the drive that this one's is again; or why it is not.
     pub fn again(&self, up: &Up) -> Result<Self, String> {
         let was = &self.namespace;
-        let known = up.drive.namespaces().iter();
-        let found = known.into_iter().find(|known| known.nsid == was.nsid);
+        let known = up.drive.namespaces();
+        let found = known.iter().find(|known| known.nsid == was.nsid);
         let now = match found.map(|known| &known.state) {
             Some(Ok(now)) => now.clone(),
             Some(Err(why)) => return Err(format!("of namespace {}: {why}", was.nsid)),
             None => return Err(format!("it has no namespace {}", was.nsid)),
         };
-        let names = |namespace: &NamespaceInfo| (namespace.eui64, namespace.nguid, namespace.uuid);
         let (before, after) = (was.disk_info(), now.disk_info());
-        if names(was) != names(&now) || before.block_size != after.block_size {
+        if !was.is_named_as(&now) || before.block_size != after.block_size {
             return Err(format!("namespace {} was formatted anew", was.nsid));
         }
         if after.blocks < before.blocks {
@@ -160,10 +159,16 @@ pub struct Drives {
 }
 
 impl Drives {
-    /// None yet. `payload` is the memory of all cores' buffers.
-    pub fn new(payload: ArenaMemory, cores: usize, hugepages: Hugepages) -> Self {
+    /// None yet. `payload` is the memory of all cores' buffers; drives are told the host identifier.
+    pub fn new(
+        payload: ArenaMemory,
+        cores: usize,
+        hugepages: Hugepages,
+        host_identifier: [u8; 16],
+    ) -> Self {
         let options = DriverOptions {
             queues: u16::try_from(cores).unwrap_or(u16::MAX),
+            host_identifier,
             ..DriverOptions::default()
         };
         Self {
@@ -408,7 +413,8 @@ fn is_called(drive: &Drive<VfioRegisters>, name: &DriveName) -> bool {
         DriveName::Address(_) => true,
         DriveName::Serial(serial) => drive.info().serial == serial.as_str(),
         DriveName::Eui64(_) | DriveName::Nguid(_) => {
-            let mut usable = drive.namespaces().iter().flat_map(|known| &known.state);
+            let namespaces = drive.namespaces();
+            let mut usable = namespaces.iter().flat_map(|known| &known.state);
             usable.any(|namespace| is_named(namespace, name))
         }
     }
@@ -435,8 +441,8 @@ fn choose(
         );
         Failure::new(message, "")
     };
-    let meant: Vec<_> = drive
-        .namespaces()
+    let namespaces = drive.namespaces();
+    let meant: Vec<_> = namespaces
         .iter()
         .filter(|known| nsid.is_none_or(|nsid| known.nsid == nsid))
         .filter(|known| match &known.state {
@@ -473,6 +479,8 @@ struct Kept {
     /// Bindings that turned out to be other drives than this one, which was lost.
     others: Vec<u64>,
     search: Option<Search>,
+    /// How often its namespaces had changed when that was last told.
+    changes: u64,
 }
 
 /// What the keeper's thread works with.
@@ -519,7 +527,7 @@ impl Keeper {
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
             }
-            self.look_for_lost();
+            self.look_at_all();
         }
         self.reactor.tear_down();
     }
@@ -548,6 +556,7 @@ impl Keeper {
                     seen,
                     others: Vec::new(),
                     search: None,
+                    changes: 0,
                 });
                 up
             });
@@ -561,14 +570,20 @@ impl Keeper {
         }
     }
 
-    /// Has each drive that was lost looked for, as long as it is away.
-    fn look_for_lost(&mut self) {
+    /// Tells of namespaces that changed, and has each drive that was lost looked for as long as it is
+    /// away.
+    fn look_at_all(&mut self) {
         let now = self.clock.now();
         if self.events.is_none() || now < self.next_look {
             return;
         }
         self.next_look = now.plus(LOOK);
         for kept in self.kept.borrow_mut().iter_mut() {
+            let changes = kept.up.drive.changes();
+            if kept.changes != changes {
+                kept.changes = changes;
+                let _ = self.events.as_ref().map(|to| to.send(Event::DriveChanged));
+            }
             if !kept.up.drive.has_failed() || kept.search.is_some() {
                 continue;
             }
@@ -629,6 +644,7 @@ impl Keeper {
                     };
                     (kept.up, kept.controller, kept.seen) = (up.clone(), controller, seen);
                     kept.others.clear();
+                    kept.changes = 0;
                     let returned = Event::DriveReturned(Box::new(Returned { lost, up }));
                     let _ = events.map(|events| events.send(returned));
                 }

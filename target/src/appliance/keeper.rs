@@ -23,6 +23,8 @@ pub enum Event {
     Save(SaveRequest),
     /// A client of the control socket asks for something.
     Control(ControlRequest),
+    /// Namespaces of a drive were attached, detached or resized.
+    DriveChanged,
     /// A drive that was lost is there again.
     DriveReturned(Box<Returned>),
     /// Something that a core has begun goes on.

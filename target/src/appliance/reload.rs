@@ -109,7 +109,7 @@ pub fn apply(
     Ok(())
 }
 
-/// Has every core open anew the namespaces whose media have changed, which are otherwise what they
+/// Has every core open anew the namespaces whose media have changed, or their sizes, which are otherwise what they
 /// were. Hosts are told; what they have in flight ends as it would have.
 pub fn renew(
     running: &mut Running<'_>,
@@ -126,13 +126,14 @@ pub fn renew(
             let Some(spec) = spec else { continue };
             let present = subsystem.namespace(spec.nsid);
             let changed = present.is_some_and(|present| {
-                present.identity == spec.identity && !present.medium.is_same(&spec.medium)
+                let other = !present.medium.is_same(&spec.medium) || present.info != spec.info;
+                present.identity == spec.identity && other
             });
             if changed {
                 running.stage(0, &spec)?;
                 running.attach(&subsystem, &spec, 0);
                 running.tell(&subsystem, spec.nsid);
-                info!(subsystem = %configured.nqn, nsid = spec.nsid, "namespace ready again");
+                info!(subsystem = %configured.nqn, nsid = spec.nsid, blocks = spec.info.blocks, "namespace ready again");
             }
         }
     }

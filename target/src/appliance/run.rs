@@ -233,6 +233,7 @@ impl Main {
                     });
                     let _ = request.answer.send(reply);
                 }
+                Ok(Event::DriveChanged) => self.renew(current.as_ref().unwrap_or(appliance)),
                 Ok(Event::DriveReturned(returned)) => {
                     self.take_back(current.as_ref().unwrap_or(appliance), &returned);
                 }
@@ -255,11 +256,17 @@ impl Main {
 
     /// Uses a drive again that was lost.
     fn take_back(&mut self, appliance: &Appliance, returned: &Returned) {
+        let media = &mut self.exports.media;
+        let names = media.take_back(returned);
+        media.return_members(&names);
+        self.renew(appliance);
+    }
+
+    /// Opens anew whatever is not what it was.
+    fn renew(&mut self, appliance: &Appliance) {
         let Exports {
             registry, media, ..
         } = &mut self.exports;
-        let names = media.take_back(returned);
-        media.return_members(&names);
         let mut running = Running {
             port: &self.port,
             cores: self.cores,
@@ -267,7 +274,7 @@ impl Main {
             media,
         };
         if let Err(failure) = reload::renew(&mut running, appliance, &mut self.state) {
-            warn!("a drive is there again, but not in use: {failure}");
+            warn!("a drive has changed, but cannot be used as it is: {failure}");
         }
     }
 
@@ -522,7 +529,7 @@ pub fn memory(appliance: &Appliance, state: &State) -> Result<Divided, Failure> 
             "give each core 16 MiB or more with reactor.memory",
         )
     })?;
-    let drives = Drives::new(arena.memory(), cores, hugepages);
+    let drives = Drives::new(arena.memory(), cores, hugepages, state.host_identifier());
     Ok((regions, drives, (arrays, pools)))
 }
 

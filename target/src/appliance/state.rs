@@ -50,6 +50,9 @@ struct Kept {
     nqn: String,
     /// UUIDs of namespaces that were given none, by subsystem NQN and disk.
     namespaces: BTreeMap<String, Uuid>,
+    /// What NVMe drives know this appliance by.
+    #[serde(default)]
+    host_identifier: Option<Uuid>,
     /// Starts so far.
     starts: u64,
     /// Stops that were not clean.
@@ -175,7 +178,8 @@ impl State {
             other => cannot("lock", &other.into()),
         })?;
         let path = folder.join(STATE_FILE);
-        let kept = read(&path)?;
+        let mut kept = read(&path)?;
+        kept.host_identifier.get_or_insert_with(Uuid::new_v4);
         let state = Self {
             folder: folder.to_owned(),
             seconds_before: kept.seconds,
@@ -187,6 +191,11 @@ impl State {
         // Now, so that a folder that cannot be written is found out before anything is served.
         state.save()?;
         Ok(state)
+    }
+
+    /// What NVMe drives know this appliance by: the same at every start.
+    pub fn host_identifier(&self) -> [u8; 16] {
+        self.kept.host_identifier.unwrap_or_default().into_bytes()
     }
 
     /// Notes that a run begins.
@@ -397,6 +406,7 @@ fn read(path: &Path) -> Result<Kept, Failure> {
                 version: VERSION,
                 nqn: format!("nqn.2014-08.org.nvmexpress:uuid:{}", Uuid::new_v4()),
                 namespaces: BTreeMap::new(),
+                host_identifier: None,
                 starts: 0,
                 unclean_stops: 0,
                 seconds: 0,
@@ -462,6 +472,8 @@ mod tests {
         let mut state = State::open(folder.path()).unwrap();
         let nqn = state.nqn().unwrap();
         let uuid = state.namespace_uuid(&nqn, "disk-1");
+        let identifier = state.host_identifier();
+        assert_ne!(identifier, [0; 16]);
         state.save().unwrap();
         let refused = State::open(folder.path()).unwrap_err().to_string();
         assert!(refused.contains("another corebay"), "{refused}");
@@ -469,6 +481,7 @@ mod tests {
         let mut again = State::open(folder.path()).unwrap();
         assert_eq!(again.nqn().unwrap(), nqn);
         assert_eq!(again.namespace_uuid(&nqn, "disk-1"), uuid);
+        assert_eq!(again.host_identifier(), identifier);
     }
 
     #[test]

@@ -36,6 +36,8 @@ enum Benchmark {
     Array,
     /// A volume against its bare disk, over memory and over arrays.
     Volume,
+    /// In a guest: corebay's own NVMe driver against the kernel's, same emulated drive.
+    Drives,
     /// In a guest: corebay against the kernel's target, same initiator, same disk.
     Guest,
 }
@@ -72,6 +74,7 @@ fn measure(arguments: &Arguments) -> Result<bool> {
         Benchmark::Parity => ("parity", &[BENCH]),
         Benchmark::Array => ("array", &[BENCH]),
         Benchmark::Volume => ("volume", &[BENCH]),
+        Benchmark::Drives => ("compare-drives", &[TARGET, LAB]),
         Benchmark::Guest => ("compare", &[TARGET, LAB]),
     };
     for build in builds {
@@ -80,7 +83,7 @@ fn measure(arguments: &Arguments) -> Result<bool> {
     }
     let folder = shell::build_folder();
     let program = match arguments.benchmark {
-        Benchmark::Guest => folder.join("debug/corebay-guest"),
+        Benchmark::Drives | Benchmark::Guest => folder.join("debug/corebay-guest"),
         _ => folder.join("release/corebay-bench"),
     };
     let mut command = shell::command(program);
