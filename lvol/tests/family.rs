@@ -272,3 +272,44 @@ fn promoting_goes_on_after_a_loss_of_power() {
         },
     );
 }
+
+#[test]
+fn a_group_of_snapshots_is_taken_whole_or_not_when_the_power_fails() {
+    let base = medium(8);
+    let node = Node::create(&base);
+    let ids = ["a", "b", "c"].map(|name| node.create_volume(name, 100));
+    for (tag, id) in (1..).zip(ids) {
+        let volume = node.open(id);
+        node.write(&volume, 0, 20, tag, Durability::Durable)
+            .unwrap();
+    }
+    node.run(|pool| async move { pool.close().await }).unwrap();
+    drop(node);
+    each_cut(
+        &base,
+        3,
+        |node| {
+            let list = ids.map(|id| (id, named(&format!("s{}", id.0))));
+            node.run(move |pool| async move { pool.snapshot(&list).await })
+                .unwrap();
+            node.run(move |pool| async move { pool.set_read_only(ids[0], true).await })
+                .unwrap();
+        },
+        |node, ended| {
+            let all = ids.map(|id| node.pool.snapshots_of(id));
+            let count: usize = all.iter().map(Vec::len).sum();
+            assert!(count == 3 || (count == 0 && !ended), "{count}");
+            for (tag, snapshots) in (1..).zip(all) {
+                for (snapshot, _) in snapshots {
+                    let volume = node.open(snapshot);
+                    assert_eq!(node.tags(&volume, 0, 21)[..20], [tag; 20]);
+                }
+            }
+            let read_only = node.pool.volume(ids[0]).unwrap().read_only;
+            assert!(read_only || !ended);
+            let volume = node.open(ids[0]);
+            let written = node.write(&volume, 0, 1, 9, Durability::Cached);
+            assert_eq!(written.is_err(), read_only);
+        },
+    );
+}
