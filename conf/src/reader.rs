@@ -341,6 +341,11 @@ impl<'t, 's> Section<'t, 's> {
 
     /// The end of this table: whatever key nobody asked for is unknown.
     pub(crate) fn finish(self) {
+        self.finish_with(|_| None);
+    }
+
+    /// The same, where some unknown keys have a place elsewhere: `elsewhere` names it.
+    pub(crate) fn finish_with(self, elsewhere: impl Fn(&str) -> Option<&'static str>) {
         for key in self.table.keys() {
             let name: &str = key.get_ref();
             if self.known.contains(&name) || self.sink.is_full() {
@@ -356,9 +361,11 @@ impl<'t, 's> Section<'t, 's> {
             } else {
                 self.title
             };
-            let help = match nearest(name, self.known.iter().copied()) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => format!(
+            let near = nearest(name, self.known.iter().copied());
+            let help = match (elsewhere(name), near) {
+                (Some(table), _) => format!("`{name}` belongs below {table}"),
+                (None, Some(near)) => format!("did you mean `{near}`?"),
+                (None, None) => format!(
                     "the keys of {here} are {}",
                     listed(self.known.iter().copied())
                 ),

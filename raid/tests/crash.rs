@@ -173,9 +173,14 @@ fn base(case: &Case, seed: u64) -> (Machine, Model) {
     (machine, model)
 }
 
-/// How many crashes each test makes: more of them with COREBAY_CRASHES.
+/// How many crashes each test makes: many of them where `COREBAY_LONG` is set.
 fn crash_count() -> u64 {
-    from_environment("COREBAY_CRASHES").unwrap_or(30)
+    from_environment("COREBAY_CRASHES").unwrap_or(if is_long() { 600 } else { 30 })
+}
+
+/// Whether `COREBAY_LONG` asks for all that can be tried, which takes minutes, and not for a sample.
+fn is_long() -> bool {
+    std::env::var_os("COREBAY_LONG").is_some()
 }
 
 fn from_environment(name: &str) -> Option<u64> {
@@ -279,7 +284,8 @@ fn every_change_of_one_write() {
 }
 
 /// One write cut at every change of it, a member lost, and its recovery without that member cut at
-/// every fourth change; then the member is there again. What the first recovery decided stands.
+/// some of its changes, in a long run at all; then the member is there again. What the first recovery
+/// decided stands.
 #[test]
 fn every_change_of_the_recovery_of_one_write() {
     let case = Case {
@@ -295,9 +301,10 @@ fn every_change_of_the_recovery_of_one_write() {
     assert!(total > 0);
     for cut in 1..=total {
         for lost in machine.all() {
-            let mut again = 1 + cut % 4;
+            let step = if is_long() { 1 } else { 8 };
+            let mut again = 1 + (cut + lost as u64) % step;
             while recover_twice(&case, &machine, &model, seed, [cut, again], lost) {
-                again += 4;
+                again += step;
             }
         }
     }

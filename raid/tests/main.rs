@@ -7,5 +7,7 @@ mod members;
 mod parity;
 mod parity_allocations;
 mod reshape;
+mod sizes;
 mod slow;
 mod support;
+mod zone;

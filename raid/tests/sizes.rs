@@ -1,7 +1,5 @@
 //! How much of a task's slot an array's operations take: layers above need some of it, too.
 
-mod support;
-
 use std::mem::size_of_val;
 
 use corebay_conformance::{Bed, TestCore};
@@ -12,7 +10,7 @@ use corebay_core::{
 };
 use corebay_raid::geometry::Level;
 
-use support::ArrayBed;
+use crate::support::ArrayBed;
 
 #[test]
 fn what_a_host_waits_for_takes_less_than_half_of_a_slot() {

@@ -1,7 +1,5 @@
 //! The mirrored zone: it keeps a disk's contract, through power cuts and the loss of members.
 
-mod support;
-
 use std::rc::Rc;
 
 use corebay_core::{
@@ -14,7 +12,7 @@ use corebay_raid::{
     sweep::Pace,
 };
 
-use support::{
+use crate::support::{
     bench::{Bench, Machine, small},
     ec,
     power::{Power, PowerDisk},

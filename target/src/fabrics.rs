@@ -342,7 +342,7 @@ fn connect_io<E: Environment, W: Wire>(
 ) -> Result<u16, Refused> {
     let controller = find_controller(&request)?;
     let connect = request.connect;
-    if !controller.lifecycle.accepts_commands() || controller.has_ended() {
+    if !controller.lifecycle.accepts_io() || controller.has_ended() {
         return Err(Refused::with(Status::COMMAND_SEQUENCE_ERROR));
     }
     let granted = match controller.io_queues_granted() {

@@ -7,6 +7,9 @@
 //! - Between CC.EN falling and the end of the reset the controller takes no commands, though CSTS.RDY
 //!   is still set. Where the host sets CC.EN again in that time, the reset's end makes it ready.
 //! - A shutdown that a reset or another shutdown has overtaken says nothing when it ends.
+//! - From the begin of a shutdown on the controller takes no I/O commands, until a reset, so that no
+//!   later write is taken for one that the shutdown made safe. (Base 2.1, 3.1.4.6, leaves open what
+//!   becomes of such commands.) Admin commands go on: hosts keep the association alive until it ends.
 //! - A controller that has failed (CSTS.CFS) becomes ready only by way of a reset that ends.
 
 use std::sync::{
@@ -90,10 +93,18 @@ impl Lifecycle {
             .with_shst(state.shutdown_status)
     }
 
-    /// True while the controller is ready and no reset is under way.
+    /// True while I/O commands are taken: the controller is ready, no reset is under way, and no
+    /// shutdown has begun.
     #[must_use]
-    pub fn accepts_commands(&self) -> bool {
+    pub fn accepts_io(&self) -> bool {
         self.accepts.load(Ordering::Relaxed)
+    }
+
+    /// True while admin commands are taken: the controller is ready, shut down or not, and no reset is
+    /// under way.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        lock(&self.state).phase == Phase::Ready
     }
 
     /// The host sets CC.
@@ -109,7 +120,7 @@ impl Lifecycle {
             } else if !old.en() && new.en() && state.phase == Phase::Disabled && !state.failed {
                 state.enable();
             }
-            if old.shn() != new.shn() && matches!(new.shn(), Shn::Normal | Shn::Abrupt) {
+            if old.shn() != new.shn() && shuts_down(new) {
                 wanted.shutdown = Some(state.next_shutdown(Shst::Occurring));
             }
             wanted
@@ -152,8 +163,8 @@ impl Lifecycle {
     fn step<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = lock(&self.state);
         let result = change(&mut state);
-        self.accepts
-            .store(state.phase == Phase::Ready, Ordering::Relaxed);
+        let accepts = state.phase == Phase::Ready && state.shutdown_status == Shst::Normal;
+        self.accepts.store(accepts, Ordering::Relaxed);
         result
     }
 }
@@ -169,6 +180,10 @@ impl State {
         }
         self.phase = Phase::Ready;
         self.ready = true;
+        if !shuts_down(cc) {
+            // What was shut down while it was disabled begins anew.
+            self.next_shutdown(Shst::Normal);
+        }
     }
 
     fn next_shutdown(&mut self, status: Shst) -> ShutdownId {
@@ -176,6 +191,10 @@ impl State {
         self.shutdown_status = status;
         self.last_shutdown
     }
+}
+
+fn shuts_down(cc: Cc) -> bool {
+    matches!(cc.shn(), Shn::Normal | Shn::Abrupt)
 }
 
 #[cfg(test)]
@@ -189,7 +208,7 @@ mod tests {
     fn ready() -> Lifecycle {
         let lifecycle = Lifecycle::default();
         assert_eq!(lifecycle.configure(ENABLED), Wanted::default());
-        assert!(lifecycle.accepts_commands());
+        assert!(lifecycle.accepts_io());
         lifecycle
     }
 
@@ -198,14 +217,14 @@ mod tests {
         for again in [false, true] {
             let lifecycle = ready();
             assert!(lifecycle.configure(DISABLED).reset);
-            assert!(!lifecycle.accepts_commands() && lifecycle.csts().rdy());
+            assert!(!lifecycle.accepts_io() && lifecycle.csts().rdy());
             if again {
                 assert_eq!(lifecycle.configure(ENABLED), Wanted::default());
-                assert!(!lifecycle.accepts_commands(), "the reset has not ended");
+                assert!(!lifecycle.accepts_io(), "the reset has not ended");
             }
             lifecycle.reset_ended();
             assert_eq!(lifecycle.csts().rdy(), again);
-            assert_eq!(lifecycle.accepts_commands(), again);
+            assert_eq!(lifecycle.accepts_io(), again);
         }
         let lifecycle = ready();
         assert!(lifecycle.configure(DISABLED).reset);
@@ -236,6 +255,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_shut_down_takes_commands_only_after_a_reset() {
+        let lifecycle = ready();
+        let shutdown = lifecycle.configure(SHUTS_DOWN).shutdown.unwrap();
+        assert!(!lifecycle.accepts_io(), "the flush has begun");
+        lifecycle.shutdown_ended(shutdown, true);
+        assert!(!lifecycle.accepts_io());
+        // No reset: it stays shut down.
+        let _ = lifecycle.configure(ENABLED);
+        assert!(!lifecycle.accepts_io());
+        assert!(lifecycle.configure(DISABLED).reset);
+        lifecycle.reset_ended();
+        let _ = lifecycle.configure(ENABLED);
+        assert!(lifecycle.accepts_io());
+        // Shut down and disabled by one write.
+        let both = lifecycle.configure(Cc(SHUTS_DOWN.0 & !1));
+        lifecycle.reset_ended();
+        lifecycle.shutdown_ended(both.shutdown.unwrap(), true);
+        let _ = lifecycle.configure(ENABLED);
+        assert!(lifecycle.accepts_io());
+        assert_eq!(lifecycle.csts(), Csts::default().with_rdy(true));
+    }
+
+    #[test]
     fn what_has_failed_is_ready_only_after_a_reset() {
         let lifecycle = Lifecycle::default();
         let _ = lifecycle.configure(Cc(ENABLED.0 | 1 << 7));
@@ -243,7 +285,7 @@ mod tests {
         assert!(lifecycle.configure(DISABLED).reset);
         lifecycle.reset_failed();
         let _ = lifecycle.configure(ENABLED);
-        assert!(lifecycle.csts().cfs() && !lifecycle.accepts_commands());
+        assert!(lifecycle.csts().cfs() && !lifecycle.accepts_io());
         assert!(lifecycle.configure(DISABLED).reset);
         lifecycle.reset_ended();
         let _ = lifecycle.configure(ENABLED);

@@ -101,6 +101,41 @@ pub(crate) fn read(document: &DeTable<'_>, sink: &mut Sink) -> RawAppliance {
         ),
         any_port: false,
     };
-    root.finish();
+    root.finish_with(table_of);
     raw
+}
+
+/// The table that a key belongs to, where it stands by itself at the head of the file.
+fn table_of(key: &str) -> Option<&'static str> {
+    const TABLES: [(&str, &[&str]); 6] = [
+        ("[reactor]", &["cores", "memory", "hugepages", "idle_sleep"]),
+        ("[log]", &["level", "format"]),
+        (
+            "[transport.tcp]",
+            &[
+                "header_digest",
+                "data_digest",
+                "stall_timeout",
+                "max_transfer",
+                "in_capsule",
+                "max_h2c_data",
+                "queue_depth",
+                "io_queues",
+                "max_connections",
+            ],
+        ),
+        ("[[listener]]", &["address", "subsystems"]),
+        (
+            "[[disk]]",
+            &["file", "device", "ram", "null", "nvme", "block_size"],
+        ),
+        (
+            "[[subsystem]]",
+            &["nqn", "allow_any_host", "hosts", "serial", "listeners"],
+        ),
+    ];
+    let mut tables = TABLES.into_iter();
+    tables
+        .find(|(_, keys)| keys.contains(&key))
+        .map(|(table, _)| table)
 }

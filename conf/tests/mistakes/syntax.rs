@@ -1,6 +1,6 @@
 //! Mistakes of TOML itself, and of keys and types.
 
-use super::{and, instead};
+use super::{and, instead, shown};
 
 #[test]
 fn without_quotes() {
@@ -110,6 +110,42 @@ fn structure() {
         &["key with no value", ":5:5", "expected `=`"],
     );
     and("x = \"\\q\"\n", &["missing escaped value", ":15:7"]);
+}
+
+#[test]
+fn a_key_at_the_head_that_belongs_to_a_table() {
+    let places = [
+        (
+            "[reactor]",
+            &["cores", "memory", "hugepages", "idle_sleep"][..],
+        ),
+        ("[log]", &["level", "format"]),
+        (
+            "[transport.tcp]",
+            &["queue_depth", "io_queues", "in_capsule"],
+        ),
+        ("[transport.tcp]", &["header_digest", "max_transfer"]),
+        ("[[listener]]", &["address", "subsystems"]),
+        ("[[disk]]", &["file", "device", "ram", "null", "nvme"]),
+        ("[[disk]]", &["block_size"]),
+        ("[[subsystem]]", &["nqn", "hosts", "serial", "listeners"]),
+        ("[[subsystem]]", &["allow_any_host"]),
+    ];
+    for (table, keys) in places {
+        for key in keys {
+            let (said, ..) = shown(&format!("{key} = true\n"));
+            let unknown = format!("unknown key `{key}`");
+            let help = format!("`{key}` belongs below {table}");
+            assert!(said.contains(&unknown) && said.contains(&help), "{said}");
+            let (said, ..) = shown(&format!("{table}\n{key} = true\n"));
+            assert!(!said.contains("unknown key"), "{said}");
+        }
+    }
+    instead(
+        "data_dir = \"/data\"",
+        "cores = [0, 1]",
+        &["unknown key `cores`", "`cores` belongs below [reactor]"],
+    );
 }
 
 #[test]

@@ -65,8 +65,7 @@ pub fn page<E: Environment>(
         lid::FIRMWARE_SLOT => firmware(),
         lid::CHANGED_NAMESPACES => {
             let mut list = ChangedNamespaceList::new_zeroed();
-            let in_range = command.offset <= size_of::<ChangedNamespaceList>() as u64;
-            list.fill(controller.changed_namespaces(!command.rae && in_range));
+            list.fill(controller.changed_namespaces(!command.rae));
             list.as_bytes().to_vec()
         }
         lid::COMMAND_EFFECTS => effects(binding),

@@ -139,24 +139,29 @@ fn get_log_page<E: Environment, W: Wire>(
     if command.ot || offset % 4 != 0 {
         return Done::status(Status::INVALID_FIELD.with_dnr());
     }
-    if !command.rae {
-        // Before the page is made: what changes from here on is reported again.
-        binding.controller.unmask(command.lid);
-    }
-    let page = match log::page(
-        &queue.core,
-        binding,
-        sqe,
-        &command,
-        queue.wire.local_address(),
-    ) {
-        Ok(page) => page,
-        Err(status) => return Done::status(status),
+    let read = |command: &GetLogPage| {
+        let local = queue.wire.local_address();
+        let page = log::page(&queue.core, binding, sqe, command, local)?;
+        if offset > page.len() {
+            return Err(Status::INVALID_FIELD.with_dnr());
+        }
+        Ok(page)
     };
-    if offset > page.len() {
-        return Done::status(Status::INVALID_FIELD.with_dnr());
-    }
-    answer(data, &page, offset)
+    let page = if command.rae {
+        read(&command)
+    } else {
+        // A command that is refused reads nothing, so it re-arms no event. One that is not re-arms it
+        // before its page is made: what changes from here on is reported again.
+        let looks = GetLogPage {
+            rae: true,
+            ..command
+        };
+        read(&looks).and_then(|_| {
+            binding.controller.unmask(command.lid);
+            read(&command)
+        })
+    };
+    page.map_or_else(Done::status, |page| answer(data, &page, offset))
 }
 
 /// Aborts a command of any of the controller's queues, if it has not begun to execute.

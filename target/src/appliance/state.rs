@@ -163,7 +163,7 @@ impl State {
                 "name a folder that can be written with --data-dir, or data_dir in the file",
             )
         };
-        fs::create_dir_all(folder).map_err(|error| cannot("make", &error))?;
+        make_folder(folder).map_err(|error| cannot("make", &error))?;
         let lock = File::options()
             .create(true)
             .truncate(false)
@@ -445,6 +445,40 @@ fn changes(features: &[KeptFeature]) -> impl Iterator<Item = FeatureChange> {
     features.iter().filter_map(change)
 }
 
+/// Makes a folder and those above it that are missing. Each new name lasts: the folder that holds it is
+/// synced. (What is synced within a new folder is lost with the folder's own name.)
+fn make_folder(folder: &Path) -> io::Result<()> {
+    for made in missing(folder) {
+        match fs::create_dir(made) {
+            // Somebody else was faster; the sync is due all the same.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && made.is_dir() => {}
+            made => made?,
+        }
+        File::open(above(made))?.sync_all()?;
+    }
+    // Says what is wrong where the name is taken by something else.
+    fs::create_dir_all(folder)
+}
+
+/// The folders on the way to this one that do not exist, the topmost first.
+fn missing(folder: &Path) -> Vec<&Path> {
+    let mut missing: Vec<_> = folder
+        .ancestors()
+        .filter(|above| !above.as_os_str().is_empty())
+        .take_while(|above| !above.exists())
+        .collect();
+    missing.reverse();
+    missing
+}
+
+/// The folder that a path's name is in.
+fn above(path: &Path) -> &Path {
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    parent.unwrap_or(Path::new("."))
+}
+
 fn write(folder: &Path, path: &Path, kept: &Kept) -> io::Result<()> {
     // 1. The new version beside the old one: a crash leaves the old one.
     let beside = path.with_extension("json.new");
@@ -607,6 +641,23 @@ mod tests {
         fs::write(&path, text.replace("\"fid\": 6", "\"fid\": 7")).unwrap();
         let refused = State::open(folder.path()).unwrap_err().to_string();
         assert!(refused.contains("saved feature"), "{refused}");
+    }
+
+    #[test]
+    fn every_folder_that_is_made_has_its_name_synced_in_the_one_above() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let data = path.join("a/b/c");
+        let made = missing(&data);
+        assert_eq!(made, [path.join("a"), path.join("a/b"), data.clone()]);
+        assert_eq!(above(made[0]), path);
+        make_folder(&data).unwrap();
+        assert!(data.is_dir() && missing(&data).is_empty());
+        make_folder(&data).unwrap();
+        assert_eq!(missing(Path::new("no-such-folder/b")).len(), 2);
+        assert_eq!(above(Path::new("no-such-folder")), Path::new("."));
+        fs::write(path.join("file"), b"").unwrap();
+        assert!(make_folder(&path.join("file")).is_err());
     }
 
     #[test]

@@ -22,7 +22,7 @@ impl<E: Environment, W: Wire> Queue<E, W> {
     /// True where a controller reset has come after the commands that are outstanding here.
     pub(super) fn is_reset(&self) -> bool {
         let controller = self.binding().map(|binding| &binding.controller);
-        controller.is_some_and(|controller| !controller.lifecycle.accepts_commands())
+        controller.is_some_and(|controller| !controller.lifecycle.is_ready())
     }
 }
 

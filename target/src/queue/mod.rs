@@ -506,11 +506,16 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         }
         match self.binding() {
             None => Err(Status::COMMAND_SEQUENCE_ERROR.with_dnr()),
-            Some(binding) if !binding.controller.lifecycle.accepts_commands() => {
-                Err(Status::COMMAND_SEQUENCE_ERROR.with_dnr())
+            Some(binding) => {
+                let (lifecycle, is_admin) = (&binding.controller.lifecycle, binding.qid == 0);
+                if is_admin && lifecycle.is_ready() {
+                    admin::prepare(self, binding, sqe)
+                } else if !is_admin && lifecycle.accepts_io() {
+                    io::prepare(&self.core, binding, sqe)
+                } else {
+                    Err(Status::COMMAND_SEQUENCE_ERROR.with_dnr())
+                }
             }
-            Some(binding) if binding.qid == 0 => admin::prepare(self, binding, sqe),
-            Some(binding) => io::prepare(&self.core, binding, sqe),
         }
     }
 

@@ -367,9 +367,22 @@ fn a_shutdown_flushes() {
             association.admin.property(property::CSTS).value() >> 2 & 3,
             2
         );
+        // Nothing is served any more that the host was not told to be safe.
+        let late = io.write(1, 0, 4096, &[2; 4096]);
+        assert_status(&late, Status::COMMAND_SEQUENCE_ERROR);
+        assert_status(&io.read(1, 0, 4096, 1), Status::COMMAND_SEQUENCE_ERROR);
+        assert!(world.calls().is_empty(), "{name}: it executes");
+        // The host may keep the association alive.
+        let alive = admin::keep_alive();
+        association.admin.command(alive, Payload::None).ok();
         association.admin.set_property(property::CC, 0).value();
         world.advance(Duration::from_millis(20));
-        assert_eq!(association.admin.property(property::CSTS).value(), 0);
+        let admin = &mut association.admin;
+        assert_eq!(admin.property(property::CSTS).value(), 0);
+        admin.set_property(property::CC, CC_ENABLED).value();
+        let mut again = association.io(1, 32);
+        assert_eq!(again.read(1, 0, 4096, 1).ok(), [1; 4096], "{name}");
+        drop(again);
         drop((association, io));
         world.assert_deserted();
     }

@@ -80,6 +80,10 @@ fn asynchronous_events() {
         !association.log(4, 8192, 64).status.is_success(),
         "a read that fails reads nothing"
     );
+    let uneven = association.log(4, 2, 64);
+    assert!(!uneven.status.is_success());
+    changed(&world, 1);
+    assert_eq!(association.admin.pipe.stream.waiting(), 0, "not re-armed");
     assert_eq!(association.log(4, 0, 4096).ok(), list);
     assert!(
         association.log(4, 0, 4096).ok().iter().all(|&b| b == 0),

@@ -151,7 +151,12 @@ fn a_file_is_one_disk_at_a_time() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk");
     let first = FileMedium::open(&path, sized(MIB)).unwrap();
-    let FileErrorReason::Locked { holder } = reason(&path, sized(MIB)) else {
+    let error = FileMedium::open(&path, sized(MIB)).unwrap_err();
+    assert!(
+        error.to_string().ends_with("; name it once only"),
+        "{error}"
+    );
+    let FileErrorReason::Locked { holder } = error.reason else {
         panic!("it is locked");
     };
     assert_eq!(holder.map(|holder| holder.pid), Some(std::process::id()));
@@ -187,7 +192,10 @@ fn a_killed_process_lets_go_of_its_disk() {
     let lines = BufReader::new(other.stdout.take().unwrap()).lines();
     let written = lines.map_while(Result::ok).any(|line| line == "written");
     assert!(written);
-    let FileErrorReason::Locked { holder } = reason(&path, sized(MIB)) else {
+    let error = FileMedium::open(&path, sized(MIB)).unwrap_err();
+    let remedy = format!("end that one (`kill {}`), or name another file", other.id());
+    assert!(error.to_string().ends_with(&remedy), "{error}");
+    let FileErrorReason::Locked { holder } = error.reason else {
         panic!("it is locked");
     };
     assert_eq!(holder.map(|holder| holder.pid), Some(other.id()));

@@ -109,17 +109,31 @@ impl fmt::Display for FileError {
             FileErrorReason::NotADisk => write!(f, "this is neither a file nor a block device"),
             FileErrorReason::System { doing, source } => write!(f, "cannot {doing}: {source}"),
             FileErrorReason::Locked { holder: None } => {
-                write!(f, "another process uses it as a disk")
+                write!(
+                    f,
+                    "another process uses it as a disk (`lsof` or `fuser` tells which); end that \
+                     one, or name another file"
+                )
             }
             FileErrorReason::Locked {
                 holder: Some(holder),
-            } => write!(f, "{holder} uses it as a disk"),
-            FileErrorReason::DeviceInUse { users } if users.is_empty() => write!(
-                f,
-                "the device is in use (mounted, swapped to, or part of another device)"
-            ),
+            } => {
+                write!(f, "{holder} uses it as a disk; ")?;
+                if holder.is_this_process() {
+                    write!(f, "name it once only")
+                } else {
+                    let pid = holder.pid;
+                    write!(f, "end that one (`kill {pid}`), or name another file")
+                }
+            }
             FileErrorReason::DeviceInUse { users } => {
-                write!(f, "the device is in use: {}", users.join(", "))
+                write!(f, "the device is in use: ")?;
+                if users.is_empty() {
+                    write!(f, "mounted, swapped to, or part of another device")?;
+                } else {
+                    write!(f, "{}", users.join(", "))?;
+                }
+                write!(f, "; free it first, or name another device")
             }
             FileErrorReason::Empty => write!(f, "it is empty; give a size to make it that large"),
             FileErrorReason::TooSmall { bytes, needed } => write!(

@@ -39,6 +39,10 @@ pub struct Holder {
 }
 
 impl Holder {
+    pub(super) fn is_this_process(&self) -> bool {
+        self.pid == std::process::id()
+    }
+
     /// True while the process exists.
     pub(super) fn is_alive(&self) -> bool {
         // A zombie holds nothing any more.
@@ -53,7 +57,7 @@ impl Holder {
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.name {
-            _ if self.pid == std::process::id() => write!(f, "this very process"),
+            _ if self.is_this_process() => write!(f, "this very process"),
             Some(name) => write!(f, "process {} ({name})", self.pid),
             None => write!(f, "process {}", self.pid),
         }
