@@ -63,7 +63,7 @@ fn all(machine: &Machine, bench: &Bench) -> Array {
 /// other members lost, and each block is old or new, and stays that.
 fn crash(level: Level, roles: usize, bears: usize, cut: u64) {
     let power = Power::new(cut, false);
-    let machine = Machine::new(wish(level, roles), cut % 2 == 0, &power);
+    let machine = Machine::new(wish(level, roles), cut.is_multiple_of(2), &power);
     let bench = Bench::new(&power);
     let array = all(&machine, &bench);
     assert_eq!(array.zone().unwrap().info().bytes(), 256 << 10);
