@@ -165,6 +165,12 @@ impl Emulated {
         self.lock().event(event);
     }
 
+    /// When the controller does something by itself.
+    #[must_use]
+    pub fn next_event(&self) -> Option<Time> {
+        self.lock().next_event()
+    }
+
     /// The commands that it has taken and not completed.
     #[must_use]
     pub fn pending(&self) -> usize {

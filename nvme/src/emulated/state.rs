@@ -341,6 +341,12 @@ impl State {
         self.csts = self.csts.with_rdy(true);
     }
 
+    /// When something falls due.
+    pub(super) fn next_event(&self) -> Option<Time> {
+        let pending = self.pending.iter().map(|pending| pending.due);
+        pending.chain(self.settles).min()
+    }
+
     // A turn.
 
     pub(super) fn poll(&mut self, now: Time) -> usize {

@@ -236,6 +236,13 @@ impl<D: PciDevice> Controller<D> {
         Ok(DriveReport::parse(parse(&controller), &smart, &slots))
     }
 
+    /// Gives the drive up at once, as the end of a process does: what is in flight on any core ends as
+    /// gone at that core's next turn.
+    pub fn give_up(&self) {
+        self.inner.closing.set(true);
+        self.inner.give_up();
+    }
+
     /// Ends the use of the controller: it writes its cache and loses its way to memory. What is in
     /// flight on any core ends as gone; whoever wants it to succeed waits for it before.
     pub async fn shut_down(&self) {

@@ -1,4 +1,4 @@
-//! What lies beneath the namespaces of an appliance, as a plan: disks, arrays of disks.
+//! What lies beneath the namespaces of an appliance, as a plan: disks, NVMe drives, arrays of disks.
 //!
 //! Invariants:
 //! - What a host must never see stays forbidden in every world: a plan draws only faults that what it
@@ -13,6 +13,7 @@
 use std::time::Duration;
 
 use corebay_core::{rng::Rng, units::BlockSize};
+use corebay_nvme::emulated::EmulatedFaults;
 use corebay_raid::geometry::{Consistency, Geometry, Level, Wish, ZONE_OFFSET};
 
 use crate::{
@@ -44,8 +45,29 @@ pub struct NamespacePlan {
 pub enum FloorPlan {
     /// A disk.
     Disk(MediumOptions),
+    /// An NVMe drive that the target drives itself.
+    Drive(DrivePlan),
     /// An array of disks.
     Array(ArrayPlan),
+}
+
+/// An NVMe drive with one namespace.
+#[derive(Clone, Copy, Debug)]
+pub struct DrivePlan {
+    /// The size of a block.
+    pub block_size: BlockSize,
+    /// The blocks there are.
+    pub blocks: u64,
+    /// It has a volatile write cache.
+    pub volatile_cache: bool,
+    /// It takes SGLs.
+    pub sgl: bool,
+    /// It has doorbells in memory.
+    pub shadow_doorbells: bool,
+    /// How long a command takes at least and at most.
+    pub latency: (Duration, Duration),
+    /// What its controller does wrong.
+    pub faults: EmulatedFaults,
 }
 
 /// An array.
@@ -78,6 +100,7 @@ impl FloorPlan {
     pub fn media(&self) -> Vec<MediumOptions> {
         match self {
             Self::Disk(medium) => vec![*medium],
+            Self::Drive(_) => Vec::new(),
             Self::Array(array) => vec![array.member; array.wish.roles],
         }
     }
@@ -86,7 +109,7 @@ impl FloorPlan {
     #[must_use]
     pub fn faults(&self, place: usize, plain: MediumFaults) -> MediumFaults {
         match self {
-            Self::Disk(_) => plain,
+            Self::Disk(_) | Self::Drive(_) => plain,
             Self::Array(array) if array.victims.contains(&place) => array.faults,
             Self::Array(_) => MediumFaults::default(),
         }
@@ -98,6 +121,8 @@ impl FloorPlan {
     pub fn may_fail(&self, plain: &MediumFaults) -> bool {
         match self {
             Self::Disk(medium) => medium.tears || plain.are_told(),
+            // A command outlives so many resets, and a drive so many lost admin commands.
+            Self::Drive(drive) => drive.faults != EmulatedFaults::default(),
             Self::Array(array) => array.may_fail(),
         }
     }
@@ -107,6 +132,7 @@ impl FloorPlan {
     pub fn namespace(&self, floor: usize) -> NamespacePlan {
         let (block_size, blocks, volatile_cache) = match self {
             Self::Disk(medium) => (medium.block_size, medium.blocks, medium.volatile_cache),
+            Self::Drive(drive) => (drive.block_size, drive.blocks, drive.volatile_cache),
             Self::Array(array) => {
                 let geometry = array.geometry();
                 let volatile = array.member.volatile_cache && !geometry.is_journaled();
@@ -125,6 +151,7 @@ impl FloorPlan {
     pub fn hurry(&mut self, tail_max: Duration) {
         let (latency, most) = match self {
             Self::Disk(medium) => (&mut medium.latency, tail_max),
+            Self::Drive(_) => return,
             // A write to a stripe waits for several operations one after the other, and for its turn.
             Self::Array(array) => (&mut array.member.latency, tail_max / 10),
         };
@@ -132,6 +159,39 @@ impl FloorPlan {
         if let Self::Array(array) = self {
             let latency = &mut array.member.latency;
             latency.spread = latency.spread.min(tail_max / 100);
+        }
+    }
+}
+
+impl DrivePlan {
+    /// Draws one.
+    pub fn draw(rng: &mut Rng, around: &Circumstances) -> Self {
+        let mut faults = EmulatedFaults::default();
+        if !around.calm && rng.once_in(2) {
+            let mut some = |one_in: u64| if rng.once_in(3) { one_in } else { 0 };
+            // A completion that names another command in flight cannot be told from a right one.
+            faults = EmulatedFaults {
+                late: some(50),
+                late_by: Duration::from_millis(300),
+                lost: some(200),
+                duplicate: some(30),
+                wrong_sqid: some(200),
+                bad_phase: some(200),
+                ..EmulatedFaults::default()
+            };
+        }
+        let least = Duration::from_micros(pick(rng, &[1, 20, 100]));
+        Self {
+            block_size: pick(rng, &[BlockSize::B512, BlockSize::B4096]),
+            blocks: pick(rng, &[16, 64, 200]),
+            volatile_cache: !rng.once_in(3),
+            sgl: rng.once_in(2),
+            shadow_doorbells: rng.once_in(2),
+            latency: (
+                least,
+                least + Duration::from_micros(pick(rng, &[0, 50, 2_000])),
+            ),
+            faults,
         }
     }
 }

@@ -3,13 +3,19 @@
 //!
 //! Invariant: a boot has a reactor of its own, and its own way to the disks, which ends with it.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use corebay_core::{
+    arena::Arena,
     buffer::BufferPool,
+    dma::DmaRegion,
     reactor::Reactor,
     rng::Rng,
     units::{CoreId, Time},
+};
+use corebay_nvme::{
+    emulated::{Emulated, EmulatedDevice},
+    pcie::{Controller, DmaWindows, DriverOptions},
 };
 use corebay_raid::{
     assemble::{Assembly, Refusal, assemble},
@@ -17,11 +23,12 @@ use corebay_raid::{
     state::RoleState,
     superblock::BadSuperblock,
 };
+use corebay_target::memory::Memory;
 
 use crate::{
     beneath::{ArrayPlan, FloorPlan},
     disk::Queues,
-    store::{ArrayStore, Bays, Opener, Store},
+    store::{ArrayStore, Bays, DRIVE_NSID, DriveStore, Opener, Store},
     trace::Trace,
 };
 
@@ -33,10 +40,40 @@ const CREATION_MAX: Time = Time(100_000_000_000);
 
 type Outcome<T> = Rc<RefCell<Option<Result<T, String>>>>;
 
-/// A target that looks for its stores.
-pub struct Boot {
+/// Who keeps the drives' controllers, on a core of its own, for as long as the target lives.
+pub struct Keeper {
     /// Its reactor, for the world to turn.
     pub reactor: Reactor,
+    controllers: Rc<RefCell<Vec<Controller<EmulatedDevice>>>>,
+}
+
+impl Keeper {
+    /// True where a drive was given up.
+    #[must_use]
+    pub fn has_failed_drive(&self) -> bool {
+        let controllers = self.controllers.borrow();
+        controllers.iter().any(|each| each.drive().has_failed())
+    }
+
+    /// Its controllers are given up, as the end of the process does it.
+    pub fn give_up(&self) {
+        for controller in self.controllers.borrow().iter() {
+            controller.give_up();
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.give_up();
+        drop(self.controllers.take());
+        self.reactor.tear_down();
+    }
+}
+
+/// A target that looks for its stores.
+pub struct Boot {
+    keeper: Keeper,
     queues: Queues,
     found: Outcome<Vec<Store>>,
 }
@@ -47,6 +84,7 @@ impl Boot {
     pub fn start(
         floors: &[Arc<Bays>],
         scratch: &[Option<BufferPool>],
+        memories: &[Memory],
         trace: &Trace,
         now: Time,
     ) -> Self {
@@ -55,10 +93,15 @@ impl Boot {
         let opener = Opener::new(&reactor, &queues, trace, scratch);
         let found = Outcome::default();
         let (floors, into) = (floors.to_vec(), found.clone());
+        let controllers: Rc<RefCell<Vec<_>>> = Rc::default();
+        let (memories, kept) = (memories.to_vec(), controllers.clone());
         spawn(&reactor, async move {
             let mut stores = Ok(Vec::new());
             for (index, bays) in floors.iter().enumerate() {
-                let store = find(&opener, index, bays).await;
+                let store = match &bays.controller {
+                    Some(emulated) => bring_up(&opener, emulated, &memories, &kept).await,
+                    None => find(&opener, index, bays).await,
+                };
                 let named = store.map_err(|what| format!("floor {index}: {what}"));
                 stores = stores.and_then(|mut known: Vec<Store>| {
                     known.push(named?);
@@ -69,10 +112,25 @@ impl Boot {
             *into.borrow_mut() = Some(stores);
         });
         Self {
-            reactor,
+            keeper: Keeper {
+                reactor,
+                controllers,
+            },
             queues,
             found,
         }
+    }
+
+    /// Its reactor, for the world to turn.
+    #[must_use]
+    pub fn reactor(&self) -> &Reactor {
+        &self.keeper.reactor
+    }
+
+    /// Who keeps the controllers from now on.
+    #[must_use]
+    pub fn into_keeper(self) -> Keeper {
+        self.keeper
     }
 
     /// What was found, once all was looked for.
@@ -88,22 +146,54 @@ impl Boot {
     }
 }
 
-impl Drop for Boot {
-    fn drop(&mut self) {
-        self.reactor.tear_down();
-    }
-}
-
 fn spawn(reactor: &Reactor, task: impl Future<Output = ()> + 'static) {
     if reactor.spawn(Box::pin(task)).is_err() {
         unreachable!("a boot has more slots than tasks");
     }
 }
 
+async fn bring_up(
+    opener: &Opener,
+    emulated: &Emulated,
+    memories: &[Memory],
+    kept: &Rc<RefCell<Vec<Controller<EmulatedDevice>>>>,
+) -> Result<Store, String> {
+    let options = DriverOptions {
+        queues: memories.len() as u16,
+        entries: 32,
+        io_timeout: Duration::from_millis(100),
+        abort_timeout: Duration::from_millis(50),
+        admin_timeout: Duration::from_millis(200),
+        health_interval: Duration::from_millis(5),
+        resets_max: usize::MAX,
+        ..DriverOptions::default()
+    };
+    let bytes = options.memory_bytes();
+    let mut arena = Arena::lazy(bytes).expect("memory for a drive");
+    let region = arena.take(bytes).expect("all of the arena");
+    let window = emulated.map(&arena.memory());
+    let memory = DmaRegion::new(region).expect("it begins with a page");
+    let (device, reactor) = (emulated.device(), &opener.reactor);
+    let controller = Controller::bring_up(device, reactor, memory, window, options).await;
+    let controller = controller.map_err(|error| error.to_string())?;
+    let drive = controller.drive().clone();
+    kept.borrow_mut().push(controller);
+    if drive.namespace(DRIVE_NSID).is_none() || drive.queues() < memories.len() {
+        return Err("the drive is not what it was".into());
+    }
+    let windows = |memory: &Memory| {
+        let pools = [&memory.payload, &memory.in_capsule, &memory.scratch];
+        DmaWindows::new(&pools.map(|pool| emulated.map(&pool.arena_memory())))
+    };
+    let windows = memories.iter().map(windows).collect();
+    Ok(Store::Drive(Arc::new(DriveStore { drive, windows })))
+}
+
 async fn find(opener: &Opener, floor: usize, bays: &Arc<Bays>) -> Result<Store, String> {
     match &bays.plan {
         FloorPlan::Disk(_) => Ok(Store::Disk(bays.media().swap_remove(0))),
         FloorPlan::Array(plan) => find_array(opener, floor, bays, plan).await,
+        FloorPlan::Drive(_) => Err("a drive without a controller".into()),
     }
 }
 

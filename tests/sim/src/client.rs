@@ -552,6 +552,7 @@ fn may_be_told(common: &Common, status: Status) -> bool {
         Status::WRITE_FAULT,
         Status::CAPACITY_EXCEEDED,
         Status::INTERNAL_ERROR,
+        Status::COMMAND_INTERRUPTED,
         Status::ABORTED_FAILED_FUSED,
     ];
     // An identifier that is not active is a wrong field (Base, section 3.2.1.4).

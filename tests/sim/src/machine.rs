@@ -10,11 +10,12 @@ use std::{
 };
 
 use corebay_core::{buffer::BufferPool, reactor::Reactor, rng::Rng, units::Time};
+use corebay_nvme::{emulated::Emulated, pcie::PciDevice};
 use corebay_target::memory::Memory;
 
 use crate::{
     beneath::FloorPlan,
-    boot::{self, Boot},
+    boot::{self, Boot, Keeper},
     disk::Queues,
     medium::{MediumFaults, SimMedium, Supply},
     net::Hub,
@@ -166,7 +167,7 @@ impl Machine {
     pub fn cores(&self) -> usize {
         match &self.life {
             Life::Booting(_) => 1,
-            _ => self.node().map_or(0, |node| node.cores.len()),
+            _ => self.node().map_or(0, Node::reactors),
         }
     }
 
@@ -174,9 +175,9 @@ impl Machine {
     #[must_use]
     pub fn reactor(&self, core: usize) -> Option<&Reactor> {
         if let Life::Booting(boot) = &self.life {
-            return (core == 0).then_some(&boot.reactor);
+            return (core == 0).then_some(boot.reactor());
         }
-        Some(&self.node()?.cores.get(core)?.reactor)
+        self.node()?.reactor(core)
     }
 
     /// Lets its disks do what is due.
@@ -203,7 +204,42 @@ impl Machine {
             let due = queues.iter().filter_map(|queue| queue.next_event()).min();
             next = next.min(due.unwrap_or(Time::FAR));
         }
-        next
+        let drives = self.drives().filter_map(Emulated::next_event).min();
+        next.min(drives.unwrap_or(Time::FAR))
+    }
+
+    fn drives(&self) -> impl Iterator<Item = &Emulated> {
+        self.floors
+            .iter()
+            .filter_map(|bays| bays.controller.as_ref())
+    }
+
+    /// What drives had taken they have done by then, or not: nobody will ask.
+    fn interrupt_drives(&mut self, now: Time) {
+        let toss = self.rng.once_in(2);
+        for drive in self.drives().filter(|_| toss) {
+            drive.poll(now.plus(Duration::from_secs(1)));
+            drive.poll(now);
+        }
+    }
+
+    /// Nobody has a drive any more: it reaches no memory.
+    fn release_drives(&self) {
+        for drive in self.drives() {
+            // One that is pulled out reaches none anyhow.
+            let _ = drive.device().reset();
+        }
+    }
+
+    /// A drive's controller reports a fatal status, or is pulled out.
+    pub fn disturb_drive(&mut self, pull: bool) {
+        let drives: Vec<_> = self.drives().cloned().collect();
+        let chosen = self.rng.below(drives.len().max(1) as u64) as usize;
+        match drives.get(chosen) {
+            Some(drive) if pull => drive.unplug(),
+            Some(drive) => drive.fail_fatally(),
+            None => {}
+        }
     }
 
     /// What happens to the target by the passing of time.
@@ -247,10 +283,11 @@ impl Machine {
             .all(|floor| matches!(floor, FloorPlan::Disk(_)))
         {
             let stores = media.into_iter().map(Store::Disk).collect();
-            return self.start_cores(stores, now);
+            return self.start_cores(stores, None, now);
         }
         self.note("starts and looks for its stores");
-        let boot = Boot::start(&self.floors, &self.scratch[0], &self.trace, now);
+        let (scratch, memories) = (&self.scratch[0], &self.memories);
+        let boot = Boot::start(&self.floors, scratch, memories, &self.trace, now);
         self.life = Life::Booting(boot);
         Ok(())
     }
@@ -263,13 +300,20 @@ impl Machine {
                     .iter()
                     .for_each(|medium| medium.set_gone(false));
             }
+            if let Some(controller) = &bays.controller {
+                controller.plug();
+                bays.set_drive_faults(false);
+            }
         }
     }
 
     fn end_boot(&mut self, found: Result<Vec<Store>, String>, now: Time) -> Result<(), String> {
-        self.life = Life::Off(now.plus(AFTER_FAILED_BOOT));
+        let life = std::mem::replace(&mut self.life, Life::Off(now.plus(AFTER_FAILED_BOOT)));
+        let Life::Booting(boot) = life else {
+            unreachable!("a boot ends once");
+        };
         match found {
-            Ok(stores) => self.start_cores(stores, now),
+            Ok(stores) => self.start_cores(stores, Some(boot.into_keeper()), now),
             Err(what) if self.may_fail_to_boot() => {
                 self.note(&format!("does not start: {what}"));
                 Ok(())
@@ -282,12 +326,22 @@ impl Machine {
     fn may_fail_to_boot(&self) -> bool {
         let bears_nothing = |floor: &FloorPlan| match floor {
             FloorPlan::Disk(_) => false,
+            // It may be pulled out meanwhile.
+            FloorPlan::Drive(_) => true,
             FloorPlan::Array(array) => array.redundancy() == 0 && !array.victims.is_empty(),
         };
         self.plan.floors.iter().any(bears_nothing)
     }
 
-    fn start_cores(&mut self, stores: Vec<Store>, now: Time) -> Result<(), String> {
+    fn start_cores(
+        &mut self,
+        stores: Vec<Store>,
+        keeper: Option<Keeper>,
+        now: Time,
+    ) -> Result<(), String> {
+        self.floors
+            .iter()
+            .for_each(|bays| bays.set_drive_faults(true));
         self.hub.restore_power(self.ip());
         let around = Surroundings {
             node: self.index,
@@ -300,7 +354,7 @@ impl Machine {
             address: self.address,
         };
         let seed = self.rng.next_u64();
-        match Node::start(&around, stores, seed, now) {
+        match Node::start(&around, stores, keeper, seed, now) {
             Ok(node) => {
                 self.life = Life::Running(node);
                 self.note("starts");
@@ -328,7 +382,10 @@ impl Machine {
         if let Some(queues) = self.queues() {
             queues.borrow().iter().for_each(|queue| queue.orphan());
         }
-        self.end(now)
+        self.interrupt_drives(now);
+        let ended = self.end(now);
+        self.release_drives();
+        ended
     }
 
     /// The machine loses its power, and has it again in a while.
@@ -342,10 +399,12 @@ impl Machine {
         if let Some(queues) = self.queues() {
             queues.borrow().iter().for_each(|queue| queue.abandon());
         }
+        self.interrupt_drives(now);
         let ended = self.end(now);
         for medium in self.media() {
             medium.cut_power();
         }
+        self.drives().for_each(Emulated::lose_power);
         self.supply.restore();
         ended
     }
@@ -485,7 +544,7 @@ impl Machine {
     /// Says what the end of a target without its disk leaves behind.
     pub fn calm_down(&mut self, now: Time) -> Result<(), String> {
         self.floors.iter().for_each(|bays| bays.calm_down());
-        let stopped = self.node().is_some_and(Node::has_stopped_array);
+        let stopped = self.node().is_some_and(Node::has_failed_store);
         if stopped || self.media().iter().any(SimMedium::is_gone) {
             return self.kill(now);
         }

@@ -33,6 +33,7 @@ use corebay_target::{
 };
 
 use crate::{
+    boot::Keeper,
     disk::Queues,
     machine::Findings,
     net::{Hub, SimNetwork},
@@ -102,6 +103,8 @@ pub struct NodeCore {
 pub struct Node {
     /// Its cores.
     pub cores: Vec<NodeCore>,
+    /// Who keeps the controllers of drives.
+    keeper: Option<Keeper>,
     /// A reload is under way.
     reloading: Rc<Cell<bool>>,
     subsystem: Arc<Subsystem<Store>>,
@@ -142,6 +145,7 @@ impl Node {
     pub fn start(
         around: &Surroundings<'_>,
         floors: Vec<Store>,
+        keeper: Option<Keeper>,
         seed: u64,
         now: Time,
     ) -> Result<Self, DiskError> {
@@ -175,6 +179,7 @@ impl Node {
         let mut node = Self {
             free_tasks: plan.target.task_slots - 1,
             cores,
+            keeper,
             stores,
             reloading: Rc::default(),
             tenders: 0,
@@ -199,6 +204,21 @@ impl Node {
     #[must_use]
     pub fn queues(&self) -> &Queues {
         &self.queues
+    }
+
+    /// How many reactors turn: the cores', and the keeper's.
+    #[must_use]
+    pub fn reactors(&self) -> usize {
+        self.cores.len() + usize::from(self.keeper.is_some())
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn reactor(&self, index: usize) -> Option<&Reactor> {
+        match self.cores.get(index) {
+            Some(core) => Some(&core.reactor),
+            None => self.keeper.as_ref().map(|keeper| &keeper.reactor),
+        }
     }
 
     /// Accepts nothing new, and closes each queue once its commands have ended.
@@ -313,10 +333,11 @@ impl Node {
             .all(|array| array.assembled.state().is_whole())
     }
 
-    /// True where an array takes no write any more.
+    /// True where an array takes no write any more, or a drive was given up.
     #[must_use]
-    pub fn has_stopped_array(&self) -> bool {
-        self.arrays().any(|array| array.assembled.is_stopped())
+    pub fn has_failed_store(&self) -> bool {
+        let drive = self.keeper.as_ref().is_some_and(Keeper::has_failed_drive);
+        drive || self.arrays().any(|array| array.assembled.is_stopped())
     }
 
     /// Its arrays are to be scrubbed.
@@ -365,7 +386,7 @@ fn tell(core: &Rc<Core<SimEnvironment>>, subsystem: &Subsystem<Store>, nsid: u32
 fn array_of(store: &Store) -> Option<&Arc<ArrayStore>> {
     match store {
         Store::Array(array) => Some(array),
-        Store::Disk(_) => None,
+        Store::Disk(_) | Store::Drive(_) => None,
     }
 }
 
@@ -399,6 +420,10 @@ fn memory_held(memory: &Memory) -> Option<String> {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        // What drives had in flight ends with their controllers.
+        if let Some(keeper) = &self.keeper {
+            keeper.give_up();
+        }
         for each in &self.cores {
             each.core.tear_down();
             each.reactor.tear_down();

@@ -12,7 +12,7 @@ use corebay_target::{
 };
 
 use crate::{
-    beneath::{ArrayPlan, Circumstances, FloorPlan, NamespacePlan},
+    beneath::{ArrayPlan, Circumstances, DrivePlan, FloorPlan, NamespacePlan},
     medium::{Latency, MediumFaults, MediumOptions},
     net::NetProfile,
     workload::COMMANDS,
@@ -55,10 +55,14 @@ pub enum Mischief {
     MemberGone,
     /// An array is scrubbed.
     Scrub,
+    /// An NVMe drive's controller reports a fatal status.
+    DriveFatal,
+    /// An NVMe drive is pulled out; it is back before the target is started again.
+    DriveGone,
 }
 
 impl Mischief {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 17] = [
         Self::Reset,
         Self::HalfReset,
         Self::HalfClose,
@@ -74,6 +78,8 @@ impl Mischief {
         Self::Reload,
         Self::MemberGone,
         Self::Scrub,
+        Self::DriveFatal,
+        Self::DriveGone,
     ];
 }
 
@@ -272,6 +278,7 @@ impl Plan {
                     | Mischief::Reload
                     | Mischief::MemberGone
                     | Mischief::Scrub
+                    | Mischief::DriveFatal
             )
         };
         let disturbed = self.mischief.iter().any(disturbs) || self.cut_by_hand;
@@ -286,6 +293,11 @@ impl Plan {
     fn has_only_disks(&self) -> bool {
         self.floors()
             .all(|floor| matches!(floor, FloorPlan::Disk(_)))
+    }
+
+    fn has_drives(&self) -> bool {
+        self.floors()
+            .any(|floor| matches!(floor, FloorPlan::Drive(_)))
     }
 
     fn has_disks(&self) -> bool {
@@ -308,6 +320,7 @@ impl Plan {
             || self.has_disks()
                 && (self.mischief.contains(&Mischief::DiskFull)
                     || self.mischief.contains(&Mischief::DiskGone))
+            || self.has_drives() && self.mischief.contains(&Mischief::DriveGone)
     }
 }
 
@@ -373,13 +386,18 @@ fn draw_node(rng: &mut Rng, circumstances: &Circumstances) -> NodePlan {
     }
 }
 
-/// Floors of which at least one protects what lies on it.
+/// Floors of which at least one is more than a disk.
 fn draw_floors(rng: &mut Rng, circumstances: &Circumstances) -> Vec<FloorPlan> {
     let array = |rng: &mut Rng| FloorPlan::Array(ArrayPlan::draw(rng, circumstances));
-    let mut floors = vec![array(rng)];
-    match rng.below(6) {
+    let drive = |rng: &mut Rng| FloorPlan::Drive(DrivePlan::draw(rng, circumstances));
+    let mut floors = vec![match rng.once_in(3) {
+        true => drive(rng),
+        false => array(rng),
+    }];
+    match rng.below(8) {
         0 => floors.push(FloorPlan::Disk(draw_media(rng)[0])),
         1 => floors.push(array(rng)),
+        2 => floors.push(drive(rng)),
         _ => {}
     }
     floors

@@ -1,4 +1,4 @@
-//! What namespaces lie on, as a running target has it: disks, and arrays of disks.
+//! What namespaces lie on, as a running target has it: disks, NVMe drives, and arrays of disks.
 //!
 //! Invariants:
 //! - A bay holds one medium at a time. Whatever is unplugged loses its power, and with it its cache.
@@ -20,10 +20,14 @@ use corebay_core::{
     reactor::Reactor,
     units::{Lba, Time},
 };
+use corebay_nvme::{
+    emulated::{Emulated, EmulatedFaults, EmulatedNamespace, EmulatedOptions, EmulatedRegisters},
+    pcie::{DmaWindows, Drive, NvmeDisk, Queue},
+};
 use corebay_raid::array::{Array, Assembled};
 
 use crate::{
-    beneath::FloorPlan,
+    beneath::{DrivePlan, FloorPlan},
     disk::{Queues, SimDisk},
     medium::{MediumFaults, SimMedium, Supply},
     trace::{Trace, lock},
@@ -31,6 +35,19 @@ use crate::{
 
 /// Tasks of an array that may wait for its scratch memory.
 const SCRATCH_WAITERS: usize = 512;
+
+/// A controller that was just powered on.
+fn controller(plan: &DrivePlan, seed: u64) -> Emulated {
+    Emulated::new(EmulatedOptions {
+        volatile_cache: plan.volatile_cache,
+        sgl: plan.sgl,
+        shadow_doorbells: plan.shadow_doorbells,
+        namespaces: vec![EmulatedNamespace::new(plan.block_size, plan.blocks)],
+        latency: plan.latency,
+        seed,
+        ..EmulatedOptions::default()
+    })
+}
 
 /// Where the media beneath one floor are plugged in.
 pub struct Bays {
@@ -40,6 +57,8 @@ pub struct Bays {
     calm: AtomicBool,
     supply: Supply,
     media: Mutex<Vec<SimMedium>>,
+    /// Of a drive, its controller.
+    pub controller: Option<Emulated>,
 }
 
 impl Bays {
@@ -64,6 +83,10 @@ impl Bays {
                     .map(|options| SimMedium::new(*options, seed(), supply))
                     .collect(),
             ),
+            controller: match plan {
+                FloorPlan::Drive(drive) => Some(controller(drive, seed())),
+                _ => None,
+            },
         })
     }
 
@@ -82,6 +105,21 @@ impl Bays {
         for medium in self.lock().iter() {
             medium.advance(now);
         }
+        if let Some(controller) = &self.controller {
+            controller.poll(now);
+        }
+    }
+
+    /// What a drive's controller does wrong, or nothing.
+    pub fn set_drive_faults(&self, on: bool) {
+        if let (FloorPlan::Drive(plan), Some(controller)) = (&self.plan, &self.controller) {
+            let on = on && !self.calm.load(Ordering::Relaxed);
+            controller.set_faults(if on {
+                plan.faults
+            } else {
+                EmulatedFaults::default()
+            });
+        }
     }
 
     /// From now on the media have the faults of the plan.
@@ -98,6 +136,7 @@ impl Bays {
         for medium in self.lock().iter() {
             medium.set_faults(MediumFaults::default());
         }
+        self.set_drive_faults(false);
     }
 
     /// Puts a blank medium into a bay.
@@ -117,9 +156,22 @@ impl Bays {
 pub enum Store {
     /// A disk.
     Disk(SimMedium),
+    /// A drive.
+    Drive(Arc<DriveStore>),
     /// An array.
     Array(Arc<ArrayStore>),
 }
+
+/// A drive that was brought up.
+pub struct DriveStore {
+    /// What all cores share of it.
+    pub drive: Arc<Drive<EmulatedRegisters>>,
+    /// By core: where its buffers lie.
+    pub windows: Vec<DmaWindows>,
+}
+
+/// The only namespace of a drive.
+pub const DRIVE_NSID: u32 = 1;
 
 impl Store {
     /// What the disks over it are.
@@ -127,6 +179,10 @@ impl Store {
     pub fn info(&self) -> DiskInfo {
         match self {
             Self::Disk(medium) => medium.info(),
+            Self::Drive(store) => {
+                let namespace = store.drive.namespace(DRIVE_NSID);
+                namespace.expect("it was looked at").disk_info()
+            }
             Self::Array(array) => array.assembled.info(),
         }
     }
@@ -189,6 +245,8 @@ impl ArrayStore {
 pub enum Leaf {
     /// A simulated disk.
     Disk(SimDisk),
+    /// A namespace of an NVMe drive.
+    Drive(NvmeDisk<EmulatedRegisters>),
 }
 
 /// One core's array.
@@ -213,6 +271,7 @@ pub struct Opener {
     /// By floor, the core's scratch memory for an array.
     pub scratch: Vec<Option<BufferPool>>,
     arrays: RefCell<Vec<(Arc<ArrayStore>, CoreArray)>>,
+    drives: RefCell<Vec<Rc<Queue<EmulatedRegisters>>>>,
 }
 
 impl Opener {
@@ -230,6 +289,7 @@ impl Opener {
             trace: trace.clone(),
             scratch: scratch.to_vec(),
             arrays: RefCell::default(),
+            drives: RefCell::default(),
         }
     }
 
@@ -240,8 +300,27 @@ impl Opener {
     pub fn open(&self, store: &Store) -> Result<AnyDisk, DiskError> {
         Ok(match store {
             Store::Disk(medium) => AnyDisk::Leaf(self.open_leaf(medium)?),
+            Store::Drive(drive) => AnyDisk::Leaf(Leaf::Drive(self.open_drive(drive)?)),
             Store::Array(array) => AnyDisk::Array(self.open_array(array)?),
         })
+    }
+
+    fn open_drive(&self, store: &DriveStore) -> Result<NvmeDisk<EmulatedRegisters>, DiskError> {
+        let mut queues = self.drives.borrow_mut();
+        let known = queues
+            .iter()
+            .find(|queue| Arc::ptr_eq(queue.drive(), &store.drive));
+        let queue = match known {
+            Some(queue) => queue.clone(),
+            None => {
+                let windows = store.windows[self.reactor.core().0].clone();
+                let queue = Queue::open(&store.drive, &self.reactor, windows);
+                let queue = queue.ok_or(DiskError::Gone)?;
+                queues.push(queue.clone());
+                queue
+            }
+        };
+        queue.disk(DRIVE_NSID).ok_or(DiskError::Gone)
     }
 
     /// Opens this core's way to a disk.
@@ -280,6 +359,7 @@ impl Opener {
     /// Lets go of what is open.
     pub fn close(&self) {
         drop(self.arrays.take());
+        drop(self.drives.take());
     }
 }
 
@@ -312,6 +392,7 @@ macro_rules! each_leaf {
     ($any:expr, $disk:ident => $action:expr) => {
         match $any {
             Self::Disk($disk) => $action,
+            Self::Drive($disk) => $action,
         }
     };
 }

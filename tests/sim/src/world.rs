@@ -534,6 +534,8 @@ impl World {
             }
             Mischief::MemberGone => machine.move_member(),
             Mischief::Scrub => machine.scrub(),
+            Mischief::DriveFatal => machine.disturb_drive(false),
+            Mischief::DriveGone => machine.disturb_drive(true),
             Mischief::Kill if machine.running().is_some() => machine.kill(self.now)?,
             Mischief::PowerCut => self.cut_power(index)?,
             Mischief::Restart => machine.drain(self.now),
