@@ -4,6 +4,8 @@
 //! - An extent is told only once it is free: the record that freed it is durable, and no operation that
 //!   might use it is left. While the disk works on it nobody is given it; who needs space waits for it.
 //! - What checkpoints may need is never among them: a pool that is nearly full tells nothing.
+//! - Only whole units of what the disk frees are told: of parts it would write zeroes. A disk that frees
+//!   nothing is told nothing.
 //! - It is a hint. It goes one command at a time, at a bounded rate, behind everything else; what is not
 //!   told any more (a crash, more extents at once than are noted) stays in use beneath until it is
 //!   written and freed again, or until somebody asks for all that is free.
@@ -14,7 +16,10 @@ use std::{
     time::Duration,
 };
 
-use corebay_core::disk::{Disk, DiskError};
+use corebay_core::{
+    disk::{Disk, DiskError},
+    units::Lba,
+};
 
 use crate::{
     error::PoolError,
@@ -129,6 +134,10 @@ impl State {
 impl<D: Disk> Shared<D> {
     /// Tells the disk what is free, until the pool is closed.
     pub async fn tell_what_is_free(&self) {
+        if self.device.disk.info().deallocate_granularity.is_none() {
+            self.trims.bytes_per_second.set(0);
+            return;
+        }
         let stopped = || {
             let closing = self
                 .common
@@ -221,16 +230,23 @@ impl<D: Disk> Shared<D> {
     /// Tells the disk; false where it does not want to know.
     async fn tell(&self, first: Extent, count: u64) -> bool {
         self.trims.under_way.set(true);
-        let place = self.state.borrow().layout.block_of(first, 0);
-        let blocks = count * BLOCKS_PER_EXTENT as u64;
-        let told = self.device.disk.deallocate(place, blocks).await;
+        let start = self.state.borrow().layout.block_of(first, 0).0;
+        let end = start + count * BLOCKS_PER_EXTENT as u64;
+        let unit = self.device.disk.info().deallocate_granularity;
+        let unit = u64::from(unit.unwrap_or(1).max(1));
+        let (start, end) = (start.next_multiple_of(unit), end / unit * unit);
+        let blocks = end.saturating_sub(start);
+        let told = match blocks {
+            0 => Ok(()),
+            _ => self.device.disk.deallocate(Lba(start), blocks).await,
+        };
         self.state.borrow_mut().give_back(first, count);
         self.trims.under_way.set(false);
         self.trims.changed.notify();
         // Somebody may be waiting for them.
         self.collect_released();
         if told.is_ok() {
-            let bytes = count * self.state.borrow().layout.extent_bytes();
+            let bytes = self.state.borrow().layout.block_size.bytes_of(blocks);
             let all = self.trims.told_bytes.get() + bytes;
             self.trims.told_bytes.set(all);
         }

@@ -211,3 +211,33 @@ fn nothing_that_is_in_use_is_lost_when_the_power_fails_amid_telling() {
         },
     );
 }
+
+#[test]
+fn only_whole_units_of_the_disk_are_told() {
+    for unit in [None, Some(3 * 256)] {
+        let medium = medium(16).freeing(unit);
+        let node = Node::create(&medium);
+        node.pool.set_trim_rate(u64::MAX);
+        let volume = filled(&node, "v", 40);
+        // Less than a unit, wherever it lies.
+        node.deallocate(&volume, 256 * 30, 256 * 2);
+        for _ in 0..50 {
+            node.core.turn();
+        }
+        assert_eq!(medium.deallocated(), 0);
+        node.deallocate(&volume, 0, 256 * 10);
+        for _ in 0..200 {
+            node.core.turn();
+        }
+        let told = medium.deallocated();
+        match unit {
+            None => assert_eq!(told, 0),
+            Some(unit) => assert!(told >= u64::from(unit) && told <= 256 * 10, "{told}"),
+        }
+        assert_eq!(node.pool.status().trimmed_bytes, told * 512);
+        for extent in (10..30).chain(32..40) {
+            assert_eq!(node.tags(&volume, extent * 256, 256), vec![extent + 1; 256]);
+        }
+        node.checked();
+    }
+}

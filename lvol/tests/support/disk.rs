@@ -87,6 +87,12 @@ impl Medium {
         }
     }
 
+    /// The same, that frees space in units of so many blocks, or not at all.
+    pub fn freeing(mut self, unit: Option<u32>) -> Self {
+        self.info.deallocate_granularity = unit;
+        self
+    }
+
     /// The disk is full of what somebody left there.
     pub fn soil(&self) {
         let mut state = self.state.borrow_mut();
@@ -369,6 +375,9 @@ impl Disk for MediumDisk {
         let zeroes: Block = vec![0; self.info().block_size.bytes()].into();
         let durable = !self.info().volatile_cache;
         assert!(at.0 + blocks <= self.info().blocks, "beyond the disk");
+        let unit = self.info().deallocate_granularity.map_or(1, u64::from);
+        let whole = at.0.is_multiple_of(unit) && blocks.is_multiple_of(unit);
+        assert!(whole, "parts of units are told");
         for at in at.0..at.0 + blocks {
             // Amid a loss of power each block is done or not.
             if may && !was_stopped && (!state.stopped || state.rng.once_in(2)) {
