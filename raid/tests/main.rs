@@ -6,6 +6,7 @@ mod crash;
 mod members;
 mod parity;
 mod parity_allocations;
+mod random;
 mod reshape;
 mod sizes;
 mod slow;

@@ -130,9 +130,9 @@ fn overhead(arguments: &Arguments) -> Result<()> {
         table.row(vec![
             name.to_owned(),
             format!("{:.0}", read.nanos),
-            format!("{:.0}", read.instructions),
+            count(read.instructions),
             format!("{:.0}", write.nanos),
-            format!("{:.0}", write.instructions),
+            count(write.instructions),
             transfers.to_string(),
             format!("{:.0}", write.nanos / transfers as f64),
         ]);
@@ -170,6 +170,14 @@ fn overhead(arguments: &Arguments) -> Result<()> {
     }
     println!("{}", table.markdown());
     Ok(())
+}
+
+/// Instructions, where the machine counts them.
+fn count(instructions: f64) -> String {
+    match instructions.is_finite() {
+        true => format!("{instructions:.0}"),
+        false => "-".into(),
+    }
 }
 
 /// The member I/Os of one small write.
