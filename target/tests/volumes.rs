@@ -475,7 +475,10 @@ fn volumes_go_in_and_out_and_are_limited() {
     // A stream of all, then of what has changed; through a pipe, too.
     let (all, changes) = (file("all"), file("changes"));
     let sent = appliance.does(&format!("volume send volume-1@one --to {all}"));
-    assert_eq!(sent["data_bytes"], 1 << 20);
+    // Workers that are faster begin again before others have ended, so not all blocks need be written.
+    let used = appliance.does("volume show volume-1@one")["used_bytes"].clone();
+    assert_eq!(sent["data_bytes"], used);
+    assert!(used.as_u64().is_some_and(|used| used > 512 << 10), "{used}");
     let line = format!("volume send volume-1@two --from volume-1@one --to {changes}");
     appliance.does(&line);
     let elsewhere = tempfile::tempdir().unwrap();
@@ -515,7 +518,7 @@ fn volumes_go_in_and_out_and_are_limited() {
     let made = appliance.does(&import);
     assert_eq!(
         (&made["used_bytes"], &made["bytes"]),
-        (&json!(1 << 20), &json!(64 << 20))
+        (&used, &json!(64 << 20))
     );
     appliance.reads(2, 1);
     assert_eq!(appliance.does(&import)["uuid"], made["uuid"], "made once");
@@ -537,5 +540,19 @@ fn volumes_go_in_and_out_and_are_limited() {
     appliance.does("volume set third --write-iops 0");
     appliance.does("pool extend pool-1");
     assert_eq!(appliance.does("pool check pool-1")["good"], true);
+    appliance.end();
+}
+
+#[test]
+fn a_pool_lies_on_an_array_that_was_made_while_it_runs() {
+    let subsystem = "nqn = \"nqn.2024-01.com.example:v\"\nallow_any_host = true\n";
+    let folder = configured(&format!("[[subsystem]]\n{subsystem}"));
+    let appliance = Appliance::start(folder.path());
+    appliance.does("array create m a b --level raid1");
+    appliance.does("pool create p --disk m");
+    appliance.does("volume create v --size 8MiB --export");
+    appliance.writes(1, 4);
+    appliance.refuses("array stop m", "beneath the pool \"p\"");
+    appliance.reads(1, 4);
     appliance.end();
 }

@@ -300,20 +300,11 @@ pub async fn execute<E: Environment>(
 ) -> Done {
     let counters = &binding.counters;
     match (operation, data) {
-        (Operation::Read(blocks), Some(mut data)) => {
-            let disk = &blocks.namespace.disk;
-            let mut result = disk.read(blocks.at, std::slice::from_ref(&data)).await;
-            if result == Err(DiskError::TimedOut)
-                && let Some(other) = core.memory.payload.try_allocate(data.len())
-            {
-                // A device that did not answer may still write the first one. An array reads from
-                // others by now.
-                data = other;
-                result = disk.read(blocks.at, std::slice::from_ref(&data)).await;
-            }
+        (Operation::Read(blocks), Some(data)) => {
+            let read = read(core, blocks, data).await;
             IoCounters::add(&counters.reads, 1);
-            match result {
-                Ok(()) => {
+            match read {
+                Ok(data) => {
                     IoCounters::add(&counters.read_bytes, data.len() as u64);
                     Done::with_data(data)
                 }
@@ -375,6 +366,24 @@ pub async fn execute<E: Environment>(
         }
         (_, None) => Done::status(Status::INTERNAL_ERROR),
     }
+}
+
+async fn read<E: Environment>(
+    core: &Core<E>,
+    blocks: &Blocks<E>,
+    mut data: Buffer,
+) -> Result<Buffer, DiskError> {
+    let disk = &blocks.namespace.disk;
+    let mut result = disk.read(blocks.at, std::slice::from_ref(&data)).await;
+    if result == Err(DiskError::TimedOut)
+        && let Some(other) = core.memory.payload.try_allocate(data.len())
+    {
+        // A device that did not answer may still write the first one. An array reads from others by
+        // now.
+        data = other;
+        result = disk.read(blocks.at, std::slice::from_ref(&data)).await;
+    }
+    result.map(|()| data)
 }
 
 /// The cache may have been turned off since the command was checked.
