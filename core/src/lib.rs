@@ -14,6 +14,8 @@ pub mod buffer;
 pub mod disk;
 pub mod dma;
 pub mod executor;
+#[cfg(corebay_fault)]
+pub mod fault;
 pub mod mesh;
 pub mod net;
 pub mod reactor;

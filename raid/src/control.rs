@@ -289,7 +289,11 @@ impl<D: Disk> Core<D> {
         let count = shared.dirty.unmark_idle();
         let mut outcome = Ok(());
         if count > 0 {
-            if shared.volatile {
+            #[cfg(corebay_fault)]
+            let early = corebay_core::fault::is(corebay_core::fault::Fault::ArrayUnmarksEarly);
+            #[cfg(not(corebay_fault))]
+            let early = false;
+            if shared.volatile && !early {
                 outcome = self.flush_members_quietly().await;
             }
             if outcome.is_ok() && shared.is_whole() {

@@ -549,6 +549,10 @@ async fn journal<D: Disk>(
     scratch: &Scratch,
     changes: Set,
 ) -> Outcome {
+    #[cfg(corebay_fault)]
+    if corebay_core::fault::is(corebay_core::fault::Fault::ArrayJournalSkipped) {
+        return Ok(());
+    }
     let geometry = core.shared.geometry;
     let (parity, block) = (geometry.parity(), geometry.block_size().bytes());
     let slot = core.shared.ring.slot(header.sequence) * geometry.slot_bytes();
@@ -580,7 +584,7 @@ async fn journal<D: Disk>(
                 header_at
             }
         };
-        let transfer = Transfer::Write(from, Durability::Durable);
+        let transfer = Transfer::Write(from, journal_durability());
         fan.add(role, core.transfer(role, at, || transfer).await);
     }
     let mut ends = fan.land(core).await;
@@ -594,6 +598,15 @@ async fn journal<D: Disk>(
         ends.failed = ends.failed.union(more.failed).union(more.unreadable);
     }
     core.fail_all(ends.failed.union(ends.unreadable)).await
+}
+
+/// A part counts once it survives whatever comes.
+fn journal_durability() -> Durability {
+    #[cfg(corebay_fault)]
+    if corebay_core::fault::is(corebay_core::fault::Fault::ArrayJournalCached) {
+        return Durability::Cached;
+    }
+    Durability::Durable
 }
 
 pub(crate) fn crc_of(segments: &[Buffer]) -> u32 {

@@ -18,7 +18,7 @@ pub mod discovery;
 pub mod environment;
 pub mod fabrics;
 #[cfg(corebay_fault)]
-pub mod fault;
+pub use corebay_core::fault;
 pub mod feature;
 pub mod io;
 pub mod lifecycle;

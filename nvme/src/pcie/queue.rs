@@ -266,6 +266,11 @@ impl<R: Registers> Queue<R> {
             if slot.stage == Stage::Free {
                 continue;
             }
+            #[cfg(corebay_fault)]
+            if corebay_core::fault::is(corebay_core::fault::Fault::DriverForgetsReset) {
+                self.end_command(inner, index, Ok(()));
+                continue;
+            }
             slot.resets += 1;
             if slot.stage == Stage::Expired || slot.resets > RESETS_PER_COMMAND_MAX {
                 self.end_command(inner, index, Err(Failure::TimedOut));

@@ -1,4 +1,4 @@
-//! The proof that the simulator finds bugs: the target with one deliberate fault after the other.
+//! The proof that the simulator finds bugs: the product with one deliberate fault after the other.
 //!
 //! Exists only in builds with `--cfg corebay_fault`, as the faults do.
 
@@ -22,7 +22,11 @@ fn seeds_max(fault: Fault) -> u64 {
         | Fault::WrongFlush
         | Fault::AckBeforeWrite => 40,
         Fault::QueuesOutliveReset | Fault::FusedLocksOneCore => 100,
-        Fault::FormerNotAwaited => 200,
+        Fault::FormerNotAwaited
+        | Fault::ArrayJournalSkipped
+        | Fault::ArrayJournalCached
+        | Fault::ArrayUnmarksEarly
+        | Fault::DriverForgetsReset => 200,
     }
 }
 

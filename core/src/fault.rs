@@ -1,7 +1,12 @@
-//! Deliberate faults in the target, for the proof that the simulator finds such.
+//! Deliberate faults in the product, for the proof that the simulator finds such.
 //!
 //! This module and every use of it exist only with `--cfg corebay_fault`, which a release build
 //! refuses. Such a build behaves as always until one fault is chosen.
+
+#[cfg(not(debug_assertions))]
+compile_error!(
+    "deliberate faults are not for release builds: take `--cfg corebay_fault` out of RUSTFLAGS"
+);
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -34,10 +39,18 @@ pub enum Fault {
     CacheOffIgnored,
     /// A flush of one namespace flushes another.
     WrongFlush,
+    /// An array changes its members in place without the journal.
+    ArrayJournalSkipped,
+    /// An array acknowledges before its journal is durable.
+    ArrayJournalCached,
+    /// An array takes the marks of regions from its map before what was written under them is durable.
+    ArrayUnmarksEarly,
+    /// A drive's commands that a reset took away count as done.
+    DriverForgetsReset,
 }
 
 /// All of them, with their names on the command line.
-pub const ALL: [(&str, Fault); 13] = [
+pub const ALL: [(&str, Fault); 17] = [
     ("ack_before_write", Fault::AckBeforeWrite),
     ("fua_ignored", Fault::FuaIgnored),
     ("flush_skipped", Fault::FlushSkipped),
@@ -51,6 +64,10 @@ pub const ALL: [(&str, Fault); 13] = [
     ("queues_outlive_reset", Fault::QueuesOutliveReset),
     ("cache_off_ignored", Fault::CacheOffIgnored),
     ("wrong_flush", Fault::WrongFlush),
+    ("array_journal_skipped", Fault::ArrayJournalSkipped),
+    ("array_journal_cached", Fault::ArrayJournalCached),
+    ("array_unmarks_early", Fault::ArrayUnmarksEarly),
+    ("driver_forgets_reset", Fault::DriverForgetsReset),
 ];
 
 static CHOSEN: AtomicUsize = AtomicUsize::new(usize::MAX);
