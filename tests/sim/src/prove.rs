@@ -16,12 +16,11 @@ fn seeds_max(fault: Fault) -> u64 {
         | Fault::CompletionLost
         | Fault::ScratchLeaked
         | Fault::FusedUnlocked
-        | Fault::CopyUngated
         | Fault::EdgeForgotten
         | Fault::CacheOffIgnored
         | Fault::WrongFlush
         | Fault::AckBeforeWrite => 40,
-        Fault::QueuesOutliveReset | Fault::FusedLocksOneCore => 100,
+        Fault::QueuesOutliveReset | Fault::FusedLocksOneCore | Fault::CopyUngated => 100,
         Fault::FormerNotAwaited
         | Fault::ArrayJournalSkipped
         | Fault::ArrayJournalCached
