@@ -137,6 +137,7 @@ impl State {
         let Some(NamespaceState {
             medium,
             metadata_bytes,
+            metadata_extended,
             ..
         }) = self.namespace(nsid)
         else {
@@ -149,6 +150,9 @@ impl State {
         data.dlfeat = dlfeat;
         data.lbaf[0].lbads = medium.block_size.shift() as u8;
         data.lbaf[0].ms = U16::new(*metadata_bytes);
+        if *metadata_extended {
+            data.flbas = crate::spec::identify::namespace::flbas::METADATA_EXTENDED;
+        }
         data.nguid = nguid(nsid);
         Ok(data)
     }

@@ -140,7 +140,19 @@ impl State {
         }
         let mut data = vec![0; bytes];
         medium.read(fields.slba, &mut data);
+        let metadata = vec![0xAD; self.metadata_bytes(entry, fields)];
+        if !metadata.is_empty() {
+            self.memory
+                .write(entry.mptr.get(), &metadata)
+                .map_err(fault)?;
+        }
         self.put_data(entry, &data)
+    }
+
+    fn metadata_bytes(&mut self, entry: &SubmissionEntry, fields: &ReadWrite) -> usize {
+        let namespace = self.namespace(entry.nsid.get());
+        let bytes = namespace.map_or(0, |namespace| namespace.metadata_bytes);
+        usize::from(bytes) * fields.blocks as usize
     }
 
     /// Moves data to the host.
@@ -189,6 +201,16 @@ impl State {
         size: BlockSize,
     ) -> Result<Vec<u8>, Status> {
         let bytes = self.data_bytes(fields, size)?;
+        let mut metadata = vec![0xAD; self.metadata_bytes(entry, fields)];
+        if !metadata.is_empty() {
+            self.memory
+                .read(entry.mptr.get(), &mut metadata)
+                .map_err(fault)?;
+        }
+        // The driver's promise: nothing of a block's neighbours goes there.
+        if metadata.iter().any(|byte| *byte != 0) {
+            return Err(Status::INVALID_FIELD.with_dnr());
+        }
         self.get_data(entry, bytes)
     }
 

@@ -55,8 +55,10 @@ pub struct EmulatedNamespace {
     pub block_size: BlockSize,
     /// How many there are.
     pub blocks: u64,
-    /// Metadata bytes of each block: no driver of ours takes such a namespace.
+    /// Metadata bytes of each block.
     pub metadata_bytes: u16,
+    /// They are part of the block as it is transferred: no driver of ours takes such a namespace.
+    pub metadata_extended: bool,
 }
 
 impl EmulatedNamespace {
@@ -67,6 +69,7 @@ impl EmulatedNamespace {
             block_size,
             blocks,
             metadata_bytes: 0,
+            metadata_extended: false,
         }
     }
 }

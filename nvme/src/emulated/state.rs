@@ -92,6 +92,7 @@ pub(super) struct Pending {
 pub(super) struct NamespaceState {
     pub(super) medium: Medium,
     pub(super) metadata_bytes: u16,
+    pub(super) metadata_extended: bool,
     pub(super) attached: bool,
 }
 
@@ -158,6 +159,7 @@ impl State {
             .map(|namespace| NamespaceState {
                 medium: Medium::new(namespace.block_size, namespace.blocks),
                 metadata_bytes: namespace.metadata_bytes,
+                metadata_extended: namespace.metadata_extended,
                 attached: true,
             })
             .collect();

@@ -42,7 +42,7 @@ use super::{
     options::DriverOptions,
     pointer::{PAGE_BYTES, list_bytes},
     ring::Ring,
-    shared::{Drive, DriveParts, Kit, Phase, Seat, Zeroes},
+    shared::{Drive, DriveParts, Kit, METADATA_BYTES, Phase, Seat, Zeroes},
 };
 use crate::spec::{
     command::admin::{abort, async_event_request, get_log_page, identify},
@@ -282,11 +282,10 @@ fn new_kit<R: Registers>(
 
 /// A page of zeroes, and the longest PRP list that names it.
 fn new_zeroes(memory: &mut DmaRegion, window: DmaWindow) -> Result<Zeroes, BringUpError> {
-    let pages = memory
-        .split_off(2 * PAGE_BYTES)
-        .ok_or(BringUpError::Memory)?;
+    let bytes = 2 * PAGE_BYTES + 2 * METADATA_BYTES;
+    let pages = memory.split_off(bytes).ok_or(BringUpError::Memory)?;
     let address = window
-        .translate(pages.address(), 2 * PAGE_BYTES)
+        .translate(pages.address(), bytes)
         .ok_or(BringUpError::Memory)?;
     for at in (PAGE_BYTES..2 * PAGE_BYTES).step_by(8) {
         pages.store_u64(at, address);
@@ -294,6 +293,8 @@ fn new_zeroes(memory: &mut DmaRegion, window: DmaWindow) -> Result<Zeroes, Bring
     Ok(Zeroes {
         page: address,
         list: address + PAGE_BYTES as u64,
+        metadata: address + 2 * PAGE_BYTES as u64,
+        dropped: address + (2 * PAGE_BYTES + METADATA_BYTES) as u64,
         _memory: pages,
     })
 }

@@ -54,9 +54,11 @@ impl<R: Registers> NvmeDisk<R> {
     /// Compares blocks with what is in `with`; true where they are equal.
     ///
     /// # Errors
-    /// As for reads, and [`DiskError::Unsupported`] where the controller has no Compare.
+    /// As for reads, and [`DiskError::Unsupported`] where the controller has no Compare, or would
+    /// compare metadata too.
     pub async fn compare(&self, at: Lba, with: &[Buffer]) -> Result<bool, DiskError> {
-        if !self.queue.drive().info().supports(oncs::COMPARE) {
+        let compares = self.queue.drive().info().supports(oncs::COMPARE);
+        if !compares || self.namespace.has_metadata {
             return Err(DiskError::Unsupported);
         }
         let blocks = self.blocks_of(with);
@@ -112,6 +114,7 @@ impl<R: Registers> NvmeDisk<R> {
             limit,
             at: at.0,
             blocks,
+            metadata: self.namespace.has_metadata,
         })
     }
 

@@ -13,7 +13,7 @@ use corebay_core::{
     units::BlockSize,
 };
 
-use super::pointer::PAGE_BYTES;
+use super::{pointer::PAGE_BYTES, shared::METADATA_BYTES};
 use crate::spec::{
     ascii,
     command::nvm::BLOCKS_MAX,
@@ -141,6 +141,8 @@ pub enum Refusal {
         /// They are part of the block as it is transferred.
         extended: bool,
     },
+    /// It is formatted with protection information.
+    Protection,
     /// It is of another command set, such as zoned namespaces.
     CommandSet(u8),
     /// One block is more than a command of this controller may transfer.
@@ -158,8 +160,13 @@ impl fmt::Display for Refusal {
             ),
             Self::Metadata { bytes, extended } => write!(
                 f,
-                "it is formatted with {bytes} bytes of metadata per block{}; format it without",
+                "it is formatted with {bytes} bytes of metadata per block{}; format it without, or with \
+                 at most {METADATA_MAX} bytes in a separate buffer",
                 if *extended { ", within the block" } else { "" }
+            ),
+            Self::Protection => write!(
+                f,
+                "it is formatted with protection information; format it without (`nvme format --pi=0`)"
             ),
             Self::CommandSet(csi) => write!(
                 f,
@@ -187,6 +194,8 @@ pub struct NamespaceInfo {
     pub(super) clearing: Clearing,
     pub(super) uncorrectable: bool,
     pub(super) limits: BlockLimits,
+    /// Each block has metadata, in a buffer of its own.
+    pub(super) has_metadata: bool,
     granularity: Option<u32>,
     blocks: AtomicU64,
     attached: AtomicBool,
@@ -236,7 +245,7 @@ impl NamespaceInfo {
                 NamespaceIdentifier::Csi(other) => return Err(Refusal::CommandSet(other)),
             }
         }
-        let (block_size, blocks) = format_of(identify)?;
+        let (block_size, blocks, metadata) = format_of(identify)?;
         let blocks_of = |bytes: Option<u64>| {
             let blocks = bytes.map_or(u64::from(BLOCKS_MAX), |bytes| block_size.blocks_in(bytes));
             blocks.clamp(1, u64::from(BLOCKS_MAX)) as u32
@@ -245,9 +254,12 @@ impl NamespaceInfo {
             return Err(Refusal::TransferTooSmall);
         }
         let clearing = clearing(identify, controller);
+        // As much metadata as there is room for.
+        let described = METADATA_BYTES.checked_div(metadata.into());
+        let described = described.map_or(BLOCKS_MAX, |blocks| blocks as u32);
         let limits = &controller.command_limits;
         let limits = BlockLimits {
-            transfer: blocks_of(Some(controller.transfer_bytes_max as u64)),
+            transfer: blocks_of(Some(controller.transfer_bytes_max as u64)).min(described),
             verify: blocks_of(limits.verify_bytes),
             zeroes: blocks_of(limits.zeroes_bytes),
             uncorrectable: blocks_of(limits.uncorrectable_bytes),
@@ -271,6 +283,7 @@ impl NamespaceInfo {
             clearing,
             uncorrectable: controller.supports(oncs::WRITE_UNCORRECTABLE),
             limits,
+            has_metadata: metadata > 0,
             granularity: (clearing.deac || clearing.dsm).then_some(preferred),
             blocks: AtomicU64::new(blocks),
             attached: AtomicBool::new(true),
@@ -321,7 +334,14 @@ impl NamespaceInfo {
     }
 }
 
-fn format_of(identify: &IdentifyNamespace) -> Result<(BlockSize, u64), Refusal> {
+/// DPS bits 2:0: the type of protection information.
+const DPS_TYPE_MASK: u8 = 0b111;
+
+/// The most metadata bytes of a block.
+const METADATA_MAX: usize = 64;
+
+/// Block size, blocks, metadata bytes of a block.
+fn format_of(identify: &IdentifyNamespace) -> Result<(BlockSize, u64, u16), Refusal> {
     let blocks = identify.nsze.get();
     if blocks == 0 {
         return Err(Refusal::Size(0));
@@ -332,16 +352,20 @@ fn format_of(identify: &IdentifyNamespace) -> Result<(BlockSize, u64), Refusal> 
         12 => BlockSize::B4096,
         other => return Err(Refusal::BlockSize(other)),
     };
-    if format.ms.get() != 0 {
-        return Err(Refusal::Metadata {
-            bytes: format.ms.get(),
-            extended: identify.flbas & flbas::METADATA_EXTENDED != 0,
-        });
+    let metadata = format.ms.get();
+    let extended = identify.flbas & flbas::METADATA_EXTENDED != 0;
+    if metadata > 0 && identify.dps & DPS_TYPE_MASK != 0 {
+        return Err(Refusal::Protection);
+    }
+    // Metadata in a buffer of its own is nobody's: zeroes are written, what is read is dropped.
+    if metadata > 0 && (extended || usize::from(metadata) > METADATA_MAX) {
+        let bytes = metadata;
+        return Err(Refusal::Metadata { bytes, extended });
     }
     if blocks > u64::MAX >> (block_size.shift() + 1) {
         return Err(Refusal::Size(blocks));
     }
-    Ok((block_size, blocks))
+    Ok((block_size, blocks, metadata))
 }
 
 fn clearing(identify: &IdentifyNamespace, controller: &ControllerInfo) -> Clearing {
@@ -423,6 +447,20 @@ mod tests {
             metadata
         );
         assert!(metadata.to_string().contains("8 bytes of metadata"));
+    }
+
+    #[test]
+    fn metadata_in_a_buffer_of_its_own_is_served() {
+        let with = |bytes| move |id: &mut IdentifyNamespace| id.lbaf[0].ms = U16::new(bytes);
+        let info = parse(with(64)).unwrap();
+        assert!(info.has_metadata);
+        assert_eq!(info.limits.transfer as usize, METADATA_BYTES / 64);
+        assert!(parse(with(65)).is_err());
+        let protected = parse(|id| {
+            id.lbaf[0].ms = U16::new(8);
+            id.dps = 1;
+        });
+        assert_eq!(protected.map(|_| ()), Err(Refusal::Protection));
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub(super) struct Request {
     pub(super) at: u64,
     /// At least 1; what a flush has is 1.
     pub(super) blocks: u64,
+    /// Blocks have metadata, in a buffer of its own.
+    pub(super) metadata: bool,
 }
 
 /// Why an operation failed.
@@ -133,6 +135,7 @@ impl Operation {
                 limit: 1,
                 at: 0,
                 blocks: 0,
+                metadata: false,
             },
             issued: 0,
             outstanding: 0,
@@ -212,6 +215,13 @@ impl Operation {
                 return Ok((entry, blocks));
             }
             Kind::Verify | Kind::WriteZeroes { .. } | Kind::WriteUncorrectable => {}
+        }
+        if self.request.metadata {
+            entry.mptr = match kind {
+                Kind::Read => zeroes.dropped,
+                _ => zeroes.metadata,
+            }
+            .into();
         }
         entry.set_cdw10_11(self.request.at + offset);
         entry.cdw12 = U32::new((blocks - 1) | flags(kind));

@@ -177,12 +177,19 @@ pub struct Drive<R> {
     changes: AtomicU64,
 }
 
+/// The most bytes of metadata of one command.
+pub(super) const METADATA_BYTES: usize = 8192;
+
 /// Zeroes to be written where the controller has no Write Zeroes: for the device, the addresses of a
 /// page of them and of a PRP list that names that page over and over.
 #[derive(Debug)]
 pub(super) struct Zeroes {
     pub(super) page: u64,
     pub(super) list: u64,
+    /// Zeroes for the metadata of what is written.
+    pub(super) metadata: u64,
+    /// Where the metadata of what is read lands: nobody looks at it.
+    pub(super) dropped: u64,
     pub(super) _memory: DmaRegion,
 }
 

@@ -34,6 +34,7 @@ fn a_controller_comes_up_and_says_who_it_is() {
 fn namespaces_are_served_or_refused_with_the_reason() {
     let with_metadata = EmulatedNamespace {
         metadata_bytes: 8,
+        metadata_extended: true,
         ..EmulatedNamespace::new(BlockSize::B512, 1000)
     };
     let bench = Bench::new(EmulatedOptions {
@@ -59,7 +60,7 @@ fn namespaces_are_served_or_refused_with_the_reason() {
         .collect();
     let metadata = Refusal::Metadata {
         bytes: 8,
-        extended: false,
+        extended: true,
     };
     assert_eq!(
         states,

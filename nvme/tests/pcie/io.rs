@@ -294,6 +294,26 @@ fn events_are_asked_for_again() {
 }
 
 #[test]
+fn metadata_in_a_buffer_of_its_own_is_left_alone() {
+    let bench = Bench::new(EmulatedOptions {
+        namespaces: vec![EmulatedNamespace {
+            metadata_bytes: 64,
+            ..EmulatedNamespace::new(BlockSize::B512, 4000)
+        }],
+        dlfeat: 0,
+        oncs: 0,
+        ..EmulatedOptions::default()
+    });
+    // More than the metadata of one command, there and back, and zeroes as they are written.
+    assert_eq!(bench.write(3, 7, 600), Ok(()));
+    assert_eq!(bench.read(3, 600), Ok(vec![7; 600]));
+    let cleared = bench.on_disk(|disk| async move { disk.deallocate(Lba(4), 500).await });
+    assert_eq!(cleared, Ok(()));
+    assert_eq!(bench.read(3, 2), Ok(vec![7, 0]));
+    assert_eq!(bench.write(9, 9, 1), Ok(()));
+}
+
+#[test]
 fn a_drive_says_how_it_is() {
     let bench = Bench::new(EmulatedOptions::default());
     let controller = bench.controller.clone();
