@@ -798,6 +798,13 @@ fn an_array_is_operated_over_the_control_socket() {
     assert!(array(&socket, &["list"]).0);
     serving.end();
     assert!(!socket.exists());
+    // What became a member since is found, though the configuration still lists the first ones.
+    let serving = Serving::start_as(&["--config", text(&file)]);
+    let status = wait_until_good(&socket);
+    assert_eq!(status["members"][1]["disk"], "d", "{status}");
+    let read = serving.bench(&[&["--rw", "read"], &span[..]].concat());
+    assert_eq!(read["errors"], serde_json::json!([]), "{read}");
+    serving.end();
     // The members say whose they are now.
     let toml = toml.replace("[\"a\", \"b\", \"c\"]", "[\"d\", \"c\", \"e\"]");
     let toml = toml.replace("create = true\n[[disk]]", "[[disk]]");

@@ -41,6 +41,7 @@ use tracing::{info, warn};
 use super::{
     environment::{Devices, PlainDisk, PlainMedium},
     reserve::Reserve,
+    state::State,
 };
 use crate::cli::Failure;
 
@@ -392,6 +393,7 @@ pub struct Opened {
 pub fn open(
     appliance: &Appliance,
     memory: ArrayMemory,
+    state: &State,
     disk: impl Fn(appliance::DiskId) -> Option<PlainMedium>,
 ) -> Result<Opened, Failure> {
     let mut opened = Opened {
@@ -420,6 +422,7 @@ pub fn open(
             plan,
             members: array.members.iter().map(named).collect(),
             spares: array.spares.iter().map(named).collect(),
+            others: others(appliance, array, state).iter().map(named).collect(),
         };
         let (plan, own) = (finding.plan.clone(), pool.clone());
         let found = run_here(&pool, |devices| async move {
@@ -444,6 +447,32 @@ pub fn open(
     Ok(opened)
 }
 
+/// Disks that the configuration does not list for an array, and that became its members since.
+fn others(
+    appliance: &Appliance,
+    array: &appliance::Array,
+    state: &State,
+) -> Vec<appliance::DiskId> {
+    let used_by_arrays = |id: appliance::DiskId| {
+        let lists = appliance.arrays().iter();
+        let mut lists = lists.flat_map(|array| array.members.iter().chain(&array.spares));
+        lists.any(|listed| *listed == id)
+    };
+    let exported = |id: appliance::DiskId| {
+        let subsystems = appliance.subsystems().iter();
+        let mut namespaces = subsystems.flat_map(|subsystem| &subsystem.namespaces);
+        namespaces.any(|namespace| namespace.store == appliance::Store::Disk(id))
+    };
+    let names = state.array_disks(&array.name).iter();
+    names
+        .filter_map(|name| match appliance.store(name)? {
+            appliance::Store::Disk(id) => Some(id),
+            _ => None,
+        })
+        .filter(|&id| !used_by_arrays(id) && !exported(id))
+        .collect()
+}
+
 /// True where a namespace names the array.
 pub fn is_exported(appliance: &Appliance, name: &str) -> bool {
     let subsystems = appliance.subsystems().iter();
@@ -463,6 +492,8 @@ pub struct Finding {
     pub members: Vec<(String, Option<PlainMedium>)>,
     /// Its spares.
     pub spares: Vec<(String, Option<PlainMedium>)>,
+    /// Disks that may have become members while it ran.
+    pub others: Vec<(String, Option<PlainMedium>)>,
 }
 
 /// An array that was found.
@@ -493,7 +524,7 @@ impl Found {
 impl Finding {
     /// The disks that are there, members first.
     fn there(&self) -> Vec<Named> {
-        let all = self.members.iter().chain(&self.spares);
+        let all = self.members.iter().chain(&self.spares).chain(&self.others);
         let there = all.filter_map(|(name, medium)| {
             let (name, medium) = (name.clone(), medium.clone()?);
             Some(Named { name, medium })

@@ -209,6 +209,7 @@ impl Main {
             plan,
             members: members.into_iter().map(medium).collect(),
             spares: spares.into_iter().map(medium).collect(),
+            others: Vec::new(),
         };
         self.launch(finding, true, true)
     }
@@ -269,10 +270,23 @@ impl Main {
         plan.lose = lose;
         let members = self.disks_that_are_there(appliance, &members)?;
         let spares = self.disks_that_are_there(appliance, &spares)?;
+        let listed = |name: &String| {
+            [&members, &spares]
+                .into_iter()
+                .flatten()
+                .any(|d| d.0 == *name)
+        };
+        let since = self.state.array_disks(name).iter();
+        let since: Vec<String> = since.filter(|name| !listed(name)).cloned().collect();
+        let others = match keep {
+            true => Vec::new(),
+            false => self.disks_that_are_there(appliance, &since)?,
+        };
         let finding = Finding {
             plan,
             members,
             spares,
+            others,
         };
         self.launch(finding, false, keep)
     }
@@ -421,6 +435,10 @@ impl Main {
     pub fn keep_array(&mut self, medium: &Arc<ArrayMedium>) -> Result<(), String> {
         if medium.kept.load(Ordering::SeqCst) {
             self.state.keep_array(&medium.name, Made::of(medium));
+        } else {
+            let members = medium.members().into_iter().flatten();
+            let names = members.map(|disk| disk.name).collect();
+            self.state.note_array_disks(&medium.name, names);
         }
         self.state.save().map_err(|failure| failure.to_string())
     }

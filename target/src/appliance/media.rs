@@ -95,12 +95,14 @@ impl DiskKey {
 impl Media {
     /// Opens the disks that are not open yet. Arrays may do without some.
     pub fn open(&mut self, appliance: &Appliance, state: &mut State) -> Result<(), Failure> {
-        let in_arrays: BTreeSet<&str> = appliance
+        let listed = appliance
             .arrays()
             .iter()
             .flat_map(|array| array.members.iter().chain(&array.spares))
-            .map(|disk| appliance.disk(*disk).name.as_str())
-            .collect();
+            .map(|disk| appliance.disk(*disk).name.clone());
+        let since = appliance.arrays().iter();
+        let since = since.flat_map(|array| state.array_disks(&array.name).iter().cloned());
+        let in_arrays: BTreeSet<String> = listed.chain(since).collect();
         let mut opened = Vec::new();
         for disk in appliance.disks() {
             let key = DiskKey::of(disk);
@@ -302,7 +304,9 @@ pub fn open(
         drives,
     };
     media.open(appliance, state)?;
-    let opened = arrays::open(appliance, memory, |disk| media.plain(appliance.disk(disk)))?;
+    let opened = arrays::open(appliance, memory, state, |disk| {
+        media.plain(appliance.disk(disk))
+    })?;
     (media.arrays, media.absent, media.reserve) = (opened.arrays, opened.absent, opened.reserve);
     for array in &media.arrays {
         kept::begin(array, state);

@@ -74,6 +74,9 @@ struct Kept {
     /// The arrays that were made while the appliance ran, by name.
     #[serde(default)]
     arrays: BTreeMap<String, Made>,
+    /// The disks that were the members last of arrays that the configuration names.
+    #[serde(default)]
+    array_disks: BTreeMap<String, Vec<String>>,
     /// Of each array, by its UUID.
     #[serde(default)]
     scrubs: BTreeMap<String, KeptScrub>,
@@ -282,6 +285,16 @@ impl State {
         self.kept.arrays.insert(name.to_owned(), made);
     }
 
+    /// Notes which disks are the members of an array that the configuration names.
+    pub fn note_array_disks(&mut self, name: &str, disks: Vec<String>) {
+        self.kept.array_disks.insert(name.to_owned(), disks);
+    }
+
+    /// The disks that were the members of an array last, where that has ever changed.
+    pub fn array_disks(&self, name: &str) -> &[String] {
+        self.kept.array_disks.get(name).map_or(&[], Vec::as_slice)
+    }
+
     /// Forgets an array that was made while the appliance ran.
     pub fn forget_array(&mut self, name: &str) {
         self.kept.arrays.remove(name);
@@ -415,6 +428,7 @@ fn read(path: &Path) -> Result<Kept, Failure> {
                 pools: BTreeMap::new(),
                 subsystems: BTreeMap::new(),
                 arrays: BTreeMap::new(),
+                array_disks: BTreeMap::new(),
                 scrubs: BTreeMap::new(),
             });
         }

@@ -43,7 +43,11 @@ impl Corebay {
             discovery_port: DISCOVERY_PORT,
             namespaces: namespaces.to_vec(),
         };
-        let arguments = arguments(&data, &endpoint, cores);
+        let is_array = |namespace: &Namespace| namespace.medium == Medium::Array;
+        let arguments = match namespaces.iter().any(is_array) {
+            true => with_arrays(&data, &endpoint, cores)?,
+            false => arguments(&data, &endpoint, cores),
+        };
         let mut corebay = Corebay {
             program: program.to_owned(),
             arguments,
@@ -192,6 +196,7 @@ fn arguments(data: &Path, endpoint: &Endpoint, cores: &str) -> Vec<String> {
             "--disk",
             match medium {
                 Medium::Memory => format!("ram:{mib}MiB,block={block}"),
+                Medium::Array => unreachable!("options make no arrays"),
                 Medium::File => {
                     let file = data.with_file_name(format!("disk{nsid}.img"));
                     format!("file:{},size={mib}MiB,block={block}", file.display())
@@ -200,6 +205,45 @@ fn arguments(data: &Path, endpoint: &Endpoint, cores: &str) -> Vec<String> {
         );
     }
     arguments
+}
+
+/// The members of an array in a configuration that [`with_arrays`] writes, then two blank disks.
+pub const ARRAY_DISKS: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+/// The command line for an endpoint of arrays, and the configuration that it names.
+fn with_arrays(data: &Path, endpoint: &Endpoint, cores: &str) -> Result<Vec<String>> {
+    let mut toml = format!(
+        "data_dir = \"{}\"\n[reactor]\ncores = [{cores}]\n",
+        data.display()
+    );
+    let mut listen = |address: Ipv4Addr, port: u16, subsystems: bool| {
+        toml +=
+            &format!("[[listener]]\naddress = \"{address}:{port}\"\nsubsystems = {subsystems}\n");
+    };
+    for &address in &endpoint.addresses {
+        listen(address, PORT, true);
+    }
+    listen(endpoint.address(), DISCOVERY_PORT, false);
+    toml += &format!("[[subsystem]]\nnqn = \"{NQN}\"\nallow_any_host = true\n");
+    for Namespace { nsid, mib, .. } in &endpoint.namespaces {
+        toml += &format!("[[subsystem.namespace]]\nnsid = {nsid}\ndisk = \"array-{nsid}\"\n");
+        let names = ARRAY_DISKS.map(|disk| format!("{disk}{nsid}"));
+        toml += &format!(
+            "[[array]]\nname = \"array-{nsid}\"\nlevel = \"raid5\"\nmembers = {:?}\n\
+             create = true\nrebuild_floor = \"4MiB\"\nrebuild_ceiling = \"16MiB\"\n",
+            &names[..3]
+        );
+        for name in names {
+            toml += &format!(
+                "[[disk]]\nname = \"{name}\"\nfile = {{ path = \"{name}.img\", size = \
+                 \"{mib}MiB\", create = true }}\n"
+            );
+        }
+    }
+    let file = data.with_file_name("corebay.toml");
+    fs::write(&file, toml)?;
+    let config = file.display().to_string();
+    Ok(vec!["serve".to_owned(), "--config".to_owned(), config])
 }
 
 fn accepts(address: Ipv4Addr, port: u16) -> bool {

@@ -18,6 +18,8 @@ pub enum Medium {
     Memory,
     /// A file: stays over a restart.
     File,
+    /// An array of three files, with two files more that are in none.
+    Array,
 }
 
 /// A namespace as the target was told to export it.

@@ -5,6 +5,7 @@ use crate::guest::MEMORY_MIB;
 use crate::hardware::Hardware;
 use crate::suite::Group;
 
+mod arrays;
 mod association;
 mod commands;
 mod discovery;
@@ -50,6 +51,14 @@ const FILES: &[Namespace] = &[
     },
 ];
 
+/// A RAID 5, and two disks more.
+const ARRAY: &[Namespace] = &[Namespace {
+    nsid: 1,
+    medium: Medium::Array,
+    mib: 128,
+    block: 4096,
+}];
+
 /// All groups, in the order in which they run.
 pub fn groups() -> Vec<Group> {
     let group = |name, cores, namespaces, cases| Group {
@@ -70,6 +79,7 @@ pub fn groups() -> Vec<Group> {
         group("multipath", "0,1", FILES, multipath::CASES),
         group("filesystems", "0", FILES, filesystems::CASES),
         group("failures", "0", FILES, failures::CASES),
+        group("arrays", "0,1", ARRAY, arrays::CASES),
         // The appliance makes what it exports by itself.
         group("volumes", "0,1", &[], volumes::CASES),
         Group {
