@@ -78,6 +78,8 @@ impl<D: Disk> Shared<D> {
     async fn check(&self) -> Result<CheckReport, PoolError> {
         let mut report = CheckReport::default();
         let before = self.device.repairs.get();
+        // All of them are looked at in one go.
+        let _relying = self.rely();
         loop {
             let missing = self.state.borrow().all_missing();
             if missing.is_empty() {

@@ -234,7 +234,16 @@ impl<D: Disk> Shared<D> {
         journal
             .bytes_written
             .set(journal.bytes_written.get() + bytes.len() as u64);
+        let relying = self.rely();
+        if self.state.borrow().evictions > 0 {
+            // What they need was in memory when they were appended.
+            for record in records {
+                self.prepare(record).await?;
+            }
+        }
         self.take_effect(records)?;
+        drop(relying);
+        self.evict();
         position.sequence += 1;
         position.page = page + pages;
         journal.applied.set(position);

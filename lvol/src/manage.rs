@@ -568,6 +568,20 @@ impl<D: Disk> Pool<D> {
         across::share(&self.shared, &self.core, cores, wakeups)
     }
 
+    /// How many leaves and pages of fragments may stay in memory; more are there while they have
+    /// changed since the last checkpoint. An operation may need 65 at a time, and operations that need
+    /// more than there may be together hold each other up.
+    pub fn set_page_limit(&self, pages: usize) {
+        self.shared.page_limit.set(pages);
+        self.shared.evict();
+    }
+
+    /// Pages of maps that are in memory.
+    #[must_use]
+    pub fn pages_in_memory(&self) -> usize {
+        self.shared.state.borrow().nodes.held()
+    }
+
     /// Makes a checkpoint now, of everything that has taken effect by now.
     ///
     /// # Errors

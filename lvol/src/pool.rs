@@ -89,7 +89,13 @@ pub(crate) struct Shared<D: Disk> {
     pub space: Signal,
     loading: RefCell<BTreeSet<(bool, u32)>>,
     loaded: Signal,
+    /// Nodes that may be in memory, and how many tasks rely on those that are.
+    pub page_limit: Cell<usize>,
+    relying: Cell<u32>,
 }
+
+/// Nodes that may be in memory, unless it is said otherwise: about a gigabyte.
+const PAGES_MAX: usize = 512 << 10;
 
 impl<D: Disk> Shared<D> {
     pub fn new(reactor: &Reactor, device: Device<D>, state: State, generation: u64) -> Self {
@@ -123,6 +129,8 @@ impl<D: Disk> Shared<D> {
             space: Signal::default(),
             loading: RefCell::default(),
             loaded: Signal::default(),
+            page_limit: Cell::new(PAGES_MAX),
+            relying: Cell::new(0),
         }
     }
 
@@ -157,6 +165,18 @@ impl<D: Disk> Shared<D> {
         }
     }
 
+    /// Pages that are in memory stay there until the value is dropped.
+    pub fn rely(&self) -> Awaiting<'_> {
+        Awaiting::begin(&self.relying)
+    }
+
+    /// Drops pages from memory where there are too many.
+    pub fn evict(&self) {
+        if self.relying.get() == 0 && !self.checkpoint_under_way.get() {
+            self.state.borrow_mut().evict(self.page_limit.get());
+        }
+    }
+
     /// Reads a page into memory, if it is not there.
     pub async fn load(&self, missing: Missing) -> Result<(), PoolError> {
         let key = match missing {
@@ -169,6 +189,7 @@ impl<D: Disk> Shared<D> {
             .until(|| self.loading.borrow_mut().insert(key).then_some(()))
             .await;
         let _loading = Loading { shared: self, key };
+        self.evict();
         let (place, at) = {
             let state = self.state.borrow();
             let (there, place) = match missing {
@@ -316,8 +337,8 @@ impl<D: Disk> Shared<D> {
     }
 }
 
-/// Somebody waits for what other cores do.
-struct Awaiting<'a>(&'a Cell<u32>);
+/// Counts somebody as long as it is there.
+pub(crate) struct Awaiting<'a>(&'a Cell<u32>);
 
 impl<'a> Awaiting<'a> {
     fn begin(count: &'a Cell<u32>) -> Self {

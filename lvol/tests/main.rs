@@ -9,6 +9,7 @@ mod family;
 mod forged;
 mod images;
 mod limits;
+mod memory;
 mod owners;
 mod power_cuts;
 mod scale;

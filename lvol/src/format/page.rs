@@ -132,8 +132,8 @@ pub(crate) struct Leaf {
     pub owner: (u32, u32),
     /// Those entries: their valid blocks may be written in place.
     pub owned: u64,
-    /// Everything that the entries refer to is in memory. Not on the disk.
-    pub complete: bool,
+    /// Everything that the entries refer to was in memory after so many evictions. Not on the disk.
+    pub complete: Option<u64>,
 }
 
 impl Leaf {
@@ -142,7 +142,7 @@ impl Leaf {
             entries: std::array::from_fn(|_| Entry::Hole),
             owner: (0, 0),
             owned: 0,
-            complete: true,
+            complete: None,
         }
     }
 }
@@ -250,7 +250,7 @@ impl Body for Node {
             LEAF => {
                 let (raw, _) = <[RawEntry; LEAF_EXTENTS]>::read_from_prefix(body).ok()?;
                 let mut leaf = Leaf::empty();
-                leaf.complete = false;
+                leaf.complete = None;
                 for (entry, raw) in leaf.entries.iter_mut().zip(&raw) {
                     *entry = raw.parse()?;
                 }
@@ -563,7 +563,7 @@ mod tests {
         leaf.entries[5] = Entry::of(Extent(8), Bits::of(3..9));
         leaf.entries[63] = Entry::Fragments(77);
         let page = Node::Leaf(Box::new(leaf.clone())).encode(9);
-        leaf.complete = false;
+        leaf.complete = None;
         assert_eq!(Node::parse(&page, 9), Some(Node::Leaf(Box::new(leaf))));
         assert_eq!(Node::parse(&page, 10), None);
         assert_eq!(Counts::parse(&page, 9), None);

@@ -254,7 +254,7 @@ impl State {
     /// What has to be read of what a leaf refers to.
     pub fn missing_under(&mut self, id: NodeId) -> Result<Option<Missing>, PoolError> {
         let leaf = self.leaf(id)?;
-        if leaf.complete {
+        if leaf.complete == Some(self.evictions) {
             return Ok(None);
         }
         for entry in &leaf.entries {
@@ -273,7 +273,8 @@ impl State {
                 return Ok(Some(Missing::Counts(super::extents::count_place(extent).0)));
             }
         }
-        self.leaf_unkept(id)?.complete = true;
+        let evictions = self.evictions;
+        self.leaf_unkept(id)?.complete = Some(evictions);
         Ok(None)
     }
 
@@ -470,6 +471,9 @@ impl State {
         extent: Extent,
     ) -> Result<(Entry, u64), PoolError> {
         let page = self.own_node(page)?;
+        if let Some(gained) = self.map_more_fragments(page, &range, extent)? {
+            return Ok((Entry::Fragments(page), gained));
+        }
         let before = owners_of(self.fragments(page)?);
         let fragments = self.change_fragments(page)?;
         let gained = fragments.owners[range.clone()].iter().filter(|o| **o == 0);
@@ -478,6 +482,29 @@ impl State {
         fragments.target = extent;
         let entry = self.settle_fragments(volume, page, &before)?;
         Ok((entry, gained))
+    }
+
+    /// More blocks in an extent that the page refers to already, of one that it still refers to after: no
+    /// reference changes. Nothing is done otherwise.
+    fn map_more_fragments(
+        &mut self,
+        page: NodeId,
+        range: &Range<usize>,
+        extent: Extent,
+    ) -> Result<Option<u64>, PoolError> {
+        let stored = Extent::to_stored(Some(extent));
+        let fragments = self.change_fragments(page)?;
+        let owners = &mut fragments.owners;
+        let old = owners[range.start];
+        let alike = owners[range.clone()].iter().all(|owner| *owner == old);
+        let (head, tail) = (&owners[..range.start], &owners[range.end..]);
+        let elsewhere = |owner| head.contains(&owner) || tail.contains(&owner);
+        let stays = old == 0 || old == stored || elsewhere(old);
+        if fragments.target != extent || !alike || !stays || !elsewhere(stored) {
+            return Ok(None);
+        }
+        owners[range.clone()].fill(stored);
+        Ok(Some(if old == 0 { range.len() as u64 } else { 0 }))
     }
 
     /// Brings references up to date after a page of fragments has changed; the page gives way to a

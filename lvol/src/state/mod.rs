@@ -4,7 +4,9 @@
 //! - What a checkpoint writes is this state between two records; what is not on the disk (owned
 //!   marks, busy extents, pins) can be forgotten at any time.
 //! - Nothing here does I/O. What a record needs in memory is loaded before it is applied
-//!   ([`State::missing_for`]); pages are not evicted.
+//!   ([`State::missing_for`]).
+//! - Leaves and pages of fragments that have not changed leave memory when there are too many
+//!   ([`State::evict`]); never while somebody is between finding them there and using them.
 
 pub(crate) mod apply;
 pub(crate) mod diff;
@@ -63,6 +65,8 @@ pub(crate) struct State {
     pub places: Places,
     /// Numbers of nodes that are free.
     pub free_nodes: Vec<NodeId>,
+    /// How often pages were dropped from memory.
+    pub evictions: u64,
     /// How often each volume was shared since the pool was opened.
     pub epochs: Vec<u32>,
 }
@@ -84,6 +88,7 @@ impl State {
             extents: Extents::default(),
             places: Places::default(),
             free_nodes: Vec::new(),
+            evictions: 0,
             epochs: Vec::new(),
         };
         // Number 0 is nobody.
@@ -160,6 +165,17 @@ impl State {
         let places = (self.places_needed() + more + pieces).saturating_sub(self.places.free());
         let chunks = self.places.chunks.len() + places.div_ceil(pages);
         Root::bytes_for(pieces, chunks) > self.layout.root_bytes
+    }
+
+    /// Drops leaves and fragments from memory that can be read again, so that about `most` are left.
+    /// No checkpoint is being written, and nobody relies on pages that they have found.
+    pub fn evict(&mut self, most: usize) {
+        // Some more, so that it is not done for each page that is read.
+        let least = most - most / 8;
+        let inner = |node: &Node| !matches!(node, Node::Inner(_));
+        if self.nodes.held() > most && self.nodes.evict(least, inner) > 0 {
+            self.evictions += 1;
+        }
     }
 
     /// Extents that must stay free, so that whatever changes can be written.

@@ -38,6 +38,9 @@ pub(crate) struct Table<B> {
     slots: Vec<Slot<B>>,
     /// Pages that have changed since the last checkpoint; some may have been removed since.
     dirty: Vec<u32>,
+    /// Pages that are in memory, and where the search for one that need not be goes on.
+    held: usize,
+    hand: usize,
     /// Where the pieces lie, and which of them have changed.
     pieces: Vec<(Pointer, bool)>,
     /// How many of them.
@@ -53,6 +56,8 @@ impl<B: Body> Table<B> {
             dirty: Vec::new(),
             pieces: Vec::new(),
             dirty_pieces: 0,
+            held: 0,
+            hand: 0,
             left: Vec::new(),
         }
     }
@@ -71,6 +76,8 @@ impl<B: Body> Table<B> {
             dirty: Vec::new(),
             pieces: pieces.into_iter().map(|piece| (piece, false)).collect(),
             dirty_pieces: 0,
+            held: 0,
+            hand: 0,
             left: Vec::new(),
         }
     }
@@ -136,6 +143,7 @@ impl<B: Body> Table<B> {
         self.grow(id + 1);
         debug_assert!(self.slots[id as usize].body.is_none());
         self.slots[id as usize].body = Some(body);
+        self.held += 1;
         self.slots[id as usize].number = number;
         self.mark(id);
     }
@@ -145,16 +153,41 @@ impl<B: Body> Table<B> {
         let slot = &mut self.slots[id as usize];
         if slot.body.is_none() {
             slot.body = Some(body);
+            self.held += 1;
         }
     }
 
     pub fn remove(&mut self, id: u32) {
         let slot = std::mem::take(&mut self.slots[id as usize]);
+        self.held -= usize::from(slot.body.is_some());
         if slot.location != 0 {
             self.left.push(slot.location);
         }
         self.slots[id as usize].dirty = slot.dirty;
         self.mark_piece(id);
+    }
+
+    /// Pages that are in memory.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Drops pages from memory that can be read again, until no more than `most` are left or all have
+    /// been looked at; how many. What was sealed has been written.
+    pub fn evict(&mut self, most: usize, may_go: impl Fn(&B) -> bool) -> usize {
+        let before = self.held;
+        for _ in 0..self.slots.len() {
+            if self.held <= most {
+                break;
+            }
+            self.hand = (self.hand + 1) % self.slots.len();
+            let slot = &mut self.slots[self.hand];
+            if !slot.dirty && slot.location != 0 && slot.body.as_ref().is_some_and(&may_go) {
+                slot.body = None;
+                self.held -= 1;
+            }
+        }
+        before - self.held
     }
 
     /// Where the page lies and its checksum, if it was ever written.

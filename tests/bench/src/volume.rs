@@ -40,10 +40,10 @@ use crate::{
 #[derive(Args)]
 pub struct Arguments {
     /// How often everything is measured; medians are shown.
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// The volume's blocks of 4 KiB.
-    #[arg(long, default_value_t = 16 << 10)]
+    #[arg(long, default_value_t = 8 << 10)]
     blocks: u64,
     /// Only the disks whose name holds this: ram, mirror, raid5.
     #[arg(long)]
@@ -57,6 +57,7 @@ const SNAPSHOTS: u64 = 64;
 /// Blocks written after each of many snapshots.
 const BETWEEN_SNAPSHOTS: u64 = 64;
 const DEPTH: u64 = 128;
+const POOL_BLOCKS: u64 = 8 << 20;
 const MEMORY_BYTES: usize = 64 << 20;
 const WAITERS: usize = 1024;
 /// What a slow disk takes for anything, in the reactor's time.
@@ -222,11 +223,9 @@ struct Row {
 }
 
 impl Bench {
+    /// A small pool makes checkpoints more often. Only what is written takes memory.
     fn medium(&self) -> Result<std::sync::Arc<RamMedium>> {
-        Ok(RamMedium::new(
-            BlockSize::B4096,
-            self.blocks * 6 + (256 << 8),
-        )?)
+        Ok(RamMedium::new(BlockSize::B4096, POOL_BLOCKS)?)
     }
 
     fn ram(&self) -> Result<RamDisk> {
@@ -256,7 +255,7 @@ impl Bench {
             .buffers
             .try_allocate(1 << 20)
             .context("a free buffer")?;
-        let blocks = (self.blocks * 5).min(disk.info().blocks);
+        let blocks = (self.blocks * 24).min(disk.info().blocks);
         self.run(async move {
             for at in (0..blocks - 256).step_by(256) {
                 let from = std::slice::from_ref(&whole);
