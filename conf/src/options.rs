@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use crate::appliance::{Appliance, Transport};
+use crate::appliance::{Appliance, BlockSize, Transport};
 use crate::diagnostic::{Draft, Sink, Source, Span};
 use crate::disk_spec::{DiskSpec, DiskSpecKind};
 use crate::limits::{CORES_MAX, DISKS_MAX, LISTENERS_MAX};
@@ -200,6 +200,10 @@ fn default_disk(options: &Options, machine: &dyn Machine) -> (DiskSpec, bool) {
 /// The size of a pool's sparse file whose first volume has `size`: as much again, for snapshots and
 /// further volumes, and something for its books.
 fn pool_size(size: Size) -> Size {
+    // What is no size of a disk is left as it was given, to be told of as such.
+    if size.bytes() == 0 || !size.bytes().is_multiple_of(BlockSize::B4096.bytes() as u64) {
+        return size;
+    }
     let bytes = size.bytes().saturating_mul(2).saturating_add(64 << 20);
     Size::from_bytes(bytes.min(crate::limits::DISK_SIZE_MAX.bytes()))
 }
