@@ -1,4 +1,5 @@
-//! What lies beneath the namespaces of an appliance, as a plan: disks, NVMe drives, arrays of disks.
+//! What lies beneath the namespaces of an appliance, as a plan: disks, NVMe drives, arrays of disks,
+//! pools over a disk.
 //!
 //! Invariants:
 //! - What a host must never see stays forbidden in every world: a plan draws only faults that what it
@@ -49,6 +50,19 @@ pub enum FloorPlan {
     Drive(DrivePlan),
     /// An array of disks.
     Array(ArrayPlan),
+    /// A volume of a pool over a disk.
+    Pool(PoolPlan),
+}
+
+/// A pool with one volume.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolPlan {
+    /// The disk beneath it, which has no faults.
+    pub medium: MediumOptions,
+    /// The volume's blocks.
+    pub blocks: u64,
+    /// The volume's space is reserved.
+    pub thick: bool,
 }
 
 /// An NVMe drive with one namespace.
@@ -102,6 +116,7 @@ impl FloorPlan {
             Self::Disk(medium) => vec![*medium],
             Self::Drive(_) => Vec::new(),
             Self::Array(array) => vec![array.member; array.wish.roles],
+            Self::Pool(pool) => vec![pool.medium],
         }
     }
 
@@ -111,7 +126,7 @@ impl FloorPlan {
         match self {
             Self::Disk(_) | Self::Drive(_) => plain,
             Self::Array(array) if array.victims.contains(&place) => array.faults,
-            Self::Array(_) => MediumFaults::default(),
+            Self::Array(_) | Self::Pool(_) => MediumFaults::default(),
         }
     }
 
@@ -124,6 +139,7 @@ impl FloorPlan {
             // A command outlives so many resets, and a drive so many lost admin commands.
             Self::Drive(drive) => drive.faults != EmulatedFaults::default(),
             Self::Array(array) => array.may_fail(),
+            Self::Pool(pool) => pool.medium.tears,
         }
     }
 
@@ -137,6 +153,9 @@ impl FloorPlan {
                 let geometry = array.geometry();
                 let volatile = array.member.volatile_cache && !geometry.is_journaled();
                 (geometry.block_size(), geometry.blocks(), volatile)
+            }
+            Self::Pool(PoolPlan { medium, blocks, .. }) => {
+                (medium.block_size, *blocks, medium.volatile_cache)
             }
         };
         NamespacePlan {
@@ -154,10 +173,11 @@ impl FloorPlan {
             Self::Drive(_) => return,
             // A write to a stripe waits for several operations one after the other, and for its turn.
             Self::Array(array) => (&mut array.member.latency, tail_max / 10),
+            // And one to a pool for a batch of its journal, and the one before.
+            Self::Pool(pool) => (&mut pool.medium.latency, tail_max / 10),
         };
         latency.tail = latency.tail.min(most);
-        if let Self::Array(array) = self {
-            let latency = &mut array.member.latency;
+        if most < tail_max {
             latency.spread = latency.spread.min(tail_max / 100);
         }
     }
@@ -192,6 +212,33 @@ impl DrivePlan {
                 least + Duration::from_micros(pick(rng, &[0, 50, 2_000])),
             ),
             faults,
+        }
+    }
+}
+
+impl PoolPlan {
+    /// Draws one. The disk is large enough for the volume and all that the pool keeps of it.
+    pub fn draw(rng: &mut Rng) -> Self {
+        let block_size = pick(rng, &[BlockSize::B512, BlockSize::B4096]);
+        let disk_bytes: u64 = match block_size {
+            BlockSize::B512 => 16 << 20,
+            BlockSize::B4096 => 64 << 20,
+        };
+        Self {
+            medium: MediumOptions {
+                block_size,
+                blocks: block_size.blocks_in(disk_bytes),
+                volatile_cache: !rng.once_in(3),
+                tears: false,
+                latency: Latency {
+                    min: Duration::from_micros(pick(rng, &[1, 20, 100])),
+                    spread: Duration::from_micros(pick(rng, &[0, 50, 500, 2_000])),
+                    tail_one_in: pick(rng, &[0, 0, 40]),
+                    tail: Duration::from_millis(pick(rng, &[5, 50])),
+                },
+            },
+            blocks: pick(rng, &[16, 64, 200, 300, 600]),
+            thick: rng.once_in(3),
         }
     }
 }

@@ -28,6 +28,7 @@ use corebay_target::memory::Memory;
 use crate::{
     beneath::{ArrayPlan, FloorPlan},
     disk::Queues,
+    pool,
     store::{ArrayStore, Bays, DRIVE_NSID, DriveStore, Opener, Store},
     trace::Trace,
 };
@@ -191,7 +192,8 @@ async fn bring_up(
 
 async fn find(opener: &Opener, floor: usize, bays: &Arc<Bays>) -> Result<Store, String> {
     match &bays.plan {
-        FloorPlan::Disk(_) => Ok(Store::Disk(bays.media().swap_remove(0))),
+        // A pool is imported by the core that is its home.
+        FloorPlan::Disk(_) | FloorPlan::Pool(_) => Ok(Store::Disk(bays.media().swap_remove(0))),
         FloorPlan::Array(plan) => find_array(opener, floor, bays, plan).await,
         FloorPlan::Drive(_) => Err("a drive without a controller".into()),
     }
@@ -261,11 +263,20 @@ pub fn make(
     rng: &mut Rng,
 ) -> Result<(), String> {
     for (index, bays) in floors.iter().enumerate() {
+        let media = bays.media();
+        if let FloorPlan::Pool(plan) = bays.plan {
+            let (rng, buffers) = (Rng::from_seed(rng.next_u64()), scratch[index].clone());
+            alone(scratch, trace, async move |opener| {
+                let buffers = buffers.expect("a pool has some");
+                pool::create(opener, &buffers, &media[0], plan, rng).await
+            })?;
+            continue;
+        }
         let FloorPlan::Array(plan) = &bays.plan else {
             continue;
         };
         let mut rng = Rng::from_seed(rng.next_u64());
-        let (wish, media) = (plan.wish, bays.media());
+        let wish = plan.wish;
         let pool = scratch[index].clone().expect("an array has some");
         alone(scratch, trace, async move |opener| {
             let disks = media.iter().map(|medium| opener.open_leaf(medium));

@@ -22,6 +22,7 @@ pub mod model;
 pub mod net;
 pub mod node;
 pub mod plan;
+pub mod pool;
 #[cfg(corebay_fault)]
 pub mod prove;
 pub mod store;

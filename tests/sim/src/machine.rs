@@ -55,8 +55,12 @@ impl Findings {
 /// The target's life.
 enum Life {
     Booting(Boot),
+    /// Its cores import their pools.
+    Opening(Node),
     Running(Node),
     Draining(Node, Time),
+    /// Its pools are closed.
+    Closing(Node, Time),
     /// Off, until then.
     Off(Time),
 }
@@ -133,8 +137,8 @@ impl Machine {
     fn queues(&self) -> Option<&Queues> {
         match &self.life {
             Life::Booting(boot) => Some(boot.queues()),
-            Life::Running(node) | Life::Draining(node, _) => Some(node.queues()),
             Life::Off(_) => None,
+            _ => self.process().map(Node::queues),
         }
     }
 
@@ -144,12 +148,20 @@ impl Machine {
         self.address.ip()
     }
 
-    /// The target, while there is one.
+    /// The process of the target, whether it serves anybody or not.
+    fn process(&self) -> Option<&Node> {
+        match &self.life {
+            Life::Opening(node) | Life::Closing(node, _) => Some(node),
+            _ => self.node(),
+        }
+    }
+
+    /// The target, while there is one that serves hosts.
     #[must_use]
     pub fn node(&self) -> Option<&Node> {
         match &self.life {
             Life::Running(node) | Life::Draining(node, _) => Some(node),
-            Life::Booting(_) | Life::Off(_) => None,
+            _ => None,
         }
     }
 
@@ -167,7 +179,7 @@ impl Machine {
     pub fn cores(&self) -> usize {
         match &self.life {
             Life::Booting(_) => 1,
-            _ => self.node().map_or(0, Node::reactors),
+            _ => self.process().map_or(0, Node::reactors),
         }
     }
 
@@ -177,7 +189,7 @@ impl Machine {
         if let Life::Booting(boot) = &self.life {
             return (core == 0).then_some(boot.reactor());
         }
-        self.node()?.reactor(core)
+        self.process()?.reactor(core)
     }
 
     /// Lets its disks do what is due.
@@ -196,8 +208,8 @@ impl Machine {
     #[must_use]
     pub fn next_event(&self) -> Time {
         let mut next = match &self.life {
-            Life::Off(until) | Life::Draining(_, until) => *until,
-            Life::Booting(_) | Life::Running(_) => Time::FAR,
+            Life::Off(until) | Life::Draining(_, until) | Life::Closing(_, until) => *until,
+            Life::Booting(_) | Life::Opening(_) | Life::Running(_) => Time::FAR,
         };
         if let Some(queues) = self.queues() {
             let queues = queues.borrow();
@@ -255,10 +267,20 @@ impl Machine {
                 Some(found) => self.end_boot(found, now),
                 None => Ok(()),
             },
+            Life::Opening(node) => match node.opened() {
+                Some(opened) => self.end_opening(opened, now),
+                None => Ok(()),
+            },
             Life::Off(until) if now >= *until => self.start(now),
-            Life::Draining(node, until) if node.connections() == 0 || now >= *until => {
-                self.note("has drained and ends");
+            Life::Draining(node, until) if node.is_drained() || now >= *until => {
+                self.end_draining(now)
+            }
+            Life::Closing(node, _) if node.has_closed() => {
+                self.note("has closed its pools and ends");
                 self.kill_process(now)
+            }
+            Life::Closing(_, until) if now >= *until => {
+                Err(format!("appliance {} does not close its pools", self.index))
             }
             _ => Ok(()),
         }
@@ -280,7 +302,7 @@ impl Machine {
             .plan
             .floors
             .iter()
-            .all(|floor| matches!(floor, FloorPlan::Disk(_)))
+            .all(|floor| matches!(floor, FloorPlan::Disk(_) | FloorPlan::Pool(_)))
         {
             let stores = media.into_iter().map(Store::Disk).collect();
             return self.start_cores(stores, None, now);
@@ -325,7 +347,7 @@ impl Machine {
     /// An array that bears nothing may not be found at once.
     fn may_fail_to_boot(&self) -> bool {
         let bears_nothing = |floor: &FloorPlan| match floor {
-            FloorPlan::Disk(_) => false,
+            FloorPlan::Disk(_) | FloorPlan::Pool(_) => false,
             // It may be pulled out meanwhile.
             FloorPlan::Drive(_) => true,
             FloorPlan::Array(array) => array.redundancy() == 0 && !array.victims.is_empty(),
@@ -349,23 +371,62 @@ impl Machine {
             hub: &self.hub,
             memories: &self.memories,
             scratch: &self.scratch,
-            findings: &self.findings,
             trace: &self.trace,
             address: self.address,
         };
         let seed = self.rng.next_u64();
-        match Node::start(&around, stores, keeper, seed, now) {
-            Ok(node) => {
+        let node = Node::start(&around, stores, keeper, seed, now);
+        let opened = node.opened();
+        self.life = Life::Opening(node);
+        match opened {
+            Some(opened) => self.end_opening(opened, now),
+            None => Ok(()),
+        }
+    }
+
+    /// The target has its pools, and serves its hosts from now on.
+    fn end_opening(&mut self, opened: Result<(), String>, now: Time) -> Result<(), String> {
+        if let Err(what) = opened {
+            return Err(format!("appliance {}: {what}", self.index));
+        }
+        let life = std::mem::replace(&mut self.life, Life::Off(now));
+        let Life::Opening(mut node) = life else {
+            unreachable!("pools are opened once");
+        };
+        match node.serve(&self.findings) {
+            Ok(()) => {
                 self.life = Life::Running(node);
                 self.note("starts");
+                Ok(())
             }
             // A disk has gone since it was looked for.
             Err(error) => {
+                self.life = Life::Opening(node);
                 self.note(&format!("does not start: {error}"));
+                self.kill_process(now)?;
                 self.life = Life::Off(now.plus(AFTER_FAILED_BOOT));
+                Ok(())
             }
         }
-        Ok(())
+    }
+
+    /// No host has anything to do with the target any more, or it was waited for long enough.
+    fn end_draining(&mut self, now: Time) -> Result<(), String> {
+        let closes = |node: &Node| node.has_pools() && node.is_drained();
+        let life = std::mem::replace(&mut self.life, Life::Off(now));
+        match life {
+            Life::Draining(node, _) if closes(&node) => {
+                self.note("has drained and closes its pools");
+                node.close_pools(&self.findings);
+                self.life = Life::Closing(node, now.plus(DRAIN_MAX));
+                Ok(())
+            }
+            life => {
+                self.life = life;
+                self.note("has drained and ends");
+                self.kill_process(now)
+            }
+        }
     }
 
     /// The target's process is killed; it starts again in a while.
@@ -414,7 +475,10 @@ impl Machine {
         let most = OFF_MICROS_MAX[self.rng.below(OFF_MICROS_MAX.len() as u64) as usize];
         let off = Duration::from_micros(self.rng.below(most));
         match std::mem::replace(&mut self.life, Life::Off(now.plus(off))) {
-            Life::Running(node) | Life::Draining(node, _) => node.end()?,
+            Life::Running(node)
+            | Life::Draining(node, _)
+            | Life::Opening(node)
+            | Life::Closing(node, _) => node.end()?,
             Life::Booting(_) | Life::Off(_) => {}
         }
         let held = self.scratch.iter().flatten().flatten();

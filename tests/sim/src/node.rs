@@ -3,7 +3,7 @@
 //! Invariant: a life leaves nothing behind in memory; its media outlive it.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     net::{IpAddr, SocketAddr},
     rc::{Rc, Weak},
     sync::Arc,
@@ -33,11 +33,13 @@ use corebay_target::{
 };
 
 use crate::{
+    beneath::FloorPlan,
     boot::Keeper,
     disk::Queues,
     machine::Findings,
     net::{Hub, SimNetwork},
     plan::NodePlan,
+    pool::TASKS_OF_POOL,
     store::{AnyDisk, ArrayStore, Opener, Store},
     tend::Tender,
     trace::Trace,
@@ -52,6 +54,9 @@ pub fn subsystem(node: usize) -> Nqn {
 
 /// Tasks that tend an array.
 const TASKS_OF_TENDER: usize = 2;
+
+/// What came of something that a task does.
+type Outcome = Rc<RefCell<Option<Result<(), String>>>>;
 
 /// The wall clock at a world's start: 2026-01-01 00:00 UTC.
 const WALL_CLOCK_MS: u64 = 1_767_225_600_000;
@@ -108,12 +113,19 @@ pub struct Node {
     /// A reload is under way.
     reloading: Rc<Cell<bool>>,
     subsystem: Arc<Subsystem<Store>>,
-    /// Tasks of the first core that tend arrays.
+    /// Tasks of the first core that tend arrays, and those of pools.
     tenders: usize,
     queues: Queues,
     free_tasks: usize,
     /// By namespace, from NSID 1.
     stores: Vec<Store>,
+    /// By floor; a pool's is its disk until it is imported.
+    floors: Rc<RefCell<Vec<Store>>>,
+    opened: Outcome,
+    closed: Rc<Cell<bool>>,
+    plan: NodePlan,
+    address: SocketAddr,
+    seed: u64,
     _port: Port<Message<SimEnvironment>>,
 }
 
@@ -129,8 +141,6 @@ pub struct Surroundings<'a> {
     pub memories: &'a [Memory],
     /// Their scratch memory, by core and floor.
     pub scratch: &'a [Vec<Option<BufferPool>>],
-    /// Where it is told what must not be.
-    pub findings: &'a Findings,
     /// The run's trace.
     pub trace: &'a Trace,
     /// Where it listens.
@@ -138,17 +148,15 @@ pub struct Surroundings<'a> {
 }
 
 impl Node {
-    /// Starts the target's cores over what was found on its floors.
-    ///
-    /// # Errors
-    /// Where a store cannot be opened.
+    /// Starts the target's cores over what was found on its floors; the first one imports pools.
+    #[must_use]
     pub fn start(
         around: &Surroundings<'_>,
         floors: Vec<Store>,
         keeper: Option<Keeper>,
         seed: u64,
         now: Time,
-    ) -> Result<Self, DiskError> {
+    ) -> Self {
         let plan = around.plan;
         let registry = Registry::default();
         let names = SubsystemNames {
@@ -174,30 +182,120 @@ impl Node {
             .into_iter()
             .map(|port| start_core(around, &registry, &queues, &count, port, now))
             .collect();
-        let namespaces = plan.namespaces.iter();
-        let stores: Vec<_> = namespaces.map(|each| floors[each.floor].clone()).collect();
-        let mut node = Self {
+        let node = Self {
             free_tasks: plan.target.task_slots - 1,
             cores,
             keeper,
-            stores,
+            stores: Vec::new(),
+            floors: Rc::new(RefCell::new(floors)),
+            opened: Outcome::default(),
+            closed: Rc::default(),
+            plan: plan.clone(),
+            address: around.address,
+            seed,
             reloading: Rc::default(),
             tenders: 0,
             subsystem: exported,
             queues,
             _port: port,
         };
-        node.attach_all()?;
-        let mut rng = Rng::from_seed(seed);
-        for array in floors.iter().filter_map(array_of) {
-            Tender::start(&node.cores[0].core, array, around.findings, rng.next_u64())?;
-            node.tenders += TASKS_OF_TENDER;
+        node.open_pools();
+        node
+    }
+
+    fn open_pools(&self) {
+        if !self.has_pools() {
+            *self.opened.borrow_mut() = Some(Ok(()));
+            return;
         }
-        node.cores[0]
-            .tcp
-            .listen(around.address)
-            .expect("nobody else listens there");
-        Ok(node)
+        let (core, count) = (self.cores[0].core.clone(), self.cores.len());
+        let (floors, opened) = (self.floors.clone(), self.opened.clone());
+        let media: Vec<_> = self
+            .pool_floors()
+            .map(|at| (at, floors.borrow()[at].clone()))
+            .collect();
+        self.cores[0].core.spawn_control(async move {
+            let mut outcome = Ok(());
+            for (at, store) in media {
+                let Store::Disk(medium) = store else {
+                    unreachable!("a pool that nobody has imported yet")
+                };
+                match core.environment.opener.import(at, &medium, count).await {
+                    Ok(pool) => floors.borrow_mut()[at] = Store::Pool(pool),
+                    Err(what) => outcome = Err(format!("the pool on floor {at}: {what}")),
+                }
+            }
+            *opened.borrow_mut() = Some(outcome);
+        });
+    }
+
+    fn pool_floors(&self) -> impl Iterator<Item = usize> {
+        let floors = self.plan.floors.iter().enumerate();
+        floors.filter_map(|(at, floor)| matches!(floor, FloorPlan::Pool(_)).then_some(at))
+    }
+
+    /// True where there are pools beneath its namespaces.
+    #[must_use]
+    pub fn has_pools(&self) -> bool {
+        self.pool_floors().next().is_some()
+    }
+
+    /// What came of its pools, once all are imported.
+    #[must_use]
+    pub fn opened(&self) -> Option<Result<(), String>> {
+        self.opened.borrow_mut().take()
+    }
+
+    /// Attaches the namespaces, and listens for hosts.
+    ///
+    /// # Errors
+    /// Where a store cannot be opened.
+    pub fn serve(&mut self, findings: &Findings) -> Result<(), DiskError> {
+        let floors = self.floors.borrow().clone();
+        let namespaces = self.plan.namespaces.iter();
+        self.stores = namespaces.map(|each| floors[each.floor].clone()).collect();
+        self.attach_all()?;
+        let mut rng = Rng::from_seed(self.seed);
+        for array in floors.iter().filter_map(array_of) {
+            Tender::start(&self.cores[0].core, array, findings, rng.next_u64())?;
+            self.tenders += TASKS_OF_TENDER;
+        }
+        self.tenders += TASKS_OF_POOL * self.pool_floors().count();
+        let tcp = &self.cores[0].tcp;
+        tcp.listen(self.address).expect("nobody else listens there");
+        Ok(())
+    }
+
+    /// True where no host is connected, and no namespace is on its way.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.connections() == 0 && !self.is_reloading()
+    }
+
+    /// Every core lets go of the namespaces, then the pools are closed.
+    pub fn close_pools(&self, findings: &Findings) {
+        let (core, id) = (self.cores[0].core.clone(), self.subsystem.id);
+        let (count, closed) = (self.stores.len(), self.closed.clone());
+        let findings = findings.clone();
+        self.cores[0].core.spawn_control(async move {
+            core.call_all(move |each, reply: Reply<()>| {
+                for nsid in (1u32..).take(count) {
+                    each.table(id).detach(nsid);
+                }
+                reply.send(each, ());
+            })
+            .await;
+            if let Err(what) = core.environment.opener.close_pools().await {
+                findings.report(what);
+            }
+            closed.set(true);
+        });
+    }
+
+    /// True once the pools are closed.
+    #[must_use]
+    pub fn has_closed(&self) -> bool {
+        self.closed.get()
     }
 
     /// The queues of its disks.
@@ -253,6 +351,9 @@ impl Node {
                     each.core.queue_count(),
                     each.tcp.connection_count()
                 ));
+            }
+            if each.core.environment.opener.has_failed_pool() {
+                return Some(format!("core {index}: a pool has failed"));
             }
             if each.core.shares.fused() != 0 {
                 return Some(format!("core {index}: a fused command still counts"));
@@ -386,7 +487,7 @@ fn tell(core: &Rc<Core<SimEnvironment>>, subsystem: &Subsystem<Store>, nsid: u32
 fn array_of(store: &Store) -> Option<&Arc<ArrayStore>> {
     match store {
         Store::Array(array) => Some(array),
-        Store::Disk(_) | Store::Drive(_) => None,
+        Store::Disk(_) | Store::Drive(_) | Store::Pool(_) => None,
     }
 }
 

@@ -12,9 +12,10 @@ use corebay_target::{
 };
 
 use crate::{
-    beneath::{ArrayPlan, Circumstances, DrivePlan, FloorPlan, NamespacePlan},
+    beneath::{ArrayPlan, Circumstances, DrivePlan, FloorPlan, NamespacePlan, PoolPlan},
     medium::{Latency, MediumFaults, MediumOptions},
     net::NetProfile,
+    pool::TASKS_OF_POOL,
     workload::COMMANDS,
 };
 
@@ -373,11 +374,15 @@ fn millis(count: u64) -> Duration {
 }
 
 fn draw_node(rng: &mut Rng, circumstances: &Circumstances) -> NodePlan {
-    let target = draw_target(rng);
+    let mut target = draw_target(rng);
     let floors: Vec<_> = match rng.once_in(2) {
         true => draw_media(rng).into_iter().map(FloorPlan::Disk).collect(),
         false => draw_floors(rng, circumstances),
     };
+    let pools = floors
+        .iter()
+        .filter(|floor| matches!(floor, FloorPlan::Pool(_)));
+    target.task_slots += pools.count() * TASKS_OF_POOL;
     let namespaces = floors.iter().enumerate();
     NodePlan {
         target,
@@ -390,14 +395,17 @@ fn draw_node(rng: &mut Rng, circumstances: &Circumstances) -> NodePlan {
 fn draw_floors(rng: &mut Rng, circumstances: &Circumstances) -> Vec<FloorPlan> {
     let array = |rng: &mut Rng| FloorPlan::Array(ArrayPlan::draw(rng, circumstances));
     let drive = |rng: &mut Rng| FloorPlan::Drive(DrivePlan::draw(rng, circumstances));
-    let mut floors = vec![match rng.once_in(3) {
-        true => drive(rng),
-        false => array(rng),
+    let pool = |rng: &mut Rng| FloorPlan::Pool(PoolPlan::draw(rng));
+    let mut floors = vec![match rng.below(6) {
+        0 | 1 => drive(rng),
+        2 | 3 => array(rng),
+        _ => pool(rng),
     }];
     match rng.below(8) {
         0 => floors.push(FloorPlan::Disk(draw_media(rng)[0])),
         1 => floors.push(array(rng)),
         2 => floors.push(drive(rng)),
+        3 => floors.push(pool(rng)),
         _ => {}
     }
     floors

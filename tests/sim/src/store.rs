@@ -1,4 +1,5 @@
-//! What namespaces lie on, as a running target has it: disks, NVMe drives, and arrays of disks.
+//! What namespaces lie on, as a running target has it: disks, NVMe drives, arrays of disks, and
+//! volumes of pools.
 //!
 //! Invariants:
 //! - A bay holds one medium at a time. Whatever is unplugged loses its power, and with it its cache.
@@ -20,6 +21,7 @@ use corebay_core::{
     reactor::Reactor,
     units::{Lba, Time},
 };
+use corebay_lvol::Volume;
 use corebay_nvme::{
     emulated::{Emulated, EmulatedFaults, EmulatedNamespace, EmulatedOptions, EmulatedRegisters},
     pcie::{DmaWindows, Drive, NvmeDisk, Queue},
@@ -30,6 +32,7 @@ use crate::{
     beneath::{DrivePlan, FloorPlan},
     disk::{Queues, SimDisk},
     medium::{MediumFaults, SimMedium, Supply},
+    pool::{OpenPool, POOL_BYTES, PoolStore},
     trace::{Trace, lock},
 };
 
@@ -160,6 +163,8 @@ pub enum Store {
     Drive(Arc<DriveStore>),
     /// An array.
     Array(Arc<ArrayStore>),
+    /// A pool's volume.
+    Pool(Arc<PoolStore>),
 }
 
 /// A drive that was brought up.
@@ -184,6 +189,7 @@ impl Store {
                 namespace.expect("it was looked at").disk_info()
             }
             Self::Array(array) => array.assembled.info(),
+            Self::Pool(pool) => pool.info(),
         }
     }
 }
@@ -258,6 +264,8 @@ pub enum AnyDisk {
     Leaf(Leaf),
     /// To an array.
     Array(CoreArray),
+    /// To a pool's volume.
+    Volume(Volume<Leaf>),
 }
 
 /// What a core opens stores with.
@@ -268,10 +276,12 @@ pub struct Opener {
     pub queues: Queues,
     /// The run's trace.
     pub trace: Trace,
-    /// By floor, the core's scratch memory for an array.
+    /// By floor, the core's scratch memory for an array or a pool.
     pub scratch: Vec<Option<BufferPool>>,
     arrays: RefCell<Vec<(Arc<ArrayStore>, CoreArray)>>,
     drives: RefCell<Vec<Rc<Queue<EmulatedRegisters>>>>,
+    /// The core's parts of pools.
+    pub pools: RefCell<Vec<OpenPool>>,
 }
 
 impl Opener {
@@ -290,6 +300,7 @@ impl Opener {
             scratch: scratch.to_vec(),
             arrays: RefCell::default(),
             drives: RefCell::default(),
+            pools: RefCell::default(),
         }
     }
 
@@ -302,6 +313,7 @@ impl Opener {
             Store::Disk(medium) => AnyDisk::Leaf(self.open_leaf(medium)?),
             Store::Drive(drive) => AnyDisk::Leaf(Leaf::Drive(self.open_drive(drive)?)),
             Store::Array(array) => AnyDisk::Array(self.open_array(array)?),
+            Store::Pool(pool) => AnyDisk::Volume(self.open_volume(pool)?),
         })
     }
 
@@ -360,6 +372,7 @@ impl Opener {
     pub fn close(&self) {
         drop(self.arrays.take());
         drop(self.drives.take());
+        drop(self.pools.take());
     }
 }
 
@@ -367,11 +380,12 @@ impl Opener {
 #[must_use]
 pub fn scratch(floors: &[FloorPlan]) -> Vec<Option<BufferPool>> {
     let pool = |floor: &FloorPlan| {
-        let FloorPlan::Array(array) = floor else {
-            return None;
+        let bytes = match floor {
+            FloorPlan::Array(array) => Assembled::scratch_bytes(&array.geometry()),
+            FloorPlan::Pool(_) => POOL_BYTES,
+            FloorPlan::Disk(_) | FloorPlan::Drive(_) => return None,
         };
-        let bytes = Assembled::scratch_bytes(&array.geometry());
-        let mut arena = Arena::lazy(bytes).expect("memory for an array");
+        let mut arena = Arena::lazy(bytes).expect("memory for an array or a pool");
         let region = arena.take(bytes).expect("all of the arena");
         Some(BufferPool::new(region, SCRATCH_WAITERS))
     };
@@ -384,6 +398,7 @@ macro_rules! each {
         match $any {
             Self::Leaf($disk) => $action,
             Self::Array($disk) => $action,
+            Self::Volume($disk) => $action,
         }
     };
 }

@@ -1,0 +1,196 @@
+//! Pools beneath namespaces, as a target has them: imported on its first core in each of its lives,
+//! checked, and closed at an orderly end.
+//!
+//! Invariants:
+//! - A pool's home is the first core. Each other core has a part of it, which it opens once.
+//! - Whatever ended the life before, a pool that was imported agrees with itself. It has no faults
+//!   beneath it, so it neither fails nor is refused.
+
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+use corebay_core::{
+    buffer::BufferPool,
+    disk::{DiskError, DiskInfo},
+    mesh::Wakeups,
+    reactor::Reactor,
+    rng::Rng,
+};
+use corebay_lvol::{
+    CreateOptions, Identity, Pool, PoolContext, PoolCore, PoolHandle, Volume, VolumeHandle,
+    error::PoolError,
+};
+
+use crate::{
+    beneath::PoolPlan,
+    medium::SimMedium,
+    store::{Leaf, Opener},
+};
+
+/// The buffers of a pool.
+pub const POOL_BYTES: usize = 1 << 20;
+
+/// Tasks that a pool has on its home core for as long as it is open.
+pub const TASKS_OF_POOL: usize = 4;
+
+/// The volume beneath the namespace.
+const VOLUME: &str = "volume";
+
+/// How long it is waited until nobody has a volume open any more.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// A pool that was imported, and the volume of its namespace.
+pub struct PoolStore {
+    handle: PoolHandle,
+    volume: VolumeHandle,
+    medium: SimMedium,
+}
+
+/// One core's part of a pool.
+pub struct OpenPool {
+    store: Arc<PoolStore>,
+    part: Rc<PoolCore<Leaf>>,
+    /// On the first core.
+    home: Option<Pool<Leaf>>,
+}
+
+impl PoolStore {
+    /// What the disks over its volume are.
+    #[must_use]
+    pub fn info(&self) -> DiskInfo {
+        self.volume.info()
+    }
+}
+
+impl Opener {
+    /// Opens this core's way to the volume of a pool.
+    ///
+    /// # Errors
+    /// Where that cannot be.
+    pub fn open_volume(&self, store: &Arc<PoolStore>) -> Result<Volume<Leaf>, DiskError> {
+        let mut pools = self.pools.borrow_mut();
+        let known = pools.iter().find(|open| Arc::ptr_eq(&open.store, store));
+        let part = match known {
+            Some(open) => open.part.clone(),
+            None => {
+                let disk = self.open_leaf(&store.medium)?;
+                let part = PoolCore::open(&store.handle, &self.reactor, disk);
+                let part = part.map_err(|_| DiskError::Gone)?;
+                pools.push(OpenPool {
+                    store: store.clone(),
+                    part: part.clone(),
+                    home: None,
+                });
+                part
+            }
+        };
+        drop(pools);
+        Volume::open(&part, &store.volume).map_err(|_| DiskError::Gone)
+    }
+
+    /// Imports the pool on a medium, and checks it. This core is its home.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub async fn import(
+        &self,
+        floor: usize,
+        medium: &SimMedium,
+        cores: usize,
+    ) -> Result<Arc<PoolStore>, String> {
+        let told = |error: PoolError| error.to_string();
+        let disk = self.open_leaf(medium).map_err(|error| error.to_string())?;
+        let buffers = self.scratch[floor].as_ref();
+        let context = context(&self.reactor, buffers.expect("a pool has some"));
+        let pool = Pool::import(&context, disk).await.map_err(told)?;
+        let report = pool.check().await.map_err(told)?;
+        if !report.problems.is_empty() || report.more != 0 {
+            return Err(format!("after its import: {report:?}"));
+        }
+        let handle = pool.share(cores, Wakeups::None).map_err(told)?;
+        let volume = pool.find(VOLUME).ok_or("its volume is not there")?;
+        let store = Arc::new(PoolStore {
+            handle,
+            volume: pool.volume_handle(volume).map_err(told)?,
+            medium: medium.clone(),
+        });
+        self.pools.borrow_mut().push(OpenPool {
+            store: store.clone(),
+            part: pool.core().clone(),
+            home: Some(pool),
+        });
+        Ok(store)
+    }
+
+    /// Closes the pools whose home this core is, once nobody has a volume of theirs open.
+    ///
+    /// # Errors
+    /// Says what is wrong with one.
+    pub async fn close_pools(&self) -> Result<(), String> {
+        for pool in self.home_pools() {
+            let closed = loop {
+                match pool.close().await {
+                    Err(PoolError::Busy) => self.reactor.sleep(LOOK).await,
+                    ended => break ended,
+                }
+            };
+            closed.map_err(|error| format!("a pool is not closed: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// True where a pool takes no change any more.
+    #[must_use]
+    pub fn has_failed_pool(&self) -> bool {
+        self.home_pools().iter().any(|pool| pool.status().failed)
+    }
+
+    fn home_pools(&self) -> Vec<Pool<Leaf>> {
+        let pools = self.pools.borrow();
+        pools.iter().filter_map(|open| open.home.clone()).collect()
+    }
+}
+
+/// Makes a pool with its volume on a blank medium.
+///
+/// # Errors
+/// Says why that is not possible.
+pub async fn create(
+    opener: &Opener,
+    buffers: &BufferPool,
+    medium: &SimMedium,
+    plan: PoolPlan,
+    mut rng: Rng,
+) -> Result<(), String> {
+    let told = |error: PoolError| error.to_string();
+    let disk = opener
+        .open_leaf(medium)
+        .map_err(|error| error.to_string())?;
+    let options = CreateOptions {
+        name: "sim".into(),
+        uuid: uuid(&mut rng),
+        journal_bytes: None,
+    };
+    let context = context(&opener.reactor, buffers);
+    let pool = Pool::create(&context, disk, &options).await.map_err(told)?;
+    let identity = Identity {
+        name: VOLUME.into(),
+        uuid: uuid(&mut rng),
+    };
+    let made = pool.create_volume(&identity, plan.blocks, plan.thick).await;
+    made.map_err(told)?;
+    pool.close().await.map_err(told)
+}
+
+fn context(reactor: &Reactor, buffers: &BufferPool) -> PoolContext {
+    PoolContext {
+        reactor: reactor.clone(),
+        buffers: buffers.clone(),
+    }
+}
+
+fn uuid(rng: &mut Rng) -> [u8; 16] {
+    let mut uuid = [0; 16];
+    uuid[..8].copy_from_slice(&rng.next_u64().to_le_bytes());
+    uuid[8..].copy_from_slice(&rng.next_u64().to_le_bytes());
+    uuid
+}
