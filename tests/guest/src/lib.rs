@@ -18,6 +18,7 @@ pub mod agent;
 pub mod apt;
 pub mod cases;
 pub mod compare;
+pub mod compare_arrays;
 pub mod compare_drives;
 pub mod corebay;
 pub mod endpoint;

@@ -11,7 +11,7 @@ use corebay_guest::apt::PackagesUnavailable;
 use corebay_guest::guest::Guest;
 use corebay_guest::image::Image;
 use corebay_guest::suite::{self, Peer, Tally};
-use corebay_guest::{compare, compare_drives, machine};
+use corebay_guest::{compare, compare_arrays, compare_drives, machine};
 
 /// Real Linux hosts in small virtual machines, against corebay.
 #[derive(Parser)]
@@ -58,6 +58,18 @@ enum Do {
         rounds: u32,
         /// How long each load runs.
         #[arg(long, default_value_t = 4)]
+        seconds: u64,
+    },
+    /// Measure corebay's arrays against Linux md, both inside one guest on the same drives.
+    CompareArrays {
+        /// The corebay program.
+        #[arg(long, default_value = ".build/release/corebay")]
+        corebay: PathBuf,
+        /// How often each load runs on each array; the median counts.
+        #[arg(long, default_value_t = 3)]
+        rounds: u32,
+        /// How long each load runs.
+        #[arg(long, default_value_t = 5)]
         seconds: u64,
     },
     /// Boot a guest, run a bash script in it and print what it says.
@@ -132,6 +144,15 @@ fn run() -> Result<ExitCode> {
             let image = Image::prepare(&Image::cache())?;
             let table = compare_drives::run(&image, &corebay, rounds.max(1), seconds)?;
             print!("{table}");
+            Ok(ExitCode::SUCCESS)
+        }
+        Do::CompareArrays {
+            corebay,
+            rounds,
+            seconds,
+        } => {
+            let image = Image::prepare(&Image::cache())?;
+            compare_arrays::run(&image, &corebay, rounds.max(1), seconds)?;
             Ok(ExitCode::SUCCESS)
         }
         Do::Exec {

@@ -38,6 +38,8 @@ enum Benchmark {
     Volume,
     /// In a guest: corebay's own NVMe driver against the kernel's, same emulated drive.
     Drives,
+    /// In a guest: corebay's arrays against Linux md, same initiator, same drives.
+    ArrayGuest,
     /// In a guest: corebay against the kernel's target, same initiator, same disk.
     Guest,
 }
@@ -75,6 +77,7 @@ fn measure(arguments: &Arguments) -> Result<bool> {
         Benchmark::Array => ("array", &[BENCH]),
         Benchmark::Volume => ("volume", &[BENCH]),
         Benchmark::Drives => ("compare-drives", &[TARGET, LAB]),
+        Benchmark::ArrayGuest => ("compare-arrays", &[TARGET, LAB]),
         Benchmark::Guest => ("compare", &[TARGET, LAB]),
     };
     for build in builds {
@@ -83,7 +86,9 @@ fn measure(arguments: &Arguments) -> Result<bool> {
     }
     let folder = shell::build_folder();
     let program = match arguments.benchmark {
-        Benchmark::Drives | Benchmark::Guest => folder.join("debug/corebay-guest"),
+        Benchmark::Drives | Benchmark::ArrayGuest | Benchmark::Guest => {
+            folder.join("debug/corebay-guest")
+        }
         _ => folder.join("release/corebay-bench"),
     };
     let mut command = shell::command(program);
