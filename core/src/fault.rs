@@ -47,10 +47,14 @@ pub enum Fault {
     ArrayUnmarksEarly,
     /// A drive's commands that a reset took away count as done.
     DriverForgetsReset,
+    /// A pool names a checkpoint in its superblock before the pages of it are durable.
+    PoolSuperblockEarly,
+    /// A pool makes blocks readable before their data are durable.
+    PoolDataUnflushed,
 }
 
 /// All of them, with their names on the command line.
-pub const ALL: [(&str, Fault); 17] = [
+pub const ALL: [(&str, Fault); 19] = [
     ("ack_before_write", Fault::AckBeforeWrite),
     ("fua_ignored", Fault::FuaIgnored),
     ("flush_skipped", Fault::FlushSkipped),
@@ -68,6 +72,8 @@ pub const ALL: [(&str, Fault); 17] = [
     ("array_journal_cached", Fault::ArrayJournalCached),
     ("array_unmarks_early", Fault::ArrayUnmarksEarly),
     ("driver_forgets_reset", Fault::DriverForgetsReset),
+    ("pool_superblock_early", Fault::PoolSuperblockEarly),
+    ("pool_data_unflushed", Fault::PoolDataUnflushed),
 ];
 
 static CHOSEN: AtomicUsize = AtomicUsize::new(usize::MAX);

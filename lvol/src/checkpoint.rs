@@ -212,7 +212,13 @@ impl<D: Disk> Shared<D> {
         let generation = sealed.superblock.generation;
         let root_at = [layout.root_at(0, generation), layout.root_at(1, generation)];
         self.device.write_copies(root_at, &sealed.root).await?;
-        self.device.flush().await?;
+        #[cfg(corebay_fault)]
+        let early = corebay_core::fault::is(corebay_core::fault::Fault::PoolSuperblockEarly);
+        #[cfg(not(corebay_fault))]
+        let early = false;
+        if !early {
+            self.device.flush().await?;
+        }
         self.device.write_superblocks(&sealed.superblock).await?;
         Ok(())
     }

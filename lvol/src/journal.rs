@@ -222,7 +222,13 @@ impl<D: Disk> Shared<D> {
         if self.failed.get() {
             return Err(PoolError::Failed);
         }
-        self.device.flush().await?;
+        #[cfg(corebay_fault)]
+        let unflushed = corebay_core::fault::is(corebay_core::fault::Fault::PoolDataUnflushed);
+        #[cfg(not(corebay_fault))]
+        let unflushed = false;
+        if !unflushed {
+            self.device.flush().await?;
+        }
         let at: [u64; COPIES] =
             std::array::from_fn(|copy| layout.journal_at(copy) + page * PAGE_BYTES as u64);
         let (first, second) = both(

@@ -243,15 +243,19 @@ impl Machine {
         }
     }
 
-    /// A drive's controller reports a fatal status, or is pulled out.
-    pub fn disturb_drive(&mut self, pull: bool) {
-        let drives: Vec<_> = self.drives().cloned().collect();
+    /// A drive's controller reports a fatal status, or is pulled out. The floor that it is, if any.
+    pub fn disturb_drive(&mut self, pull: bool) -> Option<usize> {
+        let floors = self.floors.iter().enumerate();
+        let drives: Vec<_> = floors
+            .filter_map(|(floor, bays)| Some((floor, bays.controller.clone()?)))
+            .collect();
         let chosen = self.rng.below(drives.len().max(1) as u64) as usize;
-        match drives.get(chosen) {
-            Some(drive) if pull => drive.unplug(),
-            Some(drive) => drive.fail_fatally(),
-            None => {}
+        let (floor, drive) = drives.get(chosen)?;
+        match pull {
+            true => drive.unplug(),
+            false => drive.fail_fatally(),
         }
+        Some(*floor)
     }
 
     /// What happens to the target by the passing of time.

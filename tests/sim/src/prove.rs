@@ -25,7 +25,9 @@ fn seeds_max(fault: Fault) -> u64 {
         | Fault::ArrayJournalSkipped
         | Fault::ArrayJournalCached
         | Fault::ArrayUnmarksEarly
-        | Fault::DriverForgetsReset => 200,
+        | Fault::DriverForgetsReset
+        | Fault::PoolSuperblockEarly
+        | Fault::PoolDataUnflushed => 200,
     }
 }
 

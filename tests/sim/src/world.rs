@@ -534,8 +534,8 @@ impl World {
             }
             Mischief::MemberGone => machine.move_member(),
             Mischief::Scrub => machine.scrub(),
-            Mischief::DriveFatal => machine.disturb_drive(false),
-            Mischief::DriveGone => machine.disturb_drive(true),
+            Mischief::DriveFatal => drop(machine.disturb_drive(false)),
+            Mischief::DriveGone => self.pull_drive(index),
             Mischief::Kill if machine.running().is_some() => machine.kill(self.now)?,
             Mischief::PowerCut => self.cut_power(index)?,
             Mischief::Restart => machine.drain(self.now),
@@ -545,6 +545,17 @@ impl World {
             Mischief::Kill => {}
         }
         Ok(())
+    }
+
+    /// A drive is pulled out, and loses its cache.
+    fn pull_drive(&mut self, index: usize) {
+        let pulled = self.machines[index].disturb_drive(true);
+        let namespaces = self.common.plan.nodes[index].namespaces.iter();
+        for (namespace, model) in namespaces.zip(&self.common.models[index]) {
+            if Some(namespace.floor) == pulled {
+                model.borrow_mut().cut_power();
+            }
+        }
     }
 
     fn slow_core(&mut self) {
