@@ -151,7 +151,7 @@ impl<D: Disk> Inflate<D> {
             };
             self.position = at;
             let index = at / PER_EXTENT;
-            let copied = self.copy_one(&shared, index, blocks).await?;
+            let copied = self.copy_one(&shared, index).await?;
             if copied > 0 {
                 self.copied += copied;
                 return Ok(Some(InflateProgress {
@@ -184,13 +184,14 @@ impl<D: Disk> Inflate<D> {
         &self,
         shared: &std::rc::Rc<Shared<D>>,
         index: u64,
-        blocks: u64,
     ) -> Result<u64, PoolError> {
         loop {
+            // The volume keeps its size from here on.
+            let _writing = self.volume.writing().await;
+            let blocks = self.pool.volume(self.id)?.blocks;
             let Some(range) = shared.shared_range(self.id.0, index, blocks).await? else {
                 return Ok(0);
             };
-            let _writing = self.volume.writing().await;
             let write = shared.begin_write(self.id.0, range.clone()).await?;
             // Somebody may have written or cleared it before this one's turn came.
             let same = shared.shared_range(self.id.0, index, blocks).await;

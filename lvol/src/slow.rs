@@ -245,6 +245,10 @@ impl<D: Disk> Shared<D> {
             own: 0,
             ended: false,
         };
+        if let Err(error) = self.check_end(volume, &blocks) {
+            write.end();
+            return Err(error);
+        }
         for (at, part) in parts_of(blocks).enumerate() {
             let target = match self.try_target(volume, &part) {
                 Ok(Try::Got(extent, own)) => Ok((extent, own)),

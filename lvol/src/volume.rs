@@ -122,6 +122,13 @@ impl<D: Disk> Volume<D> {
         self.check(at, blocks).map(|()| blocks)
     }
 
+    /// Whether the volume takes writes to these blocks; false: not now. It may have become smaller since
+    /// the command came.
+    fn takes_writes_to(&self, at: Lba, blocks: u64) -> Result<bool, DiskError> {
+        let takes = self.takes_writes()?;
+        self.check(at, blocks).map(|()| takes)
+    }
+
     /// Whether the volume takes writes; false: not now.
     fn takes_writes(&self) -> Result<bool, DiskError> {
         let flat = &*self.flat;
@@ -284,7 +291,7 @@ impl<D: Disk> Volume<D> {
         }
         loop {
             let look = self.core.looks.begin();
-            let takes = self.takes_writes();
+            let takes = self.takes_writes_to(at, blocks);
             let writing = matches!(takes, Ok(true)).then(|| Writing::begin(&self.flat));
             look.end();
             takes?;
@@ -363,7 +370,7 @@ impl<D: Disk> Disk for Volume<D> {
         }
         loop {
             let look = self.core.looks.begin();
-            let takes = self.takes_writes();
+            let takes = self.takes_writes_to(at, blocks);
             if takes != Ok(true) {
                 look.end();
                 takes?;
@@ -425,11 +432,20 @@ impl<D: Disk> Shared<D> {
         keep: bool,
     ) -> Result<(), PoolError> {
         let _held = self.hold(volume, blocks.clone()).await;
+        self.check_end(volume, &blocks)?;
         self.unmap(volume, blocks.start, blocks.end, keep).await?;
         // A write in place that began before may still land: only when it has ended may the
         // blocks' places be filled and shown again.
         self.grace().await;
         Ok(())
+    }
+
+    /// Nothing beyond a volume's end may reach the journal.
+    pub(crate) fn check_end(&self, volume: u32, blocks: &Range<u64>) -> Result<(), PoolError> {
+        match blocks.end <= self.state.borrow().volume(volume)?.blocks {
+            true => Ok(()),
+            false => Err(PoolError::Disk(DiskError::OutOfRange)),
+        }
     }
 
     /// Where blocks from `block` on lie, up to `end` and within one extent.

@@ -195,3 +195,37 @@ fn limits_are_the_volumes_own_and_are_kept() {
         }
     }
 }
+
+#[test]
+fn what_waited_while_the_volume_shrank_is_refused() {
+    let mut bench = Bench::new();
+    bench.set(Limits {
+        write_operations: rate(100, 1),
+        ..Limits::default()
+    });
+    let mut waiting = bench.begin(20, 32, false);
+    for (core, volume) in [&bench.node.core, &bench.other]
+        .into_iter()
+        .zip(&bench.volumes)
+    {
+        let volume = volume.clone();
+        waiting.push(core.spawn(async move { volume.deallocate(Lba(512), 64).await }));
+    }
+    let (pool, id) = (bench.node.pool.clone(), bench.id);
+    let resized = (bench.node.core).spawn(async move { pool.resize(id, 32, true).await });
+    bench.finish(std::slice::from_ref(&resized));
+    resized.take().unwrap();
+    bench.finish(&waiting);
+    let refused = waiting.iter().map(Outcome::take).filter(|ended| {
+        assert!(
+            matches!(ended, Ok(()) | Err(DiskError::OutOfRange)),
+            "{ended:?}"
+        );
+        ended.is_err()
+    });
+    assert!(refused.count() >= 10);
+    bench.set(Limits::default());
+    let write = bench.begin(1, 32, false);
+    bench.finish(&write);
+    assert_eq!(write[0].take(), Ok(()));
+}
