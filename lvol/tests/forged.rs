@@ -217,7 +217,7 @@ fn try_all(medium: &Medium) -> Result<(), PoolError> {
 
 fn count(most: u64) -> u64 {
     match std::env::var_os("COREBAY_LONG") {
-        Some(_) => most * 100,
+        Some(_) => most * 10,
         None => most,
     }
 }

@@ -507,15 +507,19 @@ fn judge<D: Disk>(
     };
     let (generation, current) = (own.state.generation, newest.state.generation);
     let failed = newest.state.roles[role].state == RoleState::Failed;
-    // Of those that have been taken in since, it may have been right.
-    let sees_others_failed = || {
+    // It may have gone on without the others only if it calls all of them failed: its state counted
+    // only once it was on every member that it does not call failed, and what such a one went on to
+    // contains that state. Of those that have been taken in since, it may have been right.
+    let went_on_alone = || {
         let pairs = own.state.roles.iter().zip(&newest.state.roles);
-        let pairs = pairs.zip(newest.state.taken_in);
-        pairs
+        let mut others = pairs
+            .zip(newest.state.taken_in)
             .filter(|((_, now), since)| now.state == RoleState::Active && *since <= generation)
-            .any(|((then, _), _)| then.state == RoleState::Failed)
+            .map(|((then, _), _)| then.state == RoleState::Failed)
+            .peekable();
+        others.peek().is_some() && others.all(|failed| failed)
     };
-    if failed && own.state.roles[role].state != RoleState::Failed && sees_others_failed() {
+    if failed && own.state.roles[role].state != RoleState::Failed && went_on_alone() {
         return Err(Refusal::Diverged { role });
     }
     // Crashes amid changes leave members states behind. That is no harm: a state that counts is on
