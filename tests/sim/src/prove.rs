@@ -20,14 +20,14 @@ fn seeds_max(fault: Fault) -> u64 {
         | Fault::CacheOffIgnored
         | Fault::WrongFlush
         | Fault::AckBeforeWrite => 40,
-        Fault::QueuesOutliveReset | Fault::FusedLocksOneCore | Fault::CopyUngated => 100,
+        Fault::QueuesOutliveReset | Fault::FusedLocksOneCore | Fault::CopyUngated => 500,
         Fault::FormerNotAwaited
         | Fault::ArrayJournalSkipped
         | Fault::ArrayJournalCached
         | Fault::ArrayUnmarksEarly
         | Fault::DriverForgetsReset
         | Fault::PoolSuperblockEarly
-        | Fault::PoolDataUnflushed => 200,
+        | Fault::PoolDataUnflushed => 500,
     }
 }
 
