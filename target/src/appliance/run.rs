@@ -734,7 +734,8 @@ fn flush(port: &Port<Message<MachineEnvironment>>, cores: usize) -> bool {
                         }
                     }
                 }
-                let pools = flushing.environment.pools.borrow().clone();
+                // They hold their core: left there, neither would go, nor the queues of its drives.
+                let pools = flushing.environment.pools.borrow_mut().take();
                 if let Some(pools) = pools {
                     all &= pools.end().await;
                 }
