@@ -22,6 +22,10 @@ pub const MEMORY_MIB: u64 = 1024;
 const PROCESSORS: u32 = 2;
 /// A boot takes 5 s alone and much longer beside a compiler.
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
+/// How often a guest is started before its failure counts. The emulated processors do not always see
+/// at once the instructions that the kernel patches while it boots, and it may panic (an `int3` oops);
+/// nothing of corebay runs in it by then.
+const BOOT_TRIES: u32 = 3;
 /// A short script's limit; under load everything is slow.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(90);
 
@@ -41,6 +45,19 @@ impl Guest {
 
     /// As [`Guest::boot`], with the memory and the drives that targets inside the guest need.
     pub fn boot_with(image: &Image, loopback: Ipv4Addr, hardware: Hardware) -> Result<Guest> {
+        let mut tries = 1;
+        loop {
+            match Guest::boot_once(image, loopback, hardware) {
+                Err(error) if tries < BOOT_TRIES => {
+                    println!("    the guest did not start, tried again: {error:#}");
+                    tries += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn boot_once(image: &Image, loopback: Ipv4Addr, hardware: Hardware) -> Result<Guest> {
         let folder = TempDir::with_prefix("corebay-guest-")?;
         fs::create_dir_all(folder.path().join("share/jobs"))?;
         let program = process::find("qemu-system-x86_64").context("QEMU is not installed")?;
