@@ -28,6 +28,7 @@
 mod bits;
 pub mod fault;
 pub mod file;
+mod kinds;
 pub mod null;
 pub mod ram;
 

@@ -5,16 +5,16 @@ use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc};
 
 use corebay_core::{
     arena::Region,
-    buffer::Buffer,
     disk::{
-        Disk, DiskError, DiskInfo, Durability, Space,
+        Disk, DiskError, DiskInfo,
         file::{FileDisk, FileEngine, FileMedium},
         null::{NullDisk, NullReads},
         ram::{RamDisk, RamMedium},
     },
+    disk_of_kinds,
     net::os::OsNetwork,
     reactor::{PollSource, Reactor},
-    units::{BlockSize, Lba},
+    units::BlockSize,
 };
 use corebay_nvme::{
     pcie::{NvmeDisk, Queue},
@@ -131,158 +131,14 @@ fn null(block_size: BlockSize, blocks: u64) -> NullDisk {
     NullDisk::new(block_size, blocks, NullReads::Zeroes)
 }
 
-/// Does the same with whichever disk it is.
-macro_rules! each {
-    ($any:expr, $disk:ident => $action:expr) => {
-        match $any {
-            Self::Floor($disk) => $action,
-            Self::Volume($disk) => $action,
-        }
-    };
-}
-
-macro_rules! each_floor {
-    ($any:expr, $disk:ident => $action:expr) => {
-        match $any {
-            Self::Plain($disk) => $action,
-            Self::Array($disk) => $action,
-        }
-    };
-}
-
-macro_rules! each_plain {
-    ($any:expr, $disk:ident => $action:expr) => {
-        match $any {
-            Self::File($disk) => $action,
-            Self::Ram($disk) => $action,
-            Self::Null($disk) => $action,
-            Self::Nvme($disk) => $action,
-        }
-    };
-}
-
-impl Disk for AnyDisk {
-    fn info(&self) -> DiskInfo {
-        each!(self, disk => disk.info())
-    }
-
-    async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
-        each!(self, disk => disk.read(at, into).await)
-    }
-
-    async fn write(
-        &self,
-        at: Lba,
-        from: &[Buffer],
-        durability: Durability,
-    ) -> Result<(), DiskError> {
-        each!(self, disk => disk.write(at, from, durability).await)
-    }
-
-    async fn flush(&self) -> Result<(), DiskError> {
-        each!(self, disk => disk.flush().await)
-    }
-
-    async fn deallocate(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
-        each!(self, disk => disk.deallocate(at, blocks).await)
-    }
-
-    async fn write_zeroes(
-        &self,
-        at: Lba,
-        blocks: u64,
-        space: Space,
-        durability: Durability,
-    ) -> Result<(), DiskError> {
-        each!(self, disk => disk.write_zeroes(at, blocks, space, durability).await)
-    }
-
-    async fn write_uncorrectable(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
-        each!(self, disk => disk.write_uncorrectable(at, blocks).await)
-    }
-}
-
-impl Disk for Floor {
-    fn info(&self) -> DiskInfo {
-        each_floor!(self, disk => disk.info())
-    }
-
-    async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
-        each_floor!(self, disk => disk.read(at, into).await)
-    }
-
-    async fn write(
-        &self,
-        at: Lba,
-        from: &[Buffer],
-        durability: Durability,
-    ) -> Result<(), DiskError> {
-        each_floor!(self, disk => disk.write(at, from, durability).await)
-    }
-
-    async fn flush(&self) -> Result<(), DiskError> {
-        each_floor!(self, disk => disk.flush().await)
-    }
-
-    async fn deallocate(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
-        each_floor!(self, disk => disk.deallocate(at, blocks).await)
-    }
-
-    async fn write_zeroes(
-        &self,
-        at: Lba,
-        blocks: u64,
-        space: Space,
-        durability: Durability,
-    ) -> Result<(), DiskError> {
-        each_floor!(self, disk => disk.write_zeroes(at, blocks, space, durability).await)
-    }
-
-    async fn write_uncorrectable(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
-        each_floor!(self, disk => disk.write_uncorrectable(at, blocks).await)
-    }
-}
-
-impl Disk for PlainDisk {
-    fn info(&self) -> DiskInfo {
-        each_plain!(self, disk => disk.info())
-    }
-
-    async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
-        each_plain!(self, disk => disk.read(at, into).await)
-    }
-
-    async fn write(
-        &self,
-        at: Lba,
-        from: &[Buffer],
-        durability: Durability,
-    ) -> Result<(), DiskError> {
-        each_plain!(self, disk => disk.write(at, from, durability).await)
-    }
-
-    async fn flush(&self) -> Result<(), DiskError> {
-        each_plain!(self, disk => disk.flush().await)
-    }
-
-    async fn deallocate(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
-        each_plain!(self, disk => disk.deallocate(at, blocks).await)
-    }
-
-    async fn write_zeroes(
-        &self,
-        at: Lba,
-        blocks: u64,
-        space: Space,
-        durability: Durability,
-    ) -> Result<(), DiskError> {
-        each_plain!(self, disk => disk.write_zeroes(at, blocks, space, durability).await)
-    }
-
-    async fn write_uncorrectable(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
-        each_plain!(self, disk => disk.write_uncorrectable(at, blocks).await)
-    }
-}
+disk_of_kinds!(AnyDisk { Floor, Volume });
+disk_of_kinds!(Floor { Plain, Array });
+disk_of_kinds!(PlainDisk {
+    File,
+    Ram,
+    Null,
+    Nvme
+});
 
 /// One core's way to plain disks of every kind.
 pub struct Devices {

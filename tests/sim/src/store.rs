@@ -16,10 +16,11 @@ use std::{
 
 use corebay_core::{
     arena::Arena,
-    buffer::{Buffer, BufferPool},
-    disk::{Disk, DiskError, DiskInfo, Durability, Space},
+    buffer::BufferPool,
+    disk::{DiskError, DiskInfo},
+    disk_of_kinds,
     reactor::Reactor,
-    units::{Lba, Time},
+    units::Time,
 };
 use corebay_lvol::Volume;
 use corebay_nvme::{
@@ -392,71 +393,9 @@ pub fn scratch(floors: &[FloorPlan]) -> Vec<Option<BufferPool>> {
     floors.iter().map(pool).collect()
 }
 
-/// Does the same with whichever disk it is.
-macro_rules! each {
-    ($any:expr, $disk:ident => $action:expr) => {
-        match $any {
-            Self::Leaf($disk) => $action,
-            Self::Array($disk) => $action,
-            Self::Volume($disk) => $action,
-        }
-    };
-}
-
-macro_rules! each_leaf {
-    ($any:expr, $disk:ident => $action:expr) => {
-        match $any {
-            Self::Disk($disk) => $action,
-            Self::Drive($disk) => $action,
-        }
-    };
-}
-
-/// A disk that is one of several kinds.
-macro_rules! delegate {
-    ($kind:ty, $each:ident) => {
-        impl Disk for $kind {
-            fn info(&self) -> DiskInfo {
-                $each!(self, disk => disk.info())
-            }
-
-            async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
-                $each!(self, disk => disk.read(at, into).await)
-            }
-
-            async fn write(
-                &self,
-                at: Lba,
-                from: &[Buffer],
-                durability: Durability,
-            ) -> Result<(), DiskError> {
-                $each!(self, disk => disk.write(at, from, durability).await)
-            }
-
-            async fn flush(&self) -> Result<(), DiskError> {
-                $each!(self, disk => disk.flush().await)
-            }
-
-            async fn deallocate(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
-                $each!(self, disk => disk.deallocate(at, blocks).await)
-            }
-
-            async fn write_zeroes(
-                &self,
-                at: Lba,
-                blocks: u64,
-                space: Space,
-                durability: Durability,
-            ) -> Result<(), DiskError> {
-                $each!(self, disk => disk.write_zeroes(at, blocks, space, durability).await)
-            }
-
-            async fn write_uncorrectable(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
-                $each!(self, disk => disk.write_uncorrectable(at, blocks).await)
-            }
-        }
-    };
-}
-
-delegate!(Leaf, each_leaf);
-delegate!(AnyDisk, each);
+disk_of_kinds!(Leaf { Disk, Drive });
+disk_of_kinds!(AnyDisk {
+    Leaf,
+    Array,
+    Volume
+});
