@@ -556,3 +556,34 @@ fn a_pool_lies_on_an_array_that_was_made_while_it_runs() {
     appliance.reads(1, 4);
     appliance.end();
 }
+
+#[test]
+fn what_is_refused_because_of_work_takes_nothing_from_hosts() {
+    let folder = tempfile::tempdir().unwrap();
+    let appliance = Appliance::start(folder.path());
+    appliance.writes(1, 1);
+    appliance.does("pool status pool-1");
+    let mut receive = Command::new(PROGRAM)
+        .args(["volume", "receive", "copy", "--snapshot", "one"])
+        .args(["--control", text(&appliance.control)])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Refused as busy from when it has begun.
+    let refused = |line: &str| {
+        let why = appliance.run(line).expect_err(line);
+        why.contains("is under way")
+    };
+    let start = std::time::Instant::now();
+    while !refused("pool destroy pool-1") {
+        assert!(start.elapsed().as_secs() < 10, "the work does not begin");
+    }
+    appliance.refuses("pool destroy pool-1 --force", "is under way");
+    appliance.refuses("pool export pool-1", "is under way");
+    appliance.reads(1, 1);
+    drop(receive.stdin.take());
+    assert!(!receive.wait().unwrap().success());
+    appliance.does("pool export pool-1");
+    appliance.end();
+}

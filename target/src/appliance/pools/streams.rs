@@ -224,6 +224,21 @@ impl Home {
         json!(work.collect::<Vec<_>>())
     }
 
+    /// Nothing is taken from hosts for what cannot be done while work is under way: on a volume, or on any
+    /// of the pool.
+    pub fn refuse_at_work(&self, pool: &OpenPool, name: Option<&str>) -> Result<(), RpcError> {
+        let of = pool.pool.name();
+        let all = self.work.borrow();
+        let mut all = all.iter().filter(|work| work.pool == of);
+        match all.find(|work| name.is_none_or(|name| work.name == name)) {
+            Some(work) => Err(RpcError::refused(format!(
+                "the {} of \"{}\" is under way: wait for its end",
+                work.what, work.name
+            ))),
+            None => Ok(()),
+        }
+    }
+
     fn begin(
         &self,
         what: &'static str,

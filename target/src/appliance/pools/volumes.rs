@@ -277,13 +277,23 @@ impl Home {
         }
     }
 
+    /// Hosts get back what was not let go after all.
+    async fn or_attach_again<T>(&self, ended: Result<T, RpcError>) -> Result<T, RpcError> {
+        if ended.is_err() {
+            self.attach_all_kept().await;
+        }
+        ended
+    }
+
     async fn release_pool(&self, name: &str, deadline: Time) -> Outcome {
         let Ok(pool) = self.pool(name) else {
             // It was released before, or never there.
             return Ok(json!({ "pool": name, "state": "released" }));
         };
+        self.refuse_at_work(&pool, None)?;
         self.detach_all(&pool).await;
-        self.once_free(deadline, || pool.pool.release()).await?;
+        let released = self.once_free(deadline, || pool.pool.release()).await;
+        self.or_attach_again(released).await?;
         self.forget(&pool).await;
         self.keep_added().await?;
         info!(pool = name, "released");
@@ -292,6 +302,7 @@ impl Home {
 
     async fn destroy_pool(&self, of: &PoolDestroy, deadline: Time) -> Outcome {
         let pool = self.pool(&of.pool)?;
+        self.refuse_at_work(&pool, None)?;
         let volumes = pool.pool.volumes();
         let alive = volumes
             .iter()
@@ -302,8 +313,8 @@ impl Home {
             ));
         }
         self.detach_all(&pool).await;
-        self.once_free(deadline, || pool.pool.destroy(&of.pool))
-            .await?;
+        let destroyed = self.once_free(deadline, || pool.pool.destroy(&of.pool));
+        self.or_attach_again(destroyed.await).await?;
         self.forget(&pool).await;
         self.keep_added().await?;
         info!(pool = of.pool, "destroyed");
@@ -447,8 +458,10 @@ impl Home {
                 "it is exported: `corebay export remove` takes it from hosts, --force does both",
             ));
         }
+        self.refuse_at_work(&pool, Some(name))?;
         self.detach(&pool, id).await;
-        self.once_free(deadline, || pool.pool.delete(id)).await?;
+        let deleted = self.once_free(deadline, || pool.pool.delete(id)).await;
+        self.or_attach_again(deleted).await?;
         info!(pool = pool.pool.name(), volume = name, "deleted");
         Ok(gone)
     }
