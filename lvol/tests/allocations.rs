@@ -3,8 +3,8 @@
 
 use std::rc::Rc;
 
-use crate::support::{context, counting::taken, named, options};
-use corebay_conformance::TestCore;
+use crate::support::{context, named, options};
+use corebay_conformance::{TestCore, counting::taken};
 use corebay_core::{
     disk::{
         Disk, Durability,

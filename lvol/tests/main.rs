@@ -18,3 +18,8 @@ mod streams;
 mod support;
 mod trim;
 mod volumes;
+
+use corebay_conformance::counting::Counting;
+
+#[global_allocator]
+static COUNTING: Counting = Counting;

@@ -1,12 +1,8 @@
 //! The host takes no memory from the heap per command once it runs: counted.
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    cell::Cell,
-    rc::Rc,
-    time::Duration,
-};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
+use corebay_conformance::counting::{Counting, taken};
 use corebay_core::{
     arena::Arena,
     buffer::BufferPool,
@@ -29,57 +25,24 @@ mod peer;
 use net::MemNetwork;
 use peer::{FakeTarget, Manner};
 
-thread_local! {
-    static COUNTING: Cell<bool> = const { Cell::new(false) };
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-fn count() {
-    if COUNTING.get() {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-    }
-}
-
-// SAFETY: everything is done by the system's allocator, with the caller's arguments; counting takes
-// no memory itself.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: by the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: by the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: by the caller's promise.
-        unsafe { System.realloc(at, layout, size) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static COUNTING: Counting = Counting;
 
 struct World {
     reactor: Reactor,
     network: MemNetwork,
     target: FakeTarget,
     now: Time,
+    allocations: u64,
 }
 
 impl World {
     /// One turn of each; only the host's allocations count.
     fn turn(&mut self) {
         self.now = self.now.plus(Duration::from_micros(20));
-        COUNTING.set(true);
+        let before = taken();
         self.reactor.poll_once(self.now);
-        COUNTING.set(false);
+        self.allocations += taken() - before;
         self.target.accept(self.network.accepted());
         self.target.turn();
         // What the target executed is of no interest here, and grows.
@@ -99,6 +62,7 @@ fn allocations(manner: Manner, digests: Digests, blocks: u32) -> u64 {
         network,
         target: FakeTarget::new(1, manner),
         now: Time(0),
+        allocations: 0,
     };
     let identity = HostIdentity {
         nqn: "nqn.2024-01.example.test:host".parse().unwrap(),
@@ -138,13 +102,12 @@ fn allocations(manner: Manner, digests: Digests, blocks: u32) -> u64 {
     while completed.get() < 300 {
         world.turn();
     }
-    let before = ALLOCATIONS.get();
+    let before = world.allocations;
     while completed.get() < 1300 {
         world.turn();
     }
-    let taken = ALLOCATIONS.get() - before;
     world.reactor.tear_down();
-    taken
+    world.allocations - before
 }
 
 #[test]

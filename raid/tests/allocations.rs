@@ -3,14 +3,14 @@
 
 use std::{cell::Cell, rc::Rc};
 
-use corebay_conformance::{Bed, TestCore};
+use corebay_conformance::{Bed, TestCore, counting::taken};
 use corebay_core::{
     disk::{Disk, Durability},
     units::{BlockSize, Lba},
 };
 use corebay_raid::geometry::Level;
 
-use crate::support::{ArrayBed, counting::taken, ec};
+use crate::support::{ArrayBed, ec};
 
 const WORKERS: u64 = 24;
 const WARM_UP: u64 = 600;

@@ -12,3 +12,8 @@ mod sizes;
 mod slow;
 mod support;
 mod zone;
+
+use corebay_conformance::counting::Counting;
+
+#[global_allocator]
+static COUNTING: Counting = Counting;

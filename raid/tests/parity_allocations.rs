@@ -1,8 +1,7 @@
 //! Making parity and restoring what is lost take nothing from the heap: counted.
 
+use corebay_conformance::counting::taken;
 use corebay_raid::kernels::{self, Codec, Level};
-
-use crate::support::counting::taken;
 
 #[test]
 fn a_codec_and_a_plan_allocate_only_while_they_are_made() {

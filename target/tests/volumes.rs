@@ -7,27 +7,25 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read},
     net::TcpStream,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 #[path = "harness/mod.rs"]
 mod harness;
+#[path = "harness/serving.rs"]
+mod serving;
 
 use corebay_nvme::spec::command::admin;
 use harness::wire::{Connection, Payload};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use serving::{PROGRAM, Serving, text};
 use tempfile::TempDir;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_corebay");
-
-/// A running appliance; killed when dropped.
+/// A running appliance, and the way to its control socket.
 struct Appliance {
-    child: Child,
-    said: String,
+    serving: Serving,
     control: PathBuf,
 }
 
@@ -35,60 +33,12 @@ impl Appliance {
     /// The default appliance in a data folder, or one with a configuration file in it.
     fn start(data: &Path) -> Self {
         let config = data.join("corebay.toml");
-        let ports = ["--listen", "127.0.0.1:0", "--discovery", "127.0.0.1:0"];
-        let arguments: Vec<&str> = match config.exists() {
-            true => vec!["--config", text(&config)],
-            false => [&["--data-dir", text(data), "--size", "64MiB"], &ports[..]].concat(),
+        let serving = match config.exists() {
+            true => Serving::start_as(&["--config", text(&config)]),
+            false => Serving::start(&["--data-dir", text(data), "--size", "64MiB"]),
         };
-        let mut child = Command::new(PROGRAM)
-            .arg("serve")
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut said = String::new();
-        let mut lines = BufReader::new(child.stdout.take().unwrap());
-        while !said.contains("\nready") {
-            if lines.read_line(&mut said).unwrap() == 0 {
-                let mut why = String::new();
-                child
-                    .stderr
-                    .take()
-                    .unwrap()
-                    .read_to_string(&mut why)
-                    .unwrap();
-                panic!("it did not get ready: {said}{why}");
-            }
-        }
         let control = data.join("corebay.sock");
-        Self {
-            child,
-            said,
-            control,
-        }
-    }
-
-    fn word_after(&self, word: &str) -> &str {
-        let at = self
-            .said
-            .find(word)
-            .unwrap_or_else(|| panic!("no {word:?} in {}", self.said));
-        let rest = &self.said[at + word.len()..];
-        rest.split([' ', ',', '\n']).next().unwrap()
-    }
-
-    fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.word_after("at 127.0.0.1:"))
-    }
-
-    fn nqn(&self) -> &str {
-        self.word_after("subsystem ")
-    }
-
-    fn admin(&self) -> Connection<TcpStream> {
-        let address = self.address().parse().unwrap();
-        harness::socket::admin(address, &self.nqn().parse().unwrap())
+        Self { serving, control }
     }
 
     /// Runs a command of the command line; its JSON, or what it complains of.
@@ -117,18 +67,12 @@ impl Appliance {
 
     /// Our own host's errors on a namespace: none where all went well.
     fn bench(&self, nsid: u64, line: &str) -> Value {
-        let output = Command::new(PROGRAM)
-            .args(["bench", "-o", "json", "--address", &self.address()])
-            .args(["--nqn", self.nqn(), "--time", "30s"])
-            .args(["--nsid", &nsid.to_string()])
-            .args(line.split(' '))
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        let report: Value =
-            serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}{complaint}"));
-        report["errors"].clone()
+        let nsid = nsid.to_string();
+        let arguments: Vec<&str> = ["--nsid", &nsid]
+            .into_iter()
+            .chain(line.split(' '))
+            .collect();
+        self.serving.bench(&arguments)["errors"].clone()
     }
 
     #[track_caller]
@@ -146,26 +90,6 @@ impl Appliance {
         );
         assert_eq!(self.bench(nsid, &line), json!([]));
     }
-
-    fn signal(&mut self, signal: Signal) -> Option<i32> {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-        self.child.wait().unwrap().code()
-    }
-
-    fn end(mut self) {
-        assert_eq!(self.signal(Signal::TERM), Some(0), "a clean end");
-    }
-}
-
-impl Drop for Appliance {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 /// A folder with a configuration: a pool on a small disk in memory and another disk, on two cores where
@@ -220,7 +144,7 @@ fn changed(admin: &mut Connection<TcpStream>, request: u16) -> Vec<u32> {
 fn volumes_come_grow_and_go_while_a_host_is_connected() {
     let folder = tempfile::tempdir().unwrap();
     let appliance = Appliance::start(folder.path());
-    let mut admin = appliance.admin();
+    let mut admin = appliance.serving.admin();
     let attributes = admin::set_features(0x0b, 0, 1 << 8);
     admin.command(attributes, Payload::None).ok();
     let request = admin.submit(admin::async_event_request(), Payload::None);
@@ -262,19 +186,19 @@ fn volumes_come_grow_and_go_while_a_host_is_connected() {
     let good = appliance.does("pool check pool-1");
     assert_eq!((&good["good"], &good["volumes"]), (&json!(true), &json!(3)));
     drop(admin);
-    appliance.end();
+    appliance.serving.end();
 }
 
 #[test]
 fn a_killed_appliance_finds_its_volumes_again() {
     let folder = tempfile::tempdir().unwrap();
-    let mut first = Appliance::start(folder.path());
+    let first = Appliance::start(folder.path());
     first.does("volume create v --size 32MiB --export");
     first.writes(2, 5);
     first.does("snapshot create v@s");
     let (before, exports) = (first.does("volume list"), first.does("export list"));
-    let nqn = first.nqn().to_owned();
-    first.signal(Signal::KILL);
+    let nqn = first.serving.nqn().to_owned();
+    first.serving.kill();
     let file = folder.path().join("pool-1.img");
     let check = Command::new(PROGRAM)
         .args(["pool", "check", "--offline", text(&file), "-o", "json"])
@@ -286,11 +210,11 @@ fn a_killed_appliance_finds_its_volumes_again() {
         (&json!(true), &json!(3))
     );
     let second = Appliance::start(folder.path());
-    assert_eq!(second.nqn(), nqn);
+    assert_eq!(second.serving.nqn(), nqn);
     assert_eq!(second.does("volume list"), before);
     assert_eq!(second.does("export list"), exports);
     second.reads(2, 5);
-    second.end();
+    second.serving.end();
 }
 
 #[test]
@@ -354,7 +278,7 @@ fn what_is_asked_for_again_is_answered_as_before() {
         (&pools[0]["name"], &pools[0]["volumes"]),
         (&json!("q"), &json!(2))
     );
-    appliance.end();
+    appliance.serving.end();
 }
 
 #[test]
@@ -364,17 +288,17 @@ fn a_folder_from_before_pools_is_served_as_it_was() {
     fs::File::create(&file).unwrap().set_len(32 << 20).unwrap();
     let appliance = Appliance::start(folder.path());
     assert!(
-        appliance.said.contains("disk disk-1, uuid"),
+        appliance.serving.said.contains("disk disk-1, uuid"),
         "{}",
-        appliance.said
+        appliance.serving.said
     );
     appliance.writes(1, 3);
     assert_eq!(appliance.does("pool list"), json!([]));
-    appliance.end();
+    appliance.serving.end();
     assert!(!folder.path().join("pool-1.img").exists());
     let appliance = Appliance::start(folder.path());
     appliance.reads(1, 3);
-    appliance.end();
+    appliance.serving.end();
 }
 
 #[test]
@@ -382,8 +306,8 @@ fn a_pool_brings_its_exports_to_another_machine() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let first = Appliance::start(here.path());
     first.writes(1, 8);
-    let (nqn, exports) = (first.nqn().to_owned(), first.does("export list"));
-    first.end();
+    let (nqn, exports) = (first.serving.nqn().to_owned(), first.does("export list"));
+    first.serving.end();
     let file = |folder: &TempDir| folder.path().join("pool-1.img");
     fs::rename(file(&here), file(&there)).unwrap();
     let second = Appliance::start(there.path());
@@ -392,29 +316,29 @@ fn a_pool_brings_its_exports_to_another_machine() {
     second.refuses("pool import pool-1 --disk disk-1", "has not released it");
     second.does("pool import pool-1 --disk disk-1 --force");
     assert_eq!(second.does("export list"), exports);
-    second.end();
+    second.serving.end();
     let mut third = Appliance::start(there.path());
-    assert!(third.said.contains(&nqn), "{}", third.said);
+    assert!(third.serving.said.contains(&nqn), "{}", third.serving.said);
     // Its own subsystem comes first.
-    let at = third.said.find(&nqn).unwrap();
-    third.said = format!("subsystem {}", &third.said[at..]);
+    let at = third.serving.said.find(&nqn).unwrap();
+    third.serving.said = format!("subsystem {}", &third.serving.said[at..]);
     third.reads(1, 8);
     // Released, anybody may have it.
     third.does("pool export pool-1");
     assert_eq!(third.does("pool list"), json!([]));
     third.does("pool export pool-1");
-    third.end();
+    third.serving.end();
     fs::rename(file(&there), file(&here)).unwrap();
     let last = Appliance::start(here.path());
     assert_eq!(last.does("export list"), exports);
     last.reads(1, 8);
-    last.end();
+    last.serving.end();
 }
 
 #[test]
 fn a_full_pool_refuses_what_needs_space_and_warns_before() {
     let folder = configured(POOL);
-    let mut appliance = Appliance::start(folder.path());
+    let appliance = Appliance::start(folder.path());
     // The configuration's namespace waits for its volume.
     assert_eq!(appliance.does("export list"), json!([]));
     appliance.does("volume create named --size 64MiB");
@@ -423,7 +347,7 @@ fn a_full_pool_refuses_what_needs_space_and_warns_before() {
         (&exports[0]["nsid"], &exports[0]["kept_by"]),
         (&json!(7), &json!("configuration"))
     );
-    let mut admin = appliance.admin();
+    let mut admin = appliance.serving.admin();
     admin
         .command(admin::set_features(0x0b, 0, 1), Payload::None)
         .ok();
@@ -460,7 +384,7 @@ fn a_full_pool_refuses_what_needs_space_and_warns_before() {
     appliance.does("pool destroy q --force");
     appliance.does("pool create r --disk b");
     drop(admin);
-    assert_eq!(appliance.signal(Signal::TERM), Some(0));
+    appliance.serving.end();
 }
 
 #[test]
@@ -509,7 +433,7 @@ fn volumes_go_in_and_out_and_are_limited() {
     assert!(send.wait().unwrap().success() && received.success());
     other.does("export add copy");
     other.reads(2, 2);
-    other.end();
+    other.serving.end();
     // An image, and back.
     let image = file("image");
     appliance.does(&format!("volume export volume-1@one {image}"));
@@ -540,7 +464,7 @@ fn volumes_go_in_and_out_and_are_limited() {
     appliance.does("volume set third --write-iops 0");
     appliance.does("pool extend pool-1");
     assert_eq!(appliance.does("pool check pool-1")["good"], true);
-    appliance.end();
+    appliance.serving.end();
 }
 
 #[test]
@@ -554,7 +478,7 @@ fn a_pool_lies_on_an_array_that_was_made_while_it_runs() {
     appliance.writes(1, 4);
     appliance.refuses("array stop m", "beneath the pool \"p\"");
     appliance.reads(1, 4);
-    appliance.end();
+    appliance.serving.end();
 }
 
 #[test]
@@ -585,5 +509,5 @@ fn what_is_refused_because_of_work_takes_nothing_from_hosts() {
     drop(receive.stdin.take());
     assert!(!receive.wait().unwrap().success());
     appliance.does("pool export pool-1");
-    appliance.end();
+    appliance.serving.end();
 }

@@ -1,6 +1,5 @@
 //! What the tests of pools share: a disk whose power can be cut, and a node that runs a pool.
 
-pub mod counting;
 pub mod cuts;
 pub mod disk;
 pub mod model;

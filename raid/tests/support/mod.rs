@@ -1,7 +1,6 @@
 //! Arrays over ram disks for tests: beds of every level.
 
 pub mod bench;
-pub mod counting;
 pub mod power;
 
 use std::sync::{Arc, Mutex};

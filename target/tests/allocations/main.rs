@@ -7,12 +7,9 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    cell::Cell,
-    rc::Rc,
-};
+use std::{cell::Cell, rc::Rc};
 
+use corebay_conformance::counting::{Counting, taken};
 use corebay_core::units::BlockSize;
 use corebay_nvme::spec::{
     command::nvm,
@@ -24,47 +21,18 @@ use harness::{
     world::{Plan, World, ram},
 };
 
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
 thread_local! {
-    static COUNTING: Cell<bool> = const { Cell::new(false) };
     static COUNT: Cell<u64> = const { Cell::new(0) };
 }
 
-struct Counting;
-
-fn count() {
-    if COUNTING.try_with(Cell::get).unwrap_or(false) {
-        COUNT.with(|count| count.set(count.get() + 1));
-    }
-}
-
-// SAFETY: everything is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promises are the system allocator's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are the system allocator's.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promises are the system allocator's.
-        unsafe { System.realloc(pointer, layout, bytes) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
 /// Lets the target do all it can; what it allocates meanwhile is counted.
 fn settle(world: &World) {
-    COUNTING.with(|counting| counting.set(true));
+    let before = taken();
     world.settle();
-    COUNTING.with(|counting| counting.set(false));
+    COUNT.set(COUNT.get() + taken() - before);
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,11 +96,11 @@ fn measure(work: Work, depth: usize, bytes: usize, dgst: u8) {
         in_capsule += round(&world, &mut queue, work, depth, &data);
     }
     let counters = world.nodes[0].tcp.counters.clone();
-    COUNT.with(|count| count.set(0));
+    COUNT.set(0);
     for _ in 0..20 {
         in_capsule += round(&world, &mut queue, work, depth, &data);
     }
-    let allocations = COUNT.with(Cell::get);
+    let allocations = COUNT.get();
     assert_eq!(
         allocations, 0,
         "{work:?} of {bytes} bytes at depth {depth}, digests {dgst}"

@@ -10,6 +10,7 @@
 
 pub mod beds;
 pub mod checks;
+pub mod counting;
 pub mod history;
 pub mod nvme;
 pub mod pattern;

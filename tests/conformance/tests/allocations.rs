@@ -1,15 +1,12 @@
 //! Reads and writes allocate nothing on the heap once a disk has warmed up, and a turn of the reactor
 //! makes at most one `io_uring_enter`.
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    cell::Cell,
-    rc::Rc,
-};
+use std::{cell::Cell, rc::Rc};
 
 use corebay_conformance::{
     Bed, TestCore,
     beds::{FaultBed, FileBed, NullBed, RamBed},
+    counting::{Counting, taken},
     nvme::{NvmeBed, NvmeManner},
 };
 use corebay_core::{
@@ -19,25 +16,6 @@ use corebay_core::{
     },
     units::{BlockSize, Lba},
 };
-
-/// The system's allocator, counting what each thread takes from it.
-struct Counting;
-
-thread_local!(static TAKEN: Cell<u64> = const { Cell::new(0) });
-
-// SAFETY: everything is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        TAKEN.with(|taken| taken.set(taken.get() + 1));
-        // SAFETY: by the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: by the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
@@ -70,9 +48,9 @@ fn allocations<D: Disk>(core: &TestCore, disk: D) -> u64 {
         });
     }
     core.turn_until("the warm-up", || done.get() >= WARM_UP);
-    let before = TAKEN.with(Cell::get);
+    let before = taken();
     core.turn_until("the operations", || done.get() >= WARM_UP + MEASURED);
-    TAKEN.with(Cell::get) - before
+    taken() - before
 }
 
 async fn yield_once() {
