@@ -4,23 +4,13 @@ use std::collections::HashMap;
 
 use corebay_raid::geometry::{Geometry, InvalidGeometry, Level, Wish};
 
-use super::subsystems::unknown_help;
+use super::stores::{Owner, Owners, unknown_help};
 use crate::appliance::{Array, BlockSize, Disk, DiskId, DiskKind, Store};
 use crate::diagnostic::{Draft, Sink, Span};
 use crate::machine::{Machine, PathState};
 use crate::reader::{At, Field};
 use crate::schema::{RawAppliance, RawArray, RawKind, RawLevel};
 use crate::units::quoted;
-
-/// Whose a disk is.
-pub(super) struct Owner {
-    /// As in "a member of the array `a`".
-    pub(super) what: String,
-    pub(super) span: Option<Span>,
-}
-
-/// The disks of arrays, and what pools lie on.
-pub(super) type Owners = HashMap<Store, Owner>;
 
 /// `disks` are the checked ones, if all were right.
 pub(super) fn check(

@@ -6,6 +6,7 @@ mod arrays;
 mod disks;
 mod listeners;
 mod pools;
+mod stores;
 mod subsystems;
 
 use std::collections::HashMap;

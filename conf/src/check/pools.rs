@@ -2,9 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::arrays::{Owner, Owners};
-use super::subsystems::unknown_help;
-use crate::appliance::{ArrayId, DiskId, Pool, Store};
+use super::stores::{Owner, Owners, stores, unknown_help};
+use crate::appliance::{DiskId, Pool, Store};
 use crate::diagnostic::{Draft, Sink, Span};
 use crate::reader::At;
 use crate::schema::{RawAppliance, RawKind, RawPool};
@@ -19,19 +18,6 @@ pub(super) fn check(raw: &RawAppliance, owners: &mut Owners, sink: &mut Sink) ->
         .map(|pool| check_one(raw, pool, &stores, owners, sink))
         .collect();
     pools.into_iter().collect()
-}
-
-/// Disks and arrays by name.
-pub(super) fn stores(raw: &RawAppliance) -> HashMap<&str, Store> {
-    let disks = raw.disks.iter().enumerate().rev();
-    let disks = disks.filter_map(|(at, disk)| Some((disk.name.value()?, Store::Disk(DiskId(at)))));
-    let arrays = raw.arrays.iter().enumerate().rev();
-    let arrays =
-        arrays.filter_map(|(at, array)| Some((array.name.value()?, Store::Array(ArrayId(at)))));
-    arrays
-        .chain(disks)
-        .map(|(name, store)| (name.as_str(), store))
-        .collect()
 }
 
 fn names(raw: &RawAppliance, sink: &mut Sink) {

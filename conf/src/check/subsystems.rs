@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 
-use super::arrays::Owners;
+use super::stores::{Owners, stores, unknown_help};
 use crate::appliance::{
     Access, ArrayId, DiskId, ListenerId, NamedVolume, NamedVolumeId, Namespace, Serial, Store,
     Subsystem,
@@ -12,7 +12,6 @@ use crate::diagnostic::{Draft, Sink, Span};
 use crate::limits;
 use crate::reader::{At, Field, listed};
 use crate::schema::{RawAppliance, RawNamespace, RawSubsystem};
-use crate::suggest::nearest;
 use crate::units::quoted;
 use corebay_nvme::spec::nqn::Nqn;
 
@@ -65,7 +64,7 @@ impl<'r, 's> Checker<'r, 's> {
         let listener_names = raw.listeners.iter().enumerate().rev();
         Checker {
             raw,
-            stores: super::pools::stores(raw),
+            stores: stores(raw),
             owners,
             volumes: Vec::new(),
             stores_unnamed: raw.disks.iter().any(|disk| disk.name.value().is_none())
@@ -557,32 +556,6 @@ fn once<K: Hash + Eq>(
         let draft = Draft::error(format!("two namespaces have the same {what}"));
         let draft = draft.at(span, "again here").and_at(first, "first here");
         sink.push(draft.help("hosts would take them for two paths to one disk"));
-    }
-}
-
-/// How to mend a name that nothing has.
-pub(super) fn unknown_help<'n>(
-    name: &str,
-    known: impl Iterator<Item = &'n str>,
-    what: &str,
-    sink: &Sink,
-) -> String {
-    const NAMED_MAX: usize = 8;
-    if sink.is_full() {
-        return String::new();
-    }
-    let mut known: Vec<&str> = known.collect();
-    known.sort_unstable();
-    if let Some(near) = nearest(name, known.iter().copied()) {
-        return format!("did you mean \"{near}\"?");
-    }
-    match known.len() {
-        0 => format!(
-            "give a [[{what}]] this name: name = \"{}\"",
-            name.escape_debug()
-        ),
-        1..=NAMED_MAX => format!("the {what}s are {}", listed(known)),
-        count => format!("there are {count} {what}s, as `{}`", known[0]),
     }
 }
 
