@@ -26,7 +26,7 @@ use crate::{
     journal::Ring,
     recovery,
     shared::Shared,
-    state::{RoleState, Uuid},
+    state::{ArrayState, RoleState, Uuid},
     superblock::{BadSuperblock, SUPERBLOCK_BYTES, Superblock},
 };
 
@@ -58,6 +58,11 @@ pub enum Refusal {
     },
     /// The array knows it no more: it was removed or replaced.
     Removed,
+    /// It has another role than the one that it comes back to.
+    OtherRole {
+        /// The role that it has.
+        role: usize,
+    },
     /// Another disk has the same identity.
     Duplicate {
         /// The place of the other one.
@@ -96,6 +101,7 @@ impl fmt::Display for Refusal {
                 "it went on as role {role} without the others: both sides have changed"
             ),
             Self::Removed => write!(f, "it was removed from the array"),
+            Self::OtherRole { role } => write!(f, "it is the member of role {role}"),
             Self::Duplicate { of } => write!(f, "it has the same identity as disk {of}"),
             Self::TooSmall { bytes, needs } => {
                 write!(f, "it has {bytes} bytes, the array needs {needs}")
@@ -363,6 +369,30 @@ pub async fn examine<D: Disk>(disk: &D, pool: &BufferPool) -> Result<Superblock,
     found.map(|candidate| candidate.superblock)
 }
 
+/// Looks at a disk that comes back to a role whose member is away: what its superblocks say counts, as
+/// it may have been wiped or used elsewhere meanwhile. [`Array::take_back`] may follow. Nothing is
+/// written.
+///
+/// # Errors
+/// Where it is not that member, or went on without the others.
+pub async fn check_returning<D: Disk>(
+    disk: &D,
+    assembled: &Assembled,
+    role: usize,
+    pool: &BufferPool,
+) -> Result<(), Refusal> {
+    let own = examine(disk, pool).await?;
+    let newest = assembled.shared.superblock(own.member, &assembled.state());
+    match judge(disk, &own, &newest) {
+        Ok(Some(own)) | Err(Refusal::Stale { role: own, .. }) => match own == role {
+            true => Ok(()),
+            false => Err(Refusal::OtherRole { role: own }),
+        },
+        Ok(None) => Err(Refusal::Removed),
+        Err(refusal) => Err(refusal),
+    }
+}
+
 /// Reads both copies of a disk's superblock.
 async fn look<D: Disk>(disk: &D, pool: &BufferPool) -> Result<Candidate, Refusal> {
     let size = disk.info().block_size;
@@ -509,17 +539,22 @@ fn judge<D: Disk>(
     let failed = newest.state.roles[role].state == RoleState::Failed;
     // It may have gone on without the others only if it calls all of them failed: its state counted
     // only once it was on every member that it does not call failed, and what such a one went on to
-    // contains that state. Of those that have been taken in since, it may have been right.
+    // contains that state. Of those that have been taken in since, it may have been right. By member,
+    // as roles move up where a leg before them is removed; one that it should know and does not was
+    // taken in by others that had gone on without it.
+    let calls_failed = |state: &ArrayState, member: Uuid| {
+        let record = state.role_of(member).map(|role| state.roles[role].state);
+        record.is_none_or(|state| state == RoleState::Failed)
+    };
     let went_on_alone = || {
-        let pairs = own.state.roles.iter().zip(&newest.state.roles);
-        let mut others = pairs
-            .zip(newest.state.taken_in)
-            .filter(|((_, now), since)| now.state == RoleState::Active && *since <= generation)
-            .map(|((then, _), _)| then.state == RoleState::Failed)
+        let roles = newest.state.roles.iter().zip(newest.state.taken_in);
+        let mut others = roles
+            .filter(|(now, since)| now.state == RoleState::Active && *since <= generation)
+            .map(|(now, _)| calls_failed(&own.state, now.member))
             .peekable();
         others.peek().is_some() && others.all(|failed| failed)
     };
-    if failed && own.state.roles[role].state != RoleState::Failed && went_on_alone() {
+    if failed && !calls_failed(&own.state, own.member) && went_on_alone() {
         return Err(Refusal::Diverged { role });
     }
     // Crashes amid changes leave members states behind. That is no harm: a state that counts is on

@@ -63,6 +63,8 @@ pub enum ReshapeError {
     Geometry(InvalidGeometry),
     /// Something still goes on in the array.
     Busy,
+    /// It is about to be closed.
+    Halted,
     /// A member failed.
     Disk(DiskError),
 }
@@ -78,6 +80,7 @@ impl fmt::Display for ReshapeError {
             Self::NoMirror => write!(f, "only RAID 1 gets legs, or loses some"),
             Self::LastLeg => write!(f, "it is the last good leg"),
             Self::Geometry(error) => write!(f, "{error}"),
+            Self::Halted => write!(f, "it is being stopped"),
             Self::Busy => write!(f, "something still goes on in it"),
             Self::Disk(error) => write!(f, "{error}"),
         }
@@ -122,6 +125,9 @@ impl<D: Disk> Array<D> {
         let mut at = core.shared.geometry.member_bytes();
         let end = grown.member_bytes();
         while at < end {
+            if core.shared.sweeps_halted() {
+                return Err(ReshapeError::Halted);
+            }
             let bytes = STEP_BYTES.min(end - at);
             let blocks = grown.block_size().blocks_in(bytes);
             let mut fan = Fan::new();
@@ -217,6 +223,8 @@ impl<D: Disk> Array<D> {
             }
             Change::RemoveLeg { role } => {
                 state.roles.remove(role);
+                state.taken_in[role..].rotate_left(1);
+                state.taken_in[geometry.roles() - 1..].fill(0);
                 kept.retain(|&kept| kept != role);
                 let good = |record: &RoleRecord| record.state == RoleState::Active;
                 if !state.roles.iter().any(good) {

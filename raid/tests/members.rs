@@ -9,7 +9,7 @@ use corebay_core::{
 };
 use corebay_raid::{
     array::Array,
-    assemble::{AssembleError, Refusal, Report},
+    assemble::{AssembleError, Refusal, Report, check_returning},
     create::{CreateError, Occupant, create},
     geometry::{Level, Wish},
     state::RoleState,
@@ -586,4 +586,33 @@ fn a_newer_format_is_left_alone() {
     let (_, report) = rig.assemble(&rig.machine.all()).unwrap();
     let newer = BadSuperblock::Newer { version: 2 };
     assert_eq!(report.refused, [(3, Refusal::Superblock(newer))]);
+}
+
+/// What comes back to a role is what left it: not blank, not of another array, not another member, and
+/// not a half that went on alone.
+#[test]
+fn who_comes_back_is_looked_at() {
+    let mut rig = Rig::new(small(Level::Mirrored, 3, BlockSize::B512), false);
+    let array = rig.all();
+    rig.work(&array, 5);
+    drop(array);
+    // Role 2 goes on alone, but nobody knows yet.
+    let before = rig.machine.media[2].borrow().clone();
+    let (array, _) = rig.assemble(&[2]).unwrap();
+    rig.work(&array, 5);
+    drop(array);
+    let (array, _) = rig.assemble(&[0, 1]).unwrap();
+    let check = |role: usize, place: usize| {
+        let (disk, assembled) = (rig.machine.disk(place), array.assembled().clone());
+        let pool = rig.bench.pool.clone();
+        let check = async move { check_returning(&disk, &assembled, role, &pool).await };
+        rig.bench.run(check).unwrap()
+    };
+    assert_eq!(check(2, 2), Err(Refusal::Diverged { role: 2 }));
+    *rig.machine.media[2].borrow_mut() = before;
+    assert_eq!(check(2, 2), Ok(()));
+    assert_eq!(check(2, 0), Err(Refusal::OtherRole { role: 0 }));
+    rig.machine.media[2].borrow_mut().wipe();
+    let absent = Refusal::Superblock(BadSuperblock::Absent);
+    assert_eq!(check(2, 2), Err(absent));
 }

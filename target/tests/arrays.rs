@@ -238,6 +238,25 @@ const REFUSED: [(&[&str], &str); 17] = [
     ),
 ];
 
+/// Nor by disks that it does without: their half would go on as another array.
+#[test]
+fn an_array_that_runs_is_not_assembled_under_another_name() {
+    let rig = Rig::new(&FOUR);
+    let serving = rig.start(&[]);
+    rig.array(&["create", "r", "--level", "raid1", "a", "b"]);
+    rig.good();
+    rig.array(&["fail", "r", "b"]);
+    let said = rig.refused(&["assemble", "other", "b"]);
+    assert!(said.contains("runs already, under another name"), "{said}");
+    assert_eq!(rig.array(&["list"]).as_array().unwrap().len(), 1);
+    // Nothing was written: it comes back as who it was.
+    rig.array(&["add", "r", "b"]);
+    rig.good();
+    rig.array(&["stop", "r"]);
+    rig.array(&["assemble", "other", "b", "a"]);
+    serving.end();
+}
+
 #[test]
 fn what_cannot_be_made_is_refused_with_a_reason() {
     let mut rig = Rig::new(&[

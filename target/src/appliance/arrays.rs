@@ -423,6 +423,7 @@ pub fn open(
             members: array.members.iter().map(named).collect(),
             spares: array.spares.iter().map(named).collect(),
             others: others(appliance, array, state).iter().map(named).collect(),
+            running: uuids(&opened.arrays),
         };
         let (plan, own) = (finding.plan.clone(), pool.clone());
         let found = run_here(&pool, |devices| async move {
@@ -445,6 +446,12 @@ pub fn open(
         opened.reserve.give(region);
     }
     Ok(opened)
+}
+
+/// The arrays' identifiers.
+pub fn uuids(arrays: &[Arc<ArrayMedium>]) -> Vec<Uuid> {
+    let uuid = |array: &Arc<ArrayMedium>| array.assembled().uuid();
+    arrays.iter().map(uuid).collect()
 }
 
 /// Disks that the configuration does not list for an array, and that became its members since.
@@ -494,6 +501,8 @@ pub struct Finding {
     pub spares: Vec<(String, Option<PlainMedium>)>,
     /// Disks that may have become members while it ran.
     pub others: Vec<(String, Option<PlainMedium>)>,
+    /// The arrays that run already.
+    pub running: Vec<Uuid>,
 }
 
 /// An array that was found.
@@ -538,6 +547,7 @@ impl Finding {
     /// Where there is none, or it is not what is wanted.
     pub async fn find(&self, devices: &Devices, pool: &BufferPool) -> Result<Found, Failure> {
         let there = self.there();
+        self.does_not_run(&there, devices, pool).await?;
         match self.assemble(&there, devices, pool).await? {
             Ok(found) => self.look(found, &there),
             Err(AssembleError::NoMember) if self.plan.create => {
@@ -549,6 +559,33 @@ impl Finding {
                 }
             }
             Err(error) => Err(self.cannot(&error, &there, devices, pool).await),
+        }
+    }
+
+    /// An array that runs is not assembled once more under another name: the two would not know of each
+    /// other's changes.
+    async fn does_not_run(
+        &self,
+        there: &[Named],
+        devices: &Devices,
+        pool: &BufferPool,
+    ) -> Result<(), Failure> {
+        let mut wanted: Vec<Uuid> = self.plan.uuid.into_iter().collect();
+        if wanted.is_empty() {
+            for disk in open_all(devices, there)? {
+                let said = examine(&disk, pool).await;
+                wanted.extend(said.map(|superblock| superblock.array));
+            }
+        }
+        match wanted.iter().find(|uuid| self.running.contains(uuid)) {
+            None => Ok(()),
+            Some(uuid) => Err(Failure::new(
+                format!(
+                    "array \"{}\": the array {uuid} runs already, under another name",
+                    self.plan.name
+                ),
+                "nothing was written; `corebay array add` takes a member back that it does without",
+            )),
         }
     }
 

@@ -24,7 +24,7 @@ use serde_json::Value;
 use tracing::{error, info, warn};
 
 use super::{
-    arrays::{Answer, ArrayMedium, ArrayPlan, Finding, Found, LastScrub, Named},
+    arrays::{Answer, ArrayMedium, ArrayPlan, Finding, Found, LastScrub, Named, uuids},
     control::{Reply, RpcError},
     environment::{Medium, PlainMedium},
     kept::{self, KeptScrub, Made},
@@ -210,6 +210,7 @@ impl Main {
             members: members.into_iter().map(medium).collect(),
             spares: spares.into_iter().map(medium).collect(),
             others: Vec::new(),
+            running: Vec::new(),
         };
         self.launch(finding, true, true)
     }
@@ -287,6 +288,7 @@ impl Main {
             members,
             spares,
             others,
+            running: uuids(self.exports.media.arrays()),
         };
         self.launch(finding, false, keep)
     }
@@ -350,6 +352,12 @@ impl Main {
     fn launch(&mut self, finding: Finding, is_new: bool, keep: bool) -> Result<Reply, RpcError> {
         let (name, bytes) = (finding.plan.name.clone(), finding.plan.scratch_bytes());
         let media = &mut self.exports.media;
+        // Which array it is shows only as it is found: two at a time might turn out to be the same one.
+        if !is_new && media.is_assembling {
+            return Err(RpcError::refused(
+                "another array is being assembled: wait for its end",
+            ));
+        }
         let Some(regions) = media.reserve.take(bytes, self.cores) else {
             return Err(RpcError::refused(format!(
                 "no memory is left for the array \"{name}\": it needs {} MiB for each of {} cores, of \
@@ -361,9 +369,11 @@ impl Main {
             )));
         };
         let disks = finding.members.iter().chain(&finding.spares);
+        let disks = disks.chain(&finding.others);
         let mut claims: Vec<String> = disks.map(|(disk, _)| disk.clone()).collect();
         claims.push(name);
         media.claimed().extend(claims.iter().cloned());
+        media.is_assembling |= !is_new;
         let (answer, outcome) = mpsc::channel();
         let job = Job {
             finding,
@@ -389,6 +399,7 @@ impl Main {
         for claim in &job.claims {
             media.claimed().remove(claim);
         }
+        media.is_assembling &= job.is_new;
         let (plan, answer) = (job.finding.plan, job.answer);
         let opened = match found {
             Ok(found) => {

@@ -24,7 +24,7 @@ use corebay_target::{
     namespace::{Identity, NamespaceSpec},
     subsystem::{Access, Registry, SubsystemId, SubsystemNames},
 };
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::{
     arrays::{self, ArrayMedium, ArrayMemory, Named},
@@ -63,6 +63,8 @@ pub struct Media {
     absent: Vec<(String, String)>,
     /// Disks that something is being made of.
     claimed: BTreeSet<String>,
+    /// An array is being assembled.
+    pub is_assembling: bool,
     /// The memory for more arrays.
     pub reserve: Reserve,
     drives: Drives,
@@ -261,7 +263,7 @@ impl Media {
         self.drives.end();
     }
 
-    /// What a configured namespace comes to; `None` for a volume.
+    /// What a configured namespace comes to; `None` for a volume, and for what is not open.
     pub fn spec(
         &self,
         appliance: &Appliance,
@@ -272,9 +274,12 @@ impl Media {
         if let Store::Volume(_) = namespace.store {
             return None;
         }
-        let medium = self.medium(appliance, namespace.store);
-        let medium = medium.expect("all disks and arrays that are exported were opened");
         let name = appliance.store_name(namespace.store);
+        let Some(medium) = self.medium(appliance, namespace.store) else {
+            let nqn = &subsystem.nqn;
+            error!(subsystem = %nqn, nsid = namespace.nsid, "\"{name}\" is not open");
+            return None;
+        };
         Some(Arc::new(NamespaceSpec {
             nsid: namespace.nsid,
             identity: identity(subsystem, namespace, name, state),
@@ -300,6 +305,7 @@ pub fn open(
         pools: PoolBook::default(),
         absent: Vec::new(),
         claimed: BTreeSet::new(),
+        is_assembling: false,
         reserve: Reserve::default(),
         drives,
     };

@@ -14,7 +14,7 @@
 use std::{
     collections::BTreeSet,
     rc::Rc,
-    sync::{Arc, mpsc},
+    sync::{Arc, atomic::Ordering, mpsc},
     time::Duration,
 };
 
@@ -175,6 +175,12 @@ impl Running<'_> {
                 warn!("the array \"{name}\" does not run: it is looked for at the next start");
                 continue;
             };
+            if is_exported(new, name) && running.ending.load(Ordering::SeqCst) {
+                return Err(Failure::new(
+                    format!("the array \"{name}\" is being stopped"),
+                    "wait for its end, and assemble it again, before it is exported",
+                ));
+            }
             let geometry = running.assembled().geometry();
             if geometry.wish().level != array.level {
                 return Err(Failure::new(

@@ -13,8 +13,13 @@ use std::{
 use corebay_core::disk::{Disk, DiskError, Durability, Space};
 use corebay_core::units::Lba;
 use corebay_raid::{
-    array::Array, assemble::examine, create::occupant_of, geometry::Level, reshape::Change,
-    state::RoleState, sweep::SweepError,
+    array::Array,
+    assemble::{check_returning, examine},
+    create::occupant_of,
+    geometry::Level,
+    reshape::Change,
+    state::RoleState,
+    sweep::SweepError,
 };
 use corebay_target::{core::Core, environment::Environment};
 use tracing::{info, warn};
@@ -160,11 +165,26 @@ impl Tender {
     }
 
     async fn take_back(&self, role: usize, by: Named) -> Result<(), String> {
+        self.may_be_given(role)?;
+        self.is_who_was_lost(role, &by).await?;
         self.give(role, Some(&by)).await?;
         let returned = self.array()?.take_back(role).await;
         returned.map_err(|error| format!("role {role} is not taken back: {error}"))?;
         self.medium.set_member(role, by);
         Ok(())
+    }
+
+    /// What a disk holds is still what the member of this role held when it was lost, or older.
+    async fn is_who_was_lost(&self, role: usize, by: &Named) -> Result<(), String> {
+        let (disk, assembled) = (self.open(by)?, self.medium.assembled());
+        let checked = check_returning(&disk, &assembled, role, &self.core.memory.scratch).await;
+        checked.map_err(|why| {
+            let (array, name) = (&self.medium.name, &by.name);
+            format!(
+                "the disk \"{name}\" is not taken back as role {role}: {why}; `corebay array add {array} \
+                 {name} --lose {name}` rebuilds it whole"
+            )
+        })
     }
 
     async fn add(&self, by: Named, lose: bool) -> Result<(), String> {
