@@ -626,6 +626,14 @@ impl<D: Disk> Pool<D> {
         self.finish(false).await
     }
 
+    /// Gives the pool up: its disk is gone for good, or another way to it is to be opened. Nothing more is
+    /// written, what is under way ends as failed, and no volume is opened any more. The caller answers
+    /// for it that nothing that is in flight reaches the disk once the pool is imported again.
+    pub fn abandon(&self) {
+        self.shared.common.closing.store(true, Ordering::SeqCst);
+        self.shared.fail();
+    }
+
     /// Closes the pool, and releases it where that is told.
     pub(crate) async fn finish(&self, release: bool) -> Result<(), PoolError> {
         self.shared.common.closing.store(true, Ordering::SeqCst);

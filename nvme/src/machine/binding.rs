@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - A drive is not taken away from anybody: not while a file system, swap, array or mapping lies on
-//!   it, and not where its IOMMU group would take another device along.
+//!   it, not from a process that has it open, and not where its IOMMU group would take another device
+//!   along. Only giving it back to the kernel may be forced.
 //! - Which driver a drive had is written down before it is taken away, and it gets that one back.
 //! - What is done is decided first, as a list of writes, and then done.
 
@@ -11,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{MachineDrive, VFIO_DRIVER, device_folder, text};
+use super::{MachineDrive, VFIO_DRIVER, device_folder, openers, text};
 
 /// Where the former drivers are written down. It goes with a restart, as the bindings do.
 const RECORDS: &str = "run/corebay/drives";
@@ -26,6 +27,8 @@ pub enum BindRefusal {
     Unknown(String),
     /// It is in use, and by whom.
     InUse(String, Vec<String>),
+    /// It is lent, and processes drive it.
+    Driven(String, Vec<String>),
     /// It shares its IOMMU group with other devices.
     SharedGroup(String, Vec<String>),
     /// It has no IOMMU group: the IOMMU is off.
@@ -48,6 +51,11 @@ impl BindRefusal {
                 "unmount it, or take it out of what it is part of; its data would be lost to that"
                     .into()
             }
+            Self::Driven(..) => {
+                "end that, or what it does with the drive; `--force` takes the drive away all the same: \
+                 arrays do without it, and what else lies on it fails until it is bound again"
+                    .into()
+            }
             Self::SharedGroup(..) => "put the drive into a slot of its own, or turn on ACS in the \
                  machine's setup: devices of a group can reach each other's memory"
                 .into(),
@@ -67,6 +75,7 @@ impl fmt::Display for BindRefusal {
         match self {
             Self::Unknown(address) => write!(f, "there is no NVMe drive at {address}"),
             Self::InUse(address, users) => write!(f, "{address} is in use: {}", users.join(", ")),
+            Self::Driven(address, by) => write!(f, "{address} is in use: {}", by.join(", ")),
             Self::SharedGroup(address, mates) => write!(
                 f,
                 "{address} shares its IOMMU group with {}",
@@ -108,13 +117,18 @@ pub fn bind(root: &Path, address: &str) -> Result<(), BindRefusal> {
     expect_driver(root, address, VFIO_DRIVER)
 }
 
-/// Gives the drive at this address back to the driver that it had.
+/// Gives the drive at this address back to the driver that it had; by force also where a process drives
+/// it.
 ///
 /// # Errors
-/// Where it is not there or not lent, or the kernel refuses.
-pub fn unbind(root: &Path, address: &str) -> Result<String, BindRefusal> {
+/// Where it is not there, not lent, or in use, or the kernel refuses.
+pub fn unbind(root: &Path, address: &str, force: bool) -> Result<String, BindRefusal> {
     let drives = super::drives(root);
     let drive = found(&drives, address)?;
+    let driven_by = openers(root, drive);
+    if drive.is_lent() && !force && !driven_by.is_empty() {
+        return Err(BindRefusal::Driven(address.to_owned(), driven_by));
+    }
     let former = remembered(root, address);
     for step in steps_to_unbind(root, drive, &former)? {
         write(step)?;
@@ -125,10 +139,11 @@ pub fn unbind(root: &Path, address: &str) -> Result<String, BindRefusal> {
 
 fn steps_to_bind(root: &Path, drive: &MachineDrive) -> Result<Vec<Step>, BindRefusal> {
     let address = drive.address.clone();
-    let users: Vec<String> = drive.users().map(str::to_owned).collect();
+    let mut users: Vec<String> = drive.users().map(str::to_owned).collect();
     if drive.is_lent() {
         return Err(BindRefusal::Already(address, "bound to vfio-pci already"));
     }
+    users.extend(openers(root, drive));
     if !users.is_empty() {
         return Err(BindRefusal::InUse(address, users));
     }
@@ -229,7 +244,7 @@ mod tests {
             bind(root, "0000:01:00.0"),
             Err(BindRefusal::Already(..))
         ));
-        assert_eq!(unbind(root, "0000:01:00.0").unwrap(), "nvme");
+        assert_eq!(unbind(root, "0000:01:00.0", false).unwrap(), "nvme");
         assert_eq!(read(folder.join("driver_override")), "\n");
         assert_eq!(
             read(root.join("sys/bus/pci/drivers/nvme/bind")),
@@ -256,6 +271,37 @@ mod tests {
     }
 
     #[test]
+    fn a_process_keeps_what_it_has_open() {
+        use std::os::unix::fs::symlink;
+        let machine = FakeMachine::new();
+        machine.drive("0000:01:00.0", "nvme", 7);
+        machine.namespace("0000:01:00.0", "nvme0", "nvme0n1", "259:0");
+        let root = machine.root();
+        let mut process = 10;
+        let mut open = |name: &str, device: &str| {
+            process += 1;
+            machine.file(&format!("proc/{process}/comm"), &format!("{name}\n"));
+            fs::create_dir_all(root.join(format!("proc/{process}/fd"))).unwrap();
+            symlink(device, root.join(format!("proc/{process}/fd/3"))).unwrap();
+        };
+        open("other", "/dev/nvme0n10");
+        open("(udev-worker)", "/dev/nvme0n1");
+        open("vm", "/dev/vfio/7");
+        let bound = bind(root, "0000:01:00.0");
+        assert!(matches!(bound, Err(BindRefusal::NotTaken(..))), "{bound:?}");
+        open("corebay", "/dev/nvme0n1p2");
+        let refused = bind(root, "0000:01:00.0").unwrap_err().to_string();
+        let expected = "0000:01:00.0 is in use: corebay (process 14) has nvme0n1p2 open";
+        assert_eq!(refused, expected);
+        machine.set_driver("0000:01:00.0", "vfio-pci");
+        let refused = unbind(root, "0000:01:00.0", false).unwrap_err();
+        assert!(refused.help().contains("--force"), "{refused}");
+        let expected = "0000:01:00.0 is in use: vm (process 13) drives it";
+        assert_eq!(refused.to_string(), expected);
+        assert!(unbind(root, "0000:01:00.0", true).is_ok());
+    }
+
+    #[test]
     fn a_shared_group_a_missing_iommu_and_an_unknown_drive_are_refused() {
         let machine = FakeMachine::new();
         machine.drive("0000:01:00.0", "nvme", 7);
@@ -271,7 +317,7 @@ mod tests {
         assert!(matches!(refused("0000:02:00.0"), BindRefusal::NoIommu(_)));
         assert!(matches!(refused("0000:09:00.0"), BindRefusal::Unknown(_)));
         assert!(matches!(
-            unbind(machine.root(), "0000:01:00.0"),
+            unbind(machine.root(), "0000:01:00.0", true),
             Err(BindRefusal::Already(..))
         ));
     }

@@ -102,6 +102,36 @@ pub fn drives(root: &Path) -> Vec<MachineDrive> {
     found
 }
 
+/// The processes that have a drive: one of its block devices open, or, where it is lent, itself. In words.
+#[must_use]
+pub fn openers(root: &Path, drive: &MachineDrive) -> Vec<String> {
+    let is_partition = |rest: &str| {
+        let number = rest.strip_prefix('p').unwrap_or("-");
+        number.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    let is_it = |path: &str| {
+        let Some(name) = path.strip_prefix("/dev/") else {
+            return false;
+        };
+        if drive.is_lent() {
+            let group = name.strip_prefix("vfio/");
+            let own = drive.iommu_group.map(|own| own.to_string());
+            return group.is_some() && group == own.as_deref();
+        }
+        let mut namespaces = drive.namespaces.iter();
+        namespaces.any(|known| {
+            let rest = name.strip_prefix(known.name.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || is_partition(rest))
+        })
+    };
+    let openers = users::openers(root, is_it).into_iter();
+    let words = openers.map(|(device, who)| match drive.is_lent() {
+        true => format!("{who} drives it"),
+        false => format!("{who} has {device} open"),
+    });
+    words.collect()
+}
+
 /// The folder of a PCI device.
 #[must_use]
 pub fn device_folder(root: &Path, address: &str) -> PathBuf {

@@ -1,4 +1,5 @@
-//! Who uses a block device or a partition of it: file systems, swap, arrays and mappings.
+//! Who uses a block device or a partition of it: file systems, swap, arrays and mappings; and the
+//! processes that have a device open.
 
 use std::{fs, path::Path};
 
@@ -53,4 +54,27 @@ fn swap(root: &Path, name: &str) -> Option<String> {
         .filter_map(|line| line.split_whitespace().next());
     used.any(|swap| swap == path)
         .then(|| format!("{name} is swap"))
+}
+
+/// The processes that have a device open which `is_it` says, by its path: their names and numbers. Those
+/// that look at every new device for a moment do not count.
+pub(super) fn openers(root: &Path, is_it: impl Fn(&str) -> bool) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for process in folders(&root.join("proc")) {
+        let number = name_of(&process).unwrap_or_default();
+        if !number.bytes().all(|byte| byte.is_ascii_digit()) {
+            continue;
+        }
+        let links = folders(&process.join("fd")).into_iter();
+        let open = links.filter_map(|link| fs::read_link(link).ok());
+        let device = open
+            .filter_map(|path| path.to_str().map(str::to_owned))
+            .find(|path| is_it(path));
+        let name = text(&process.join("comm")).unwrap_or_else(|| "a program".to_owned());
+        if let Some(device) = device.filter(|_| !name.contains("udev")) {
+            let device = device.trim_start_matches("/dev/").to_owned();
+            found.push((device, format!("{name} (process {number})")));
+        }
+    }
+    found
 }

@@ -6,12 +6,14 @@
 //!   shuts them down; it does no I/O, so a core never waits for it.
 //! - A drive is brought up once, however many of its namespaces are served, and stays up until the
 //!   end or its loss: a disk that a configuration names no more gives back its queue, not the drive.
+//!   One that was brought up and is of no use after all is let go.
 //! - A drive that was lost is looked for ([`returns`](super::returns)). Whatever is found is told to the
-//!   main thread only once it is known to be that drive.
+//!   main thread only once it is known to be that drive. Where nothing on it is what it was, it is let go,
+//!   and looked at again once it is bound anew.
 //! - All memory is mapped for the drives before a core starts.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     rc::Rc,
     sync::{
@@ -108,6 +110,23 @@ impl NvmeMedium {
         })
     }
 
+    /// The same namespace, of the drive that was lost and is there again, but not as it was: it stays
+    /// lost, until that drive changes or returns once more.
+    pub fn still_lost(&self, up: &Up) -> Self {
+        Self {
+            drive: up.drive.clone(),
+            namespace: self.namespace.clone(),
+            windows: self.windows.clone(),
+        }
+    }
+
+    /// True where its drive is up and has another namespace in its place, that may be what it was.
+    pub fn may_be_again(&self) -> bool {
+        let now = self.drive.namespace(self.namespace.nsid);
+        let is_other = now.is_some_and(|now| !Arc::ptr_eq(&now, &self.namespace));
+        is_other && !self.drive.has_failed()
+    }
+
     /// True where both are the same namespace.
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.namespace, &other.namespace)
@@ -139,6 +158,10 @@ pub enum Request {
     BringUp(String, mpsc::Sender<Result<Up, String>>),
     /// To look for drives that are lost from now on, and to say which have returned.
     Watch(mpsc::Sender<Event>),
+    /// To let go of a drive that nothing uses.
+    LetGo(Arc<Drive<VfioRegisters>>),
+    /// To let go of a drive that returned and is not what it was, and to look for its next return.
+    Refuse(Arc<Drive<VfioRegisters>>),
     /// To see whether this is the drive that was lost.
     Found(Arc<Drive<VfioRegisters>>, Box<Opened>),
     /// To ask a drive how it is.
@@ -156,6 +179,8 @@ pub struct Drives {
     /// For a keeper that is started later.
     events: Option<mpsc::Sender<Event>>,
     up: BTreeMap<String, Up>,
+    /// The addresses of those that a disk was opened of.
+    used: BTreeSet<String>,
 }
 
 impl Drives {
@@ -178,10 +203,11 @@ impl Drives {
             keeper: None,
             events: None,
             up: BTreeMap::new(),
+            used: BTreeSet::new(),
         }
     }
 
-    /// The namespace that a configuration names.
+    /// The namespace that a configuration names. Whoever uses it says so ([`keep`](Self::keep)).
     pub fn open(&mut self, name: &DriveName, nsid: Option<u32>) -> Result<NvmeMedium, Failure> {
         let addresses = match name {
             DriveName::Address(address) => vec![address.clone()],
@@ -215,6 +241,37 @@ impl Drives {
             format!("no drive that is bound to vfio-pci is {name}"),
             "`corebay drives` lists the drives, `corebay drives bind ADDRESS` takes one from the kernel",
         ))
+    }
+
+    /// The drive of this namespace stays up.
+    pub fn keep(&mut self, medium: &NvmeMedium) {
+        self.used.insert(medium.drive.address().to_owned());
+    }
+
+    /// Lets go of the drives that were brought up and that nobody uses: they turned out to be others than
+    /// those that were looked for, or have no namespace that can be used.
+    pub fn let_go_unused(&mut self) {
+        let used = &self.used;
+        let is_unused = |address: &&String| !used.contains(*address);
+        let unused: Vec<String> = self.up.keys().filter(is_unused).cloned().collect();
+        for address in unused {
+            info!(address, "let go: nothing on it is used");
+            if let Some(up) = self.up.remove(&address) {
+                let _ = self.ask(Request::LetGo(up.drive));
+            }
+        }
+    }
+
+    /// A drive that returned has nothing that it had: it is let go, and looked at again once it is bound
+    /// anew.
+    pub fn refuse(&mut self, up: &Up) {
+        let _ = self.ask(Request::Refuse(up.drive.clone()));
+    }
+
+    /// The drive at this address, while it is up.
+    pub fn at(&self, address: &str) -> Option<Up> {
+        let up = self.up.get(address);
+        up.filter(|up| !up.drive.has_failed()).cloned()
     }
 
     fn bring_up(&mut self, address: &str) -> Result<Up, Failure> {
@@ -314,6 +371,8 @@ impl Drives {
     /// A drive is there again.
     pub fn has_returned(&mut self, returned: &Returned) {
         self.up.remove(returned.lost.address());
+        self.used.remove(returned.lost.address());
+        self.used.insert(returned.up.drive.address().to_owned());
         self.know(&returned.up);
     }
 
@@ -521,6 +580,8 @@ impl Keeper {
             match requests.recv_timeout(pause) {
                 Ok(Request::BringUp(address, answer)) => self.bring_up(&address, answer),
                 Ok(Request::Watch(events)) => self.events = Some(events),
+                Ok(Request::LetGo(drive)) => self.let_go(&drive),
+                Ok(Request::Refuse(drive)) => self.refuse(&drive),
                 Ok(Request::Found(lost, opened)) => self.look_at(lost, *opened),
                 Ok(Request::Report(address, answer)) => self.report(&address, answer),
                 Ok(Request::End(answer)) => self.end(answer),
@@ -564,6 +625,26 @@ impl Keeper {
         });
     }
 
+    fn let_go(&self, drive: &Arc<Drive<VfioRegisters>>) {
+        let mut kept = self.kept.borrow_mut();
+        let place = kept
+            .iter()
+            .position(|kept| Arc::ptr_eq(&kept.up.drive, drive));
+        if let Some(place) = place {
+            let controller = kept.remove(place).controller;
+            self.spawn(async move { controller.shut_down().await });
+        }
+    }
+
+    /// Shut down it counts as lost, as it is seen now.
+    fn refuse(&self, drive: &Arc<Drive<VfioRegisters>>) {
+        let kept = self.kept.borrow();
+        let found = kept.iter().find(|kept| Arc::ptr_eq(&kept.up.drive, drive));
+        if let Some(controller) = found.map(|kept| kept.controller.clone()) {
+            self.spawn(async move { controller.shut_down().await });
+        }
+    }
+
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         if self.reactor.spawn(Box::pin(task)).is_err() {
             warn!("too many drives");
@@ -595,6 +676,8 @@ impl Keeper {
                     .then(|| machine::returned::devices(Path::new("/"))),
                 others: kept.others.clone(),
             };
+            let lost_now = Event::DriveLost(kept.up.drive.clone());
+            let _ = self.events.as_ref().map(|to| to.send(lost_now));
             let (found, drive) = (self.to_itself.clone(), kept.up.drive.clone());
             let tell = move |opened| {
                 let _ = found.send(Request::Found(drive, Box::new(opened)));

@@ -10,6 +10,7 @@ use std::{
 };
 
 use corebay_core::{sync::Oneshot, units::CoreId};
+use corebay_nvme::{pcie::Drive, vfio::VfioRegisters};
 use corebay_target::{environment::NotKept, feature::FeatureChange, subsystem::Subsystem};
 use slab::Slab;
 
@@ -25,6 +26,8 @@ pub enum Event {
     Control(ControlRequest),
     /// Namespaces of a drive were attached, detached or resized.
     DriveChanged,
+    /// A drive was lost.
+    DriveLost(Arc<Drive<VfioRegisters>>),
     /// A drive that was lost is there again.
     DriveReturned(Box<Returned>),
     /// Something that a core has begun goes on.

@@ -20,6 +20,7 @@ use corebay_core::{
     },
     units::BlockSize,
 };
+use corebay_nvme::{pcie::Drive, vfio::VfioRegisters};
 use corebay_target::{
     namespace::{Identity, NamespaceSpec},
     subsystem::{Access, Registry, SubsystemId, SubsystemNames},
@@ -28,7 +29,7 @@ use tracing::{error, warn};
 
 use super::{
     arrays::{self, ArrayMedium, ArrayMemory, Named},
-    drives::{Drives, Returned},
+    drives::{Drives, NvmeMedium, Returned, Up},
     environment::{Medium, PlainMedium},
     keeper::Event,
     kept,
@@ -105,6 +106,18 @@ impl Media {
         let since = appliance.arrays().iter();
         let since = since.flat_map(|array| state.array_disks(&array.name).iter().cloned());
         let in_arrays: BTreeSet<String> = listed.chain(since).collect();
+        let opened = self.open_others(appliance, &in_arrays, state);
+        self.drives.let_go_unused();
+        self.open.extend(opened?);
+        Ok(())
+    }
+
+    fn open_others(
+        &mut self,
+        appliance: &Appliance,
+        in_arrays: &BTreeSet<String>,
+        state: &mut State,
+    ) -> Result<Vec<(DiskKey, PlainMedium)>, Failure> {
         let mut opened = Vec::new();
         for disk in appliance.disks() {
             let key = DiskKey::of(disk);
@@ -120,8 +133,7 @@ impl Media {
                 Err(failure) => return Err(failure),
             }
         }
-        self.open.extend(opened);
-        Ok(())
+        Ok(opened)
     }
 
     /// Lets go of the disks that the configuration names no more.
@@ -180,7 +192,9 @@ impl Media {
         if let Some(medium) = self.plain(disk) {
             return Ok(medium);
         }
-        let medium = open_disk(disk, &mut self.drives, state)?;
+        let opened = open_disk(disk, &mut self.drives, state);
+        self.drives.let_go_unused();
+        let medium = opened?;
         self.missing.remove(name);
         self.open.push((DiskKey::of(disk), medium.clone()));
         Ok(medium)
@@ -223,21 +237,49 @@ impl Media {
     /// namespaces are what they were. Gives their names.
     pub fn take_back(&mut self, returned: &Returned) -> Vec<String> {
         self.drives.has_returned(returned);
+        let Returned { lost, up } = returned;
+        let back = self.take_again(|was, _| Arc::ptr_eq(&was.drive, lost).then(|| up.clone()));
+        if back.is_empty() {
+            self.drives.refuse(up);
+        }
+        back
+    }
+
+    /// The names of the disks on a drive.
+    pub fn on_drive(&self, drive: &Arc<Drive<VfioRegisters>>) -> Vec<String> {
+        let is_on_it = |medium: &PlainMedium| match medium {
+            PlainMedium::Nvme(medium) => Arc::ptr_eq(&medium.drive, drive),
+            _ => false,
+        };
+        let on_it = self.open.iter().filter(|(_, medium)| is_on_it(medium));
+        on_it.map(|(key, _)| key.name.clone()).collect()
+    }
+
+    /// Namespaces of drives have changed: disks whose namespaces are what they were again lie on them
+    /// from now on. Gives their names.
+    pub fn look_again(&mut self) -> Vec<String> {
+        self.take_again(|was, drives| {
+            let may = was.may_be_again();
+            may.then(|| drives.at(was.drive.address())).flatten()
+        })
+    }
+
+    fn take_again(&mut self, on: impl Fn(&NvmeMedium, &Drives) -> Option<Up>) -> Vec<String> {
         let mut back = Vec::new();
         for (key, medium) in &mut self.open {
             let PlainMedium::Nvme(was) = &*medium else {
                 continue;
             };
-            if !Arc::ptr_eq(&was.drive, &returned.lost) {
+            let Some(up) = on(was, &self.drives) else {
                 continue;
-            }
-            match was.again(&returned.up) {
-                Ok(now) => {
-                    *medium = PlainMedium::Nvme(Arc::new(now));
-                    back.push(key.name.clone());
-                }
+            };
+            let now = was.again(&up);
+            match &now {
+                Ok(_) => back.push(key.name.clone()),
                 Err(why) => warn!("disk \"{}\": its drive is there again, but {why}", key.name),
             }
+            let now = now.unwrap_or_else(|_| was.still_lost(&up));
+            *medium = PlainMedium::Nvme(Arc::new(now));
         }
         back
     }
@@ -446,7 +488,10 @@ fn open_disk(disk: &Disk, drives: &mut Drives, state: &mut State) -> Result<Plai
                 .map_err(|failure| failure.of(&format!("disk \"{}\"", disk.name)))?;
             let own = medium.info().block_size;
             match disk.block_size.filter(|wanted| *wanted != own) {
-                None => Ok(PlainMedium::Nvme(Arc::new(medium))),
+                None => {
+                    drives.keep(&medium);
+                    Ok(PlainMedium::Nvme(Arc::new(medium)))
+                }
                 Some(wanted) => Err(Failure::new(
                     format!(
                         "disk \"{}\": its blocks are {own} bytes, not {wanted}",

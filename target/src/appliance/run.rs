@@ -50,7 +50,7 @@ use super::{
     announce,
     arrays::{ArrayMedium, ArrayMemory},
     control,
-    drives::{Drives, Returned},
+    drives::Drives,
     environment::{Devices, MachineEnvironment, Medium},
     keeper::{Event, Keep, Keeper, SaveRequest},
     kept::ThisMachine,
@@ -233,9 +233,17 @@ impl Main {
                     });
                     let _ = request.answer.send(reply);
                 }
-                Ok(Event::DriveChanged) => self.renew(current.as_ref().unwrap_or(appliance)),
+                Ok(Event::DriveChanged) => {
+                    let names = self.exports.media.look_again();
+                    self.take_back(current.as_ref().unwrap_or(appliance), &names);
+                }
+                Ok(Event::DriveLost(drive)) => {
+                    let names = self.exports.media.on_drive(&drive);
+                    pools::floors_lost(&self.port, &names);
+                }
                 Ok(Event::DriveReturned(returned)) => {
-                    self.take_back(current.as_ref().unwrap_or(appliance), &returned);
+                    let names = self.exports.media.take_back(&returned);
+                    self.take_back(current.as_ref().unwrap_or(appliance), &names);
                 }
                 Ok(Event::Then(action)) => action(self),
                 Ok(Event::Signal(SIGHUP)) => {
@@ -254,11 +262,11 @@ impl Main {
         }
     }
 
-    /// Uses a drive again that was lost.
-    fn take_back(&mut self, appliance: &Appliance, returned: &Returned) {
-        let media = &mut self.exports.media;
-        let names = media.take_back(returned);
-        media.return_members(&names);
+    /// Uses disks again whose drives were lost.
+    fn take_back(&mut self, appliance: &Appliance, names: &[String]) {
+        let media = &self.exports.media;
+        media.return_members(names);
+        pools::floors_returned(&self.port, appliance, media, names);
         self.renew(appliance);
     }
 

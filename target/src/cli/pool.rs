@@ -186,7 +186,7 @@ fn list(pools: &Value) -> String {
         "STATE",
     ]);
     for pool in pools.as_array().into_iter().flatten() {
-        let open = pool["problem"].is_null();
+        let open = pool["state"] != "unavailable";
         let count = |key: &str| {
             if open {
                 word(&pool[key])
@@ -229,6 +229,9 @@ fn status(pool: &Value) -> String {
         word(&pool["disk"]),
         word(&pool["uuid"])
     );
+    if let Some(problem) = pool["problem"].as_str() {
+        text += &format!("  {problem}\n");
+    }
     text += &format!(
         "  {} in all, {} may still be taken ({}% used), {} reserved, {} provisioned\n",
         size(&pool["total_bytes"]),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use tempfile::TempDir;
 
 use crate::agent::{Agent, Job, Output};
@@ -48,16 +48,20 @@ impl Guest {
         let mut tries = 1;
         loop {
             match Guest::boot_once(image, loopback, hardware) {
-                Err(error) if tries < BOOT_TRIES => {
-                    println!("    the guest did not start, tried again: {error:#}");
+                Err(Boot::Panicked(line)) if tries < BOOT_TRIES => {
+                    println!("    the guest's kernel panicked at boot ({line}): started again");
                     tries += 1;
                 }
-                outcome => return outcome,
+                Err(Boot::Panicked(line)) => {
+                    bail!("the guest's kernel panicked {tries} times at boot: {line}")
+                }
+                Err(Boot::Failed(error)) => return Err(error),
+                Ok(guest) => return Ok(guest),
             }
         }
     }
 
-    fn boot_once(image: &Image, loopback: Ipv4Addr, hardware: Hardware) -> Result<Guest> {
+    fn boot_once(image: &Image, loopback: Ipv4Addr, hardware: Hardware) -> Result<Guest, Boot> {
         let folder = TempDir::with_prefix("corebay-guest-")?;
         fs::create_dir_all(folder.path().join("share/jobs"))?;
         let program = process::find("qemu-system-x86_64").context("QEMU is not installed")?;
@@ -69,7 +73,8 @@ impl Guest {
             match UnixStream::connect(folder.path().join("agent")) {
                 Ok(stream) => break stream,
                 Err(error) if start.elapsed() > Duration::from_secs(30) => {
-                    return Err(error).context("QEMU opens no agent socket");
+                    let error = anyhow::Error::new(error);
+                    return Err(error.context("QEMU opens no agent socket").into());
                 }
                 Err(_) => thread::sleep(Duration::from_millis(20)),
             }
@@ -77,13 +82,14 @@ impl Guest {
         let (agent, ready) = Agent::new(stream, folder.path().join("share/jobs"))?;
         while ready.recv_timeout(Duration::from_millis(200)).is_err() {
             let console = || console(folder.path());
-            qemu.check_running().with_context(console)?;
+            // A panic ends the machine.
+            if let Err(error) = qemu.check_running().with_context(console) {
+                return Err(panic_line(folder.path()).map_or(Boot::Failed(error), Boot::Panicked));
+            }
             if start.elapsed() > BOOT_LIMIT {
-                bail!(
-                    "the guest did not start in {} s: {}",
-                    BOOT_LIMIT.as_secs(),
-                    console()
-                );
+                let limit = BOOT_LIMIT.as_secs();
+                let error = anyhow!("the guest did not start in {limit} s: {}", console());
+                return Err(error.into());
             }
         }
         Ok(Guest {
@@ -155,6 +161,12 @@ impl Guest {
                 .is_ok_and(|output| output.status == 0)
     }
 
+    /// Why the machine has ended, if it has.
+    pub fn why_it_ended(&mut self) -> Option<String> {
+        let ended = self.qemu.check_running().err();
+        ended.map(|error| format!("{error:#}"))
+    }
+
     /// The kernel's messages since the last call.
     pub fn take_kernel_log(&self) -> Result<String> {
         self.run("exec dmesg --read-clear")
@@ -164,6 +176,34 @@ impl Guest {
     pub fn console(&self) -> String {
         console(self.folder.path())
     }
+}
+
+/// Why a guest did not start.
+enum Boot {
+    /// Its kernel panicked, and said this.
+    Panicked(String),
+    /// Whatever else: it would fail again.
+    Failed(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Boot {
+    fn from(error: anyhow::Error) -> Boot {
+        Boot::Failed(error)
+    }
+}
+
+impl From<std::io::Error> for Boot {
+    fn from(error: std::io::Error) -> Boot {
+        Boot::Failed(error.into())
+    }
+}
+
+/// The line of the console that says why the kernel panicked, if it did.
+fn panic_line(folder: &Path) -> Option<String> {
+    let bytes = fs::read(folder.join("console")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let line = text.lines().find(|line| line.contains("Kernel panic"))?;
+    Some(line.trim().to_owned())
 }
 
 fn console(folder: &Path) -> String {

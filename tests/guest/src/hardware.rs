@@ -4,6 +4,7 @@
 //! - [`PLAIN`]: one namespace of 512-byte blocks, with a volatile write cache;
 //! - [`TWO_NAMESPACES`]: one of 512-byte blocks, one of 4096-byte blocks;
 //! - [`IN_A_SLOT`]: 4096-byte blocks, no write cache, in a slot from which it can be taken;
+//! - [`SHARED`]: namespaces with metadata, and one that comes and goes by its second controller;
 //! - [`TWIN`] and one more function beside it, which share an IOMMU group.
 
 use std::fs::File;
@@ -30,6 +31,8 @@ pub struct Drive {
     pub serial: &'static str,
     /// The namespaces' block sizes, by NSID from 1.
     pub blocks: &'static [u64],
+    /// What QEMU is told of the namespaces besides; nothing where there are fewer.
+    formats: &'static [&'static str],
     write_cache: bool,
     place: &'static str,
 }
@@ -42,6 +45,7 @@ pub const PLAIN: Drive = Drive {
     address: "0000:00:10.0",
     serial: "LAB-PLAIN",
     blocks: &[512],
+    formats: &[],
     write_cache: true,
     place: "bus=pcie.0,addr=0x10",
 };
@@ -51,6 +55,7 @@ pub const TWO_NAMESPACES: Drive = Drive {
     address: "0000:00:12.0",
     serial: "LAB-TWO",
     blocks: &[512, 4096],
+    formats: &[",eui64=0x0025385b71b0a4f9"],
     write_cache: true,
     place: "bus=pcie.0,addr=0x12",
 };
@@ -60,8 +65,30 @@ pub const IN_A_SLOT: Drive = Drive {
     address: "0000:01:00.0",
     serial: "LAB-SLOT",
     blocks: &[4096],
+    formats: &[],
     write_cache: false,
     place: "bus=lab-bay",
+};
+
+/// The drive whose namespaces [`SECOND_WAY`] attaches and detaches: 4096-byte blocks, 512-byte blocks with
+/// metadata in a separate buffer, 512-byte blocks with metadata within them.
+pub const SHARED: Drive = Drive {
+    address: "0000:00:14.0",
+    serial: "LAB-SHARED",
+    blocks: &[4096, 512, 512],
+    formats: &["", ",ms=8,mset=0", ",ms=8,mset=1"],
+    write_cache: true,
+    place: "subsys=lab-shared,bus=pcie.0,addr=0x14",
+};
+
+/// The second controller of [`SHARED`].
+pub const SECOND_WAY: Drive = Drive {
+    address: "0000:00:15.0",
+    serial: SHARED.serial,
+    blocks: &[],
+    formats: &[],
+    write_cache: true,
+    place: "subsys=lab-shared,bus=pcie.0,addr=0x15",
 };
 
 /// A drive whose IOMMU group is not its own.
@@ -69,6 +96,7 @@ pub const TWIN: Drive = Drive {
     address: "0000:00:13.0",
     serial: "LAB-TWIN",
     blocks: &[],
+    formats: &[],
     write_cache: true,
     place: "bus=pcie.0,addr=0x13.0,multifunction=on",
 };
@@ -80,7 +108,18 @@ const SECOND_TWIN: Drive = Drive {
     ..TWIN
 };
 
-const ALL: [Drive; 5] = [PLAIN, TWO_NAMESPACES, IN_A_SLOT, TWIN, SECOND_TWIN];
+const ALL: [Drive; 7] = [
+    PLAIN,
+    TWO_NAMESPACES,
+    IN_A_SLOT,
+    SHARED,
+    SECOND_WAY,
+    TWIN,
+    SECOND_TWIN,
+];
+
+/// The EUI-64 of the first namespace of [`TWO_NAMESPACES`], as the configuration spells it.
+pub const EUI64: &str = "0025385b71b0a4f9";
 
 /// Where the port is whose slot holds [`IN_A_SLOT`].
 pub const SLOT_PORT: &str = "0000:00:11.0";
@@ -109,7 +148,8 @@ impl Hardware {
         }
         let fixed = "-device intel-iommu,intremap=on,caching-mode=on,aw-bits=48 \
                      -global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off \
-                     -device pcie-root-port,id=lab-bay,bus=pcie.0,addr=0x11,chassis=1,slot=1";
+                     -device pcie-root-port,id=lab-bay,bus=pcie.0,addr=0x11,chassis=1,slot=1 \
+                     -device nvme-subsys,id=lab-shared,nqn=lab-shared";
         let mut arguments: Vec<String> = fixed.split_whitespace().map(str::to_owned).collect();
         for drive in ALL {
             arguments.extend(drive.arguments(folder)?);
@@ -119,6 +159,11 @@ impl Hardware {
 }
 
 impl Drive {
+    /// The controller, as QEMU calls it.
+    fn id(&self) -> String {
+        format!("lab-{}", self.address.replace([':', '.'], "-"))
+    }
+
     /// The medium of a namespace, as QEMU calls it.
     fn medium(&self, nsid: usize) -> String {
         format!("{}-{nsid}", self.serial)
@@ -144,7 +189,7 @@ impl Drive {
         }
         arguments.push(self.controller());
         for nsid in 1..=self.blocks.len() {
-            let (id, namespace) = (self.serial, self.namespace(nsid));
+            let (id, namespace) = (self.id(), self.namespace(nsid));
             arguments.push("-device".to_owned());
             arguments.push(format!("nvme-ns,bus={id},nsid={nsid},{namespace}"));
         }
@@ -152,17 +197,18 @@ impl Drive {
     }
 
     fn controller(&self) -> String {
-        let Drive { serial, place, .. } = self;
+        let (Drive { serial, place, .. }, id) = (self, self.id());
         // Twelve pairs of queues: enough for the kernel's processors and for ours.
-        format!("nvme,id={serial},serial={serial},max_ioqpairs=12,{place}")
+        format!("nvme,id={id},serial={serial},max_ioqpairs=12,{place}")
     }
 
     fn namespace(&self, nsid: usize) -> String {
         let (medium, block) = (self.medium(nsid), self.blocks[nsid - 1]);
         let cache = if self.write_cache { "on" } else { "off" };
+        let format = self.formats.get(nsid - 1).unwrap_or(&"");
         format!(
             "drive={medium},logical_block_size={block},physical_block_size={block},\
-             write-cache={cache}"
+             write-cache={cache}{format}"
         )
     }
 
@@ -182,6 +228,6 @@ impl Drive {
 
     /// What QEMU's monitor is told to take the drive out.
     pub fn to_remove(&self) -> Value {
-        json!({ "execute": "device_del", "arguments": { "id": self.serial } })
+        json!({ "execute": "device_del", "arguments": { "id": self.id() } })
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use crate::agent::Output;
 use crate::endpoint::{Endpoint, NQN, PORT};
@@ -58,7 +59,18 @@ impl Inside {
     /// Starts `corebay serve` over these disks, in the configuration's words, as namespaces 1, 2, 3
     /// and so on; waits until it serves.
     pub fn serve(&self, guest: &Guest, disks: &[String]) -> Result<()> {
-        let mut text = format!(
+        let mut text = String::new();
+        for (index, disk) in disks.iter().enumerate() {
+            let nsid = index + 1;
+            text += &format!("[[subsystem.namespace]]\nnsid = {nsid}\ndisk = \"d{nsid}\"\n");
+            text += &format!("[[disk]]\nname = \"d{nsid}\"\n{disk}\n");
+        }
+        self.serve_with(guest, &text)
+    }
+
+    /// As [`serve`](Self::serve), with a configuration that goes on like this after its only subsystem.
+    pub fn serve_with(&self, guest: &Guest, text: &str) -> Result<()> {
+        let whole = format!(
             "data_dir = \"/tmp/data\"
              [reactor]
              cores = [0]
@@ -68,13 +80,13 @@ impl Inside {
              address = \"{ADDRESS}:{PORT}\"
              [[subsystem]]
              nqn = \"{NQN}\"
-             allow_any_host = true\n"
+             allow_any_host = true\n{text}"
         );
-        for (index, disk) in disks.iter().enumerate() {
-            let nsid = index + 1;
-            text += &format!("[[subsystem.namespace]]\nnsid = {nsid}\ndisk = \"d{nsid}\"\n");
-            text += &format!("[[disk]]\nname = \"d{nsid}\"\n{disk}\n");
-        }
+        self.serve_file(guest, &whole)
+    }
+
+    /// As [`serve`](Self::serve), with a whole configuration.
+    pub fn serve_file(&self, guest: &Guest, text: &str) -> Result<()> {
         fs::write(guest.share().join("corebay.toml"), text)?;
         guest.run(
             "ulimit -l unlimited
@@ -88,6 +100,13 @@ impl Inside {
         let waited = guest.until(ready, START_LIMIT);
         let runs = waited.and_then(|_| self.check(guest));
         runs.with_context(|| format!("corebay in the guest says: {}", self.output(guest)))
+    }
+
+    /// Asks the running program for something by its command line, as in `pool status tank`; its answer.
+    pub fn ask(&self, guest: &Guest, line: &str) -> Result<Value> {
+        let asked = format!("{line} --control /tmp/data/corebay.sock -o json");
+        let said = self.command(guest, &asked)?.success()?;
+        serde_json::from_str(&said).with_context(|| format!("corebay {line}: {said}"))
     }
 
     /// Fails unless it runs.

@@ -227,12 +227,15 @@ impl Lab {
     }
 
     /// What helps to understand a failure.
-    fn evidence(&self) -> String {
+    fn evidence(&mut self) -> String {
         let mut text = String::new();
         if let Ok(log) = self.guest.take_kernel_log() {
             text += &format!("\n  guest kernel:\n{}", process::tail(&log, 25));
         } else {
             text += &format!("\n  guest console:\n{}", self.guest.console());
+            if let Some(why) = self.guest.why_it_ended() {
+                text += &format!("\n  {why}");
+            }
         }
         if let Target::Corebay(corebay) = &self.target {
             let said = corebay.output();

@@ -70,6 +70,9 @@ fn describe_problem(known: &KnownPool) -> Option<Value> {
     }))
 }
 
+/// Why a pool has failed whose disk is away.
+const LOST: &str = "its disk was lost; it is opened again by itself once that is there again";
+
 /// A pool that is open.
 pub fn describe_pool(pool: &Rc<OpenPool>) -> Value {
     let status = pool.pool.status();
@@ -86,6 +89,7 @@ pub fn describe_pool(pool: &Rc<OpenPool>) -> Value {
         "uuid": Uuid::from_bytes(pool.pool.uuid()).to_string(),
         "disk": pool.on,
         "state": if status.failed { "failed" } else { "online" },
+        "problem": pool.is_lost.get().then_some(LOST),
         "total_bytes": status.total_bytes,
         "used_bytes": status.total_bytes - status.free_bytes,
         "available_bytes": status.available_bytes,

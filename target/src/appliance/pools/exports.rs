@@ -203,6 +203,19 @@ impl Home {
             let nqn = &subsystem.names.nqn;
             return Err(format!("{nqn} has another namespace {nsid}"));
         }
+        self.show(pool, id, subsystem, nsid, configured).await
+    }
+
+    /// Opens a volume on every core, and shows it to hosts as a namespace that is either not there, or
+    /// this volume's from before.
+    pub async fn show(
+        &self,
+        pool: &Rc<OpenPool>,
+        id: VolumeId,
+        subsystem: &Arc<Subsystem<Medium>>,
+        nsid: u32,
+        configured: Option<&Namespace>,
+    ) -> Result<(), String> {
         let record = pool.pool.volume(id).map_err(|error| error.to_string())?;
         let spec = spec_of(pool, id, &record, nsid, configured);
         let (medium, spec) = spec.map_err(|error| error.to_string())?;
@@ -252,7 +265,7 @@ impl Home {
         }
     }
 
-    async fn detach_everywhere(&self, subsystem: &Arc<Subsystem<Medium>>, nsid: u32) {
+    pub async fn detach_everywhere(&self, subsystem: &Arc<Subsystem<Medium>>, nsid: u32) {
         let id = subsystem.id;
         let closed = self.core.call_all(move |core, reply| {
             core.table(id).detach(nsid);

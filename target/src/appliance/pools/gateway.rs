@@ -207,6 +207,26 @@ pub fn reload(port: &MachinePort, appliance: &Appliance, registry: &Registry<Med
     });
 }
 
+/// Disks were lost: the pools on them are given up.
+pub fn floors_lost(port: &MachinePort, names: &[String]) {
+    let names = names.to_vec();
+    at_home(port, move |home| async move { home.lose(&names) });
+}
+
+/// Disks that were lost are there again: the pools on them are opened anew.
+pub fn floors_returned(port: &MachinePort, appliance: &Appliance, media: &Media, names: &[String]) {
+    for name in names.iter().filter(|name| media.pools.on(name).is_some()) {
+        let store = appliance.store(name);
+        let Some(medium) = store.and_then(|store| media.medium(appliance, store)) else {
+            continue;
+        };
+        let name = name.clone();
+        at_home(port, move |home| async move {
+            home.reopen(&name, medium).await;
+        });
+    }
+}
+
 /// Passes on what a client orders of the pools; `None` where it is no order to them.
 pub fn order(
     port: &MachinePort,

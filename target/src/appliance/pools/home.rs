@@ -67,9 +67,11 @@ pub struct OpenPool {
     pub info: DiskInfo,
     /// What is exported of it.
     pub attached: RefCell<BTreeMap<VolumeId, Attached>>,
+    /// Its disk was lost: it is opened anew once that is there again.
+    pub is_lost: Cell<bool>,
     /// How full it was when it was last looked at.
     level: Cell<SpaceLevel>,
-    memory: BufferPool,
+    pub memory: BufferPool,
 }
 
 /// The pools, on their home core.
@@ -88,7 +90,8 @@ pub struct Home {
     pub usual: RefCell<Option<Arc<Subsystem<Medium>>>>,
     /// Volumes that the configuration names.
     pub named: RefCell<Vec<NamedVolume>>,
-    memory: RefCell<Vec<BufferPool>>,
+    /// Of pools that may still be opened.
+    pub memory: RefCell<Vec<BufferPool>>,
     /// What takes long and is under way.
     pub work: RefCell<Vec<Rc<Work>>>,
     /// The appliance, as its pools know it.
@@ -270,6 +273,7 @@ impl Home {
             on: opening.on.clone(),
             info: opening.medium.info(),
             attached: RefCell::default(),
+            is_lost: Cell::new(false),
             level: Cell::new(SpaceLevel::default()),
             memory: memory.clone(),
         }))
@@ -329,7 +333,7 @@ impl Home {
     }
 
     /// No core has a way to a pool any more.
-    async fn close_everywhere(&self, uuid: [u8; 16]) {
+    pub async fn close_everywhere(&self, uuid: [u8; 16]) {
         let closed = self.core.call_all(move |core, reply| {
             let mut cores = core.environment.pool_cores.borrow_mut();
             cores.retain(|(known, _)| *known != uuid);

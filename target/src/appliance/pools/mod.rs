@@ -15,6 +15,7 @@ mod gateway;
 mod home;
 mod offline;
 mod orders;
+mod reopen;
 mod streams;
 mod volumes;
 
@@ -38,7 +39,7 @@ use corebay_target::{
 use super::environment::Medium;
 
 pub use exports::subsystem_for;
-pub use gateway::{AtStart, open, openings, order, reload};
+pub use gateway::{AtStart, floors_lost, floors_returned, open, openings, order, reload};
 pub use home::{Home, KeptExport, Opening};
 pub use offline::check_offline;
 use orders::Order;

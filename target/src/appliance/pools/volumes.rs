@@ -215,7 +215,7 @@ impl Home {
     }
 
     /// Exports what newly opened pools say, in subsystems that are made where there are none.
-    async fn attach_all_kept(&self) {
+    pub async fn attach_all_kept(&self) {
         let mut ready = Vec::new();
         for kept in self.kept_exports() {
             match self.subsystem(&kept.export).await {

@@ -5,7 +5,7 @@ use std::{path::Path, process::ExitCode};
 use corebay_nvme::machine::{
     MachineDrive,
     binding::{BindRefusal, bind, unbind},
-    drives,
+    drives, openers,
 };
 use serde_json::{Value, json};
 
@@ -52,6 +52,9 @@ enum Action {
     },
     /// Give drives back to the driver that they had
     Unbind {
+        /// Also where a process drives them: what lies on them is away until they are bound again
+        #[arg(long)]
+        force: bool,
         /// PCI addresses, as `corebay drives` shows them
         #[arg(required = true, value_name = "ADDRESS")]
         addresses: Vec<String>,
@@ -65,8 +68,8 @@ pub fn run(args: &Args) -> ExitCode {
         None | Some(Action::List) => {
             let drives = drives(root);
             match args.asking.output {
-                Format::Text => print!("{}", as_text(&drives)),
-                Format::Json => println!("{:#}", as_json(&drives)),
+                Format::Text => print!("{}", as_text(root, &drives)),
+                Format::Json => println!("{:#}", as_json(root, &drives)),
             }
             Ok(())
         }
@@ -78,8 +81,8 @@ pub fn run(args: &Args) -> ExitCode {
         Some(Action::Bind { addresses }) => addresses.iter().try_for_each(|address| {
             bind(root, address).map(|()| println!("{address}: bound to vfio-pci"))
         }),
-        Some(Action::Unbind { addresses }) => addresses.iter().try_for_each(|address| {
-            unbind(root, address).map(|driver| match driver.is_empty() {
+        Some(Action::Unbind { force, addresses }) => addresses.iter().try_for_each(|address| {
+            unbind(root, address, *force).map(|driver| match driver.is_empty() {
                 true => println!("{address}: without a driver, as before"),
                 false => println!("{address}: given back to {driver}"),
             })
@@ -104,7 +107,7 @@ fn explain(refusal: &BindRefusal) -> Failure {
     Failure::new(refusal.to_string(), refusal.help())
 }
 
-fn as_text(drives: &[MachineDrive]) -> String {
+fn as_text(root: &Path, drives: &[MachineDrive]) -> String {
     if drives.is_empty() {
         return "the machine has no NVMe drives\n".to_owned();
     }
@@ -124,16 +127,17 @@ fn as_text(drives: &[MachineDrive]) -> String {
             or_dash(drive.driver.clone()),
             or_dash(drive.iommu_group.map(|group| group.to_string())),
             or_dash(drive.numa_node.map(|node| node.to_string())),
-            used(drive),
+            used(root, drive),
         ]);
     }
     table.to_string()
 }
 
-fn used(drive: &MachineDrive) -> String {
-    let users: Vec<&str> = drive.users().collect();
+fn used(root: &Path, drive: &MachineDrive) -> String {
+    let mut users: Vec<String> = drive.users().map(str::to_owned).collect();
+    users.extend(openers(root, drive));
     match (users.as_slice(), drive.group_mates.as_slice()) {
-        ([], []) if drive.is_lent() => "corebay's".to_owned(),
+        ([], []) if drive.is_lent() => "free, lent to user space".to_owned(),
         ([], []) => "free".to_owned(),
         ([], mates) => format!("shares its group with {}", mates.join(", ")),
         (users, _) => users.join(", "),
@@ -155,7 +159,7 @@ fn size(bytes: u64) -> String {
     }
 }
 
-fn as_json(drives: &[MachineDrive]) -> Value {
+fn as_json(root: &Path, drives: &[MachineDrive]) -> Value {
     let drives: Vec<Value> = drives
         .iter()
         .map(|drive| {
@@ -177,6 +181,7 @@ fn as_json(drives: &[MachineDrive]) -> Value {
                 "numa_node": drive.numa_node,
                 "model": drive.model,
                 "serial": drive.serial,
+                "openers": openers(root, drive),
                 "namespaces": namespaces.collect::<Vec<_>>(),
             })
         })
@@ -213,9 +218,9 @@ mod tests {
             numa_node: Some(1),
             ..MachineDrive::default()
         };
-        let text = as_text(&[used, lent]);
+        let text = as_text(Path::new("/nonexistent"), &[used, lent]);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[1].contains("1.92 TB") && lines[1].ends_with("mounted on /srv"));
-        assert!(lines[2].contains("vfio-pci") && lines[2].ends_with("corebay's"));
+        assert!(lines[2].contains("vfio-pci") && lines[2].ends_with("lent to user space"));
     }
 }

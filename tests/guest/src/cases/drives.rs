@@ -27,7 +27,7 @@ pub const CASES: &[Case] = &[
 ];
 
 /// A disk of the configuration: a namespace of a drive.
-fn of_drive(drive: &Drive, nsid: u32) -> String {
+pub(super) fn of_drive(drive: &Drive, nsid: u32) -> String {
     format!(
         "nvme = {{ address = \"{}\", nsid = {nsid} }}",
         drive.address
@@ -46,13 +46,13 @@ fn listed(lab: &Lab, drive: &Drive) -> Result<Value> {
 }
 
 /// The drive's driver, as the kernel says it.
-fn driver(lab: &Lab, drive: &Drive) -> Result<String> {
+pub(super) fn driver(lab: &Lab, drive: &Drive) -> Result<String> {
     let link = format!("/sys/bus/pci/devices/{}/driver", drive.address);
     lab.guest.run(&format!("basename $(readlink {link})"))
 }
 
 /// Has a drive driven by corebay.
-fn lend(lab: &Lab, drive: &Drive) -> Result<()> {
+pub(super) fn lend(lab: &Lab, drive: &Drive) -> Result<()> {
     if driver(lab, drive)? != "vfio-pci" {
         let bind = format!("drives bind {}", drive.address);
         lab.inside()?.command(&lab.guest, &bind)?.success()?;
@@ -61,9 +61,9 @@ fn lend(lab: &Lab, drive: &Drive) -> Result<()> {
 }
 
 /// Has a drive driven by the kernel; gives the block device of a namespace.
-fn give_back(lab: &Lab, drive: &Drive, nsid: u32) -> Result<String> {
+pub(super) fn give_back(lab: &Lab, drive: &Drive, nsid: u32) -> Result<String> {
     if driver(lab, drive)? != "nvme" {
-        let unbind = format!("drives unbind {}", drive.address);
+        let unbind = format!("drives unbind --force {}", drive.address);
         lab.inside()?.command(&lab.guest, &unbind)?.success()?;
     }
     let script = format!(
@@ -79,7 +79,7 @@ fn give_back(lab: &Lab, drive: &Drive, nsid: u32) -> Result<String> {
 }
 
 /// Fails unless `corebay drives bind` refuses, and says why.
-fn refused(lab: &Lab, drive: &Drive, why: &str) -> Result<()> {
+pub(super) fn refused(lab: &Lab, drive: &Drive, why: &str) -> Result<()> {
     let before = driver(lab, drive)?;
     let bind = format!("drives bind {}", drive.address);
     let output = lab.inside()?.command(&lab.guest, &bind)?;
@@ -264,7 +264,7 @@ fn every_format_verified(lab: &mut Lab) -> Result<()> {
 }
 
 /// Fails unless the head of a device is a file's content.
-fn same(lab: &Lab, device: &str, file: &str) -> Result<()> {
+pub(super) fn same(lab: &Lab, device: &str, file: &str) -> Result<()> {
     let script = format!(
         "dd if={device} bs=1M count=8 iflag=direct status=none | cmp - {file} && echo same"
     );
@@ -274,7 +274,7 @@ fn same(lab: &Lab, device: &str, file: &str) -> Result<()> {
 }
 
 /// Fills a file at random, and writes it to the head of a device.
-fn put(lab: &Lab, device: &str, file: &str) -> Result<()> {
+pub(super) fn put(lab: &Lab, device: &str, file: &str) -> Result<()> {
     let script = format!(
         "head -c 8M /dev/urandom > {file}
          dd if={file} of={device} bs=1M oflag=direct conv=notrunc,fsync status=none"
@@ -289,7 +289,7 @@ fn attach(lab: &Lab, disk: String) -> Result<String> {
     Ok(lab.attach(1, "-i 1")?.1)
 }
 
-fn detach(lab: &Lab) -> Result<()> {
+pub(super) fn detach(lab: &Lab) -> Result<()> {
     lab.guest.run("nvme disconnect-all")?;
     lab.inside()?.stop(&lab.guest)
 }
@@ -363,7 +363,7 @@ fn calls(text: &str) -> Vec<(u64, u64)> {
         .collect()
 }
 
-fn still_runs(job: &Job, seconds: u64) -> Result<()> {
+pub(super) fn still_runs(job: &Job, seconds: u64) -> Result<()> {
     let ended = job.ends_within(Duration::from_secs(seconds))?;
     let said = ended.map(|output| output.said());
     ensure!(said.is_none(), "the load ended early: {said:?}");
@@ -424,7 +424,7 @@ fn without_the_drive(
 }
 
 /// Waits until the kernel has lost the drive of the slot.
-fn gone(lab: &Lab) -> Result<()> {
+pub(super) fn gone(lab: &Lab) -> Result<()> {
     let gone = format!("[ ! -e /sys/bus/pci/devices/{} ]", IN_A_SLOT.address);
     let waited = lab.guest.until(&gone, Duration::from_secs(30));
     waited.context("the kernel does not get the drive back")?;
@@ -432,7 +432,7 @@ fn gone(lab: &Lab) -> Result<()> {
 }
 
 /// Waits until a namespace can be read again at the host, by the block device that it had.
-fn ready_again(lab: &Lab, device: &str) -> Result<()> {
+pub(super) fn ready_again(lab: &Lab, device: &str) -> Result<()> {
     let reads = format!("dd if={device} of=/dev/null bs=4k count=1 iflag=direct status=none");
     let waited = lab.guest.until(&reads, Duration::from_secs(45));
     waited.context("the namespace does not become ready again")?;
@@ -440,7 +440,7 @@ fn ready_again(lab: &Lab, device: &str) -> Result<()> {
 }
 
 /// Puts the drive into its slot, if it is not there.
-fn put_back(lab: &Lab) -> Result<()> {
+pub(super) fn put_back(lab: &Lab) -> Result<()> {
     let there = format!("[ -e /sys/bus/pci/devices/{}/driver ]", IN_A_SLOT.address);
     let is_there = lab.guest.attempt(&there, Duration::from_secs(20))?.status == 0;
     if !is_there {
@@ -467,7 +467,7 @@ fn torn_out_under_load(lab: &mut Lab) -> Result<()> {
     without_the_drive(lab, tear_out, Duration::from_secs(20))
 }
 
-fn tear_out(lab: &Lab) -> Result<()> {
+pub(super) fn tear_out(lab: &Lab) -> Result<()> {
     // Slot Control, of the port's PCI Express capability (10h). Power and its indicator off, with no
     // event for the kernel: the drive is gone at once. Then all as it was, and the event for a slot that
     // is empty, as slots without a button have it.

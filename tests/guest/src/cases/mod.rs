@@ -10,6 +10,7 @@ mod association;
 mod commands;
 mod discovery;
 mod drives;
+mod drives_above;
 mod failures;
 mod features;
 mod filesystems;
@@ -85,6 +86,10 @@ pub fn groups() -> Vec<Group> {
         Group {
             hardware: Hardware::Drives,
             ..group("drives", "0", &[], drives::CASES)
+        },
+        Group {
+            hardware: Hardware::Drives,
+            ..group("drives_above", "0", &[], drives_above::CASES)
         },
     ]
 }

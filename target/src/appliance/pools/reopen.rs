@@ -1,0 +1,152 @@
+//! Pools whose disks were lost and are there again: each is given up at the loss and imported anew at
+//! the return, and hosts find their volumes by the namespaces that they had.
+//!
+//! Invariant: nothing that the pool of before has in flight reaches the disk that is there again. Its
+//! cores' ways lead to the drive that was lost, which is given up as a whole.
+//!
+//! # Order
+//! 1. The old pool takes nothing more, and no core gives a way to it any more. Its tasks end, and give
+//!    back its memory.
+//! 2. The pool is imported, as after a loss of power, and every core gets a way to it.
+//! 3. Each namespace is opened anew on every core, in place of the old one, and hosts are told.
+//!
+//! Where step 2 fails, the old pool stays as it is (failed), and the next return begins again.
+
+use std::{rc::Rc, sync::Arc};
+
+use corebay_conf::appliance::Namespace;
+use corebay_lvol::VolumeId;
+use tracing::{info, warn};
+
+use super::{
+    BUSY_STEP, Opening,
+    exports::Attached,
+    home::{Home, OpenPool},
+};
+use crate::appliance::environment::Medium;
+
+/// How often it is looked whether the memory of a pool that was given up is free.
+const MEMORY_STEPS: u32 = 1000;
+
+impl Home {
+    /// The pools on these disks are given up.
+    pub fn lose(&self, on: &[String]) {
+        for pool in self.pools.borrow().iter() {
+            if on.contains(&pool.on) {
+                warn!(pool = pool.pool.name(), on = pool.on, "its disk was lost");
+                pool.is_lost.set(true);
+                pool.pool.abandon();
+            }
+        }
+    }
+
+    /// Opens the pool on this disk anew: the disk is there again.
+    pub async fn reopen(&self, on: &str, medium: Medium) {
+        let _turn = self.turn.acquire(1).await;
+        let known = self
+            .book
+            .pools()
+            .iter()
+            .find(|known| known.on == on)
+            .cloned();
+        let Some(known) = known else { return };
+        let old = self
+            .pools
+            .borrow()
+            .iter()
+            .find(|pool| pool.on == on)
+            .cloned();
+        let opening = Opening {
+            on: on.to_owned(),
+            medium,
+            name: known.name,
+            create: false,
+            thresholds: (None, None),
+            force: false,
+            first_volume: None,
+            added: known.added,
+        };
+        let reopened = match &old {
+            Some(old) => self.open_instead(old, &opening).await,
+            None => self.open(&opening).await.map(drop),
+        };
+        match reopened {
+            Ok(()) => self.attach_all_kept().await,
+            Err(problem) => warn!(
+                pool = opening.name,
+                "its disk is there again, but not the pool: {problem}"
+            ),
+        }
+    }
+
+    async fn open_instead(&self, old: &Rc<OpenPool>, opening: &Opening) -> Result<(), String> {
+        old.pool.abandon();
+        self.close_everywhere(old.pool.uuid()).await;
+        self.free_memory(old).await?;
+        self.memory.borrow_mut().push(old.memory.clone());
+        let opened = self.open(opening).await;
+        let new = opened.inspect_err(|_| {
+            // It is still the old one's.
+            self.memory.borrow_mut().pop();
+        })?;
+        self.pools
+            .borrow_mut()
+            .retain(|pool| !Rc::ptr_eq(pool, old));
+        let attached = std::mem::take(&mut *old.attached.borrow_mut());
+        for (id, attached) in attached {
+            self.show_again(old, &new, id, &attached).await;
+        }
+        info!(pool = opening.name, on = opening.on, "opened again");
+        Ok(())
+    }
+
+    /// Waits until the tasks of a pool that was given up have ended.
+    async fn free_memory(&self, old: &Rc<OpenPool>) -> Result<(), String> {
+        for _ in 0..MEMORY_STEPS {
+            if old.memory.free_bytes() == old.memory.total_bytes() {
+                return Ok(());
+            }
+            self.core.reactor.sleep(BUSY_STEP).await;
+        }
+        Err("what it did before its disk was lost does not end".to_owned())
+    }
+
+    async fn show_again(
+        &self,
+        old: &Rc<OpenPool>,
+        new: &Rc<OpenPool>,
+        id: VolumeId,
+        attached: &Attached,
+    ) {
+        let (subsystem, nsid) = (&attached.subsystem, attached.nsid);
+        let uuid = |pool: &Rc<OpenPool>| pool.pool.volume(id).map(|record| record.uuid).ok();
+        let shown = match uuid(new) == uuid(old) {
+            true => {
+                let configured = self.configured(attached);
+                let configured = configured.as_ref();
+                self.show(new, id, subsystem, nsid, configured).await
+            }
+            false => Err("the pool does not have it any more".to_owned()),
+        };
+        if let Err(why) = shown {
+            warn!(subsystem = %subsystem.names.nqn, nsid, "not exported any more: {why}");
+            subsystem.remove_namespace(nsid);
+            self.detach_everywhere(subsystem, nsid).await;
+            self.tell(subsystem, nsid);
+        }
+    }
+
+    /// What the configuration says of a namespace, where it does.
+    fn configured(&self, attached: &Attached) -> Option<Namespace> {
+        let named = self.named.borrow();
+        let is_it = |named: &&super::NamedVolume| {
+            Arc::ptr_eq(&named.subsystem, &attached.subsystem)
+                && named.namespace.nsid == attached.nsid
+        };
+        let found = named
+            .iter()
+            .filter(|_| !attached.medium.by_pool)
+            .find(is_it);
+        found.map(|named| named.namespace.clone())
+    }
+}
