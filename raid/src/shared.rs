@@ -192,7 +192,9 @@ impl Shared {
 
     /// A state is on the members: from now on it counts.
     pub(crate) fn publish(&self, state: &ArrayState) {
-        *self.state() = state.clone();
+        // Held until all follows it: no rebuild advances meanwhile.
+        let mut current = self.state();
+        *current = state.clone();
         let (mut delta, mut rebuilding) = (Set::default(), Set::default());
         for (role, record) in state.roles.iter().enumerate() {
             let stripes = match record.state {
@@ -247,9 +249,16 @@ impl Shared {
         self.good[role].load(Ordering::SeqCst)
     }
 
-    /// A rebuild has done so many stripes of a role. With the last of them locked.
-    pub(crate) fn advance(&self, role: usize, stripes: u64) {
-        self.good[role].store(stripes, Ordering::SeqCst);
+    /// A rebuild that had done `from` stripes of a role has done so many. With the last of them locked.
+    /// False where the role has failed meanwhile.
+    pub(crate) fn advance(&self, role: usize, from: u64, stripes: u64) -> bool {
+        let state = self.state();
+        let rebuilding = matches!(state.roles[role].state, RoleState::Rebuilding { .. });
+        let (done, looked) = (Ordering::SeqCst, Ordering::SeqCst);
+        rebuilding
+            && self.good[role]
+                .compare_exchange(from, stripes, done, looked)
+                .is_ok()
     }
 
     /// True where a role's member holds what it should at a stripe.

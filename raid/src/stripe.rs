@@ -24,7 +24,7 @@ use crate::{
     geometry::{Band, ROLES_MAX},
     kernels::DATA_MAX,
     read::{Recover, gather, make, recover_locked},
-    shared::{Set, Tally},
+    shared::{Set, Shared, Tally},
     state::RoleState,
     sweep::{Scrubbed, SweepError},
     write::encode,
@@ -44,6 +44,8 @@ pub(crate) struct Run {
     /// What a check has found.
     pub(crate) found: RefCell<Scrubbed>,
     failed: Cell<Option<SweepError>>,
+    /// Of a rebuild: which of the role's members in turn it is for.
+    incarnation: Cell<u32>,
 }
 
 impl Run {
@@ -54,6 +56,26 @@ impl Run {
 
     fn fail(&self, error: SweepError) {
         self.failed.set(self.failed.get().or(Some(error)));
+    }
+
+    /// It is a rebuild for the member that a role has now.
+    pub(crate) fn is_for(&self, shared: &Shared, role: usize) {
+        self.incarnation.set(shared.manners.incarnation(role));
+    }
+
+    /// True while a rebuild has something to do: the role's member has neither failed nor returned or
+    /// been replaced since, which begins anew.
+    pub(crate) fn goes_on(&self, shared: &Shared, role: usize) -> bool {
+        if self.failed().is_some() {
+            return false;
+        }
+        let state = shared.state().roles[role].state;
+        let same = shared.manners.incarnation(role) == self.incarnation.get();
+        let good = same && matches!(state, RoleState::Rebuilding { .. });
+        if !good {
+            self.fail(SweepError::State(state));
+        }
+        good
     }
 }
 
@@ -71,20 +93,17 @@ pub(crate) async fn work<D: Disk>(core: &Core<D>, work: Work) {
 async fn rebuild<D: Disk>(core: &Core<D>, run: &Run, role: usize, stripe: u64) {
     let shared = &core.shared;
     let locked = shared.stripes.acquire(&core.parking, stripe).await;
-    if run.failed().is_none() && !shared.is_good(role, stripe) {
+    if run.goes_on(shared, role) && !shared.is_good(role, stripe) {
         let done = rebuild_stripe(core, role, stripe).await;
-        let state = shared.state().roles[role].state;
-        match done {
-            Err(error) => run.fail(error),
-            Ok(()) if matches!(state, RoleState::Rebuilding { .. }) => {}
-            Ok(()) => run.fail(SweepError::State(state)),
+        if let Err(error) = done {
+            run.fail(error);
         }
     }
-    let in_turn = || (shared.good(role) >= stripe || run.failed().is_some()).then_some(());
+    let in_turn = || (!run.goes_on(shared, role) || shared.good(role) >= stripe).then_some(());
     core.parking.until(in_turn).await;
     // With the stripe locked: a write that comes next includes the role.
-    if run.failed().is_none() && shared.good(role) == stripe {
-        shared.advance(role, stripe + 1);
+    if run.goes_on(shared, role) && shared.good(role) == stripe {
+        shared.advance(role, stripe, stripe + 1);
     }
     shared.stripes.release(locked);
 }
@@ -404,17 +423,26 @@ async fn check_legs<D: Disk>(
     let Some(first) = legs.iter().position(|&leg| !wanting.has(leg)) else {
         return Err(DiskError::UnrecoveredRead);
     };
-    if legs.iter().any(|&leg| ends.unreadable.has(leg)) {
-        // Block by block, another leg may have what this one has not.
-        read_leg(core, stripe, strip, rows, one(scratch[first].clone())).await?;
-    }
-    let mut differed = false;
+    let mut differ = Set::default();
     for (place, &role) in legs.iter().enumerate() {
-        let same = !wanting.has(role) && scratch[place].bytes()[..] == scratch[first].bytes()[..];
-        if place != first && !same && !ends.failed.has(role) {
-            differed |= !wanting.has(role);
-            write_rows(core, role, stripe, rows, one(scratch[first].clone())).await?;
+        if !wanting.has(role) && scratch[place].bytes()[..] != scratch[first].bytes()[..] {
+            differ = differ.with(role);
         }
     }
-    Ok(differed)
+    let mut stale = differ;
+    if legs.iter().any(|&leg| ends.unreadable.has(leg)) {
+        // Block by block, another leg may have what this one has not. Where legs differ, that may be
+        // something else than the first one holds.
+        read_leg(core, stripe, strip, rows, one(scratch[first].clone())).await?;
+        let is_stale = |(place, role): &(usize, usize)| {
+            let unknown = *place == first || wanting.has(*role);
+            unknown || scratch[*place].bytes()[..] != scratch[first].bytes()[..]
+        };
+        let places = legs.iter().copied().enumerate().filter(is_stale);
+        stale = places.map(|(_, role)| role).collect();
+    }
+    for role in stale.without(ends.failed).iter() {
+        write_rows(core, role, stripe, rows, one(scratch[first].clone())).await?;
+    }
+    Ok(!differ.is_empty())
 }

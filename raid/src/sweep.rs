@@ -298,12 +298,13 @@ impl<D: Disk> Array<D> {
     /// Where the role is not rebuilding (any more), or what it needs is lost.
     pub async fn rebuild(&self, role: usize, pace: Pace) -> Result<(), SweepError> {
         let (core, shared) = (&self.core, &self.core.shared);
+        let mut convoy = Convoy::new(core, pace, shared.geometry.data() + 1);
+        convoy.run.is_for(shared, role);
         let state = shared.state().roles[role].state;
-        if !matches!(state, RoleState::Rebuilding { .. }) {
+        if !convoy.run.goes_on(shared, role) {
             return Err(SweepError::State(state));
         }
         core.give_zone(role).await?;
-        let mut convoy = Convoy::new(core, pace, shared.geometry.data() + 1);
         let swept = self.rebuild_stripes(role, &mut convoy).await;
         let swept = swept.and(convoy.drain().await);
         if swept == Err(SweepError::Halted) {
@@ -312,7 +313,7 @@ impl<D: Disk> Array<D> {
         swept?;
         core.flush_members().await?;
         core.change(|state| {
-            let rebuilt = matches!(state.roles[role].state, RoleState::Rebuilding { .. });
+            let rebuilt = convoy.run.goes_on(shared, role);
             if rebuilt {
                 state.roles[role].state = RoleState::Active;
             }
@@ -336,13 +337,19 @@ impl<D: Disk> Array<D> {
         let mut next = shared.good(role);
         let mut recorded = next;
         while next < total {
+            if !convoy.run.goes_on(shared, role) {
+                return convoy.drain().await;
+            }
             if shared.is_good(role, next) {
                 // What a member that returned has not missed counts already, locked or not.
                 convoy.drain().await?;
                 let region = shared.dirty.region_stripes();
                 let end = (next / region + 1) * region;
+                let from = next;
                 next = end.min(total);
-                shared.advance(role, next);
+                if !shared.advance(role, from, next) {
+                    return Err(SweepError::State(shared.state().roles[role].state));
+                }
             } else {
                 let stripe = next;
                 convoy.start(|run| Work::Rebuild(run, role, stripe)).await?;

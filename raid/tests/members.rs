@@ -384,6 +384,87 @@ fn a_scrub_finds_and_mends_what_changed_by_itself() {
     }
 }
 
+#[test]
+fn legs_that_differ_agree_after_a_scrub_that_could_not_read_one_of_them_at_once() {
+    for roles in [2, 3] {
+        let mut rig = Rig::new(small(Level::Mirrored, roles, BlockSize::B512), false);
+        let array = rig.all();
+        rig.work(&array, 15);
+        let first = array.assembled().geometry().row_lba(1, 0).0;
+        rig.machine.media[0].borrow_mut().bad_once.insert(first);
+        rig.machine.media[1].borrow_mut().corrupt(first + 1);
+        let _ = rig.mismatches(&array);
+        assert_eq!(rig.mismatches(&array), 0, "{roles} legs");
+    }
+}
+
+/// Lets everybody have so many turns.
+async fn turns(count: usize) {
+    let mut left = count;
+    std::future::poll_fn(|context| {
+        if left == 0 {
+            return std::task::Poll::Ready(());
+        }
+        left -= 1;
+        context.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
+}
+
+#[test]
+fn a_rebuild_ends_when_its_member_fails_amid_it_and_spoils_nothing_of_the_next() {
+    let mut rig = Rig::new(small(Level::Raid5, 4, BlockSize::B512), false);
+    let array = rig.all();
+    rig.work(&array, 15);
+    let failing = array.clone();
+    let failed = async move { failing.give_up(1).await };
+    rig.bench.run(failed).unwrap().unwrap();
+    rig.work(&array, 5);
+    drop(array);
+    for count in (0..90).step_by(3) {
+        let power = Power::new(count as u64, false);
+        let (machine, bench) = (rig.machine.fork(&power), Bench::new(&power));
+        let (array, _) = machine.assemble(&bench, &machine.all()).unwrap().unwrap();
+        array.set_member(1, Some(machine.disk(1)));
+        let returning = array.clone();
+        let returned = bench.run(async move { returning.take_back(1).await });
+        returned.unwrap().unwrap();
+        let ended = Rc::new(RefCell::new(None));
+        let (rebuilding, into) = (array.clone(), ended.clone());
+        let task: std::pin::Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
+            let outcome = rebuilding.rebuild(1, Pace::default()).await;
+            *into.borrow_mut() = Some(outcome);
+        });
+        assert!(bench.reactor.spawn(task).is_ok());
+        let failing = array.clone();
+        let back = bench.run(async move {
+            turns(count).await;
+            failing.give_up(1).await?;
+            failing.take_back(1).await
+        });
+        back.unwrap().unwrap();
+        for _ in 0..200 {
+            if ended.borrow().is_none() {
+                bench.run(turns(100)).unwrap();
+            }
+        }
+        assert!(ended.borrow().is_some(), "after {count} turns it hangs");
+        if array.assembled().state().is_whole() {
+            continue;
+        }
+        let again = array.clone();
+        let rebuilt = bench.run(async move { again.rebuild(1, Pace::default()).await });
+        rebuilt.unwrap().unwrap();
+        let scrubbed = bench.run(async move { array.scrub(Pace::default()).await });
+        assert_eq!(
+            scrubbed.unwrap().unwrap().mismatch_count,
+            0,
+            "{count} turns"
+        );
+    }
+}
+
 fn superblock_copy(rig: &Rig, member: usize, offset: u64) {
     let block = rig.machine.geometry.block_size().bytes() as u64;
     rig.machine.media[member]

@@ -74,6 +74,8 @@ pub struct Medium {
     order: u64,
     /// Blocks that cannot be read until they are written.
     pub bad: BTreeSet<u64>,
+    /// Blocks whose next read fails, and no other one.
+    pub bad_once: BTreeSet<u64>,
     /// Every operation fails from now on.
     pub gone: bool,
 }
@@ -93,6 +95,7 @@ impl Medium {
             cached: BTreeMap::new(),
             order: 0,
             bad: BTreeSet::new(),
+            bad_once: BTreeSet::new(),
             gone: false,
         }
     }
@@ -256,7 +259,13 @@ impl Disk for PowerDisk {
         let paused = self.pause().await;
         drop(pins);
         paused?;
-        let medium = self.medium.borrow();
+        let blocks = at.0..at.0 + self.blocks_of(into);
+        let mut medium = self.medium.borrow_mut();
+        let failing = medium.bad_once.range(blocks).next().copied();
+        if let Some(once) = failing {
+            medium.bad_once.remove(&once);
+            return Err(DiskError::UnrecoveredRead);
+        }
         let mut lba = at.0;
         for buffer in into {
             let mut buffer = buffer.clone();
