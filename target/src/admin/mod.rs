@@ -12,7 +12,7 @@ use std::rc::Rc;
 use corebay_core::buffer::Buffer;
 use corebay_nvme::spec::{
     command::{
-        SubmissionEntry,
+        Fuse, SubmissionEntry,
         admin::{self, ABORT_NOT_ABORTED, Abort, GetFeatures, GetLogPage, SetFeatures},
     },
     identify::IDENTIFY_BYTES,
@@ -35,6 +35,9 @@ pub fn prepare<E: Environment, W: Wire>(
     binding: &Binding<E>,
     sqe: &SubmissionEntry,
 ) -> Result<Prepared<E>, Status> {
+    if sqe.fuse() != Fuse::Normal {
+        return Err(Status::INVALID_FIELD.with_dnr());
+    }
     let discovery = binding.controller.subsystem.is_discovery();
     let transfer = match sqe.opc {
         admin::IDENTIFY => Transfer::ToHost(IDENTIFY_BYTES),

@@ -18,7 +18,7 @@ use corebay_core::{
 };
 use corebay_nvme::spec::{
     command::{
-        Fuse, Psdt, SubmissionEntry,
+        Fuse, SubmissionEntry,
         nvm::{self, Copy, DatasetManagement, ReadWrite, WriteZeroes},
     },
     status::Status,
@@ -108,9 +108,6 @@ pub fn prepare<E: Environment>(
     sqe: &SubmissionEntry,
 ) -> Result<Prepared<E>, Status> {
     let fuse = check_fuse(sqe)?;
-    if sqe.psdt() == Psdt::Prp {
-        return Err(Status::INVALID_FIELD.with_dnr());
-    }
     let check = Check { core, binding, sqe };
     let (operation, transfer) = match sqe.opc {
         nvm::READ => {

@@ -37,7 +37,7 @@ use corebay_core::{
     units::{CoreId, Time},
 };
 use corebay_nvme::spec::{
-    command::{Fuse, SubmissionEntry},
+    command::{Fuse, Psdt, SubmissionEntry},
     completion::CompletionEntry,
     status::{SCT_MEDIA, Status},
 };
@@ -508,12 +508,17 @@ impl<E: Environment, W: Wire> Queue<E, W> {
             None => Err(Status::COMMAND_SEQUENCE_ERROR.with_dnr()),
             Some(binding) => {
                 let (lifecycle, is_admin) = (&binding.controller.lifecycle, binding.qid == 0);
-                if is_admin && lifecycle.is_ready() {
-                    admin::prepare(self, binding, sqe)
+                let prepared = if is_admin && lifecycle.is_ready() {
+                    admin::prepare(self, binding, sqe)?
                 } else if !is_admin && lifecycle.accepts_io() {
-                    io::prepare(&self.core, binding, sqe)
+                    io::prepare(&self.core, binding, sqe)?
                 } else {
-                    Err(Status::COMMAND_SEQUENCE_ERROR.with_dnr())
+                    return Err(Status::COMMAND_SEQUENCE_ERROR.with_dnr());
+                };
+                // Fabrics know SGLs only; without data the pointer means nothing (Base, 4.1.1).
+                match (&prepared.transfer, sqe.psdt()) {
+                    (Transfer::None, _) | (_, Psdt::Sgl | Psdt::SglMetadataSgl) => Ok(prepared),
+                    (_, Psdt::Prp | Psdt::Reserved) => Err(Status::INVALID_FIELD.with_dnr()),
                 }
             }
         }

@@ -14,9 +14,10 @@ use corebay_core::{
 };
 use corebay_nvme::spec::{
     command::{
-        SubmissionEntry, admin,
+        Fuse, SubmissionEntry, admin,
         nvm::{self, CopyRangeFormat0, DsmRange},
     },
+    sgl::SglDescriptor,
     status::Status,
 };
 use zerocopy::IntoBytes;
@@ -582,4 +583,36 @@ fn features_with_data() {
     behavior[0] = 2;
     let done = association.admin.command(sqe, Payload::Capsule(&behavior));
     assert_status(&done, Status::INVALID_FIELD);
+}
+
+/// Base, section 4.1.1: PSDT of a command with data must name an SGL, and no admin command is fused.
+#[test]
+fn other_data_pointers_and_fused_admin_commands_are_refused() {
+    let world = world();
+    let (mut association, mut queue) = Host::new(&world, 1).with_queue(16);
+    for (flags, status) in [
+        (0x40, Status::SUCCESS),
+        (0x80, Status::SUCCESS),
+        (0x00, Status::INVALID_FIELD.with_dnr()),
+        (0xc0, Status::INVALID_FIELD.with_dnr()),
+    ] {
+        let mut identify = admin::identify(1, 0, 0).with_sgl(SglDescriptor::transport(4096));
+        identify.flags = flags;
+        let cid = association.admin.submit_as_is(identify, &[]);
+        assert_eq!(association.admin.complete(cid).status, status, "{flags:#x}");
+        let mut read = nvm::read(1, 0, 1).with_sgl(SglDescriptor::transport(4096));
+        read.flags = flags;
+        let cid = queue.submit_as_is(read, &[]);
+        assert_eq!(queue.complete(cid).status, status, "{flags:#x}");
+        // Without data, the pointer means nothing.
+        let mut flush = nvm::flush(1);
+        flush.flags = flags;
+        let cid = queue.submit_as_is(flush, &[]);
+        assert_eq!(queue.complete(cid).status, Status::SUCCESS, "{flags:#x}");
+    }
+    for fuse in [Fuse::First, Fuse::Second] {
+        let identify = admin::identify(1, 0, 0).with_fuse(fuse);
+        let done = association.admin.command(identify, Payload::ToHost(4096));
+        assert_eq!(done.status, Status::INVALID_FIELD.with_dnr());
+    }
 }
