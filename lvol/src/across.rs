@@ -159,15 +159,19 @@ impl VolumeHandle {
     }
 }
 
-/// What is asked of the home core.
-#[derive(Debug)]
+/// What is asked of the home core. What may change a volume carries a count of its own among the
+/// volume's writers, so that whoever freezes the volume waits for it, whatever became of who asked.
 pub(crate) enum Ask {
     /// Show where a block lies.
     LookUp { volume: u32, block: u64 },
     /// A slow write begins.
     Begin { volume: u32, blocks: Range<u64> },
     /// Its data are where they belong, or could not be written.
-    Finish { ticket: u64, is_written: bool },
+    Finish {
+        ticket: u64,
+        is_written: bool,
+        _writing: Counted,
+    },
     /// It will not be finished.
     GiveUp { ticket: u64 },
     /// The core has ended: nor will anything else that it began.
@@ -177,7 +181,24 @@ pub(crate) enum Ask {
         volume: u32,
         blocks: Range<u64>,
         keep: bool,
+        _writing: Counted,
     },
+}
+
+/// One of a volume's writers, as long as it is there.
+pub(crate) struct Counted(Arc<FlatVolume>);
+
+impl Counted {
+    fn new(flat: &Arc<FlatVolume>) -> Self {
+        flat.counts.writers.fetch_add(1, Ordering::SeqCst);
+        Self(flat.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.counts.writers.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// The home core's answer.
@@ -290,9 +311,10 @@ impl<D: Disk> PoolCore<D> {
 
     pub(crate) async fn begin_write(
         &self,
-        volume: u32,
+        flat: &Arc<FlatVolume>,
         blocks: Range<u64>,
     ) -> Result<Begun<'_, D>, PoolError> {
+        let volume = flat.id;
         match &self.seat {
             Seat::Home(shared) => {
                 let write = shared.begin_write(volume, blocks).await?;
@@ -302,6 +324,7 @@ impl<D: Disk> PoolCore<D> {
                 Reply::Begun { ticket, extents } => Ok(Begun::There {
                     begun: Ticket {
                         away,
+                        flat: flat.clone(),
                         ticket: Some(ticket),
                     },
                     extents,
@@ -313,10 +336,11 @@ impl<D: Disk> PoolCore<D> {
 
     pub(crate) async fn clear(
         &self,
-        volume: u32,
+        flat: &Arc<FlatVolume>,
         blocks: Range<u64>,
         keep: bool,
     ) -> Result<(), PoolError> {
+        let volume = flat.id;
         match &self.seat {
             Seat::Home(shared) => shared.clear(volume, blocks, keep).await,
             Seat::Away(away) => {
@@ -324,6 +348,7 @@ impl<D: Disk> PoolCore<D> {
                     volume,
                     blocks,
                     keep,
+                    _writing: Counted::new(flat),
                 };
                 away.ask(ask).await.map(drop)
             }
@@ -358,6 +383,7 @@ pub(crate) enum Begun<'a, D: Disk> {
 /// A slow write that the home core knows by a number.
 pub(crate) struct Ticket<'a> {
     away: &'a Away,
+    flat: Arc<FlatVolume>,
     ticket: Option<u64>,
 }
 
@@ -375,7 +401,11 @@ impl<D: Disk> Begun<'_, D> {
             Self::Here(shared, write) => shared.finish_write(write, is_written).await,
             Self::There { mut begun, .. } => {
                 let ticket = begun.ticket.take().expect("it is finished once");
-                let ask = Ask::Finish { ticket, is_written };
+                let ask = Ask::Finish {
+                    ticket,
+                    is_written,
+                    _writing: Counted::new(&begun.flat),
+                };
                 begun.away.ask(ask).await.map(drop)
             }
         }
@@ -656,7 +686,9 @@ impl<D: Disk> Shared<D> {
                 self.desk.writes.borrow_mut().insert(ticket, (from, write));
                 return Ok(Reply::Begun { ticket, extents });
             }
-            Ask::Finish { ticket, is_written } => {
+            Ask::Finish {
+                ticket, is_written, ..
+            } => {
                 let write = self.desk.writes.borrow_mut().remove(ticket);
                 // A core that has ended has given it up.
                 let Some((_, write)) = write else {
@@ -668,6 +700,7 @@ impl<D: Disk> Shared<D> {
                 volume,
                 blocks,
                 keep,
+                ..
             } => self.clear(*volume, blocks.clone(), *keep).await?,
             Ask::GiveUp { .. } | Ask::Leave => {}
         }

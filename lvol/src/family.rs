@@ -231,8 +231,11 @@ impl<D: Disk> Shared<D> {
             let Some(missing) = missing else { break };
             self.load(missing).await?;
         }
-        // Notes which of them are its own.
-        self.state.borrow_mut().own_target(volume, index)?;
+        // Notes which of them are its own; not while writes are on their way to another extent, as
+        // others would then write in place what is being copied.
+        if !self.is_staged(volume, index) {
+            self.state.borrow_mut().own_target(volume, index)?;
+        }
         let end = blocks.min((index + 1) * PER_EXTENT);
         let mut range = index * PER_EXTENT..index * PER_EXTENT;
         let mut shared = false;

@@ -428,6 +428,8 @@ impl<D: Disk> Pool<D> {
         self.check_space(growth)?;
         let _frozen = self.freeze([id.0]).await;
         if blocks < record.blocks {
+            // A write that was given up may have left its record: it maps blocks that are to be cut.
+            self.shared.drained().await;
             if !cut && self.is_mapped(id.0, blocks, record.blocks).await? {
                 return Err(PoolError::InUse);
             }

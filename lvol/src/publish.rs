@@ -298,6 +298,7 @@ impl<D: Disk> Shared<D> {
     /// Reads what is missing, so that other cores find where a block lies.
     pub async fn look_up(&self, volume: u32, block: u64) -> Result<(), PoolError> {
         self.run(volume, block, block + 1).await?;
+        self.check_end(volume, &(block..block + 1))?;
         self.publish(volume, block / BLOCKS_PER_EXTENT as u64);
         Ok(())
     }

@@ -201,7 +201,10 @@ impl<D: Disk> SlowWrite<D> {
 impl<D: Disk> Drop for SlowWrite<D> {
     fn drop(&mut self) {
         if !self.ended {
-            self.shared.common.epochs.abandon();
+            // Without extents it was still waiting, and the disk knows nothing of it.
+            if !self.extents.is_empty() {
+                self.shared.common.epochs.abandon();
+            }
             for extent in &self.extents {
                 self.shared.state.borrow_mut().pin(*extent);
             }
@@ -249,24 +252,18 @@ impl<D: Disk> Shared<D> {
             write.end();
             return Err(error);
         }
-        for (at, part) in parts_of(blocks).enumerate() {
-            let target = match self.try_target(volume, &part) {
-                Ok(Try::Got(extent, own)) => Ok((extent, own)),
-                Ok(_) => self.target(volume, &part).await,
-                Err(error) => Err(error),
-            };
-            match target {
-                Ok((extent, own)) => {
-                    write.extents.push(extent);
-                    write.own |= u16::from(own) << at;
-                }
-                Err(error) => {
-                    write.end();
-                    return Err(error);
-                }
+        let found = match self.try_targets(&mut write) {
+            Ok(Try::Got) => Ok(()),
+            Ok(_) => self.targets(&mut write).await,
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok(()) => Ok(write),
+            Err(error) => {
+                write.end();
+                Err(error)
             }
         }
-        Ok(write)
     }
 
     /// The data of a slow write are where they belong, or could not be written.
@@ -296,10 +293,10 @@ impl<D: Disk> Shared<D> {
         self.committed(ticket).await
     }
 
-    async fn target(&self, volume: u32, part: &Range<u64>) -> Result<(Extent, bool), PoolError> {
+    async fn targets(&self, write: &mut SlowWrite<D>) -> Result<(), PoolError> {
         loop {
-            match self.try_target(volume, part)? {
-                Try::Got(extent, own) => return Ok((extent, own)),
+            match self.try_targets(write)? {
+                Try::Got => return Ok(()),
                 Try::Load(missing) => self.load(missing).await?,
                 Try::Wait if self.is_abandoned() => return Err(PoolError::NoSpace),
                 Try::Wait => {
@@ -314,38 +311,62 @@ impl<D: Disk> Shared<D> {
         }
     }
 
-    /// The extent that new blocks of a volume's extent go to, and whether these blocks are the volume's
-    /// own already. It is pinned until the last write to it ends.
-    fn try_target(&self, volume: u32, part: &Range<u64>) -> Result<Try, PoolError> {
-        let index = part.start / PER_EXTENT;
+    /// Finds the extents that a write's blocks go to, and which of the blocks are the volume's own
+    /// already. They are pinned until the last write to them ends.
+    ///
+    /// All that have to be taken are taken at once, or none: whoever waits for more holds none that
+    /// others, or it itself, could be waiting for.
+    fn try_targets(&self, write: &mut SlowWrite<D>) -> Result<Try, PoolError> {
+        let volume = write.volume;
         let state = &mut *self.state.borrow_mut();
         let mut all = self.turns.staged.borrow_mut();
-        let staged = all
-            .get_mut(&(volume, index))
-            .expect("its blocks were taken");
-        if let Some(extent) = staged.extent {
-            return Ok(Try::Got(extent, state.is_own(volume, part)));
-        }
-        if let Some(missing) = state.missing_for(volume, leaf_place(index).0)? {
-            return Ok(Try::Load(missing));
-        }
-        let own = state.own_target(volume, index)?;
-        let extent = match own {
-            Some(extent) => extent,
-            None => {
-                let reserved = state.volume(volume)?.unused_reservation();
-                match state.try_extent(reserved) {
-                    Attempt::Got(extent) => extent,
-                    Attempt::Load(page) => return Ok(Try::Load(Missing::Counts(page))),
-                    Attempt::Full => return Err(PoolError::NoSpace),
-                    Attempt::Wait => return Ok(Try::Wait),
-                }
+        let mut found: ArrayVec<Option<Extent>, WRITE_EXTENTS_MAX> = ArrayVec::new();
+        for part in parts_of(write.blocks.clone()) {
+            let index = part.start / PER_EXTENT;
+            let staged = all.get(&(volume, index)).and_then(|staged| staged.extent);
+            if staged.is_none()
+                && let Some(missing) = state.missing_for(volume, leaf_place(index).0)?
+            {
+                return Ok(Try::Load(missing));
             }
-        };
-        state.pin(extent);
-        staged.extent = Some(extent);
-        let own = own.is_some() && state.is_own(volume, part);
-        Ok(Try::Got(extent, own))
+            found.push(match staged {
+                Some(extent) => Some(extent),
+                None => state.own_target(volume, index)?,
+            });
+        }
+        let count = found.iter().filter(|extent| extent.is_none()).count();
+        let mut fresh: ArrayVec<Extent, WRITE_EXTENTS_MAX> = ArrayVec::new();
+        if count > 0 {
+            let reserved = state.volume(volume)?.unused_reservation();
+            match state.try_extents(reserved, count, &mut fresh) {
+                Attempt::Got(_) => {}
+                Attempt::Load(page) => return Ok(Try::Load(Missing::Counts(page))),
+                Attempt::Full => return Err(PoolError::NoSpace),
+                Attempt::Wait => return Ok(Try::Wait),
+            }
+        }
+        let mut fresh = fresh.into_iter();
+        for (at, part) in parts_of(write.blocks.clone()).enumerate() {
+            let taken = found[at].or_else(|| fresh.next());
+            let extent = taken.expect("as many as were missing");
+            let staged = all.get_mut(&(volume, part.start / PER_EXTENT));
+            let staged = staged.expect("its blocks were taken");
+            if staged.extent.is_none() {
+                state.pin(extent);
+                staged.extent = Some(extent);
+            }
+            write.extents.push(extent);
+            write.own |= u16::from(state.is_own(volume, &part, extent)) << at;
+        }
+        Ok(Try::Got)
+    }
+
+    /// True where slow writes are on their way to an extent of a volume: what they have been given
+    /// is where its new blocks go, and nothing else.
+    pub fn is_staged(&self, volume: u32, index: u64) -> bool {
+        let all = self.turns.staged.borrow();
+        let staged = all.get(&(volume, index));
+        staged.is_some_and(|staged| staged.extent.is_some())
     }
 
     fn unpin(&self, extent: Extent) {
@@ -354,13 +375,13 @@ impl<D: Disk> Shared<D> {
     }
 }
 
-/// An attempt to get an extent for a write.
+/// An attempt to get the extents for a write.
 enum Try {
-    /// It is pinned; true where the blocks are the volume's own already.
-    Got(Extent, bool),
+    /// They are the write's.
+    Got,
     /// This page is needed first.
     Load(Missing),
-    /// None is free now, but some will be.
+    /// Too few are free now, but some will be.
     Wait,
 }
 

@@ -254,7 +254,7 @@ impl<D: Disk> Volume<D> {
         _writing: Writing<'_>,
     ) -> Result<(), DiskError> {
         let blocks = at.0..at.0 + blocks;
-        let begun = self.core.begin_write(self.flat.id, blocks).await?;
+        let begun = self.core.begin_write(&self.flat, blocks).await?;
         let place = self.place(begun.extents()[0], at.0);
         let written = self.core.disk.write(place, from, durability).await;
         let shown = begun.finish(written.is_ok()).await;
@@ -267,7 +267,7 @@ impl<D: Disk> Volume<D> {
         from: &[Buffer],
         durability: Durability,
     ) -> Result<(), DiskError> {
-        let begun = self.core.begin_write(self.flat.id, blocks.clone()).await?;
+        let begun = self.core.begin_write(&self.flat, blocks.clone()).await?;
         let shift = self.core.common.info.block_size.shift();
         let mut written = Ok(());
         for (extent, part) in begun.extents().into_iter().zip(parts_of(blocks.clone())) {
@@ -300,7 +300,7 @@ impl<D: Disk> Volume<D> {
                 continue;
             };
             let range = at.0..at.0 + blocks;
-            let cleared = Box::pin(self.core.clear(self.flat.id, range, keep)).await;
+            let cleared = Box::pin(self.core.clear(&self.flat, range, keep)).await;
             return cleared.map_err(DiskError::from);
         }
     }
@@ -343,6 +343,8 @@ impl<D: Disk> Disk for Volume<D> {
         let blocks = self.check_buffers(at, into)?;
         if self.flat.qos.is_limited() {
             self.admit(Direction::Read, blocks).await;
+            // It may have become smaller meanwhile.
+            self.check(at, blocks)?;
         }
         let look = self.core.looks.begin();
         match self.run(at.0, at.0 + blocks) {

@@ -229,3 +229,38 @@ fn what_waited_while_the_volume_shrank_is_refused() {
     bench.finish(&write);
     assert_eq!(write[0].take(), Ok(()));
 }
+
+#[test]
+fn a_read_that_waited_while_the_volume_shrank_finds_no_other_blocks() {
+    const FAR: u64 = 1 << 20;
+    let mut bench = Bench::new();
+    let id = bench.id;
+    let resize = |bench: &mut Bench, blocks| {
+        let pool = bench.node.pool.clone();
+        let resized = (bench.node.core).spawn(async move { pool.resize(id, blocks, true).await });
+        bench.finish(std::slice::from_ref(&resized));
+        resized.take().unwrap();
+    };
+    let read = |bench: &Bench, at| {
+        let (volume, buffer) = (bench.volumes[0].clone(), bench.node.core.buffer(4096));
+        bench.node.core.spawn(async move {
+            let read = volume.read(Lba(at), std::slice::from_ref(&buffer)).await;
+            read.map(|()| buffer.bytes().iter().all(|byte| *byte == 0))
+        })
+    };
+    resize(&mut bench, FAR + 1024);
+    bench.set(Limits {
+        read_operations: rate(10, 1),
+        ..Limits::default()
+    });
+    let waiting = [0, 1, FAR].map(|at| read(&bench, at));
+    resize(&mut bench, BLOCKS);
+    bench.finish(&waiting);
+    assert_eq!(waiting[0].take(), Ok(false));
+    assert_eq!(waiting[2].take(), Err(DiskError::OutOfRange));
+    resize(&mut bench, FAR + 1024);
+    bench.set(Limits::default());
+    let again = read(&bench, FAR);
+    bench.finish(std::slice::from_ref(&again));
+    assert_eq!(again.take(), Ok(true));
+}

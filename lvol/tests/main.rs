@@ -23,3 +23,4 @@ use corebay_conformance::counting::Counting;
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
+mod waits;

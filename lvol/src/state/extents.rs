@@ -10,6 +10,8 @@
 
 use std::collections::HashMap;
 
+use arrayvec::ArrayVec;
+
 use super::{State, corrupt};
 use crate::{
     error::PoolError,
@@ -190,17 +192,34 @@ impl State {
         (self.extents.unreferenced - busy).saturating_sub(kept)
     }
 
-    /// An extent for data, for somebody who has reserved `own` of them.
-    pub fn try_extent(&mut self, own: u64) -> Attempt {
-        if self.available(own) > 0 {
-            return self.find_extent();
+    /// So many extents for data, for somebody who has reserved `own` of them: all of them, of which the
+    /// last one is told, or none. Whoever is told to wait holds none that are counted here.
+    pub fn try_extents<const MOST: usize>(
+        &mut self,
+        own: u64,
+        count: usize,
+        into: &mut ArrayVec<Extent, MOST>,
+    ) -> Attempt {
+        let wanted = count as u64;
+        if self.available(own) < wanted {
+            let kept = self.extents.reserved.saturating_sub(own) + self.extents_for_metadata();
+            return match self.extents.unreferenced >= kept + wanted {
+                true => Attempt::Wait,
+                false => Attempt::Full,
+            };
         }
-        let later = self.extents.unreferenced
-            > self.extents.reserved.saturating_sub(own) + self.extents_for_metadata();
-        match later {
-            true => Attempt::Wait,
-            false => Attempt::Full,
+        let mut last = Attempt::Wait;
+        for _ in 0..count {
+            last = self.find_extent();
+            match last {
+                Attempt::Got(extent) => into.push(extent),
+                _ => {
+                    into.drain(..).for_each(|extent| self.free(extent));
+                    break;
+                }
+            }
         }
+        last
     }
 
     /// Any free extent. It is busy from now on.

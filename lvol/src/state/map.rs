@@ -70,6 +70,10 @@ impl State {
         let mut id = record.root;
         let mut exclusive = true;
         let mut level = record.height;
+        if leaf >> (u32::from(level) * FANOUT.ilog2()) != 0 {
+            // Beyond the map's reach: the way would lead to another leaf.
+            return Ok(Way::Absent);
+        }
         loop {
             if id == 0 {
                 return Ok(Way::Absent);
@@ -199,14 +203,16 @@ impl State {
         }))
     }
 
-    /// True where all these blocks, within one extent, may be written in place.
-    pub fn is_own(&self, volume: u32, blocks: &Range<u64>) -> bool {
+    /// True where all these blocks, within one extent, may be written in place, and lie in this extent of
+    /// the pool.
+    pub fn is_own(&self, volume: u32, blocks: &Range<u64>, extent: Extent) -> bool {
         let per_extent = BLOCKS_PER_EXTENT as u64;
         let within = |block: u64| usize::try_from(block).expect("within an extent");
         let first = within(blocks.start % per_extent);
         let last = first + within(blocks.end - blocks.start);
         let run = self.run(volume, blocks.start / per_extent, first..last);
-        matches!(run, Ok(Ok(run)) if run.own && run.blocks == last - first)
+        let whole = |run: &Run| run.blocks == last - first && run.extent == Some(extent);
+        matches!(run, Ok(Ok(run)) if run.own && whole(&run))
     }
 
     /// The volume's own extent under one of its extents, which new blocks go to; marks it as owned.

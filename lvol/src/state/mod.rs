@@ -258,7 +258,8 @@ mod tests {
         let (mut taken, mut generation) = (0, 0);
         // Each in a leaf of its own.
         while !state.root_is_full(1) {
-            let Attempt::Got(extent) = state.try_extent(0) else {
+            let mut found = arrayvec::ArrayVec::<_, 1>::new();
+            let Attempt::Got(extent) = state.try_extents(0, 1, &mut found) else {
                 panic!("there is space");
             };
             let map = Record::Map {

@@ -1,0 +1,227 @@
+//! Operations that wait for each other, on one core and on two: each ends, and none is lost.
+
+use std::{future::Future, rc::Rc, task::Poll};
+
+use crate::support::{Medium, MediumDisk, Node, disk};
+use corebay_conformance::{Outcome, TestCore};
+use corebay_core::{
+    disk::{Disk, DiskError, Durability},
+    mesh::Wakeups,
+    reactor::MachineClock,
+    units::{BlockSize, Lba},
+};
+use corebay_lvol::{PoolCore, Volume, VolumeId, error::PoolError};
+
+const PER_EXTENT: u64 = 256;
+const PER_LEAF: u64 = 64 * PER_EXTENT;
+
+fn medium(mib: u64) -> Medium {
+    Medium::new(BlockSize::B512, mib << 20, false, 1)
+}
+
+/// Another core that has a volume of the node's pool open.
+fn other_core(node: &Node, medium: &Medium, id: VolumeId) -> (TestCore, Rc<Volume<MediumDisk>>) {
+    let handle = node.pool.share(2, Wakeups::None).unwrap();
+    let core = TestCore::new(1, MachineClock::new());
+    let part = PoolCore::open(&handle, &core.reactor, medium.open()).unwrap();
+    let volume = Volume::open(&part, &node.pool.volume_handle(id).unwrap()).unwrap();
+    (core, Rc::new(volume))
+}
+
+fn write(
+    core: &TestCore,
+    volume: &Rc<Volume<MediumDisk>>,
+    at: u64,
+    blocks: u64,
+    tag: u64,
+) -> impl Future<Output = Result<(), DiskError>> + 'static {
+    let bytes: Vec<u8> = (0..blocks).flat_map(|_| disk::block(tag, 512)).collect();
+    let (volume, buffer) = (volume.clone(), core.filled(&bytes));
+    async move {
+        let from = std::slice::from_ref(&buffer);
+        volume.write(Lba(at), from, Durability::Cached).await
+    }
+}
+
+fn resize(node: &Node, id: VolumeId, blocks: u64) -> Outcome<Result<(), PoolError>> {
+    let pool = node.pool.clone();
+    (node.core).spawn(async move { pool.resize(id, blocks, true).await })
+}
+
+/// Turns both cores until `done`.
+fn turn_both(node: &Node, other: &TestCore, what: &str, mut done: impl FnMut() -> bool) {
+    node.core.turn_until(what, || {
+        other.turn();
+        done()
+    });
+}
+
+/// Lets a future be polled so many times, and drops it.
+async fn drop_after<F: Future>(polls: usize, future: F) {
+    let mut future = Box::pin(future);
+    let mut left = polls;
+    std::future::poll_fn(|context| {
+        if left == 0 || future.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        left -= 1;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+#[test]
+fn what_goes_along_with_a_slow_write_is_kept_though_the_snapshot_is_deleted() {
+    let medium = medium(16);
+    let node = Node::create(&medium);
+    let id = node.create_volume("v", 1024);
+    let volume = node.open(id);
+    node.write(&volume, 0, 10, 1, Durability::Cached).unwrap();
+    let snapshot = node.snapshot(id, "s");
+    let (other, far) = other_core(&node, &medium, id);
+    // Another core's write has got its extent, and stands there.
+    let first = other.spawn(write(&other, &far, 0, 1, 2));
+    other.turn();
+    for _ in 0..20 {
+        node.core.turn();
+    }
+    node.run(move |pool| async move { pool.delete(snapshot).await })
+        .unwrap();
+    node.settle();
+    // What the snapshot shared is the volume's own again, as inflating may find out.
+    let pool = node.pool.clone();
+    let inflated = node.core.spawn(async move {
+        let mut inflate = pool.inflate(id)?;
+        while inflate.step().await?.is_some() {}
+        Ok::<_, PoolError>(())
+    });
+    for _ in 0..50 {
+        node.core.turn();
+    }
+    let second = node.core.spawn(write(&node.core, &volume, 1, 1, 3));
+    turn_both(&node, &other, "the end of all", || {
+        first.is_there() && inflated.is_there() && second.is_there()
+    });
+    assert_eq!(inflated.take(), Ok(()));
+    assert_eq!((first.take(), second.take()), (Ok(()), Ok(())));
+    assert_eq!(node.tags(&volume, 0, 4), [2, 3, 1, 1]);
+    drop((volume, far));
+    node.checked();
+}
+
+#[test]
+fn a_clearing_whose_caller_is_gone_ends_before_the_volume_shrinks() {
+    const LEAVES: u64 = 40;
+    let medium = medium(24);
+    let blocks = LEAVES * PER_LEAF;
+    let node = Node::create(&medium);
+    let volume = node.open(node.create_volume("v", blocks));
+    for leaf in 0..LEAVES {
+        node.write(&volume, leaf * PER_LEAF, 2, 1, Durability::Cached)
+            .unwrap();
+    }
+    node.checkpoint();
+    drop((volume, node));
+    // Its map is read leaf by leaf.
+    let node = Node::import(&medium).unwrap();
+    let id = node.pool.find("v").unwrap();
+    let (other, far) = other_core(&node, &medium, id);
+    let clearing = {
+        let far = far.clone();
+        async move { far.deallocate(Lba(1), blocks - 1).await }
+    };
+    other.spawn(drop_after(1, clearing));
+    other.turn();
+    other.turn();
+    let resized = resize(&node, id, (LEAVES - 1) * PER_LEAF + 1);
+    turn_both(&node, &other, "the new size", || resized.is_there());
+    assert_eq!(resized.take(), Ok(()));
+    for _ in 0..200 {
+        node.core.turn();
+    }
+    assert!(!node.pool.status().failed);
+    drop(far);
+    node.checked();
+}
+
+#[test]
+fn a_write_that_is_given_up_leaves_nothing_beyond_the_end() {
+    const FAR: u64 = 20 * PER_LEAF;
+    for polls in 1..14 {
+        // Its journal takes some turns for each batch.
+        let medium = Medium::new(BlockSize::B512, 8 << 20, true, 1);
+        let node = Node::create(&medium);
+        let id = node.create_volume("v", FAR + 8);
+        let volume = node.open(id);
+        node.write(&volume, 0, 1, 1, Durability::Cached).unwrap();
+        let given_up = drop_after(polls, write(&node.core, &volume, FAR, 1, 2));
+        let pool = node.pool.clone();
+        let resized = node.core.spawn(async move {
+            given_up.await;
+            pool.resize(id, 8, true).await
+        });
+        node.core.turn_until("the new size", || resized.is_there());
+        assert_eq!(resized.take(), Ok(()), "after {polls} turns");
+        let resized = resize(&node, id, FAR + 8);
+        node.core.turn_until("the old size", || resized.is_there());
+        assert_eq!(resized.take(), Ok(()), "after {polls} turns");
+        assert_eq!(node.tags(&volume, FAR, 1), [0], "after {polls} turns");
+        drop(volume);
+        node.checked();
+    }
+}
+
+/// A full pool with a volume in it, of which so many extents were given back.
+fn nearly_full(medium: &Medium, free: u64) -> (Node, VolumeId, u64) {
+    let node = Node::create(medium);
+    // Else some of them would be the disk's for a while.
+    node.pool.set_trim_rate(0);
+    let id = node.create_volume("v", 1 << 20);
+    let volume = node.open(id);
+    let mut written = 0;
+    while node
+        .write(&volume, written * PER_EXTENT, 1, 1, Durability::Cached)
+        .is_ok()
+    {
+        written += 1;
+    }
+    node.deallocate(&volume, 0, free * PER_EXTENT);
+    (node, id, written)
+}
+
+#[test]
+fn a_write_that_needs_more_extents_than_there_are_is_refused_at_once() {
+    let medium = medium(8);
+    let (node, id, written) = nearly_full(&medium, 1);
+    let volume = node.open(id);
+    let edge = (written + 1) * PER_EXTENT;
+    let spanning = node.write(&volume, edge - 1, 2, 2, Durability::Cached);
+    assert_eq!(spanning, Err(DiskError::NoSpace));
+    // What it had taken is there for others, and nobody waits behind it.
+    node.snapshot(id, "s");
+    node.write(&volume, edge, 1, 3, Durability::Cached).unwrap();
+    assert_eq!(node.tags(&volume, edge - 1, 2), [0, 3]);
+    drop(volume);
+    node.checked();
+}
+
+#[test]
+fn writes_that_need_several_extents_do_not_wait_for_each_other() {
+    let medium = medium(8);
+    let (node, id, written) = nearly_full(&medium, 3);
+    let volume = node.open(id);
+    let all: Vec<_> = (0..4)
+        .map(|number| {
+            let edge = (written + 1 + 2 * number) * PER_EXTENT;
+            node.core.spawn(write(&node.core, &volume, edge - 1, 2, 5))
+        })
+        .collect();
+    node.core.turn_until("the end of all writes", || {
+        all.iter().all(Outcome::is_there)
+    });
+    let done = all.iter().filter(|write| write.take().is_ok()).count();
+    assert_eq!(done, 1);
+    drop(volume);
+    node.checked();
+}
