@@ -75,6 +75,8 @@ struct Inner {
     /// A source was added since the last turn began.
     added: Cell<bool>,
     stopping: Cell<bool>,
+    /// When a source last had something: what comes from outside, and comes again.
+    last_event: Cell<Time>,
     counters: Cell<ReactorCounters>,
 }
 
@@ -97,6 +99,7 @@ impl Reactor {
                 sources: RefCell::default(),
                 added: Cell::new(false),
                 stopping: Cell::new(false),
+                last_event: Cell::new(now),
                 counters: Cell::default(),
             }),
         }
@@ -165,7 +168,11 @@ impl Reactor {
         let sources = inner.sources.borrow().len();
         for index in 0..sources {
             let source = inner.sources.borrow()[index].clone();
-            work += source.poll(now);
+            let events = source.poll(now);
+            if events > 0 {
+                inner.last_event.set(now);
+            }
+            work += events;
         }
         work += inner.executor.run_ready();
         for index in 0..sources {
@@ -256,18 +263,17 @@ impl Default for MachineClock {
     }
 }
 
-/// Turns `reactor` until it is stopped. Polls while there is work and for `idle_sleep` after; then
-/// sleeps until a source or a timer wakes it. `None` never sleeps.
+/// Turns `reactor` until it is stopped. Polls while there is work, and until `idle_sleep` after a source
+/// last had some; then sleeps until a source or a timer wakes it. A timer by itself does not keep it
+/// awake: nothing from outside is to be expected after it. `None` never sleeps.
 pub fn run(reactor: &Reactor, clock: MachineClock, idle_sleep: Option<Duration>) {
-    let mut last_work = clock.now();
     while !reactor.is_stopping() {
         let now = clock.now();
         if reactor.poll_once(now) > 0 {
-            last_work = now;
             continue;
         }
         match idle_sleep {
-            Some(after) if now.since(last_work) >= after => {
+            Some(after) if now.since(reactor.inner.last_event.get()) >= after => {
                 if reactor.may_sleep() {
                     sleep(reactor, clock.now());
                 }
@@ -360,5 +366,23 @@ mod tests {
         run(&reactor, clock, Some(Duration::from_millis(1)));
         assert!(clock.now() >= Time(20_000_000));
         assert!(reactor.counters().sleeps >= 1);
+    }
+
+    #[test]
+    fn timers_do_not_keep_it_awake() {
+        let reactor = Reactor::new(CoreId(0), 4, Time(0));
+        let clock = MachineClock::new();
+        let r = reactor.clone();
+        let task = async move {
+            for _ in 0..20 {
+                r.sleep(Duration::from_millis(2)).await;
+            }
+            r.stop();
+        };
+        reactor.spawn(task).ok().unwrap();
+        run(&reactor, clock, Some(Duration::from_millis(10)));
+        let counters = reactor.counters();
+        // It polls for the first 10 ms, sleeps between the timers after that, and never spins.
+        assert!(counters.sleeps >= 5, "{counters:?}");
     }
 }
