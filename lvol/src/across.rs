@@ -36,7 +36,7 @@ use crate::{
     flat::{FlatVolume, Slots},
     format::{Extent, Layout},
     pool::Shared,
-    slow::{SlowWrite, WRITE_EXTENTS_MAX},
+    slow::{FirstWrite, SlowWrite, WRITE_EXTENTS_MAX},
     state::State,
     sync::Signal,
 };
@@ -306,6 +306,19 @@ impl<D: Disk> PoolCore<D> {
         match &self.seat {
             Seat::Home(shared) => shared.look_up(volume, block).await,
             Seat::Away(away) => away.ask(Ask::LookUp { volume, block }).await.map(drop),
+        }
+    }
+
+    /// Begins a slow write to blocks of one extent at once, where that is possible here.
+    pub(crate) fn try_begin(
+        &self,
+        volume: u32,
+        blocks: &Range<u64>,
+        is_new: bool,
+    ) -> Option<FirstWrite<'_, D>> {
+        match &self.seat {
+            Seat::Home(shared) => shared.try_begin(volume, blocks, is_new),
+            Seat::Away(_) => None,
         }
     }
 

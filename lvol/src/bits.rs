@@ -29,6 +29,16 @@ impl Bits {
         }
     }
 
+    /// Sets them; how many were not set before.
+    pub fn gain(&mut self, range: Range<usize>) -> u64 {
+        let mut gained = 0;
+        for (word, mask) in masks(range) {
+            gained += u64::from((mask & !self.0[word]).count_ones());
+            self.0[word] |= mask;
+        }
+        gained
+    }
+
     pub fn clear(&mut self, range: Range<usize>) {
         for (word, mask) in masks(range) {
             self.0[word] &= !mask;
@@ -66,7 +76,11 @@ impl Bits {
 
     /// How many blocks from `range.start` on are alike, within the range.
     pub fn run(&self, range: Range<usize>) -> usize {
-        let first = self.get(range.start);
+        self.run_of(self.get(range.start), range)
+    }
+
+    /// How many blocks from `range.start` on are as `first` says, within the range.
+    pub fn run_of(&self, first: bool, range: Range<usize>) -> usize {
         let mut at = range.start;
         while at < range.end {
             let word = self.0[at / 64] >> (at % 64);
@@ -82,7 +96,7 @@ impl Bits {
 }
 
 /// The words that a range touches, each with the range's bits in it.
-fn masks(range: Range<usize>) -> impl Iterator<Item = (usize, u64)> {
+pub(crate) fn masks(range: Range<usize>) -> impl Iterator<Item = (usize, u64)> {
     debug_assert!(range.end <= BLOCKS_PER_EXTENT);
     let mut at = range.start;
     std::iter::from_fn(move || {
@@ -112,8 +126,9 @@ mod tests {
             for (set, a, b) in steps {
                 let range = a.min(b)..a.max(b);
                 model[range.clone()].fill(set);
+                let had = bits.count();
                 match set {
-                    true => bits.set(range.clone()),
+                    true => prop_assert_eq!(bits.gain(range.clone()), bits.count() - had),
                     false => bits.clear(range.clone()),
                 }
             }

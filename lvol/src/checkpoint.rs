@@ -171,6 +171,7 @@ impl<D: Disk> Shared<D> {
             self.state.borrow_mut().seal(generation, applied)?
         };
         sealed.journal_pages = journal_pages;
+        self.journal.root_room.set(0);
         self.write_sealed(&sealed).await?;
         let _stay = self.places_stay.acquire(1).await;
         let mut state = self.state.borrow_mut();

@@ -62,6 +62,14 @@ impl<T> Spread<T> {
     }
 
     fn get_or_make(&self, index: usize, make: impl FnOnce() -> Box<T>) -> &T {
+        match self.get(index) {
+            Some(there) => there,
+            None => self.make(index, make),
+        }
+    }
+
+    #[cold]
+    fn make(&self, index: usize, make: impl FnOnce() -> Box<T>) -> &T {
         let (bucket, at) = Self::place(index);
         let places = self.buckets[bucket]
             .get_or_init(|| (0..1 << bucket).map(|_| OnceLock::new()).collect());
@@ -273,12 +281,14 @@ impl FlatVolume {
             Kind::Partial => {
                 let slot = slots.partial(word.number);
                 let of = Word::of(slot[0].load(Ordering::Acquire));
-                let valid = Bits(std::array::from_fn(|at| {
-                    slot[1 + at].load(Ordering::Acquire)
-                }));
-                let set = valid.get(first);
+                let word = |at: usize| slot[1 + at].load(Ordering::Acquire);
+                let set = word(first / 64) >> (first % 64) & 1 != 0;
+                let valid = || Bits(std::array::from_fn(word));
                 Some(Run {
-                    blocks: valid.run(first..first + most),
+                    blocks: match most {
+                        1 => 1,
+                        _ => valid().run_of(set, first..first + most),
+                    },
                     extent: set.then_some(Extent(of.number)),
                     own: set && of.own == present,
                 })

@@ -35,6 +35,9 @@ use crate::{
 /// The most bytes of records that wait for their batch.
 const WAITING_BYTES_MAX: usize = 4 * BATCH_BYTES_MAX;
 
+/// Records that the root's room is looked at for at once.
+const ROOT_ROOM: usize = 64;
+
 /// Where the journal stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Position {
@@ -53,6 +56,8 @@ pub(crate) struct Journal {
     pub used_pages: Cell<u64>,
     waiting: RefCell<Waiting>,
     waiting_bytes: Cell<usize>,
+    /// The root has room for so many more records that wait; found out anew when some have taken effect.
+    pub root_room: Cell<usize>,
     /// Records that were ever appended, and that have taken effect.
     appended: Cell<u64>,
     committed: Cell<u64>,
@@ -69,9 +74,10 @@ pub(crate) struct Journal {
 /// Records that wait for their batch.
 #[derive(Default)]
 struct Waiting {
-    records: VecDeque<Record>,
+    records: Vec<Record>,
     /// How many of them take effect together each time, and their bytes.
     groups: VecDeque<(usize, usize)>,
+    bytes: usize,
 }
 
 /// Names a record, to wait for it.
@@ -99,30 +105,59 @@ impl<D: Disk> Shared<D> {
             .progress
             .until(|| (self.stopped().is_some() || self.has_room(bytes)).then_some(()))
             .await;
+        self.add(records(), bytes)
+    }
+
+    /// Appends a record, if there is room for it now.
+    pub fn try_append(&self, record: Record) -> Option<Result<Ticket, PoolError>> {
+        let bytes = record.encoded_len();
+        let may = self.stopped().is_some() || self.has_room(bytes);
+        may.then(|| self.add(std::iter::once(record), bytes))
+    }
+
+    /// Adds records, for which there is room, to those that wait.
+    fn add(
+        &self,
+        records: impl Iterator<Item = Record>,
+        bytes: usize,
+    ) -> Result<Ticket, PoolError> {
         if let Some(error) = self.stopped() {
             return Err(error);
         }
         let journal = &self.journal;
         let waiting = &mut *journal.waiting.borrow_mut();
-        let more = records().filter(Record::may_add_pages).count();
-        if more > 0
-            && self
-                .state
-                .borrow()
-                .root_is_full(more + waiting.records.len())
-        {
+        let before = waiting.records.len();
+        waiting.records.extend(records);
+        let added = &waiting.records[before..];
+        let count = added.len();
+        let more = added.iter().filter(|r| r.may_add_pages()).count();
+        if more > 0 && !self.has_root_room(more, before) {
+            waiting.records.truncate(before);
             return Err(PoolError::NoSpace);
         }
-        let before = waiting.records.len();
-        waiting.records.extend(records());
-        let count = waiting.records.len() - before;
         waiting.groups.push_back((count, bytes));
+        waiting.bytes += bytes;
         journal
             .waiting_bytes
             .set(journal.waiting_bytes.get() + bytes);
         journal.appended.set(journal.appended.get() + count as u64);
         journal.work.notify();
         Ok(Ticket(journal.appended.get()))
+    }
+
+    /// Whether the root has room for what `more` records may add, beside those that wait.
+    fn has_root_room(&self, more: usize, waiting: usize) -> bool {
+        let room = &self.journal.root_room;
+        if let Some(left) = room.get().checked_sub(more) {
+            room.set(left);
+            return true;
+        }
+        let state = self.state.borrow();
+        if !state.root_is_full(waiting + more + ROOT_ROOM) {
+            room.set(ROOT_ROOM);
+            return true;
+        }
+        !state.root_is_full(waiting + more)
     }
 
     /// Waits until a record has taken effect.
@@ -156,18 +191,25 @@ impl<D: Disk> Shared<D> {
         waiting == 0 || all <= WAITING_BYTES_MAX
     }
 
-    /// Takes the records of the next batch.
+    /// Takes the records of the next batch; `batch` is empty.
     fn take_batch(&self, batch: &mut Vec<Record>) {
         let waiting = &mut *self.journal.waiting.borrow_mut();
-        let mut bytes = BATCH_HEADER_BYTES;
+        if BATCH_HEADER_BYTES + waiting.bytes <= BATCH_BYTES_MAX {
+            std::mem::swap(batch, &mut waiting.records);
+            waiting.groups.clear();
+            waiting.bytes = 0;
+            return;
+        }
+        let (mut taken, mut bytes) = (0, 0);
         while let Some((count, more)) = waiting.groups.front() {
-            bytes += more;
-            if bytes > BATCH_BYTES_MAX {
+            if BATCH_HEADER_BYTES + bytes + more > BATCH_BYTES_MAX {
                 break;
             }
-            batch.extend(waiting.records.drain(..count));
+            (taken, bytes) = (taken + count, bytes + more);
             waiting.groups.pop_front();
         }
+        waiting.bytes -= bytes;
+        batch.extend(waiting.records.drain(..taken));
     }
 
     /// Writes batches until the pool is closed and nothing is left to write.
@@ -272,9 +314,10 @@ impl<D: Disk> Shared<D> {
 
     fn take_effect(&self, records: &[Record]) -> Result<(), PoolError> {
         let mut state = self.state.borrow_mut();
+        self.journal.root_room.set(0);
         for record in records {
-            state.apply(record)?;
-            self.follow(&state, record);
+            let effect = state.apply(record)?;
+            self.follow(&state, record, effect);
         }
         drop(state);
         self.collect_released();

@@ -6,21 +6,24 @@
 //! - A slot that no entry names any more is released like an extent, and used again once no look from
 //!   before is left.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    ops::Range,
+    sync::{Arc, atomic::Ordering},
+};
 
 use corebay_core::disk::Disk;
 
 use crate::{
-    bits::Bits,
+    bits::{Bits, masks},
     error::PoolError,
     flat::{FlatVolume, Kind, OWN_MAX, Slots, Word},
     format::{
-        BLOCKS_PER_EXTENT,
+        BLOCKS_PER_EXTENT, Extent,
         page::{Fragments, Kind as VolumeKind},
         record::Record,
     },
     pool::Shared,
-    state::{State, map::View},
+    state::{State, apply::Effect, map::View},
 };
 
 /// A place that an entry of a flat map may name.
@@ -44,6 +47,12 @@ impl Numbers {
             self.next - 1
         })
     }
+}
+
+/// Blocks of an extent of a volume that have come to lie in `extent`.
+struct More {
+    blocks: Range<usize>,
+    extent: Extent,
 }
 
 /// The home core's side of the flat maps.
@@ -79,6 +88,45 @@ impl Flat {
             Kind::Partial => self.released.push(Slot::Partial(word.number)),
             Kind::Fragments => self.released.push(Slot::Fragments(word.number)),
             Kind::Unknown | Kind::Hole | Kind::Whole => {}
+        }
+    }
+
+    /// Adds blocks to those that lie in the volume's own extent; false, with nothing done, where the entry
+    /// does not say of this extent that it is the volume's.
+    fn show_more(slots: &Slots, volume: &FlatVolume, index: u64, more: More) -> bool {
+        let entry = volume.entry(index);
+        let own = Word {
+            kind: Kind::Whole,
+            own: volume.own.load(Ordering::Relaxed),
+            number: more.extent.0,
+        };
+        match entry.kind {
+            Kind::Partial => {
+                let slot = slots.partial(entry.number);
+                if Word::of(slot[0].load(Ordering::Relaxed)) != own {
+                    return false;
+                }
+                for (word, mask) in masks(more.blocks) {
+                    let place = &slot[1 + word];
+                    // Nobody else writes it.
+                    let bits = place.load(Ordering::Relaxed) | mask;
+                    place.store(bits, Ordering::Release);
+                }
+                true
+            }
+            Kind::Fragments => {
+                let slot = slots.fragments(entry.number);
+                if Word::of(slot.target.load(Ordering::Relaxed)) != own {
+                    return false;
+                }
+                let holder = Extent::to_stored(Some(more.extent));
+                let holder = u32::try_from(holder).expect("fewer than 2^32 extents");
+                for place in &slot.holders[more.blocks] {
+                    place.store(holder, Ordering::Release);
+                }
+                true
+            }
+            Kind::Unknown | Kind::Hole | Kind::Whole => false,
         }
     }
 
@@ -176,6 +224,13 @@ impl<D: Disk> Shared<D> {
         self.publish_from(&self.state.borrow(), volume, index);
     }
 
+    fn publish_more(&self, volume: u32, index: u64, more: More) -> bool {
+        match self.flat.borrow().volume(volume) {
+            Some(known) => Flat::show_more(&self.common.slots, known, index, more),
+            None => true,
+        }
+    }
+
     fn publish_from(&self, state: &State, volume: u32, index: u64) {
         let flat = &mut *self.flat.borrow_mut();
         if let Some(known) = flat.volume(volume).cloned() {
@@ -226,10 +281,23 @@ impl<D: Disk> Shared<D> {
     }
 
     /// A record has taken effect: the flat maps follow.
-    pub fn follow(&self, state: &State, record: &Record) {
+    pub fn follow(&self, state: &State, record: &Record, effect: Effect) {
         match record {
-            Record::Map { volume, index, .. } => {
-                self.publish_from(state, *volume, *index);
+            Record::Map {
+                volume,
+                index,
+                start,
+                count,
+                extent,
+            } => {
+                let start = usize::from(*start);
+                let more = More {
+                    blocks: start..start + usize::from(*count),
+                    extent: *extent,
+                };
+                if effect != Effect::More || !self.publish_more(*volume, *index, more) {
+                    self.publish_from(state, *volume, *index);
+                }
                 self.refresh_mapped(state, *volume);
             }
             Record::Unmap {

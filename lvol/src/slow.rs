@@ -9,7 +9,10 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{
+        HashMap,
+        hash_map::Entry::{Occupied, Vacant},
+    },
     ops::Range,
     rc::Rc,
 };
@@ -22,7 +25,7 @@ use crate::{
     error::PoolError,
     format::{BLOCKS_PER_EXTENT, Extent, record::Record},
     pool::Shared,
-    state::{Missing, extents::Attempt, map::leaf_place},
+    state::{Missing, State, extents::Attempt, map::leaf_place},
     sync::{BuildMix, Signal},
 };
 
@@ -122,6 +125,13 @@ impl Turns {
         self.held.borrow_mut().retain(|held| held.ticket != ticket);
         self.changed.notify();
     }
+
+    /// Somebody works on some blocks no more.
+    fn released(&self) {
+        if !self.held.borrow().is_empty() {
+            self.changed.notify();
+        }
+    }
 }
 
 /// Blocks that are being cleared, or that somebody waits for.
@@ -158,13 +168,7 @@ impl<D: Disk> SlowWrite<D> {
     fn records(&self) -> impl Iterator<Item = Record> + '_ {
         let parts = parts_of(self.blocks.clone()).zip(&self.extents);
         let fresh = parts.enumerate().filter(|(at, _)| self.own >> at & 1 == 0);
-        fresh.map(|(_, (part, extent))| Record::Map {
-            volume: self.volume,
-            index: part.start / PER_EXTENT,
-            start: u8::try_from(part.start % PER_EXTENT).expect("below an extent's blocks"),
-            count: u16::try_from(part.end - part.start).expect("an extent's blocks"),
-            extent: *extent,
-        })
+        fresh.map(|(_, (part, extent))| map_record(self.volume, &part, *extent))
     }
 
     /// The disk works no more for it, and what it made readable has taken effect, or will not.
@@ -174,27 +178,10 @@ impl<D: Disk> SlowWrite<D> {
     }
 
     fn release(&self) {
-        let turns = &self.shared.turns;
         for part in parts_of(self.blocks.clone()) {
-            let key = (self.volume, part.start / PER_EXTENT);
-            let mut all = turns.staged.borrow_mut();
-            let Some(staged) = all.get_mut(&key) else {
-                continue;
-            };
-            staged.busy.remove(&bits_of(&part));
-            staged.writes -= 1;
-            if staged.writes == 0 {
-                let extent = staged.extent;
-                all.remove(&key);
-                drop(all);
-                extent
-                    .into_iter()
-                    .for_each(|extent| self.shared.unpin(extent));
-            }
+            self.shared.release_part(self.volume, &part);
         }
-        if !turns.held.borrow().is_empty() {
-            turns.changed.notify();
-        }
+        self.shared.turns.released();
     }
 }
 
@@ -213,7 +200,132 @@ impl<D: Disk> Drop for SlowWrite<D> {
     }
 }
 
+/// A slow write to blocks of one extent, on the home core, that had to wait for nothing.
+pub(crate) struct FirstWrite<'a, D: Disk> {
+    shared: &'a Shared<D>,
+    volume: u32,
+    blocks: Range<u64>,
+    extent: Extent,
+    /// The blocks were the volume's own all the time.
+    own: bool,
+    ended: bool,
+}
+
+impl<D: Disk> FirstWrite<'_, D> {
+    /// Where its data go.
+    pub fn extent(&self) -> Extent {
+        self.extent
+    }
+
+    /// The data are where they belong, or could not be written.
+    pub async fn finish(mut self, is_written: bool) -> Result<(), PoolError> {
+        let index = self.blocks.start / PER_EXTENT;
+        let result = if !is_written {
+            Ok(())
+        } else if self.own {
+            self.shared.publish(self.volume, index);
+            Ok(())
+        } else {
+            let record = map_record(self.volume, &self.blocks, self.extent);
+            let appended = match self.shared.try_append(record.clone()) {
+                Some(appended) => appended,
+                None => {
+                    let records = || std::iter::once(record.clone());
+                    Box::pin(self.shared.append(records)).await
+                }
+            };
+            match appended {
+                Ok(ticket) => self.shared.committed(ticket).await,
+                Err(error) => Err(error),
+            }
+        };
+        self.ended = true;
+        self.release();
+        result
+    }
+
+    fn release(&self) {
+        self.shared.release_part(self.volume, &self.blocks);
+        self.shared.turns.released();
+    }
+}
+
+impl<D: Disk> Drop for FirstWrite<'_, D> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.shared.common.epochs.abandon();
+            self.shared.state.borrow_mut().pin(self.extent);
+            self.release();
+        }
+    }
+}
+
 impl<D: Disk> Shared<D> {
+    /// A slow write to blocks of one extent begins, where it has to wait for nobody and nothing has to be
+    /// read. `is_new`: none of them holds anything.
+    pub fn try_begin(
+        &self,
+        volume: u32,
+        blocks: &Range<u64>,
+        is_new: bool,
+    ) -> Option<FirstWrite<'_, D>> {
+        if !self.turns.held.borrow().is_empty() {
+            return None;
+        }
+        let bits = bits_of(blocks);
+        let state = &mut *self.state.borrow_mut();
+        if blocks.end > state.volume(volume).ok()?.blocks {
+            return None;
+        }
+        let mut all = self.turns.staged.borrow_mut();
+        let (extent, own) = match all.entry((volume, blocks.start / PER_EXTENT)) {
+            Occupied(mut entry) => {
+                let staged = entry.get_mut();
+                // Another may be reading what it needs to know where its data go.
+                let extent = staged.extent.filter(|_| !staged.busy.meets(&bits))?;
+                staged.busy.add(&bits);
+                staged.writes += 1;
+                (extent, !is_new && state.is_own(volume, blocks, extent))
+            }
+            Vacant(entry) => {
+                let (extent, own) = find_target(state, volume, blocks)?;
+                entry.insert(Staged {
+                    extent: Some(extent),
+                    writes: 1,
+                    busy: bits,
+                });
+                (extent, own)
+            }
+        };
+        Some(FirstWrite {
+            shared: self,
+            volume,
+            blocks: blocks.clone(),
+            extent,
+            own,
+            ended: false,
+        })
+    }
+
+    /// A write to blocks of one extent has ended.
+    fn release_part(&self, volume: u32, part: &Range<u64>) {
+        let mut all = self.turns.staged.borrow_mut();
+        let Occupied(mut entry) = all.entry((volume, part.start / PER_EXTENT)) else {
+            return;
+        };
+        let staged = entry.get_mut();
+        staged.busy.remove(&bits_of(part));
+        staged.writes -= 1;
+        if staged.writes == 0 {
+            let staged = entry.remove();
+            drop(all);
+            staged
+                .extent
+                .into_iter()
+                .for_each(|extent| self.unpin(extent));
+        }
+    }
+
     /// Waits until no earlier slow operation works on these blocks.
     pub async fn hold(&self, volume: u32, blocks: Range<u64>) -> Holding<'_> {
         let turns = &self.turns;
@@ -370,8 +482,45 @@ impl<D: Disk> Shared<D> {
     }
 
     fn unpin(&self, extent: Extent) {
-        self.state.borrow_mut().unpin(extent);
-        self.collect_released();
+        let mut state = self.state.borrow_mut();
+        state.unpin(extent);
+        let is_released = !state.extents.released.is_empty();
+        drop(state);
+        if is_released {
+            self.collect_released();
+        }
+    }
+}
+
+/// The extent that new blocks of a volume's extent go to, pinned, and whether these blocks are the
+/// volume's own already; `None` where something has to be waited for, or there is no space.
+fn find_target(state: &mut State, volume: u32, part: &Range<u64>) -> Option<(Extent, bool)> {
+    let index = part.start / PER_EXTENT;
+    let missing = state.missing_for(volume, leaf_place(index).0).ok()?;
+    if missing.is_some() {
+        return None;
+    }
+    let extent = match state.own_target(volume, index).ok()? {
+        Some(extent) => extent,
+        None => {
+            let reserved = state.volume(volume).ok()?.unused_reservation();
+            let mut fresh: ArrayVec<Extent, 1> = ArrayVec::new();
+            state.try_extents(reserved, 1, &mut fresh);
+            fresh.pop()?
+        }
+    };
+    state.pin(extent);
+    Some((extent, state.is_own(volume, part, extent)))
+}
+
+/// Blocks of one extent of a volume lie in `extent` now.
+fn map_record(volume: u32, part: &Range<u64>, extent: Extent) -> Record {
+    Record::Map {
+        volume,
+        index: part.start / PER_EXTENT,
+        start: u8::try_from(part.start % PER_EXTENT).expect("below an extent's blocks"),
+        count: u16::try_from(part.end - part.start).expect("an extent's blocks"),
+        extent,
     }
 }
 

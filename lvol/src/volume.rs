@@ -394,6 +394,17 @@ impl<D: Disk> Disk for Volume<D> {
             }
             let writing = Writing::begin(&self.flat);
             look.end();
+            if is_first {
+                let is_new = run.is_some_and(|run| run.extent.is_none());
+                let blocks = at.0..at.0 + blocks;
+                if let Some(first) = self.core.try_begin(self.flat.id, &blocks, is_new) {
+                    let place = self.place(first.extent(), at.0);
+                    let written = self.core.disk.write(place, from, durability).await;
+                    let shown = first.finish(written.is_ok()).await;
+                    drop(writing);
+                    return written.and(shown.map_err(DiskError::from));
+                }
+            }
             // On the heap, so that the fast path's future stays small.
             return match is_first {
                 true => Box::pin(self.write_first(at, blocks, from, durability, writing)).await,

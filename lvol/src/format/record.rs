@@ -191,8 +191,10 @@ impl Record {
     /// # Panics
     /// Where a name or attributes are longer than may be, which their maker has checked.
     pub fn encode(&self, into: &mut Vec<u8>) {
-        let head = self.head();
-        into.extend(head.as_bytes());
+        into.extend_from_slice(self.head().as_bytes());
+        if let Self::Map { .. } = self {
+            return;
+        }
         let (uuid, text) = self.tail();
         into.extend(uuid.into_iter().flatten());
         into.extend(text);
@@ -294,6 +296,9 @@ impl Record {
     /// The bytes that [`encode`](Self::encode) adds.
     #[must_use]
     pub fn encoded_len(&self) -> usize {
+        if let Self::Map { .. } = self {
+            return size_of::<Raw>();
+        }
         let (uuid, text) = self.tail();
         let limits = match self {
             Self::Limits { .. } => LIMITS_BYTES,

@@ -49,13 +49,22 @@ impl VolumeRecord {
     }
 }
 
+/// What a record did, for whoever keeps a copy of what it changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// Blocks came to those of an extent that lie in the volume's own extent already. All else is as it
+    /// was.
+    More,
+    Other,
+}
+
 impl State {
     /// Makes the change that the record says.
     ///
     /// # Errors
     /// Where the record contradicts the state: one of them is damaged.
-    pub fn apply(&mut self, record: &Record) -> Result<(), PoolError> {
-        match record {
+    pub fn apply(&mut self, record: &Record) -> Result<Effect, PoolError> {
+        let done = match record {
             Record::Map {
                 volume,
                 index,
@@ -70,7 +79,7 @@ impl State {
                 if end.is_none_or(|end| end > self.known(*volume).map_or(0, |v| v.blocks)) {
                     return Err(corrupt("a record maps beyond its volume"));
                 }
-                self.map(*volume, *index, range, *extent)
+                return self.map(*volume, *index, range, *extent);
             }
             Record::Unmap {
                 volume,
@@ -89,7 +98,8 @@ impl State {
             }
             Record::Drop { volume } => self.drop_step(*volume),
             other => self.apply_to_volume(other),
-        }
+        };
+        done.map(|()| Effect::Other)
     }
 
     /// A change of what volumes there are, and of what is known of them.

@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use super::{Missing, State, corrupt};
+use super::{Missing, State, apply::Effect, corrupt};
 use crate::{
     bits::Bits,
     error::PoolError,
@@ -376,13 +376,15 @@ impl State {
         index: u64,
         range: Range<usize>,
         extent: Extent,
-    ) -> Result<(), PoolError> {
+    ) -> Result<Effect, PoolError> {
         let (leaf_number, at) = leaf_place(index);
-        let id = self.own_leaf(volume, leaf_number)?;
-        if let Some(gained) = self.map_more(volume, id, at, &range, extent)? {
+        if let Way::Leaf(id, true) = self.way(volume, leaf_number)?
+            && let Some((gained, effect)) = self.map_more(volume, id, at, &range, extent)?
+        {
             self.change_volume(volume)?.mapped += gained;
-            return Ok(());
+            return Ok(effect);
         }
+        let id = self.own_leaf(volume, leaf_number)?;
         let before = self.leaf(id)?.entries[at].clone();
         let bits = Bits::of(range.clone());
         let (after, gained) = match (&before, before.single()) {
@@ -412,7 +414,7 @@ impl State {
         self.set_entry(id, at, after)?;
         self.change_volume(volume)?.mapped += gained;
         self.own_target(volume, index)?;
-        Ok(())
+        Ok(Effect::Other)
     }
 
     /// More blocks of an extent that is the volume's own already: the most frequent change, in place.
@@ -423,12 +425,25 @@ impl State {
         at: usize,
         range: &Range<usize>,
         extent: Extent,
-    ) -> Result<Option<u64>, PoolError> {
+    ) -> Result<Option<(u64, Effect)>, PoolError> {
         let owner = (volume, self.epoch(volume));
-        let leaf = self.change_leaf(leaf)?;
-        if leaf.owner != owner || leaf.owned >> at & 1 == 0 {
-            return Ok(None);
+        let page = match self.leaf(leaf)? {
+            known if known.owner != owner || known.owned >> at & 1 == 0 => return Ok(None),
+            known => match &known.entries[at] {
+                Entry::Partial(_) => None,
+                Entry::Fragments(page) => Some(*page),
+                Entry::Hole | Entry::Whole(_) => return Ok(None),
+            },
+        };
+        if let Some(page) = page {
+            // It was nobody else's when the volume got its own extent; no epoch has passed since.
+            if self.nodes.number(page) != 1 {
+                return Ok(None);
+            }
+            let gained = self.map_more_fragments(page, range, extent)?;
+            return Ok(gained.map(|gained| (gained, Effect::More)));
         }
+        let leaf = self.change_leaf(leaf)?;
         let Entry::Partial(partial) = &mut leaf.entries[at] else {
             return Ok(None);
         };
@@ -436,13 +451,12 @@ impl State {
         if *of != extent {
             return Ok(None);
         }
-        let had = valid.count();
-        valid.set(range.clone());
-        let gained = valid.count() - had;
-        if *valid == Bits::ALL {
-            leaf.entries[at] = Entry::Whole(extent);
+        let gained = valid.gain(range.clone());
+        if *valid != Bits::ALL {
+            return Ok(Some((gained, Effect::More)));
         }
-        Ok(Some(gained))
+        leaf.entries[at] = Entry::Whole(extent);
+        Ok(Some((gained, Effect::Other)))
     }
 
     /// Sets an entry of a leaf. Whether the volume owns it is to be found out again: what is left
@@ -477,9 +491,6 @@ impl State {
         extent: Extent,
     ) -> Result<(Entry, u64), PoolError> {
         let page = self.own_node(page)?;
-        if let Some(gained) = self.map_more_fragments(page, &range, extent)? {
-            return Ok((Entry::Fragments(page), gained));
-        }
         let before = owners_of(self.fragments(page)?);
         let fragments = self.change_fragments(page)?;
         let gained = fragments.owners[range.clone()].iter().filter(|o| **o == 0);

@@ -110,8 +110,12 @@ impl<B: Body> Table<B> {
 
     /// The page, to change it.
     pub fn change(&mut self, id: u32) -> Option<&mut B> {
-        self.slots.get(id as usize)?.body.as_ref()?;
-        self.mark(id);
+        let slot = self.slots.get(id as usize)?;
+        slot.body.as_ref()?;
+        // Where it has changed before, so has its piece.
+        if !slot.dirty {
+            self.mark(id);
+        }
         self.slots[id as usize].body.as_mut()
     }
 

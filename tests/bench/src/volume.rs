@@ -3,9 +3,10 @@
 //!
 //! The disks are in memory and answer at once, so that what is shown is the pool's own work; the bare
 //! disk and the volume take turns. Processor time of the thread is measured; instructions, too, where the
-//! machine counts them. Elsewhere a simulator of processors counts those of [`Bench::turns`]:
+//! machine counts them. Elsewhere a simulator of processors counts those of one load, a row of the table:
 //!
-//! `valgrind --tool=callgrind --toggle-collect='*Bench*turns*' corebay-bench volume --only write`
+//! `valgrind --tool=callgrind --toggle-collect='*looked_at*' corebay-bench volume --only ram \`
+//! `--rounds 1 --look-at 'first write'`
 
 use std::{cell::Cell, rc::Rc, time::Duration};
 
@@ -48,14 +49,20 @@ pub struct Arguments {
     /// Only the disks whose name holds this: ram, mirror, raid5.
     #[arg(long)]
     only: Option<String>,
+    /// Blocks of 4 KiB of each disk; a simulator of processors cannot map as many.
+    #[arg(long, default_value_t = POOL_BLOCKS)]
+    disk_blocks: u64,
     /// The cpu.
     #[arg(long, default_value_t = 0)]
     cpu: usize,
+    /// The row that is run in a function of its own, for a profile.
+    #[arg(long, default_value = "")]
+    look_at: String,
 }
 
 const SNAPSHOTS: u64 = 64;
 /// Blocks written after each of many snapshots.
-const BETWEEN_SNAPSHOTS: u64 = 64;
+const BETWEEN_SNAPSHOTS: u64 = 8;
 const DEPTH: u64 = 128;
 const POOL_BLOCKS: u64 = 8 << 20;
 const MEMORY_BYTES: usize = 64 << 20;
@@ -84,11 +91,13 @@ struct Bench {
     clock: MachineClock,
     blocks: u64,
     seed: Cell<u64>,
+    look_at: String,
+    disk_blocks: u64,
     counter: Option<std::cell::RefCell<Counter>>,
 }
 
 impl Bench {
-    fn new(blocks: u64) -> Result<Self> {
+    fn new(arguments: &Arguments) -> Result<Self> {
         let clock = MachineClock::new();
         let mut arena = Arena::new(2 * MEMORY_BYTES, Hugepages::Off)?;
         let mut region = || arena.take(MEMORY_BYTES).context("the arena is that large");
@@ -97,10 +106,20 @@ impl Bench {
             scratch: BufferPool::new(region()?, WAITERS),
             reactor: Reactor::new(CoreId(0), 1024, clock.now()),
             clock,
-            blocks,
+            blocks: arguments.blocks,
+            look_at: arguments.look_at.clone(),
+            disk_blocks: arguments.disk_blocks,
             seed: Cell::new(1),
             counter: Counter::new().map(std::cell::RefCell::new),
         })
+    }
+
+    /// The same, for whoever looks at where the time goes.
+    #[inline(never)]
+    fn looked_at(&self, done: impl Fn() -> bool) {
+        self.turns(done);
+        // Else the compiler makes one function of both.
+        std::hint::black_box(self.blocks);
     }
 
     /// Turns the reactor until `done`.
@@ -148,7 +167,13 @@ impl Bench {
     }
 
     /// Each of these blocks once, 4 KiB at a time.
-    fn measure<D: Disk>(&self, disk: &Rc<D>, work: Work, count: u64, depth: u64) -> Result<Sample> {
+    fn measure<D: Disk>(
+        &self,
+        disk: &Rc<D>,
+        work: Work,
+        (count, depth): (u64, u64),
+        row: &str,
+    ) -> Result<Sample> {
         let order = self.order();
         let left = Rc::new(Cell::new(depth));
         for worker in 0..depth {
@@ -175,7 +200,10 @@ impl Bench {
             count.map_or(f64::NAN, |count| count as f64)
         };
         let (began, counted) = (cpu_time(), instructions());
-        self.turns(|| left.get() == 0);
+        match row == self.look_at {
+            true => self.looked_at(|| left.get() == 0),
+            false => self.turns(|| left.get() == 0),
+        }
         let each = |all: f64| all / count as f64;
         Ok(Sample {
             nanos: each((cpu_time() - began).as_secs_f64() * 1e9),
@@ -187,7 +215,7 @@ impl Bench {
 /// Measures and prints.
 pub fn run(arguments: &Arguments) -> Result<()> {
     pin(arguments.cpu);
-    let bench = Bench::new(arguments.blocks)?;
+    let bench = Bench::new(arguments)?;
     println!("{}\n", command_line());
     println!(
         "Processor time of one operation of 4 KiB at a random place; {} rounds over {} blocks, medians.\n",
@@ -225,7 +253,7 @@ struct Row {
 impl Bench {
     /// A small pool makes checkpoints more often. Only what is written takes memory.
     fn medium(&self) -> Result<std::sync::Arc<RamMedium>> {
-        Ok(RamMedium::new(BlockSize::B4096, POOL_BLOCKS)?)
+        Ok(RamMedium::new(BlockSize::B4096, self.disk_blocks)?)
     }
 
     fn ram(&self) -> Result<RamDisk> {
@@ -319,46 +347,50 @@ impl Bench {
             row("first write, depth 1"),
         ];
         let (mut records, mut pages) = (Vec::new(), Vec::new());
-        self.measure(&bare, Work::Write, self.blocks, DEPTH)?;
+        self.measure(&bare, Work::Write, (self.blocks, DEPTH), "")?;
         for _ in 0..rounds {
             let (id, volume) = self.volume(&pool)?;
             let all = self.blocks;
             let before = pool.status();
-            let first = self.measure(&volume, Work::Write, all, DEPTH)?;
+            let first = self.measure(&volume, Work::Write, (all, DEPTH), "first write")?;
             let after = pool.status();
             let each = |bytes: u64| bytes as f64 / all as f64;
             records.push(each(after.journal_bytes - before.journal_bytes));
             pages.push(each(after.metadata_bytes - before.metadata_bytes));
-            let write = self.measure(&volume, Work::Write, all, DEPTH)?;
-            let bare_write = self.measure(&bare, Work::Write, all, DEPTH)?;
+            let write = self.measure(&volume, Work::Write, (all, DEPTH), "overwrite")?;
+            let bare_write = self.measure(&bare, Work::Write, (all, DEPTH), "bare write")?;
             let mut add = |row: usize, bare: Sample, volume: Sample| {
                 rows[row].bare.push(bare);
                 rows[row].volume.push(volume);
             };
             add(0, bare_write, write);
-            let read = self.measure(&volume, Work::Read, all, DEPTH)?;
-            let bare_read = self.measure(&bare, Work::Read, all, DEPTH)?;
+            let read = self.measure(&volume, Work::Read, (all, DEPTH), "read")?;
+            let bare_read = self.measure(&bare, Work::Read, (all, DEPTH), "bare read")?;
             add(1, bare_read, read);
             // What follows is held against overwrites of the volume itself.
             add(2, write, first);
             let mut snapshots = vec![self.snapshot(&pool, id, 0)?];
-            let after = self.measure(&volume, Work::Write, all / 4, DEPTH)?;
+            let quarter = (all / 4, DEPTH);
+            let after = self.measure(&volume, Work::Write, quarter, "write after a snapshot")?;
             add(3, write, after);
             for number in 1..SNAPSHOTS {
                 snapshots.push(self.snapshot(&pool, id, number)?);
-                self.measure(&volume, Work::Write, BETWEEN_SNAPSHOTS.min(8), DEPTH.min(8))?;
+                let few = (BETWEEN_SNAPSHOTS, BETWEEN_SNAPSHOTS);
+                self.measure(&volume, Work::Write, few, "")?;
             }
             // Each of them changed some of the blocks.
-            let beneath = self.measure(&volume, Work::Read, all, DEPTH)?;
+            let row = "read, 64 snapshots beneath";
+            let beneath = self.measure(&volume, Work::Read, (all, DEPTH), row)?;
             add(4, bare_read, beneath);
-            let bare_one = self.measure(&bare, Work::Write, all / 8, 1)?;
+            let bare_one = self.measure(&bare, Work::Write, (all / 8, 1), "")?;
             drop(volume);
             snapshots.push(id);
             self.delete(&pool, snapshots)?;
             let (id, volume) = self.volume(&pool)?;
-            let first_one = self.measure(&volume, Work::Write, all / 8, 1)?;
-            self.measure(&volume, Work::Write, all, DEPTH)?;
-            let one = self.measure(&volume, Work::Write, all / 8, 1)?;
+            let row = "first write, depth 1";
+            let first_one = self.measure(&volume, Work::Write, (all / 8, 1), row)?;
+            self.measure(&volume, Work::Write, (all, DEPTH), "")?;
+            let one = self.measure(&volume, Work::Write, (all / 8, 1), "overwrite, depth 1")?;
             add(5, bare_one, one);
             add(6, one, first_one);
             drop(volume);
