@@ -5,6 +5,8 @@
 //!   on how much it has asked for; an answer comes for each.
 //! - The data of a write never change core: the home core says where they go, the asking core writes
 //!   them, and the home core then makes the record.
+//! - The end of a slow write waits for no beginning, neither for a place to ask by nor for a task slot:
+//!   beginnings wait for the space that ends set free.
 //! - A slow write whose future is dropped, or whose core ends, is given up at the home core too, which
 //!   keeps its extents for good: the disk may still work for it.
 
@@ -31,6 +33,7 @@ use corebay_core::{
 };
 
 use crate::{
+    ends::Ends,
     epoch::{Epochs, Looks},
     error::PoolError,
     flat::{FlatVolume, Slots},
@@ -170,7 +173,7 @@ pub(crate) enum Ask {
     Finish {
         ticket: u64,
         is_written: bool,
-        _writing: Counted,
+        writing: Counted,
     },
     /// It will not be finished.
     GiveUp { ticket: u64 },
@@ -211,7 +214,7 @@ pub(crate) enum Reply {
     },
 }
 
-type Answer = Result<Reply, PoolError>;
+pub(crate) type Answer = Result<Reply, PoolError>;
 
 /// What goes between cores.
 pub(crate) enum Message {
@@ -238,8 +241,24 @@ enum Seat<D: Disk> {
 struct Away {
     port: Rc<Port<Message>>,
     asked: RefCell<Vec<Asked>>,
+    /// By the number of what is asked, in groups of [`ASKS_MAX`]: ends of slow writes, and all else.
+    lanes: [Lane; 2],
+}
+
+/// Places to ask by, which are waited for in turn.
+struct Lane {
     free: RefCell<Vec<usize>>,
     turn: FifoWait,
+}
+
+impl Lane {
+    fn new(number: usize) -> Self {
+        let all = number * ASKS_MAX..(number + 1) * ASKS_MAX;
+        Self {
+            free: RefCell::new(all.rev().collect()),
+            turn: FifoWait::new(ASKS_MAX),
+        }
+    }
 }
 
 /// Something that was asked.
@@ -281,9 +300,8 @@ impl<D: Disk> PoolCore<D> {
         drop(ports);
         let away = Away {
             port: port.clone(),
-            asked: RefCell::new((0..ASKS_MAX).map(|_| Asked::Free).collect()),
-            free: RefCell::new((0..ASKS_MAX).rev().collect()),
-            turn: FifoWait::new(ASKS_MAX),
+            asked: RefCell::new((0..2 * ASKS_MAX).map(|_| Asked::Free).collect()),
+            lanes: [0, 1].map(Lane::new),
         };
         let opened = Rc::new(Self {
             common: common.clone(),
@@ -417,7 +435,7 @@ impl<D: Disk> Begun<'_, D> {
                 let ask = Ask::Finish {
                     ticket,
                     is_written,
-                    _writing: Counted::new(&begun.flat),
+                    writing: Counted::new(&begun.flat),
                 };
                 begun.away.ask(ask).await.map(drop)
             }
@@ -448,7 +466,11 @@ impl Away {
 
     /// Asks, and waits for the answer.
     async fn ask(&self, ask: Ask) -> Answer {
-        let index = self.turn.wait_for(|| self.free.borrow_mut().pop()).await;
+        let lane = match ask {
+            Ask::Finish { .. } => &self.lanes[0],
+            _ => &self.lanes[1],
+        };
+        let index = lane.turn.wait_for(|| lane.free.borrow_mut().pop()).await;
         self.asked.borrow_mut()[index] = Asked::Waiting(None);
         let asking = Asking { away: self, index };
         let message = Message::Ask {
@@ -474,8 +496,9 @@ impl Away {
     }
 
     fn give_back(&self, index: usize) {
-        self.free.borrow_mut().push(index);
-        self.turn.notify();
+        let lane = &self.lanes[index / ASKS_MAX];
+        lane.free.borrow_mut().push(index);
+        lane.turn.notify();
     }
 
     fn take_answers(&self) -> usize {
@@ -577,6 +600,7 @@ pub(crate) struct Desk<D: Disk> {
     next_ticket: Cell<u64>,
     /// Asked for while no task slot was free.
     waiting: RefCell<VecDeque<(CoreId, u64, Ask)>>,
+    pub ends: Ends<D>,
 }
 
 impl<D: Disk> Default for Desk<D> {
@@ -587,6 +611,7 @@ impl<D: Disk> Default for Desk<D> {
             left: RefCell::default(),
             next_ticket: Cell::new(0),
             waiting: RefCell::default(),
+            ends: Ends::default(),
         }
     }
 }
@@ -658,7 +683,21 @@ impl<D: Disk> Shared<D> {
                 unreachable!("the home core asks nobody")
             };
             match ask {
-                // It frees what others wait for, so it waits for no slot.
+                // These free what others wait for, so they wait for no slot.
+                Ask::Finish {
+                    ticket,
+                    is_written,
+                    writing,
+                } => {
+                    let write = self.desk.writes.borrow_mut().remove(&ticket);
+                    match write {
+                        Some((_, write)) => {
+                            self.end_of((from, token), write, is_written, writing);
+                        }
+                        // A core that has ended has given it up.
+                        None => self.answer_core(from, token, Ok(Reply::Done)),
+                    }
+                }
                 Ask::GiveUp { ticket } => drop(self.desk.writes.borrow_mut().remove(&ticket)),
                 Ask::Leave => {
                     self.desk.left.borrow_mut().insert(from);
@@ -668,6 +707,7 @@ impl<D: Disk> Shared<D> {
                 ask => self.desk.waiting.borrow_mut().push_back((from, token, ask)),
             }
         }
+        taken += self.serve_ends();
         while self.reactor.executor().free() > 0 {
             let next = self.desk.waiting.borrow_mut().pop_front();
             let Some((from, token, ask)) = next else {
@@ -676,8 +716,7 @@ impl<D: Disk> Shared<D> {
             let shared = self.clone();
             let started = self.reactor.start(move || async move {
                 let answer = shared.answer(from, &ask).await;
-                let port = shared.desk.port.get().expect("it is shared");
-                port.send(from, Message::Answer { token, answer });
+                shared.answer_core(from, token, answer);
             });
             debug_assert!(started, "a slot is free");
         }
@@ -699,24 +738,19 @@ impl<D: Disk> Shared<D> {
                 self.desk.writes.borrow_mut().insert(ticket, (from, write));
                 return Ok(Reply::Begun { ticket, extents });
             }
-            Ask::Finish {
-                ticket, is_written, ..
-            } => {
-                let write = self.desk.writes.borrow_mut().remove(ticket);
-                // A core that has ended has given it up.
-                let Some((_, write)) = write else {
-                    return Ok(Reply::Done);
-                };
-                self.finish_write(write, *is_written).await?;
-            }
             Ask::Clear {
                 volume,
                 blocks,
                 keep,
                 ..
             } => self.clear(*volume, blocks.clone(), *keep).await?,
-            Ask::GiveUp { .. } | Ask::Leave => {}
+            Ask::Finish { .. } | Ask::GiveUp { .. } | Ask::Leave => {}
         }
         Ok(Reply::Done)
+    }
+
+    pub fn answer_core(&self, core: CoreId, token: u64, answer: Answer) {
+        let port = self.desk.port.get().expect("it is shared");
+        port.send(core, Message::Answer { token, answer });
     }
 }

@@ -4,14 +4,18 @@
 //! - Whatever is read is checked against its checksum before it is used; a copy that fails is
 //!   written again from the other one.
 //! - The buffers come from a pool whose holders wait for the disk alone, so that metadata move also
-//!   where hosts' data have taken all other memory.
+//!   where hosts' data have taken all other memory. Streams and images wait for more than the disk
+//!   while they hold one: they have a share of them.
 
 use std::{cell::Cell, rc::Rc};
 
 use corebay_core::{
     buffer::{Buffer, BufferPool},
     disk::{Disk, DiskError, Durability},
+    sync::{Permit, Permits},
 };
+
+use tracing::warn;
 
 use crate::{
     error::PoolError,
@@ -27,10 +31,17 @@ use crate::{
 /// The most bytes that are read or written at once.
 pub(crate) const TRANSFER_BYTES: usize = 64 << 10;
 
+/// Buffers that streams and images have at most, half of all where these are 1 MiB.
+const STREAM_BUFFERS: usize = 8;
+
+/// Streams and images that may wait for one.
+const STREAM_WAITERS: usize = 64;
+
 /// A disk that a pool lies on.
 pub(crate) struct Device<D> {
     pub disk: Rc<D>,
     buffers: BufferPool,
+    streams: Rc<Permits>,
     /// Copies that were damaged and have been written again.
     pub repairs: Cell<u64>,
     /// Nothing is written: damaged copies stay as they are.
@@ -42,6 +53,7 @@ impl<D: Disk> Device<D> {
         Self {
             disk: Rc::new(disk),
             buffers,
+            streams: Permits::new(STREAM_BUFFERS, STREAM_WAITERS),
             repairs: Cell::new(0),
             read_only: Cell::new(false),
         }
@@ -54,6 +66,12 @@ impl<D: Disk> Device<D> {
     /// A buffer of at most [`TRANSFER_BYTES`].
     pub async fn buffer(&self, len: usize) -> Buffer {
         self.buffers.allocate(len).await
+    }
+
+    /// The same, for who waits for volumes while it is held: of the share that is for these.
+    pub async fn stream_buffer(&self, len: usize) -> (Buffer, Permit) {
+        let share = self.streams.acquire(1).await;
+        (self.buffer(len).await, share)
     }
 
     /// Reads bytes, of which there are at most [`TRANSFER_BYTES`].
@@ -191,24 +209,41 @@ impl<D: Disk> Device<D> {
         len: usize,
         good: impl Fn(&[u8]) -> Option<T>,
     ) -> Result<Option<T>, PoolError> {
-        for copy in 0..COPIES {
-            let bytes = match self.read_long(at[copy], len).await {
-                Ok(bytes) => bytes,
-                Err(DiskError::UnrecoveredRead) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            let Some(value) = good(&bytes) else { continue };
-            if copy > 0 && !self.read_only.get() {
-                self.repairs.set(self.repairs.get() + 1);
-                let mut from = 0;
-                for part in bytes.chunks(TRANSFER_BYTES) {
-                    self.write(at[0] + from, part, Durability::Cached).await?;
-                    from += part.len() as u64;
+        let mut damaged = None;
+        let mut failure = None;
+        for copy in at {
+            match self.read_long(copy, len).await {
+                Ok(bytes) => {
+                    if let Some(value) = good(&bytes) {
+                        if let Some(damaged) = damaged {
+                            self.mend(damaged, &bytes).await;
+                        }
+                        return Ok(Some(value));
+                    }
+                    damaged = Some(copy);
                 }
+                Err(DiskError::UnrecoveredRead) => damaged = Some(copy),
+                // The other copy may be read nevertheless; this one may be whole.
+                Err(error) => failure = Some(error),
             }
-            return Ok(Some(value));
         }
-        Ok(None)
+        failure.map_or(Ok(None), |error| Err(error.into()))
+    }
+
+    /// Writes a damaged copy again. Where that fails it stays as it is: the other one is there.
+    async fn mend(&self, at: u64, bytes: &[u8]) {
+        if self.read_only.get() {
+            return;
+        }
+        let mut from = at;
+        for part in bytes.chunks(TRANSFER_BYTES) {
+            if let Err(error) = self.write(from, part, Durability::Cached).await {
+                warn!("a damaged copy of metadata at {at} could not be written again: {error}");
+                return;
+            }
+            from += part.len() as u64;
+        }
+        self.repairs.set(self.repairs.get() + 1);
     }
 
     /// Reads a page of metadata.

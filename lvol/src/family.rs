@@ -223,13 +223,14 @@ impl<D: Disk> Shared<D> {
         index: u64,
         blocks: u64,
     ) -> Result<Option<Range<u64>>, PoolError> {
+        let mut needs = self.needs();
         loop {
             let missing = self
                 .state
                 .borrow_mut()
                 .missing_for(volume, leaf_place(index).0)?;
             let Some(missing) = missing else { break };
-            self.load(missing).await?;
+            needs.load(missing).await?;
         }
         // Notes which of them are its own; not while writes are on their way to another extent, as
         // others would then write in place what is being copied.

@@ -107,7 +107,7 @@ impl<D: Disk> ImageReader<D> {
                 return Ok(None);
             };
             let len = usize::try_from(block_size.bytes_of(found.blocks)).expect("a piece");
-            let buffer = self.shared.device.buffer(len).await;
+            let (buffer, _share) = self.shared.device.stream_buffer(len).await;
             let into = std::slice::from_ref(&buffer);
             self.volume.read(Lba(found.first), into).await?;
             self.position = found.first + found.blocks;
@@ -149,7 +149,8 @@ impl<D: Disk> ImageWriter<D> {
             if zero {
                 self.volume.deallocate(Lba(at), count).await?;
             } else {
-                let mut buffer = self.shared.device.buffer(run.len()).await;
+                let device = &self.shared.device;
+                let (mut buffer, _share) = device.stream_buffer(run.len()).await;
                 buffer.bytes_mut().copy_from_slice(&run);
                 let from = std::slice::from_ref(&buffer);
                 self.volume.write(Lba(at), from, Durability::Cached).await?;

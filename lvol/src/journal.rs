@@ -115,6 +115,16 @@ impl<D: Disk> Shared<D> {
         may.then(|| self.add(std::iter::once(record), bytes))
     }
 
+    /// Appends the records of one write, which take effect together, if there is room for them now.
+    pub fn try_append_all<I: Iterator<Item = Record>>(
+        &self,
+        records: impl Fn() -> I,
+    ) -> Option<Result<Ticket, PoolError>> {
+        let bytes = records().map(|record| record.encoded_len()).sum();
+        let may = self.stopped().is_some() || self.has_room(bytes);
+        may.then(|| self.add(records(), bytes))
+    }
+
     /// Adds records, for which there is room, to those that wait.
     fn add(
         &self,
@@ -145,6 +155,10 @@ impl<D: Disk> Shared<D> {
         Ok(Ticket(journal.appended.get()))
     }
 
+    pub fn has_taken_effect(&self, ticket: Ticket) -> bool {
+        self.journal.committed.get() >= ticket.0
+    }
+
     /// Whether the root has room for what `more` records may add, beside those that wait.
     fn has_root_room(&self, more: usize, waiting: usize) -> bool {
         let room = &self.journal.root_room;
@@ -163,7 +177,7 @@ impl<D: Disk> Shared<D> {
     /// Waits until a record has taken effect.
     pub async fn committed(&self, ticket: Ticket) -> Result<(), PoolError> {
         let journal = &self.journal;
-        let done = || journal.committed.get() >= ticket.0;
+        let done = || self.has_taken_effect(ticket);
         journal
             .commits
             .until(ticket.0, || {
@@ -286,7 +300,7 @@ impl<D: Disk> Shared<D> {
         if self.state.borrow().evictions > 0 {
             // What they need was in memory when they were appended.
             for record in records {
-                self.prepare(record).await?;
+                self.prepare_surely(record).await?;
             }
         }
         self.take_effect(records)?;

@@ -62,6 +62,7 @@ mod bits;
 mod check;
 mod checkpoint;
 mod device;
+mod ends;
 mod epoch;
 mod extend;
 mod family;

@@ -7,13 +7,14 @@
 //! - A deleted volume's name is free at once; its space follows in the background, and goes on after
 //!   a restart.
 
-use std::{cell::Cell, rc::Rc, sync::atomic::Ordering};
+use std::{cell::Cell, rc::Rc, sync::atomic::Ordering, time::Duration};
 
 use corebay_core::{
     disk::Disk,
     mesh::Wakeups,
     sync::{Permit, Permits},
 };
+use tracing::warn;
 
 use crate::{
     across::{self, PoolCore, PoolHandle, VolumeHandle},
@@ -30,6 +31,9 @@ use crate::{
 
 /// Tasks that may wait to change a pool.
 const WAITERS: usize = 64;
+
+/// The pause after which a deleted volume's space is given back again where that has failed.
+const DROP_AGAIN: Duration = Duration::from_secs(1);
 
 /// Names a volume or a snapshot within its pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -571,8 +575,7 @@ impl<D: Disk> Pool<D> {
     }
 
     /// How many leaves and pages of fragments may stay in memory; more are there while they have
-    /// changed since the last checkpoint. An operation may need 65 at a time, and operations that need
-    /// more than there may be together hold each other up.
+    /// changed since the last checkpoint, and where operations need more of them at a time.
     pub fn set_page_limit(&self, pages: usize) {
         self.shared.page_limit.set(pages);
         self.shared.evict();
@@ -610,7 +613,7 @@ impl<D: Disk> Pool<D> {
     /// # Errors
     /// Where the pool has failed.
     pub async fn settled(&self) -> Result<(), PoolError> {
-        let done = || self.first_dying().is_none() || self.shared.stopped().is_some();
+        let done = || self.first_dying(0).is_none() || self.shared.stopped().is_some();
         self.shared
             .journal
             .progress
@@ -665,16 +668,25 @@ impl<D: Disk> Pool<D> {
         Ok(())
     }
 
-    fn first_dying(&self) -> Option<u32> {
+    fn first_dying(&self, from: u32) -> Option<u32> {
         let state = self.shared.state.borrow();
         state.volumes.ids().find(|id| {
             let record = state.volumes.body(*id);
-            record.is_some_and(|record| record.kind == Kind::Dying)
+            *id >= from && record.is_some_and(|record| record.kind == Kind::Dying)
         })
+    }
+
+    /// After a failure, before the next attempt.
+    async fn pause_dropping(&self, stopped: impl Fn() -> bool) {
+        let end = self.shared.reactor.now().plus(DROP_AGAIN);
+        while self.shared.reactor.now() < end && !stopped() {
+            self.shared.reactor.sleep(DROP_AGAIN / 20).await;
+        }
     }
 
     /// Gives back the space of deleted volumes, a leaf at a time, until the pool is closed.
     async fn drop_dying(&self) {
+        let mut from = 0;
         loop {
             let stopped = || self.leaving.get() || self.shared.stopped().is_some();
             let next = self
@@ -682,13 +694,21 @@ impl<D: Disk> Pool<D> {
                 .dying
                 .until(|| match stopped() {
                     true => Some(None),
-                    false => self.first_dying().map(Some),
+                    false => {
+                        let next = self.first_dying(from).or_else(|| self.first_dying(0));
+                        next.map(Some)
+                    }
                 })
                 .await;
             let Some(volume) = next else { return };
-            // A failure stops the pool as a whole, and is told there.
-            if self.change(&[Record::Drop { volume }]).await.is_err() {
-                return;
+            // What stops the pool as a whole is told there. All else may pass, and concerns perhaps this
+            // volume alone.
+            if let Err(error) = self.change(&[Record::Drop { volume }]).await {
+                if self.shared.stopped().is_none() {
+                    warn!("pool {}: a deleted volume's space: {error}", self.name());
+                    self.pause_dropping(stopped).await;
+                }
+                from = volume + 1;
             }
         }
     }

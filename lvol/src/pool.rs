@@ -10,9 +10,16 @@ use std::{
     collections::{BTreeSet, VecDeque},
     rc::Rc,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
-use corebay_core::{buffer::BufferPool, disk::Disk, reactor::Reactor, sync::Permits};
+use corebay_core::{
+    buffer::BufferPool,
+    disk::{Disk, DiskError},
+    reactor::Reactor,
+    sync::Permits,
+};
+use tracing::warn;
 
 use crate::{
     across::{Common, Desk},
@@ -96,6 +103,13 @@ pub(crate) struct Shared<D: Disk> {
 
 /// Nodes that may be in memory, unless it is said otherwise: about a gigabyte.
 const PAGES_MAX: usize = 512 << 10;
+
+/// Pages that an operation reads before it relies on what is in memory; none needs so many.
+const LOADS_MAX: u32 = 160;
+
+/// How often, and after which pause, a page is read again that has to be read.
+const RETRIES: u32 = 20;
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 impl<D: Disk> Shared<D> {
     pub fn new(reactor: &Reactor, device: Device<D>, state: State, generation: u64) -> Self {
@@ -226,15 +240,37 @@ impl<D: Disk> Shared<D> {
         Ok(())
     }
 
+    /// An operation begins to read the pages that it needs.
+    pub fn needs(&self) -> Needs<'_, D> {
+        Needs {
+            shared: self,
+            loads: 0,
+            relying: None,
+        }
+    }
+
     /// Reads what a record needs in memory.
     pub async fn prepare(&self, record: &Record) -> Result<(), PoolError> {
+        let mut needs = self.needs();
         loop {
             let missing = self.state.borrow_mut().missing_for_record(record)?;
             match missing {
-                Some(missing) => self.load(missing).await?,
+                Some(missing) => needs.load(missing).await?,
                 None => return Ok(()),
             }
         }
+    }
+
+    /// The same for a record that has to take effect: a failure that may pass is waited for.
+    pub async fn prepare_surely(&self, record: &Record) -> Result<(), PoolError> {
+        for _ in 0..RETRIES {
+            match self.prepare(record).await {
+                Err(PoolError::Disk(DiskError::Gone)) | Ok(()) => break,
+                Err(error) => warn!("pool {}: {error}; it is read again", self.name()),
+            }
+            self.reactor.sleep(RETRY_PAUSE).await;
+        }
+        self.prepare(record).await
     }
 
     /// Extents and slots that left the maps go to limbo.
@@ -334,6 +370,24 @@ impl<D: Disk> Shared<D> {
             self.thawed.notify();
         }
         self.reap()
+    }
+}
+
+/// The pages that one operation reads. After many it relies on those that are in memory: it may need
+/// more at once than there may be, and others push out what it has read.
+pub(crate) struct Needs<'a, D: Disk> {
+    shared: &'a Shared<D>,
+    loads: u32,
+    relying: Option<Awaiting<'a>>,
+}
+
+impl<D: Disk> Needs<'_, D> {
+    pub async fn load(&mut self, missing: Missing) -> Result<(), PoolError> {
+        self.loads += 1;
+        if self.loads > LOADS_MAX && self.relying.is_none() {
+            self.relying = Some(self.shared.rely());
+        }
+        self.shared.load(missing).await
     }
 }
 

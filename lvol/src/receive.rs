@@ -331,7 +331,8 @@ impl<D: Disk> Receiver<D> {
     }
 
     async fn write(&mut self, first: u64, bytes: &[u8]) -> Result<(), ReceiveError> {
-        let mut buffer = self.pool.shared.device.buffer(bytes.len()).await;
+        let device = &self.pool.shared.device;
+        let (mut buffer, _share) = device.stream_buffer(bytes.len()).await;
         buffer.bytes_mut().copy_from_slice(bytes);
         let volume = self.volume()?;
         let block_size = volume.info().block_size;

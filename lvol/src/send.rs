@@ -211,7 +211,7 @@ impl<D: Disk> Sender<D> {
             if change.data {
                 let len = block_size.bytes_of(blocks);
                 let len = usize::try_from(len).expect("a frame's bytes");
-                let buffer = self.shared.device.buffer(len).await;
+                let (buffer, _share) = self.shared.device.stream_buffer(len).await;
                 let into = std::slice::from_ref(&buffer);
                 self.to.0.read(Lba(first), into).await?;
                 bytes.extend_from_slice(&buffer.bytes());

@@ -165,14 +165,14 @@ impl<D: Disk> SlowWrite<D> {
     }
 
     /// What has to be recorded once its data are durable.
-    fn records(&self) -> impl Iterator<Item = Record> + '_ {
+    pub fn records(&self) -> impl Iterator<Item = Record> + '_ {
         let parts = parts_of(self.blocks.clone()).zip(&self.extents);
         let fresh = parts.enumerate().filter(|(at, _)| self.own >> at & 1 == 0);
         fresh.map(|(_, (part, extent))| map_record(self.volume, &part, *extent))
     }
 
     /// The disk works no more for it, and what it made readable has taken effect, or will not.
-    fn end(mut self) {
+    pub fn end(mut self) {
         self.ended = true;
         self.release();
     }
@@ -392,12 +392,17 @@ impl<D: Disk> Shared<D> {
         result
     }
 
-    async fn show(&self, write: &SlowWrite<D>) -> Result<(), PoolError> {
+    /// Lets every core write in place what a write has found to be the volume's own.
+    pub fn publish_own(&self, write: &SlowWrite<D>) {
         for (at, part) in parts_of(write.blocks.clone()).enumerate() {
             if write.own >> at & 1 != 0 {
                 self.publish(write.volume, part.start / PER_EXTENT);
             }
         }
+    }
+
+    async fn show(&self, write: &SlowWrite<D>) -> Result<(), PoolError> {
+        self.publish_own(write);
         if write.records().next().is_none() {
             return Ok(());
         }
@@ -406,10 +411,11 @@ impl<D: Disk> Shared<D> {
     }
 
     async fn targets(&self, write: &mut SlowWrite<D>) -> Result<(), PoolError> {
+        let mut needs = self.needs();
         loop {
             match self.try_targets(write)? {
                 Try::Got => return Ok(()),
-                Try::Load(missing) => self.load(missing).await?,
+                Try::Load(missing) => needs.load(missing).await?,
                 Try::Wait if self.is_abandoned() => return Err(PoolError::NoSpace),
                 Try::Wait => {
                     let mut first = true;

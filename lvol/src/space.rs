@@ -166,12 +166,14 @@ impl<D: Disk> Shared<D> {
     async fn extents_of(&self, volume: u32) -> Result<(u64, u64), PoolError> {
         let (mut own, mut all) = (0, 0);
         let (mut leaf, mut looked_at) = (0, 0);
+        let mut needs = self.needs();
         while let Some(next) = self.next_leaf(volume, leaf).await? {
             let missing = self.state.borrow_mut().missing_for(volume, next)?;
             if let Some(missing) = missing {
-                self.load(missing).await?;
+                needs.load(missing).await?;
                 continue;
             }
+            needs = self.needs();
             {
                 let state = self.state.borrow();
                 if let Way::Leaf(id, exclusive) = state.way(volume, next)? {

@@ -463,6 +463,7 @@ impl<D: Disk> Shared<D> {
 
     /// Where blocks from `block` on lie, up to `end` and within one extent.
     pub(crate) async fn run(&self, volume: u32, block: u64, end: u64) -> Result<Run, PoolError> {
+        let mut needs = self.needs();
         loop {
             let found = {
                 let state = self.state.borrow();
@@ -470,7 +471,7 @@ impl<D: Disk> Shared<D> {
             };
             match found {
                 Ok(run) => return Ok(run),
-                Err(missing) => Box::pin(self.load(missing)).await?,
+                Err(missing) => Box::pin(needs.load(missing)).await?,
             }
         }
     }

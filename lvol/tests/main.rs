@@ -18,9 +18,9 @@ mod streams;
 mod support;
 mod trim;
 mod volumes;
+mod waits;
 
 use corebay_conformance::counting::Counting;
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
-mod waits;

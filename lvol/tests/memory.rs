@@ -1,8 +1,12 @@
 //! Pools whose maps do not fit into the memory that they may take.
 
-use corebay_core::{disk::Durability, rng::Rng, units::BlockSize};
+use corebay_core::{
+    disk::{Disk, Durability},
+    rng::Rng,
+    units::{BlockSize, Lba},
+};
 
-use crate::support::{Medium, Node, model::Model, offline_check};
+use crate::support::{Medium, Node, disk::block, model::Model, offline_check};
 
 /// Blocks under one leaf of a map.
 const LEAF_BLOCKS: u64 = 64 * 256;
@@ -72,4 +76,96 @@ fn maps_are_read_again_where_they_do_not_fit_into_memory() {
     assert_eq!(offline_check(&medium).problems, Vec::<String>::new());
     let node = Node::import(&medium).unwrap();
     all(&node, id, &model, "after a crash");
+}
+
+/// A pool whose one volume has so many leaves, none of which is in memory; each has fragments.
+fn cold(medium: &Medium, leaves: u64) -> Node {
+    let node = Node::create(medium);
+    let id = node.create_volume("v", leaves * LEAF_BLOCKS);
+    let volume = node.open(id);
+    for round in 1..3 {
+        for leaf in 0..leaves {
+            for extent in 0..3 {
+                let at = leaf * LEAF_BLOCKS + extent * 256 + round;
+                node.write(&volume, at, 2, round, Durability::Durable)
+                    .unwrap();
+            }
+        }
+        if round == 1 {
+            node.snapshot(id, "s");
+        }
+    }
+    node.checkpoint();
+    drop((volume, node));
+    Node::import(medium).unwrap()
+}
+
+#[test]
+fn an_operation_may_need_more_pages_than_there_may_be() {
+    let medium = Medium::new(BlockSize::B512, 8 << 20, true, 1);
+    let node = cold(&medium, 2);
+    node.pool.set_page_limit(1);
+    let volume = node.open(node.pool.find("v").unwrap());
+    assert_eq!(node.tags(&volume, LEAF_BLOCKS, 4), [0, 1, 2, 2]);
+    // Two leaves and all that is beneath them.
+    let at = LEAF_BLOCKS - 1;
+    node.write(&volume, at, 2, 7, Durability::Durable).unwrap();
+    assert_eq!(node.tags(&volume, at, 5), [7, 7, 1, 2, 2]);
+    drop(volume);
+    node.checked();
+}
+
+#[test]
+fn space_of_deleted_volumes_comes_back_after_a_failure_that_passes() {
+    let medium = Medium::new(BlockSize::B512, 8 << 20, true, 1);
+    let node = cold(&medium, 4);
+    let free = node.pool.status().free_bytes;
+    for name in ["s", "v"] {
+        let id = node.pool.find(name).unwrap();
+        medium.fail_reads(true);
+        node.run(move |pool| async move { pool.delete(id).await })
+            .unwrap();
+        for _ in 0..20 {
+            node.core.turn();
+        }
+        medium.fail_reads(false);
+    }
+    node.settle();
+    assert!(node.pool.status().free_bytes > free);
+    assert!(!node.pool.status().failed);
+    node.checked();
+}
+
+#[test]
+fn a_pool_goes_on_after_its_maps_could_not_be_read_for_a_moment() {
+    for turns in 1..16 {
+        let medium = Medium::new(BlockSize::B512, 8 << 20, true, 1);
+        let node = cold(&medium, 2);
+        node.pool.set_page_limit(1);
+        let volume = node.open(node.pool.find("v").unwrap());
+        let (writer, buffer) = (volume.clone(), node.core.filled(&block(9, 512)));
+        let write = node.core.spawn(async move {
+            let from = std::slice::from_ref(&buffer);
+            writer.write(Lba(5), from, Durability::Durable).await
+        });
+        for _ in 0..turns {
+            node.core.turn();
+        }
+        // What is read for others pushes out what the record needs.
+        let _ = node.tags(&volume, LEAF_BLOCKS, 1);
+        medium.fail_reads(true);
+        for _ in 0..6 {
+            node.core.turn();
+        }
+        medium.fail_reads(false);
+        node.core
+            .turn_until("the end of a write", || write.is_there());
+        let written = write.take();
+        assert!(!node.pool.status().failed, "after {turns} turns");
+        if written == Ok(()) {
+            assert_eq!(node.tags(&volume, 5, 1), [9]);
+        }
+        drop(volume);
+        node.checked();
+    }
 }

@@ -1,13 +1,16 @@
 //! Snapshots sent from pool to pool: whole, as differences, interrupted, cut off, changed on the way.
 
-use crate::support::{Medium, Node, cuts::each_cut, named};
+use crate::support::{self, Medium, Node, cuts::each_cut, named};
+use corebay_conformance::TestCore;
 use corebay_core::{
+    arena::Arena,
+    buffer::BufferPool,
     disk::{Disk, Durability},
     rng::Rng,
     units::BlockSize,
 };
 use corebay_lvol::{
-    Identity, ReceiveError, ReceiveOptions, VolumeId,
+    Identity, Pool, PoolContext, ReceiveError, ReceiveOptions, VolumeId,
     error::PoolError,
     format::stream::{FRAME_HEADER_BYTES, StreamFault},
 };
@@ -348,4 +351,53 @@ fn a_difference_is_there_or_goes_on_when_the_power_fails() {
             assert_eq!(content(other, copy), after);
         },
     );
+}
+
+#[test]
+fn more_streams_than_the_memory_has_buffers_are_received_at_once() {
+    const STREAMS: u64 = 24;
+    let (node, _, [first, _]) = source();
+    let mut frames = frames(&node, None, first, 0);
+    let (begin, rest) = (frames.remove(0), frames.concat());
+    let medium = Medium::new(BlockSize::B512, 32 << 20, true, 1);
+    let core = TestCore::single();
+    let mut arena = Arena::lazy(1 << 20).unwrap();
+    let context = PoolContext {
+        reactor: core.reactor.clone(),
+        buffers: BufferPool::new(arena.take(1 << 20).unwrap(), 512),
+    };
+    let disk = medium.open();
+    let made = core.run(async move { Pool::create(&context, disk, &support::options()).await });
+    let other = Node {
+        pool: made.unwrap(),
+        core,
+    };
+    let all: Vec<_> = (0..STREAMS)
+        .map(|number| {
+            let options = ReceiveOptions {
+                volume: named(&format!("copy {number}")),
+                snapshot: Some(format!("snapshot {number}")),
+            };
+            let (pool, begin) = (other.pool.clone(), begin.clone());
+            other.core.run(async move {
+                let mut receiver = pool.receive(&options);
+                assert_eq!(receiver.push(&begin).await, Ok(None));
+                receiver
+            })
+        })
+        .collect();
+    // All their data come at once.
+    let all: Vec<_> = (all.into_iter())
+        .map(|mut receiver| {
+            let rest = rest.clone();
+            (other.core).spawn(async move { receiver.push(&rest).await.map(|made| made.is_some()) })
+        })
+        .collect();
+    other
+        .core
+        .turn_until("the end of all", || all.iter().all(|one| one.is_there()));
+    for one in all {
+        assert_eq!(one.take(), Ok(true));
+    }
+    other.checked();
 }

@@ -1,6 +1,6 @@
 //! Operations that wait for each other, on one core and on two: each ends, and none is lost.
 
-use std::{future::Future, rc::Rc, task::Poll};
+use std::{future::Future, pin::Pin, rc::Rc, task::Poll};
 
 use crate::support::{Medium, MediumDisk, Node, disk};
 use corebay_conformance::{Outcome, TestCore};
@@ -223,5 +223,46 @@ fn writes_that_need_several_extents_do_not_wait_for_each_other() {
     let done = all.iter().filter(|write| write.take().is_ok()).count();
     assert_eq!(done, 1);
     drop(volume);
+    node.checked();
+}
+
+/// All of them at once, in one task.
+async fn all_of<T>(mut futures: Vec<Pin<Box<dyn Future<Output = T>>>>) -> Vec<T> {
+    let mut values: Vec<Option<T>> = futures.iter().map(|_| None).collect();
+    std::future::poll_fn(|context| {
+        for (value, future) in values.iter_mut().zip(&mut futures) {
+            if value.is_none()
+                && let Poll::Ready(ended) = future.as_mut().poll(context)
+            {
+                *value = Some(ended);
+            }
+        }
+        match values.iter().all(Option::is_some) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    })
+    .await;
+    values.into_iter().flatten().collect()
+}
+
+#[test]
+fn a_full_pool_ends_more_writes_of_another_core_than_may_be_asked_at_a_time() {
+    let medium = medium(8);
+    let (node, id, written) = nearly_full(&medium, 3);
+    let (other, far) = other_core(&node, &medium, id);
+    let writes = (0..700).map(|number| {
+        let at = (written + 1 + number) * PER_EXTENT;
+        Box::pin(write(&other, &far, at, 1, 2)) as Pin<Box<dyn Future<Output = _>>>
+    });
+    let ended = other.spawn(all_of(writes.collect()));
+    turn_both(&node, &other, "the end of all writes", || ended.is_there());
+    let ended = ended.take();
+    let done = ended.iter().filter(|write| **write == Ok(())).count();
+    let refused = ended
+        .iter()
+        .filter(|write| **write == Err(DiskError::NoSpace));
+    assert_eq!((done, refused.count()), (3, 697));
+    drop(far);
     node.checked();
 }

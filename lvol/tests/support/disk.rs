@@ -45,6 +45,7 @@ struct State {
     stop_after: Option<u64>,
     stopped: bool,
     fail_writes: bool,
+    fail_reads: bool,
     deallocated: u64,
     /// Blocks that cannot be read.
     lost: std::collections::BTreeSet<u64>,
@@ -69,6 +70,7 @@ impl Medium {
             stop_after: None,
             stopped: false,
             fail_writes: false,
+            fail_reads: false,
             deallocated: 0,
             lost: Default::default(),
         };
@@ -136,6 +138,11 @@ impl Medium {
 
     pub fn fail_writes(&self, fail: bool) {
         self.state.borrow_mut().fail_writes = fail;
+    }
+
+    /// Reads are not answered, for now.
+    pub fn fail_reads(&self, fail: bool) {
+        self.state.borrow_mut().fail_reads = fail;
     }
 
     /// The power fails and comes back.
@@ -287,6 +294,9 @@ impl Disk for MediumDisk {
             let mut window = buffer.slice(0..buffer.len());
             let mut bytes = window.bytes_mut();
             let state = self.medium.state.borrow();
+            if state.fail_reads {
+                return Err(DiskError::TimedOut);
+            }
             for place in bytes.chunks_exact_mut(size) {
                 if at >= self.info().blocks {
                     return Err(DiskError::OutOfRange);
