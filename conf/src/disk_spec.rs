@@ -102,6 +102,11 @@ const FORMS: &str = "a disk is `file:PATH[,size=8GiB]`, `ram:1GiB`, `null:1TiB` 
                      each with `[,block=512|4096]`";
 const KINDS: [&str; 3] = ["file", "ram", "null"];
 
+/// A PCI address in full, in lower case; its domain may be left out. `None` for what is none.
+pub fn pci_address(text: &str) -> Option<String> {
+    crate::schema::scalars::pci_address(text).ok()
+}
+
 impl FromStr for DiskSpec {
     type Err = DiskSpecError;
 

@@ -483,7 +483,9 @@ impl<D: PciDevice> Inner<D> {
         let Some(mut device) = self.device.borrow_mut().take() else {
             return;
         };
-        let harmless = device.set_bus_master(false).is_ok() || !device.is_present();
+        // What is gone reaches nothing; to ask its bus for anything would only take time.
+        let is_gone = !device.is_present();
+        let harmless = is_gone || device.set_bus_master(false).is_ok() || !device.is_present();
         let phase = match harmless {
             true => Phase::Failed,
             false => Phase::FailedUnsafe,

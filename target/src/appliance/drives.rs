@@ -447,7 +447,8 @@ fn lent(name: &DriveName) -> Result<Vec<String>, Failure> {
     Ok(lent.map(|drive| drive.address).collect())
 }
 
-fn check_lent(address: &str) -> Result<(), Failure> {
+/// The drive at this address is bound to vfio-pci.
+pub fn check_lent(address: &str) -> Result<(), Failure> {
     let drives = machine::drives(Path::new("/"));
     match drives.iter().find(|drive| drive.address == address) {
         Some(drive) if drive.is_lent() => Ok(()),

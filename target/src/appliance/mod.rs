@@ -27,6 +27,7 @@ use std::path::Path;
 
 use corebay_conf::Appliance;
 
+pub use drives::check_lent;
 pub use health::as_json as health_as_json;
 pub use kept::ThisMachine;
 pub use lease::Lease;

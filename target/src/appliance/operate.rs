@@ -310,6 +310,7 @@ fn describe(array: &ArrayMedium, now: Time) -> Value {
     });
     let trouble = array.trouble.lock();
     let trouble = trouble.unwrap_or_else(PoisonError::into_inner).clone();
+    let trouble = trouble.or_else(|| assembled.is_stopped().then(|| STOPPED.to_owned()));
     json!({
         "name": array.name,
         "uuid": assembled.uuid().to_string(),
@@ -337,6 +338,10 @@ fn describe(array: &ArrayMedium, now: Time) -> Value {
         },
     })
 }
+
+/// Why an array takes nothing more, and what mends it.
+const STOPPED: &str =
+    "it has lost more members than it bears; once they are there again, restart corebay";
 
 fn progress(array: &ArrayMedium, sweep: &Sweep, now: Time) -> Value {
     let assembled = array.assembled();

@@ -403,7 +403,12 @@ fn scrubs(array: &Value) -> String {
         text += &format!("next scrub: in {}\n", span(next));
     }
     if let Some(trouble) = array["trouble"].as_str() {
-        text += &format!("closed: {trouble}\n");
+        let word = if array["state"] == "stopped" {
+            "stopped"
+        } else {
+            "closed"
+        };
+        text += &format!("{word}: {trouble}\n");
     }
     text
 }

@@ -17,6 +17,7 @@ use super::{
     super::Failure,
     alone::{self, Alone},
 };
+use crate::appliance::check_lent;
 
 /// The longest latency that is told from longer ones, in nanoseconds.
 const LATENCY_NS_MAX: u64 = 120_000_000_000;
@@ -25,7 +26,7 @@ const LATENCY_NS_MAX: u64 = 120_000_000_000;
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Its PCI address; it is bound to vfio-pci, and nobody uses it
-    #[arg(value_name = "ADDRESS")]
+    #[arg(value_name = "ADDRESS", value_parser = super::address)]
     address: String,
     /// The namespace
     #[arg(long, default_value_t = 1)]
@@ -53,6 +54,7 @@ pub fn run(args: &Args) -> Result<Value, Failure> {
             "change --block",
         ));
     }
+    check_lent(&args.address)?;
     let options = DriverOptions {
         entries: 1024,
         ..DriverOptions::default()

@@ -3,7 +3,7 @@
 use std::{path::Path, process::ExitCode};
 
 use corebay_nvme::machine::{
-    MachineDrive,
+    MachineDrive, VFIO_DRIVER,
     binding::{BindRefusal, bind, unbind},
     drives, openers,
 };
@@ -39,7 +39,7 @@ enum Action {
     /// appliance has is asked by that
     Show {
         /// Its PCI address, as `corebay drives` shows it
-        #[arg(value_name = "ADDRESS")]
+        #[arg(value_name = "ADDRESS", value_parser = address)]
         address: String,
     },
     /// Measure a drive under corebay's own driver, with nothing above it
@@ -47,7 +47,7 @@ enum Action {
     /// Take drives from the kernel's driver, for corebay's own
     Bind {
         /// PCI addresses, as `corebay drives` shows them
-        #[arg(required = true, value_name = "ADDRESS")]
+        #[arg(required = true, value_name = "ADDRESS", value_parser = address)]
         addresses: Vec<String>,
     },
     /// Give drives back to the driver that they had
@@ -56,7 +56,7 @@ enum Action {
         #[arg(long)]
         force: bool,
         /// PCI addresses, as `corebay drives` shows them
-        #[arg(required = true, value_name = "ADDRESS")]
+        #[arg(required = true, value_name = "ADDRESS", value_parser = address)]
         addresses: Vec<String>,
     },
 }
@@ -79,19 +79,37 @@ pub fn run(args: &Args) -> ExitCode {
         }
         Some(Action::Bench(asked)) => return print(args, measure::run(asked), measure::as_text),
         Some(Action::Bind { addresses }) => addresses.iter().try_for_each(|address| {
-            bind(root, address).map(|()| println!("{address}: bound to vfio-pci"))
+            bind(root, address).map(|()| say(args, address, VFIO_DRIVER, "bound to vfio-pci"))
         }),
         Some(Action::Unbind { force, addresses }) => addresses.iter().try_for_each(|address| {
-            unbind(root, address, *force).map(|driver| match driver.is_empty() {
-                true => println!("{address}: without a driver, as before"),
-                false => println!("{address}: given back to {driver}"),
-            })
+            let driver = unbind(root, address, *force)?;
+            let text = match driver.as_str() {
+                "" => "without a driver, as before".to_owned(),
+                driver => format!("given back to {driver}"),
+            };
+            say(args, address, &driver, &text);
+            Ok(())
         }),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(refusal) => explain(&refusal).report("drives"),
     }
+}
+
+/// Says who has a drive now: one line for each, in JSON too.
+fn say(args: &Args, address: &str, driver: &str, text: &str) {
+    match args.asking.output {
+        Format::Text => println!("{address}: {text}"),
+        Format::Json => println!("{}", json!({ "address": address, "driver": driver })),
+    }
+}
+
+/// A PCI address in full; its domain may be left out.
+fn address(text: &str) -> Result<String, String> {
+    let address = corebay_conf::disk_spec::pci_address(text);
+    address
+        .ok_or_else(|| "a PCI address is like 0000:01:00.0: `corebay drives` lists them".to_owned())
 }
 
 fn print(args: &Args, result: Result<Value, Failure>, as_text: fn(&Value) -> String) -> ExitCode {
@@ -194,6 +212,13 @@ mod tests {
     use corebay_nvme::machine::MachineNamespace;
 
     use super::*;
+
+    #[test]
+    fn addresses_are_told_in_full() {
+        assert_eq!(address("01:00.0").as_deref(), Ok("0000:01:00.0"));
+        assert_eq!(address("0001:0A:00.1").as_deref(), Ok("0001:0a:00.1"));
+        assert!(address("nvme0").is_err());
+    }
 
     #[test]
     fn a_line_for_each_drive() {
