@@ -51,10 +51,12 @@ pub enum Fault {
     PoolSuperblockEarly,
     /// A pool makes blocks readable before their data are durable.
     PoolDataUnflushed,
+    /// A pool acknowledges a batch of its journal before it is durable.
+    PoolJournalCached,
 }
 
 /// All of them, with their names on the command line.
-pub const ALL: [(&str, Fault); 19] = [
+pub const ALL: [(&str, Fault); 20] = [
     ("ack_before_write", Fault::AckBeforeWrite),
     ("fua_ignored", Fault::FuaIgnored),
     ("flush_skipped", Fault::FlushSkipped),
@@ -74,6 +76,7 @@ pub const ALL: [(&str, Fault); 19] = [
     ("driver_forgets_reset", Fault::DriverForgetsReset),
     ("pool_superblock_early", Fault::PoolSuperblockEarly),
     ("pool_data_unflushed", Fault::PoolDataUnflushed),
+    ("pool_journal_cached", Fault::PoolJournalCached),
 ];
 
 static CHOSEN: AtomicUsize = AtomicUsize::new(usize::MAX);

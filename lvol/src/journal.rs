@@ -287,9 +287,16 @@ impl<D: Disk> Shared<D> {
         }
         let at: [u64; COPIES] =
             std::array::from_fn(|copy| layout.journal_at(copy) + page * PAGE_BYTES as u64);
+        let durability = Durability::Durable;
+        #[cfg(corebay_fault)]
+        let durability =
+            match corebay_core::fault::is(corebay_core::fault::Fault::PoolJournalCached) {
+                true => Durability::Cached,
+                false => durability,
+            };
         let (first, second) = both(
-            self.device.write(at[0], bytes, Durability::Durable),
-            self.device.write(at[1], bytes, Durability::Durable),
+            self.device.write(at[0], bytes, durability),
+            self.device.write(at[1], bytes, durability),
         )
         .await;
         first.and(second)?;

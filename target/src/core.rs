@@ -17,7 +17,7 @@ use std::{
     marker::PhantomData,
     os::fd::BorrowedFd,
     pin::Pin,
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::Arc,
 };
 
@@ -85,7 +85,9 @@ pub struct Core<E: Environment> {
     adopters: RefCell<Vec<(&'static str, Adopter)>>,
     /// The namespaces that a fused command has, and those who wait to be next.
     fused_turns: RefCell<FusedTurns>,
-    locked: RefCell<HashMap<u64, crate::io::Ns<E>>>,
+    /// The write gates of namespaces, also of those that were detached while commands execute on them.
+    gates: RefCell<HashMap<(SubsystemId, u32), Weak<WriteGate>>>,
+    locked: RefCell<HashMap<u64, Rc<WriteGate>>>,
     next_lock: Cell<u64>,
     next_key: Cell<u64>,
     draining: Cell<bool>,
@@ -120,6 +122,7 @@ impl<E: Environment> Core<E> {
             backlog: RefCell::default(),
             adopters: RefCell::default(),
             fused_turns: RefCell::default(),
+            gates: RefCell::default(),
             locked: RefCell::default(),
             next_lock: Cell::new(1),
             next_key: Cell::new(1),
@@ -269,7 +272,7 @@ impl<E: Environment> Core<E> {
         spec: Arc<NamespaceSpec<E::Medium>>,
     ) -> Result<(), corebay_core::disk::DiskError> {
         let namespace = self.open(spec)?;
-        self.table(subsystem).attach(namespace);
+        self.show(subsystem, namespace);
         Ok(())
     }
 
@@ -293,8 +296,22 @@ impl<E: Environment> Core<E> {
         let staged = self.staged.borrow_mut().remove(&key);
         debug_assert!(staged.is_some(), "namespace {key} was not staged");
         if let Some(namespace) = staged {
-            self.table(subsystem).attach(namespace);
+            self.show(subsystem, namespace);
         }
+    }
+
+    fn show(&self, subsystem: SubsystemId, mut namespace: Opened<E>) {
+        let mut gates = self.gates.borrow_mut();
+        let name = (subsystem, namespace.spec.nsid);
+        match gates.get(&name).and_then(Weak::upgrade) {
+            Some(gate) => namespace.gate = gate,
+            None => {
+                gates.retain(|_, gate| gate.strong_count() > 0);
+                gates.insert(name, Rc::downgrade(&namespace.gate));
+            }
+        }
+        drop(gates);
+        self.table(subsystem).attach(namespace);
     }
 
     /// Closes what is staged.
@@ -309,7 +326,7 @@ impl<E: Environment> Core<E> {
         Ok(Namespace {
             disk: self.environment.open(&spec.medium)?,
             spec,
-            gate: WriteGate::new(TASKS_PER_CORE),
+            gate: Rc::new(WriteGate::new(TASKS_PER_CORE)),
         })
     }
 
@@ -345,22 +362,21 @@ impl<E: Environment> Core<E> {
 
     /// Locks blocks against this core's writes, and replies once those that execute have ended.
     pub fn lock_blocks(self: &Rc<Self>, subsystem: SubsystemId, lock: Lock, reply: Reply<()>) {
-        let Some(namespace) = self.table(subsystem).get(lock.nsid) else {
+        let gate = self.gates.borrow().get(&(subsystem, lock.nsid)).cloned();
+        let Some(gate) = gate.as_ref().and_then(Weak::upgrade) else {
             reply.send(self, ());
             return;
         };
-        self.locked.borrow_mut().insert(lock.id, namespace.clone());
+        self.locked.borrow_mut().insert(lock.id, gate.clone());
         let core = self.clone();
         let ready = move || reply.send(&core, ());
-        namespace
-            .gate
-            .lock(lock.id, lock.at, lock.blocks, Box::new(ready));
+        gate.lock(lock.id, lock.at, lock.blocks, Box::new(ready));
     }
 
     /// Gives up the lock `id`, also where its namespace was detached since.
     pub fn unlock_blocks(&self, id: u64) {
-        if let Some(namespace) = self.locked.borrow_mut().remove(&id) {
-            namespace.gate.unlock(id);
+        if let Some(gate) = self.locked.borrow_mut().remove(&id) {
+            gate.unlock(id);
         }
     }
 

@@ -105,8 +105,9 @@ pub struct Namespace<D, M> {
     pub spec: std::sync::Arc<NamespaceSpec<M>>,
     /// The core's disk handle.
     pub disk: D,
-    /// Orders this core's writes with fused commands.
-    pub gate: WriteGate,
+    /// Orders this core's writes with fused commands. It outlives the namespace's being detached, for
+    /// as long as commands execute that came before: who attaches it again finds the same gate.
+    pub gate: Rc<WriteGate>,
 }
 
 type Slot<D, M> = Option<Rc<Namespace<D, M>>>;

@@ -384,6 +384,50 @@ fn a_drain_under_fused_commands_ends() {
     world.assert_deserted();
 }
 
+/// A reload takes a namespace away and brings it back while commands execute on it.
+#[test]
+fn a_namespace_that_is_attached_again_keeps_what_executes_apart() {
+    for fused_first in [false, true] {
+        let medium = faulty(BlockSize::B4096, 64);
+        let world = World::with(vec![medium.clone()]);
+        let (association, mut queue) = Host::new(&world, 1).with_queue(64);
+        world
+            .faults()
+            .add(Rule::new(Effect::Hang).on(Operation::Write));
+        let mut fused = Vec::new();
+        let data = pattern(1, 4096);
+        let mut write = None;
+        if fused_first {
+            fused = submit_pairs(&mut queue, 1, 1);
+        } else {
+            let plain = nvm::write(1, 0, 1, false);
+            write = Some(queue.submit(plain, Payload::Capsule(&data)));
+        }
+        world.settle();
+        world.attach(1, &medium);
+        // What comes now is of the namespace that was attached last.
+        world.faults().clear();
+        if fused_first {
+            let plain = nvm::write(1, 0, 1, false);
+            write = Some(queue.submit(plain, Payload::Capsule(&data)));
+        } else {
+            fused = submit_pairs(&mut queue, 1, 1);
+        }
+        world.settle();
+        release(&world);
+        queue.complete(write.unwrap()).ok();
+        let compared = queue.complete(fused[0]).status;
+        let replaced = queue.complete(fused[1]).status;
+        match fused_first {
+            true => assert_eq!((compared, replaced), (OK, OK)),
+            false => assert_eq!(compared, Status::COMPARE_FAILURE.with_dnr()),
+        }
+        assert!(queue.read(1, 0, 4096, 1).ok() == data);
+        drop((association, queue));
+        world.assert_deserted();
+    }
+}
+
 /// A Copy that holds working space waits for blocks that a fused command has, which needs working
 /// space too.
 #[test]

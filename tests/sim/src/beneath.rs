@@ -63,6 +63,8 @@ pub struct PoolPlan {
     pub blocks: u64,
     /// The volume's space is reserved.
     pub thick: bool,
+    /// The longest pause between two orders of the operator, in microseconds; none where there is none.
+    pub orders: Option<u64>,
 }
 
 /// An NVMe drive with one namespace.
@@ -239,6 +241,23 @@ impl PoolPlan {
             },
             blocks: pick(rng, &[16, 64, 200, 300, 600]),
             thick: rng.once_in(3),
+            orders: pick(rng, &[None, Some(500), Some(5_000), Some(40_000)]),
+        }
+    }
+
+    /// A small one, with an operator.
+    #[must_use]
+    pub fn script(medium: MediumOptions) -> Self {
+        let block_size = BlockSize::B4096;
+        Self {
+            medium: MediumOptions {
+                block_size,
+                blocks: block_size.blocks_in(16 << 20),
+                ..medium
+            },
+            blocks: 24,
+            thick: false,
+            orders: Some(800),
         }
     }
 }

@@ -556,7 +556,11 @@ fn may_be_told(common: &Common, status: Status) -> bool {
         Status::ABORTED_FAILED_FUSED,
     ];
     // An identifier that is not active is a wrong field (Base, section 3.2.1.4).
-    let away = [Status::INVALID_FIELD, Status::INVALID_NAMESPACE_OR_FORMAT];
+    let away = [
+        Status::INVALID_FIELD,
+        Status::INVALID_NAMESPACE_OR_FORMAT,
+        Status::ABORTED_FAILED_FUSED,
+    ];
     plan.media_fail() && any(&media)
         || plan.reloads() && any(&away)
         || plan.workload.aborts && any(&aborted)

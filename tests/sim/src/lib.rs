@@ -21,6 +21,7 @@ pub mod medium;
 pub mod model;
 pub mod net;
 pub mod node;
+pub mod operator;
 pub mod plan;
 pub mod pool;
 #[cfg(corebay_fault)]
@@ -85,17 +86,22 @@ pub fn run_seed(seed: u64, print: bool) -> Result<Report, String> {
 }
 
 /// Runs a short script once for each change that it makes on its media, and cuts the power right after
-/// that change. Gives how many cuts that were.
+/// that change; of several in a row (`step`) only after one, from `first` on. Gives how many changes
+/// there are.
 ///
 /// # Errors
 /// Says what went wrong, and after which change the power was cut.
-pub fn cut_everywhere(seed: u64, script: Script) -> Result<u64, String> {
+pub fn cut_everywhere(
+    seed: u64,
+    script: Script,
+    (first_cut, step): (u64, usize),
+) -> Result<u64, String> {
     announce(replay_script(seed, script));
     let world = || World::new(Plan::script(seed, script), seed, &Trace::new(false));
     let first = world()?;
     let before = first.changes();
     let changes = first.run()?.changes - before;
-    for cut in 1..=changes {
+    for cut in (first_cut..=changes).step_by(step) {
         let mut world = world()?;
         world.cut_after(cut);
         let report = world.run();

@@ -5,6 +5,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    rc::Rc,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -14,12 +15,15 @@ use corebay_nvme::{emulated::Emulated, pcie::PciDevice};
 use corebay_target::memory::Memory;
 
 use crate::{
-    beneath::FloorPlan,
+    beneath::{FloorPlan, NamespacePlan},
     boot::{self, Boot, Keeper},
+    client::Common,
     disk::Queues,
     medium::{MediumFaults, SimMedium, Supply},
+    model::OPERATOR,
     net::Hub,
     node::{Node, Surroundings, memory},
+    operator::{Assignment, SharedLedger},
     plan::NodePlan,
     store::{Bays, Store, scratch},
     trace::{Trace, event, lock},
@@ -31,6 +35,10 @@ const DRAIN_MAX: Duration = Duration::from_secs(15);
 /// The longest pauses before a target that ended is started again, in microseconds: a supervisor may
 /// wait, or start it at once.
 const OFF_MICROS_MAX: [u64; 3] = [100, 5_000, 100_000];
+
+/// The least time between two fatal statuses of drives: one that fails again while it is being reset is
+/// given up.
+const BETWEEN_FATAL: Duration = Duration::from_millis(600);
 
 /// How long a target waits that did not find what lies beneath its namespaces.
 const AFTER_FAILED_BOOT: Duration = Duration::from_millis(50);
@@ -86,6 +94,12 @@ pub struct Machine {
     rng: Rng,
     hub: Hub,
     trace: Trace,
+    /// What the hosts share.
+    common: Option<Rc<Common>>,
+    /// By floor: what the operator knows of a pool.
+    ledgers: Vec<SharedLedger>,
+    /// A drive's controller may fail again from then on.
+    next_fatal: Time,
 }
 
 impl Machine {
@@ -122,11 +136,44 @@ impl Machine {
                 .map(|_| memory(target.memory_bytes))
                 .collect(),
             scratch,
+            common: None,
+            ledgers: plan
+                .floors
+                .iter()
+                .map(|_| SharedLedger::default())
+                .collect(),
+            next_fatal: Time(0),
             life: Life::Off(Time(0)),
             rng,
             hub: hub.clone(),
             trace: trace.clone(),
         })
+    }
+
+    /// Makes it a part of the world whose hosts share this.
+    pub fn join(&mut self, common: &Rc<Common>) {
+        self.common = Some(common.clone());
+    }
+
+    /// What the operators of its pools are to do.
+    fn assignments(&self) -> Vec<Assignment> {
+        let common = self.common.as_ref().expect("a part of a world");
+        let namespaces = (1u32..).zip(&self.plan.namespaces);
+        let of = |(nsid, namespace): (u32, &NamespacePlan)| {
+            let floor = namespace.floor;
+            let FloorPlan::Pool(pool) = &self.plan.floors[floor] else {
+                return None;
+            };
+            Some(Assignment {
+                common: common.clone(),
+                node: self.index,
+                nsid,
+                floor,
+                pause_micros_max: pool.orders?,
+                ledger: self.ledgers[floor].clone(),
+            })
+        };
+        namespaces.filter_map(of).collect()
     }
 
     fn media(&self) -> Vec<SimMedium> {
@@ -244,7 +291,10 @@ impl Machine {
     }
 
     /// A drive's controller reports a fatal status, or is pulled out. The floor that it is, if any.
-    pub fn disturb_drive(&mut self, pull: bool) -> Option<usize> {
+    pub fn disturb_drive(&mut self, pull: bool, now: Time) -> Option<usize> {
+        if !pull && now < self.next_fatal {
+            return None;
+        }
         let floors = self.floors.iter().enumerate();
         let drives: Vec<_> = floors
             .filter_map(|(floor, bays)| Some((floor, bays.controller.clone()?)))
@@ -253,7 +303,10 @@ impl Machine {
         let (floor, drive) = drives.get(chosen)?;
         match pull {
             true => drive.unplug(),
-            false => drive.fail_fatally(),
+            false => {
+                self.next_fatal = now.plus(BETWEEN_FATAL);
+                drive.fail_fatally();
+            }
         }
         Some(*floor)
     }
@@ -397,7 +450,7 @@ impl Machine {
         let Life::Opening(mut node) = life else {
             unreachable!("pools are opened once");
         };
-        match node.serve(&self.findings) {
+        match node.serve(self.assignments(), &self.findings) {
             Ok(()) => {
                 self.life = Life::Running(node);
                 self.note("starts");
@@ -484,6 +537,9 @@ impl Machine {
             | Life::Opening(node)
             | Life::Closing(node, _) => node.end()?,
             Life::Booting(_) | Life::Off(_) => {}
+        }
+        for model in self.common.iter().flat_map(|all| &all.models[self.index]) {
+            model.borrow_mut().crash(OPERATOR);
         }
         let held = self.scratch.iter().flatten().flatten();
         let held = held

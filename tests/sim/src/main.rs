@@ -111,7 +111,7 @@ fn everywhere(first: u64, cli: &Cli) -> ExitCode {
     for seed in first..first + cli.runs {
         for script in Script::ALL.into_iter().filter(chosen) {
             let name = script.name();
-            match cut_everywhere(seed, script) {
+            match cut_everywhere(seed, script, (1, 1)) {
                 Ok(cuts) => println!("script {seed}, {name}: good after each of {cuts} power cuts"),
                 Err(failure) => {
                     println!("script {seed}, {name} FAILED: {failure}");

@@ -35,6 +35,9 @@ pub struct Ticket {
     cuts: u64,
 }
 
+/// Whoever runs an appliance, among its hosts.
+pub const OPERATOR: usize = usize::MAX;
+
 /// How a write ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteEnd {
@@ -96,6 +99,8 @@ pub struct Model {
     repeated: BTreeSet<u64>,
     /// For a write under way, by its beginning: the blocks' writes that it is known to come after.
     after: BTreeMap<u64, Vec<(u64, u64)>>,
+    /// The beginnings of rollbacks: a Compare and Write does not keep them out.
+    rollbacks: BTreeSet<u64>,
 }
 
 impl Model {
@@ -122,6 +127,7 @@ impl Model {
             replaced: BTreeMap::new(),
             repeated: BTreeSet::new(),
             after: BTreeMap::new(),
+            rollbacks: BTreeSet::new(),
         }
     }
 
@@ -168,6 +174,64 @@ impl Model {
             }
         }
         ticket
+    }
+
+    /// All blocks get the values of a snapshot, from now on.
+    pub fn begin_rollback(&mut self, values: &[u64]) -> Ticket {
+        let ticket = self.begin_operation(OPERATOR, Some((0, self.blocks())));
+        self.rollbacks.insert(ticket.start);
+        for (lba, &value) in (0..).zip(values) {
+            // Each was written before, too.
+            self.repeated.insert(value);
+            self.add(lba, value, ticket.start);
+        }
+        ticket
+    }
+
+    /// How often something has happened here.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        self.clock
+    }
+
+    /// A snapshot that was taken after the operation `since` began and before `until` holds `values`:
+    /// there was a moment between at which each block had its own one.
+    ///
+    /// # Errors
+    /// Where there was none.
+    pub fn check_snapshot(&self, since: Ticket, until: u64, values: &[u64]) -> Result<(), String> {
+        let had = |write: &Write, value: u64, at: u64| {
+            write.value == value && write.start <= at && write.superseded > at
+        };
+        let all = || self.blocks.iter().zip(values);
+        let starts = self.blocks.iter().flatten().map(|write| write.start);
+        let mut moments: Vec<u64> = starts
+            .filter(|at| (since.start..=until).contains(at))
+            .collect();
+        moments.push(since.start);
+        let one = moments
+            .iter()
+            .any(|&at| all().all(|(list, &value)| list.iter().any(|write| had(write, value, at))));
+        if one {
+            return Ok(());
+        }
+        let never = |(list, value): (&Vec<Write>, u64)| {
+            let once = |&at: &u64| list.iter().any(|write| had(write, value, at));
+            !moments.iter().any(once)
+        };
+        let (name, from) = (&self.name, since.start);
+        let alone = (0..)
+            .zip(all())
+            .find(|(_, (list, value))| never((*list, **value)));
+        Err(match alone {
+            Some((lba, (list, value))) => format!(
+                "a snapshot of {name}, taken between {from} and {until}, has value {value:#x} in block \
+                 {lba}, whose writes are {list:x?}"
+            ),
+            None => format!(
+                "a snapshot of {name}, taken between {from} and {until}, is of no one moment"
+            ),
+        })
     }
 
     fn begin_operation(&mut self, host: usize, writes: Option<(u64, u64)>) -> Ticket {
@@ -357,6 +421,7 @@ impl Model {
     /// Writes that began once `old` had been written come after the write that has replaced it.
     fn order_after(&mut self, ticket: Ticket, at: u64, old: u64) {
         let (start, now, cut) = (ticket.start, self.clock, self.last_cut);
+        let rollbacks = self.rollbacks.clone();
         let list = self.list(at);
         let Some(written) = list.iter().find(|write| write.value == old) else {
             return;
@@ -365,7 +430,8 @@ impl Model {
         let mut later = Vec::new();
         let mut superseded = false;
         for write in list.iter() {
-            if write.start > since && write.start > cut && write.start != start {
+            let other = write.start != start && !rollbacks.contains(&write.start);
+            if other && write.start > since && write.start > cut {
                 superseded |= write.done;
                 if write.end == NEVER {
                     later.push(write.start);
@@ -660,6 +726,48 @@ mod tests {
         let ticket = model.begin_write(0, 0, 1, 2);
         assert!(model.check_differs(ticket, 0, mark(1, 0)).is_err());
         assert!(model.check_differs(ticket, 0, mark(9, 0)).is_ok());
+    }
+
+    #[test]
+    fn a_snapshot_is_of_one_moment() {
+        let mut model = model(true);
+        write(&mut model, 1, false);
+        let taken = model.begin(OPERATOR);
+        write(&mut model, 2, false);
+        let other = model.begin_write(0, 1, 1, 3);
+        model.end_write(other, false, WriteEnd::Done);
+        let until = model.now();
+        write(&mut model, 4, false);
+        let check = |first: u64, second: u64| {
+            let mark = |value: u64, at| if value == 0 { ZEROES } else { mark(value, at) };
+            let mut values = vec![ZEROES; 8];
+            (values[0], values[1]) = (mark(first, 0), mark(second, 1));
+            model.check_snapshot(taken, until, &values).is_ok()
+        };
+        assert!(check(1, 0) && check(2, 0) && check(2, 3));
+        assert!(
+            !check(1, 3),
+            "the second write began after the first had ended"
+        );
+        assert!(!check(4, 3) && !check(0, 0), "too late, and too early");
+    }
+
+    #[test]
+    fn after_a_rollback_the_old_values_are_there() {
+        let mut model = model(true);
+        write(&mut model, 1, false);
+        write(&mut model, 2, false);
+        let mut values = vec![ZEROES; 8];
+        values[0] = mark(1, 0);
+        let rollback = model.begin_rollback(&values);
+        model.end_write(rollback, true, WriteEnd::Done);
+        model.cut_power();
+        assert!(!reads(&mut model, 2) && reads(&mut model, 1));
+        let lost = model.begin_rollback(&[ZEROES; 8]);
+        model.crash(OPERATOR);
+        model.fence(OPERATOR);
+        assert!(may_read(&mut model, 0) && may_read(&mut model, 1));
+        let _ = lost;
     }
 
     #[test]

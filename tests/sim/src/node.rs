@@ -7,6 +7,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     rc::{Rc, Weak},
     sync::Arc,
+    time::Duration,
 };
 
 use corebay_core::{
@@ -38,8 +39,9 @@ use crate::{
     disk::Queues,
     machine::Findings,
     net::{Hub, SimNetwork},
+    operator::{Assignment, Operator},
     plan::NodePlan,
-    pool::TASKS_OF_POOL,
+    pool::OWN_TASKS,
     store::{AnyDisk, ArrayStore, Opener, Store},
     tend::Tender,
     trace::Trace,
@@ -57,6 +59,9 @@ const TASKS_OF_TENDER: usize = 2;
 
 /// What came of something that a task does.
 type Outcome = Rc<RefCell<Option<Result<(), String>>>>;
+
+/// How often it is looked whether operators have ended.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// The wall clock at a world's start: 2026-01-01 00:00 UTC.
 const WALL_CLOCK_MS: u64 = 1_767_225_600_000;
@@ -123,6 +128,9 @@ pub struct Node {
     floors: Rc<RefCell<Vec<Store>>>,
     opened: Outcome,
     closed: Rc<Cell<bool>>,
+    /// Operators are to end, and how many have not.
+    leaving: Rc<Cell<bool>>,
+    operating: Rc<Cell<usize>>,
     plan: NodePlan,
     address: SocketAddr,
     seed: u64,
@@ -190,6 +198,8 @@ impl Node {
             floors: Rc::new(RefCell::new(floors)),
             opened: Outcome::default(),
             closed: Rc::default(),
+            leaving: Rc::default(),
+            operating: Rc::default(),
             plan: plan.clone(),
             address: around.address,
             seed,
@@ -250,7 +260,11 @@ impl Node {
     ///
     /// # Errors
     /// Where a store cannot be opened.
-    pub fn serve(&mut self, findings: &Findings) -> Result<(), DiskError> {
+    pub fn serve(
+        &mut self,
+        operators: Vec<Assignment>,
+        findings: &Findings,
+    ) -> Result<(), DiskError> {
         let floors = self.floors.borrow().clone();
         let namespaces = self.plan.namespaces.iter();
         self.stores = namespaces.map(|each| floors[each.floor].clone()).collect();
@@ -260,7 +274,18 @@ impl Node {
             Tender::start(&self.cores[0].core, array, findings, rng.next_u64())?;
             self.tenders += TASKS_OF_TENDER;
         }
-        self.tenders += TASKS_OF_POOL * self.pool_floors().count();
+        self.tenders += OWN_TASKS * self.pool_floors().count();
+        for task in operators {
+            let Store::Pool(store) = &floors[task.floor] else {
+                unreachable!("pools have been imported")
+            };
+            let core = &self.cores[0].core;
+            let pool = core.environment.opener.home_pool(store);
+            let pool = pool.expect("its home is the first core");
+            let until = (&self.leaving, &self.operating);
+            Operator::start(core, (task, pool), findings, until, rng.next_u64());
+            self.tenders += 1;
+        }
         let tcp = &self.cores[0].tcp;
         tcp.listen(self.address).expect("nobody else listens there");
         Ok(())
@@ -276,8 +301,12 @@ impl Node {
     pub fn close_pools(&self, findings: &Findings) {
         let (core, id) = (self.cores[0].core.clone(), self.subsystem.id);
         let (count, closed) = (self.stores.len(), self.closed.clone());
-        let findings = findings.clone();
+        let (findings, operating) = (findings.clone(), self.operating.clone());
+        self.leaving.set(true);
         self.cores[0].core.spawn_control(async move {
+            while operating.get() > 0 {
+                core.reactor.sleep(LOOK).await;
+            }
             core.call_all(move |each, reply: Reply<()>| {
                 for nsid in (1u32..).take(count) {
                     each.table(id).detach(nsid);

@@ -240,8 +240,8 @@ impl Plan {
         plan
     }
 
-    /// A short world without faults on one disk or array with a volatile cache, for cutting its power
-    /// at every point.
+    /// A short world without faults on one disk, array or pool with a volatile cache, for cutting its
+    /// power at every point.
     #[must_use]
     pub fn script(seed: u64, script: Script) -> Self {
         let mut plan = Self::draw(seed);
@@ -255,7 +255,9 @@ impl Plan {
         let floor = match script {
             Script::Disk => FloorPlan::Disk(script_medium(16)),
             Script::Array => FloorPlan::Array(ArrayPlan::script(rng, script_medium(0))),
+            Script::Pool => FloorPlan::Pool(PoolPlan::script(script_medium(0))),
         };
+        plan.nodes[0].target.task_slots += TASKS_OF_POOL;
         plan.nodes[0].namespaces = vec![floor.namespace(0)];
         plan.nodes[0].floors = vec![floor];
         plan.hosts = vec![draw_host(rng, &plan)];
@@ -332,11 +334,13 @@ pub enum Script {
     Disk,
     /// An array.
     Array,
+    /// A pool.
+    Pool,
 }
 
 impl Script {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Disk, Self::Array];
+    pub const ALL: [Self; 3] = [Self::Disk, Self::Array, Self::Pool];
 
     /// Its name on the command line.
     #[must_use]
@@ -344,6 +348,7 @@ impl Script {
         match self {
             Self::Disk => "disk",
             Self::Array => "array",
+            Self::Pool => "pool",
         }
     }
 }

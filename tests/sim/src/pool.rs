@@ -30,10 +30,13 @@ use crate::{
 pub const POOL_BYTES: usize = 1 << 20;
 
 /// Tasks that a pool has on its home core for as long as it is open.
-pub const TASKS_OF_POOL: usize = 4;
+pub const OWN_TASKS: usize = 4;
+
+/// The same, and whoever runs it.
+pub const TASKS_OF_POOL: usize = OWN_TASKS + 1;
 
 /// The volume beneath the namespace.
-const VOLUME: &str = "volume";
+pub const VOLUME: &str = "volume";
 
 /// How long it is waited until nobody has a volume open any more.
 const LOOK: Duration = Duration::from_millis(1);
@@ -144,6 +147,14 @@ impl Opener {
         self.home_pools().iter().any(|pool| pool.status().failed)
     }
 
+    /// A pool whose home this core is.
+    #[must_use]
+    pub fn home_pool(&self, store: &Arc<PoolStore>) -> Option<Pool<Leaf>> {
+        let pools = self.pools.borrow();
+        let open = pools.iter().find(|open| Arc::ptr_eq(&open.store, store));
+        open?.home.clone()
+    }
+
     fn home_pools(&self) -> Vec<Pool<Leaf>> {
         let pools = self.pools.borrow();
         pools.iter().filter_map(|open| open.home.clone()).collect()
@@ -188,7 +199,8 @@ fn context(reactor: &Reactor, buffers: &BufferPool) -> PoolContext {
     }
 }
 
-fn uuid(rng: &mut Rng) -> [u8; 16] {
+/// A UUID of its own.
+pub fn uuid(rng: &mut Rng) -> [u8; 16] {
     let mut uuid = [0; 16];
     uuid[..8].copy_from_slice(&rng.next_u64().to_le_bytes());
     uuid[8..].copy_from_slice(&rng.next_u64().to_le_bytes());

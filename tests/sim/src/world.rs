@@ -136,6 +136,10 @@ impl World {
             rng,
             common,
         };
+        let common = world.common.clone();
+        for machine in &mut world.machines {
+            machine.join(&common);
+        }
         world.plan_mischief();
         Ok(world)
     }
@@ -534,7 +538,7 @@ impl World {
             }
             Mischief::MemberGone => machine.move_member(),
             Mischief::Scrub => machine.scrub(),
-            Mischief::DriveFatal => drop(machine.disturb_drive(false)),
+            Mischief::DriveFatal => drop(machine.disturb_drive(false, self.now)),
             Mischief::DriveGone => self.pull_drive(index),
             Mischief::Kill if machine.running().is_some() => machine.kill(self.now)?,
             Mischief::PowerCut => self.cut_power(index)?,
@@ -549,7 +553,7 @@ impl World {
 
     /// A drive is pulled out, and loses its cache.
     fn pull_drive(&mut self, index: usize) {
-        let pulled = self.machines[index].disturb_drive(true);
+        let pulled = self.machines[index].disturb_drive(true, self.now);
         let namespaces = self.common.plan.nodes[index].namespaces.iter();
         for (namespace, model) in namespaces.zip(&self.common.models[index]) {
             if Some(namespace.floor) == pulled {

@@ -53,7 +53,12 @@ fn the_same_seed_gives_the_same_run() {
 #[test]
 fn the_power_may_fail_after_any_change() {
     for script in Script::ALL {
-        let cuts = cut_everywhere(0, script).unwrap_or_else(|failure| panic!("{failure}"));
+        // A pool changes its disk more often than there is time for here.
+        let cuts = match script {
+            Script::Pool => (1, 11),
+            _ => (1, 1),
+        };
+        let cuts = cut_everywhere(0, script, cuts).unwrap_or_else(|failure| panic!("{failure}"));
         assert!(
             cuts > 5,
             "the script on a {} changes too little",

@@ -16,7 +16,7 @@ pub struct Arguments {
     /// The simulator's own arguments.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
-    /// Build with all optimizations: for long runs.
+    /// Build as the product is, without assertions.
     #[arg(long)]
     fast: bool,
 }
@@ -24,6 +24,7 @@ pub struct Arguments {
 /// The stage that proves that the simulator finds bugs.
 pub fn prove() -> Result<Tally> {
     let mut command = simulator();
+    optimized(&mut command);
     build_faults(&mut command);
     let good = shell::succeeds(command.args(["--", "--prove"]))?;
     println!("prove ... {}", if good { "ok" } else { "FAILED" });
@@ -34,6 +35,11 @@ fn simulator() -> Command {
     shell::cargo(&["run", "--quiet", "--package", "corebay-sim"])
 }
 
+/// All of it optimized, with its assertions.
+fn optimized(command: &mut Command) {
+    command.args(["--profile", "sim"]);
+}
+
 fn build_faults(command: &mut Command) {
     command.env("RUSTFLAGS", "--cfg corebay_fault");
     command.env("CARGO_TARGET_DIR", shell::build_folder().join("faults"));
@@ -42,8 +48,9 @@ fn build_faults(command: &mut Command) {
 /// Runs the simulator.
 pub fn run(arguments: &Arguments) -> ExitCode {
     let mut command = simulator();
-    if arguments.fast {
-        command.arg("--release");
+    match arguments.fast {
+        true => drop(command.arg("--release")),
+        false => optimized(&mut command),
     }
     let faulty = |argument: &String| argument == "--prove" || argument.starts_with("--fault");
     if arguments.arguments.iter().any(faulty) {

@@ -1,0 +1,419 @@
+//! Whoever runs an appliance and its pools: takes snapshots while hosts work, makes clones of them and
+//! writes these, rolls the volume back, deletes, resizes, and looks whether all are what they have to be.
+//!
+//! Invariants:
+//! - A snapshot holds what its volume held at one moment while it was taken, for good: whatever happens
+//!   to the volume, and whatever ends the appliance, from when it was answered on.
+//! - What an order that the end of a process interrupted has done is unknown, and looked at in the next
+//!   life. No other order is lost.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::Duration,
+};
+
+use corebay_core::{
+    disk::{Disk, DiskError, Durability},
+    rng::Rng,
+    units::Lba,
+};
+use corebay_lvol::{Identity, Pool, Volume, error::PoolError};
+use corebay_target::core::Core;
+
+use crate::{
+    client::Common,
+    content,
+    machine::Findings,
+    model::{OPERATOR, WriteEnd},
+    node::SimEnvironment,
+    pool::{VOLUME, uuid},
+    store::Leaf,
+    trace::event,
+};
+
+/// The most snapshots and clones of a volume at a time.
+const KEPT_MAX: usize = 4;
+
+/// What blocks of a clone are filled with is of no namespace.
+const CLONE_NSID: u32 = 1000;
+
+/// How often it is looked whether the world goes on.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What a snapshot or clone has to hold.
+struct Kept {
+    name: String,
+    snapshot: bool,
+    /// Nobody knows whether it is there, or not any more.
+    uncertain: bool,
+    /// By block; none while nobody has looked.
+    content: Option<Vec<u64>>,
+    /// A block of a clone that may have this value instead.
+    under_way: Option<(usize, u64)>,
+}
+
+/// What is known of a pool beside its volume, over all lives of its appliance.
+#[derive(Default)]
+pub struct Ledger {
+    kept: Vec<Kept>,
+    made: u64,
+}
+
+/// A pool's ledger.
+pub type SharedLedger = Rc<RefCell<Ledger>>;
+
+/// What an operator is to run.
+pub struct Assignment {
+    /// The world.
+    pub common: Rc<Common>,
+    /// Which appliance.
+    pub node: usize,
+    /// The namespace that the pool's volume is.
+    pub nsid: u32,
+    /// Which of the appliance's floors the pool is.
+    pub floor: usize,
+    /// The longest pause between two orders, in microseconds.
+    pub pause_micros_max: u64,
+    /// What is known of the pool.
+    pub ledger: SharedLedger,
+}
+
+/// See the module.
+pub struct Operator {
+    core: Rc<Core<SimEnvironment>>,
+    task: Assignment,
+    pool: Pool<Leaf>,
+    findings: Findings,
+    /// The pool is about to be closed.
+    leaving: Rc<Cell<bool>>,
+    /// Operators at work.
+    working: Rc<Cell<usize>>,
+}
+
+/// Why an order came to nothing.
+enum Failure {
+    /// It may.
+    Refused,
+    /// It must not.
+    Wrong(String),
+}
+
+impl From<PoolError> for Failure {
+    fn from(error: PoolError) -> Self {
+        match error {
+            // Those that are being deleted still take space, and who looks at one has it open.
+            PoolError::NoSpace | PoolError::Busy | PoolError::TooMany => Self::Refused,
+            other => Self::Wrong(other.to_string()),
+        }
+    }
+}
+
+impl From<DiskError> for Failure {
+    fn from(error: DiskError) -> Self {
+        match error {
+            DiskError::NoSpace => Self::Refused,
+            other => Self::Wrong(other.to_string()),
+        }
+    }
+}
+
+impl Operator {
+    /// Begins to work on the home core of its pool, until `leaving`.
+    pub fn start(
+        core: &Rc<Core<SimEnvironment>>,
+        (task, pool): (Assignment, Pool<Leaf>),
+        findings: &Findings,
+        (leaving, working): (&Rc<Cell<bool>>, &Rc<Cell<usize>>),
+        seed: u64,
+    ) {
+        let mut operator = Self {
+            core: core.clone(),
+            task,
+            pool,
+            findings: findings.clone(),
+            leaving: leaving.clone(),
+            working: working.clone(),
+        };
+        working.set(working.get() + 1);
+        core.spawn_control(async move { operator.run(Rng::from_seed(seed)).await });
+    }
+
+    async fn run(&mut self, mut rng: Rng) {
+        self.model().borrow_mut().fence(OPERATOR);
+        let begun = self.take_stock().await;
+        self.tell("looks at what there is", begun);
+        while !self.leaving.get() {
+            let pause = match self.task.common.finishing.get() {
+                true => LOOK,
+                false => Duration::from_micros(rng.below(self.task.pause_micros_max + 1)),
+            };
+            self.core.reactor.sleep(pause.min(LOOK)).await;
+            if !self.leaving.get() && !self.task.common.finishing.get() {
+                self.order(&mut rng).await;
+            }
+        }
+        self.working.set(self.working.get() - 1);
+    }
+
+    fn model(&self) -> &RefCell<crate::model::Model> {
+        &self.task.common.models[self.task.node][self.task.nsid as usize - 1]
+    }
+
+    fn tell(&self, what: &str, outcome: Result<(), Failure>) {
+        let (node, floor) = (self.task.node, self.task.floor);
+        let words = [event::ADMIN, floor as u64, u64::from(outcome.is_ok())];
+        let ended = match &outcome {
+            Ok(()) => "done",
+            Err(Failure::Refused) => "refused",
+            Err(Failure::Wrong(wrong)) => wrong,
+        };
+        self.task.common.trace.note(words, || {
+            format!("appliance {node}, the operator of floor {floor} {what}: {ended}")
+        });
+        if let Err(Failure::Wrong(wrong)) = outcome {
+            self.findings
+                .report(format!("the operator of floor {floor} {what}: {wrong}"));
+        }
+    }
+
+    async fn order(&mut self, rng: &mut Rng) {
+        let kept = self.task.ledger.borrow().kept.len();
+        let chosen = rng.below(kept.max(1) as u64) as usize;
+        let (what, outcome) = match rng.below(12) {
+            0..=3 if kept < KEPT_MAX => ("takes a snapshot", self.snapshot(rng).await),
+            4 | 5 if kept > 0 && kept < KEPT_MAX => {
+                ("makes a clone", self.make_clone(chosen, rng).await)
+            }
+            6 | 7 if kept > 0 => ("writes a clone", self.write_clone(chosen, rng).await),
+            8 if kept > 0 => ("rolls back", self.roll_back(chosen).await),
+            9 if kept > 0 => ("deletes", self.delete(chosen).await),
+            10 => (
+                "makes a checkpoint",
+                self.pool.checkpoint().await.map_err(Failure::from),
+            ),
+            _ if kept > 0 => ("looks", self.look(chosen).await),
+            _ => return,
+        };
+        self.tell(what, outcome);
+    }
+
+    fn identity(&self, rng: &mut Rng) -> Identity {
+        let mut ledger = self.task.ledger.borrow_mut();
+        ledger.made += 1;
+        Identity {
+            name: format!("kept{}", ledger.made),
+            uuid: uuid(rng),
+        }
+    }
+
+    /// Whatever comes of it: from now on it may be there.
+    fn expect(&self, identity: &Identity, snapshot: bool, content: Option<Vec<u64>>) {
+        self.task.ledger.borrow_mut().kept.push(Kept {
+            name: identity.name.clone(),
+            snapshot,
+            uncertain: true,
+            content,
+            under_way: None,
+        });
+    }
+
+    fn with<T>(&self, name: &str, change: impl FnOnce(&mut Kept) -> T) -> Option<T> {
+        let mut ledger = self.task.ledger.borrow_mut();
+        ledger
+            .kept
+            .iter_mut()
+            .find(|kept| kept.name == name)
+            .map(change)
+    }
+
+    fn forget(&self, name: &str) {
+        let mut ledger = self.task.ledger.borrow_mut();
+        ledger.kept.retain(|kept| kept.name != name);
+    }
+
+    fn name_of(&self, chosen: usize) -> String {
+        self.task.ledger.borrow().kept[chosen].name.clone()
+    }
+
+    fn find(&self, name: &str) -> Result<corebay_lvol::VolumeId, Failure> {
+        let missing = || Failure::Wrong(format!("{name} is not there"));
+        self.pool.find(name).ok_or_else(missing)
+    }
+
+    fn open(&self, name: &str) -> Result<Volume<Leaf>, Failure> {
+        Ok(self.pool.open(self.find(name)?)?)
+    }
+
+    /// What the blocks of a volume or snapshot hold.
+    async fn read(&self, name: &str) -> Result<Vec<u64>, Failure> {
+        let volume = self.open(name)?;
+        let (size, blocks) = (volume.info().block_size.bytes(), volume.info().blocks);
+        let pool = self.core.environment.opener.scratch[self.task.floor].clone();
+        let pool = pool.expect("a pool has some");
+        let step = ((16 << 10) / size) as u64;
+        let mut found = Vec::new();
+        let mut at = 0;
+        while at < blocks {
+            let count = step.min(blocks - at);
+            let buffer = pool.allocate(size * count as usize).await;
+            volume.read(Lba(at), std::slice::from_ref(&buffer)).await?;
+            for block in buffer.bytes().chunks(size) {
+                let of = |nsid| content::read(block, nsid);
+                let mark = of(self.task.nsid).or_else(|wrong| of(CLONE_NSID).map_err(|_| wrong));
+                let wrong =
+                    |wrong| Failure::Wrong(format!("block {} of {name}: {wrong}", found.len()));
+                let mark = mark.map_err(wrong)?;
+                found.push(mark);
+            }
+            at += count;
+        }
+        Ok(found)
+    }
+
+    async fn snapshot(&mut self, rng: &mut Rng) -> Result<(), Failure> {
+        let source = self.find(VOLUME)?;
+        let identity = self.identity(rng);
+        let name = identity.name.clone();
+        self.expect(&identity, true, None);
+        let ticket = self.model().borrow_mut().begin(OPERATOR);
+        let taken = self.pool.snapshot(&[(source, identity)]).await;
+        let until = self.model().borrow().now();
+        let outcome = match taken {
+            Err(error) => {
+                self.forget(&name);
+                Err(error.into())
+            }
+            Ok(_) => self.read(&name).await.and_then(|values| {
+                let checked = self.model().borrow().check_snapshot(ticket, until, &values);
+                self.with(&name, |kept| {
+                    kept.uncertain = false;
+                    kept.content = Some(values);
+                });
+                checked.map_err(Failure::Wrong)
+            }),
+        };
+        self.model().borrow_mut().end(ticket);
+        outcome
+    }
+
+    async fn make_clone(&mut self, chosen: usize, rng: &mut Rng) -> Result<(), Failure> {
+        let of = self.name_of(chosen);
+        let source = self.find(&of)?;
+        let identity = self.identity(rng);
+        let name = identity.name.clone();
+        let content = self.with(&of, |kept| kept.content.clone()).flatten();
+        self.expect(&identity, false, content);
+        match self.pool.clone_volume(source, &identity).await {
+            Ok(_) => {
+                self.with(&name, |kept| kept.uncertain = false);
+                self.compare(&name).await
+            }
+            Err(error) => {
+                self.forget(&name);
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn write_clone(&mut self, chosen: usize, rng: &mut Rng) -> Result<(), Failure> {
+        let name = self.name_of(chosen);
+        if self.with(&name, |kept| kept.snapshot || kept.content.is_none()) != Some(false) {
+            return Ok(());
+        }
+        let volume = self.open(&name)?;
+        let (size, blocks) = (volume.info().block_size.bytes(), volume.info().blocks);
+        let at = rng.below(blocks);
+        let mark = content::mark(self.task.common.new_value(), at);
+        let pool = self.core.environment.opener.scratch[self.task.floor].clone();
+        let mut buffer = pool.expect("a pool has some").allocate(size).await;
+        content::fill(&mut buffer.bytes_mut(), CLONE_NSID, mark);
+        self.with(&name, |kept| kept.under_way = Some((at as usize, mark)));
+        let from = std::slice::from_ref(&buffer);
+        let written = volume.write(Lba(at), from, Durability::Durable).await;
+        self.with(&name, |kept| {
+            kept.under_way = None;
+            if let (Ok(()), Some(content)) = (&written, &mut kept.content) {
+                content[at as usize] = mark;
+            }
+        });
+        Ok(written?)
+    }
+
+    async fn roll_back(&mut self, chosen: usize) -> Result<(), Failure> {
+        let name = self.name_of(chosen);
+        let values = self.with(&name, |kept| kept.content.clone().filter(|_| kept.snapshot));
+        let Some(values) = values.flatten() else {
+            return Ok(());
+        };
+        let (volume, to) = (self.find(VOLUME)?, self.find(&name)?);
+        let ticket = self.model().borrow_mut().begin_rollback(&values);
+        let outcome = self.pool.roll_back(volume, to).await;
+        let end = match outcome {
+            Ok(()) => WriteEnd::Done,
+            Err(_) => WriteEnd::Refused,
+        };
+        self.model().borrow_mut().end_write(ticket, true, end);
+        Ok(outcome?)
+    }
+
+    async fn delete(&mut self, chosen: usize) -> Result<(), Failure> {
+        let name = self.name_of(chosen);
+        let id = self.find(&name)?;
+        self.with(&name, |kept| kept.uncertain = true);
+        let outcome = self.pool.delete(id).await;
+        match outcome {
+            Ok(()) => self.forget(&name),
+            Err(_) => drop(self.with(&name, |kept| kept.uncertain = false)),
+        }
+        Ok(outcome?)
+    }
+
+    async fn look(&mut self, chosen: usize) -> Result<(), Failure> {
+        let name = self.name_of(chosen);
+        self.compare(&name).await
+    }
+
+    /// Reads one and holds it against what it has to be.
+    async fn compare(&self, name: &str) -> Result<(), Failure> {
+        let found = self.read(name).await?;
+        let wrong = self.with(name, |kept| {
+            let under_way = kept.under_way.take();
+            let expected = kept.content.get_or_insert_with(|| found.clone());
+            if let Some((at, mark)) = under_way
+                && found[at] == mark
+            {
+                expected[at] = mark;
+            }
+            let differs = |(mine, other): (&u64, &u64)| mine != other;
+            let at = found.iter().zip(expected.iter()).position(differs)?;
+            Some(format!(
+                "block {at} of {name} is {:#x} and was {:#x}",
+                found[at], expected[at]
+            ))
+        });
+        match wrong.flatten() {
+            Some(wrong) => Err(Failure::Wrong(wrong)),
+            None => Ok(()),
+        }
+    }
+
+    /// What a new life finds.
+    async fn take_stock(&mut self) -> Result<(), Failure> {
+        let names: Vec<(String, bool)> = {
+            let ledger = self.task.ledger.borrow();
+            let kept = ledger.kept.iter();
+            kept.map(|kept| (kept.name.clone(), kept.uncertain))
+                .collect()
+        };
+        for (name, uncertain) in names {
+            if uncertain && self.pool.find(&name).is_none() {
+                self.forget(&name);
+                continue;
+            }
+            self.with(&name, |kept| kept.uncertain = false);
+            self.compare(&name).await?;
+        }
+        Ok(())
+    }
+}
