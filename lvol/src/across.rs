@@ -38,6 +38,7 @@ use crate::{
     error::PoolError,
     flat::{FlatVolume, Slots},
     format::{Extent, Layout},
+    gather::Gather,
     pool::Shared,
     slow::{FirstWrite, SlowWrite, WRITE_EXTENTS_MAX},
     state::State,
@@ -227,6 +228,7 @@ pub struct PoolCore<D: Disk> {
     pub(crate) common: Arc<Common>,
     pub(crate) looks: Rc<Looks>,
     pub(crate) disk: Rc<D>,
+    pub(crate) gather: Gather,
     pub(crate) reactor: Reactor,
     seat: Seat<D>,
     /// Volumes may take writes again: looked at in each turn.
@@ -276,6 +278,7 @@ impl<D: Disk> PoolCore<D> {
             common: shared.common.clone(),
             looks: shared.looks.clone(),
             disk: shared.device.disk.clone(),
+            gather: Gather::new(&shared.device.disk),
             reactor: shared.reactor.clone(),
             seat: Seat::Home(shared.clone()),
             thawed: Signal::default(),
@@ -303,10 +306,12 @@ impl<D: Disk> PoolCore<D> {
             asked: RefCell::new((0..2 * ASKS_MAX).map(|_| Asked::Free).collect()),
             lanes: [0, 1].map(Lane::new),
         };
+        let disk = Rc::new(disk);
         let opened = Rc::new(Self {
             common: common.clone(),
             looks: Rc::new(Looks::new(common.epochs.clone(), Some(port.core().0))),
-            disk: Rc::new(disk),
+            gather: Gather::new(&disk),
+            disk,
             reactor: reactor.clone(),
             seat: Seat::Away(away),
             thawed: Signal::default(),

@@ -109,10 +109,13 @@ impl<D: Disk> Shared<D> {
     }
 
     /// Appends a record, if there is room for it now.
-    pub fn try_append(&self, record: Record) -> Option<Result<Ticket, PoolError>> {
-        let bytes = record.encoded_len();
+    pub fn try_append(
+        &self,
+        bytes: usize,
+        record: impl FnOnce() -> Record,
+    ) -> Option<Result<Ticket, PoolError>> {
         let may = self.stopped().is_some() || self.has_room(bytes);
-        may.then(|| self.add(std::iter::once(record), bytes))
+        may.then(|| self.add(std::iter::once_with(record), bytes))
     }
 
     /// Appends the records of one write, which take effect together, if there is room for them now.
@@ -193,12 +196,11 @@ impl<D: Disk> Shared<D> {
 
     fn has_room(&self, bytes: usize) -> bool {
         let waiting = self.journal.waiting.borrow().groups.len();
-        let dirty = self.state.borrow().dirty_pages() + waiting * PAGES_PER_RECORD;
-        if dirty >= self.state.borrow().dirty_hard() && waiting > 0 {
-            return false;
-        }
-        if dirty >= self.state.borrow().dirty_hard() {
-            self.want_checkpoint();
+        let state = self.state.borrow();
+        if state.dirty_pages() + waiting * PAGES_PER_RECORD >= state.dirty_hard() {
+            if waiting == 0 {
+                self.want_checkpoint();
+            }
             return false;
         }
         let all = self.journal.waiting_bytes.get() + bytes;

@@ -67,6 +67,7 @@ mod epoch;
 mod extend;
 mod family;
 mod flat;
+mod gather;
 mod identity;
 mod image;
 mod import;

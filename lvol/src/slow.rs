@@ -23,7 +23,10 @@ use corebay_core::disk::Disk;
 use crate::{
     bits::Bits,
     error::PoolError,
-    format::{BLOCKS_PER_EXTENT, Extent, record::Record},
+    format::{
+        BLOCKS_PER_EXTENT, Extent,
+        record::{MAP_BYTES, Record},
+    },
     pool::Shared,
     state::{Missing, State, extents::Attempt, map::leaf_place},
     sync::{BuildMix, Signal},
@@ -226,13 +229,10 @@ impl<D: Disk> FirstWrite<'_, D> {
             self.shared.publish(self.volume, index);
             Ok(())
         } else {
-            let record = map_record(self.volume, &self.blocks, self.extent);
-            let appended = match self.shared.try_append(record.clone()) {
+            let record = || map_record(self.volume, &self.blocks, self.extent);
+            let appended = match self.shared.try_append(MAP_BYTES, record) {
                 Some(appended) => appended,
-                None => {
-                    let records = || std::iter::once(record.clone());
-                    Box::pin(self.shared.append(records)).await
-                }
+                None => Box::pin(self.shared.append(|| std::iter::once(record()))).await,
             };
             match appended {
                 Ok(ticket) => self.shared.committed(ticket).await,

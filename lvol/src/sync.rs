@@ -92,7 +92,11 @@ impl Milestones {
                 .filter(|known| waiting[*known].0 == number)
                 .filter(|known| waiting[*known].1.will_wake(context.waker()));
             if known.is_none() {
-                waiting.insert(at, (number, context.waker().clone()));
+                let entry = (number, context.waker().clone());
+                match at == waiting.len() {
+                    true => waiting.push_back(entry),
+                    false => waiting.insert(at, entry),
+                }
             }
             Poll::Pending
         })

@@ -183,34 +183,37 @@ impl<D: Disk> Volume<D> {
         let mut from = at.0;
         while from < end {
             let look = self.core.looks.begin();
-            let Some(run) = self.run(from, end) else {
-                look.end();
-                Box::pin(self.core.look_up(self.flat.id, from)).await?;
-                continue;
-            };
-            let first = to_usize(from - at.0) << shift;
-            let part = window(into, first..first + (run.blocks << shift));
-            let read = self.read_run(run, from, &part).await;
+            let mut parts = self.core.gather.parts();
+            let mut alone = None;
+            while from < end
+                && alone.is_none()
+                && let Some(run) = self.run(from, end)
+            {
+                let first = to_usize(from - at.0) << shift;
+                let part = window(into, first..first + (run.blocks << shift));
+                from += run.blocks as u64;
+                let Some(extent) = run.extent else {
+                    clear(&part);
+                    continue;
+                };
+                let place = self.place(extent, from - run.blocks as u64);
+                if !parts.begin(place, &part) {
+                    alone = Some((place, part));
+                }
+            }
+            let is_known = from == end || alone.is_some();
+            let mut read = parts.end().await;
+            if let Some((place, part)) = alone {
+                read = read.and(self.core.disk.read(place, &part).await);
+            }
+            drop(parts);
             look.end();
             read?;
-            from += run.blocks as u64;
+            if !is_known {
+                Box::pin(self.core.look_up(self.flat.id, from)).await?;
+            }
         }
         Ok(())
-    }
-
-    async fn read_run(&self, run: Run, from: u64, into: &[Buffer]) -> Result<(), DiskError> {
-        match run.extent {
-            Some(extent) => {
-                let place = self.place(extent, from);
-                self.core.disk.read(place, into).await
-            }
-            None => {
-                for part in into {
-                    part.slice(0..part.len()).bytes_mut().fill(0);
-                }
-                Ok(())
-            }
-        }
     }
 
     /// Writes what is not all the volume's own, or not in one place.
@@ -316,6 +319,12 @@ fn to_usize(count: u64) -> usize {
     usize::try_from(count).expect("a transfer's bytes fit")
 }
 
+fn clear(into: &[Buffer]) {
+    for part in into {
+        part.slice(0..part.len()).bytes_mut().fill(0);
+    }
+}
+
 /// The parts of buffers that hold bytes `range` of all of them.
 fn window(buffers: &[Buffer], range: Range<usize>) -> ArrayVec<Buffer, SEGMENTS_MAX> {
     let mut parts = ArrayVec::new();
@@ -349,7 +358,13 @@ impl<D: Disk> Disk for Volume<D> {
         let look = self.core.looks.begin();
         match self.run(at.0, at.0 + blocks) {
             Some(run) if run.blocks as u64 == blocks => {
-                let read = self.read_run(run, at.0, into).await;
+                let read = match run.extent {
+                    Some(extent) => self.core.disk.read(self.place(extent, at.0), into).await,
+                    None => {
+                        clear(into);
+                        Ok(())
+                    }
+                };
                 look.end();
                 read
             }

@@ -12,6 +12,7 @@ mod limits;
 mod memory;
 mod owners;
 mod power_cuts;
+mod reads;
 mod scale;
 mod space;
 mod streams;

@@ -185,6 +185,9 @@ struct Raw {
 
 const _: () = assert!(size_of::<Raw>() == 32);
 
+/// The bytes of a [`Record::Map`].
+pub const MAP_BYTES: usize = size_of::<Raw>();
+
 impl Record {
     /// Adds the record's bytes.
     ///
@@ -297,7 +300,7 @@ impl Record {
     #[must_use]
     pub fn encoded_len(&self) -> usize {
         if let Self::Map { .. } = self {
-            return size_of::<Raw>();
+            return MAP_BYTES;
         }
         let (uuid, text) = self.tail();
         let limits = match self {

@@ -58,6 +58,8 @@ pub struct Medium {
     info: DiskInfo,
     /// As many as there are now.
     blocks: Rc<Cell<u64>>,
+    /// Reads that are under way, and the most that were.
+    reads: Rc<Cell<(usize, usize)>>,
 }
 
 impl Medium {
@@ -85,6 +87,7 @@ impl Medium {
         Self {
             state: Rc::new(RefCell::new(state)),
             blocks: Rc::new(Cell::new(info.blocks)),
+            reads: Rc::default(),
             info,
         }
     }
@@ -116,6 +119,13 @@ impl Medium {
             medium: self.clone(),
             reactor: Some(reactor.clone()),
         }
+    }
+
+    /// The most reads that were under way at a time since this was asked for.
+    pub fn most_reads(&self) -> usize {
+        let (now, most) = self.reads.get();
+        self.reads.set((now, now));
+        most
     }
 
     /// Blocks that it was told to deallocate.
@@ -269,6 +279,24 @@ impl MediumDisk {
     }
 }
 
+/// A read under way.
+struct Reading<'a>(&'a Cell<(usize, usize)>);
+
+impl<'a> Reading<'a> {
+    fn begin(reads: &'a Cell<(usize, usize)>) -> Self {
+        let (now, most) = reads.get();
+        reads.set((now + 1, most.max(now + 1)));
+        Self(reads)
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        let (now, most) = self.0.get();
+        self.0.set((now - 1, most));
+    }
+}
+
 async fn pause() {
     let mut paused = false;
     std::future::poll_fn(|context| {
@@ -287,6 +315,7 @@ impl Disk for MediumDisk {
     }
 
     async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
+        let _reading = Reading::begin(&self.medium.reads);
         self.pause().await;
         let size = self.info().block_size.bytes();
         let mut at = at.0;
