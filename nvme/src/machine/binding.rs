@@ -4,15 +4,22 @@
 //! - A drive is not taken away from anybody: not while a file system, swap, array or mapping lies on
 //!   it, not from a process that has it open, and not where its IOMMU group would take another device
 //!   along. Only giving it back to the kernel may be forced.
-//! - Which driver a drive had is written down before it is taken away, and it gets that one back.
+//! - Which driver a drive had is written down before it is taken away, and it gets that one back; also
+//!   at once where taking it fails.
 //! - What is done is decided first, as a list of writes, and then done.
 
 use std::{
-    fmt, fs, io,
+    fmt,
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
 use super::{MachineDrive, VFIO_DRIVER, device_folder, openers, text};
+
+/// `open(2)`: of a block device, only where nobody holds it so.
+const O_EXCL: i32 = 0o200;
 
 /// Where the former drivers are written down. It goes with a restart, as the bindings do.
 const RECORDS: &str = "run/corebay/drives";
@@ -108,13 +115,52 @@ fn found<'a>(drives: &'a [MachineDrive], address: &str) -> Result<&'a MachineDri
 pub fn bind(root: &Path, address: &str) -> Result<(), BindRefusal> {
     let drives = super::drives(root);
     let drive = found(&drives, address)?;
-    let steps = steps_to_bind(root, drive)?;
+    let mut steps = steps_to_bind(root, drive)?.into_iter();
+    let claimed = claim(root, drive)?;
     let former = drive.driver.as_deref().unwrap_or_default();
-    remember(root, address, former)?;
-    for step in steps {
-        write(step)?;
+    // One that lost its driver to an attempt that failed is known by what it had before that.
+    if !former.is_empty() || !record(root, address).exists() {
+        remember(root, address, former)?;
     }
-    expect_driver(root, address, VFIO_DRIVER)
+    let bound = steps
+        .try_for_each(write)
+        .and_then(|()| expect_driver(root, address, VFIO_DRIVER));
+    drop(claimed);
+    bound.inspect_err(|_| restore(root, address, former))
+}
+
+/// Holds the block devices of a drive as nobody else may by then: file systems, swap, arrays and mappings
+/// of every kind hold theirs so, also those that this process does not see.
+fn claim(root: &Path, drive: &MachineDrive) -> Result<Vec<File>, BindRefusal> {
+    let mut claimed = Vec::new();
+    for namespace in &drive.namespaces {
+        let path = root.join("dev").join(&namespace.name);
+        let mut exclusive = OpenOptions::new();
+        match exclusive.read(true).custom_flags(O_EXCL).open(path) {
+            Ok(file) => claimed.push(file),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                let who = format!("{} is held by the kernel or a program", namespace.name);
+                return Err(BindRefusal::InUse(drive.address.clone(), vec![who]));
+            }
+            // Without a device file there is nobody who could open it by one.
+            Err(_) => {}
+        }
+    }
+    Ok(claimed)
+}
+
+/// Undoes what a failed attempt to take a drive has done.
+fn restore(root: &Path, address: &str, former: &str) {
+    let folder = device_folder(root, address);
+    let mut done = write((folder.join("driver_override"), "\n".to_owned()));
+    if !former.is_empty() && !folder.join("driver").exists() {
+        let driver = root.join("sys/bus/pci/drivers").join(former);
+        done = done.and(write((driver.join("bind"), address.to_owned())));
+    }
+    // Where this failed too, `unbind` can do it.
+    if done.is_ok() && folder.join("driver").exists() {
+        let _ = fs::remove_file(record(root, address));
+    }
 }
 
 /// Gives the drive at this address back to the driver that it had; by force also where a process drives
@@ -169,15 +215,16 @@ fn steps_to_unbind(
     former: &str,
 ) -> Result<Vec<Step>, BindRefusal> {
     let address = drive.address.clone();
-    if !drive.is_lent() {
+    let is_left_alone = drive.driver.is_none() && record(root, &address).exists();
+    if !drive.is_lent() && !is_left_alone {
         return Err(BindRefusal::Already(address, "not bound to vfio-pci"));
     }
     let folder = device_folder(root, &address);
-    let mut steps = vec![
-        // An empty line takes the override away.
-        (folder.join("driver_override"), "\n".to_owned()),
-        (folder.join("driver/unbind"), address.clone()),
-    ];
+    // An empty line takes the override away.
+    let mut steps = vec![(folder.join("driver_override"), "\n".to_owned())];
+    if drive.driver.is_some() {
+        steps.push((folder.join("driver/unbind"), address.clone()));
+    }
     if !former.is_empty() {
         let driver = root.join("sys/bus/pci/drivers").join(former);
         steps.push((driver.join("bind"), address));
@@ -233,7 +280,14 @@ mod tests {
         assert!(matches!(bound, Err(BindRefusal::NotTaken(..))), "{bound:?}");
         let folder = device_folder(root, "0000:01:00.0");
         let read = |path: PathBuf| fs::read_to_string(path).unwrap();
-        assert_eq!(read(folder.join("driver_override")), "vfio-pci");
+        let found = super::super::drives(root);
+        let steps = steps_to_bind(root, &found[0]).unwrap();
+        assert_eq!(
+            steps[0],
+            (folder.join("driver_override"), "vfio-pci".into())
+        );
+        assert_eq!(read(folder.join("driver_override")), "\n", "undone");
+        assert!(!record(root, "0000:01:00.0").exists());
         assert_eq!(
             read(root.join("sys/bus/pci/drivers/nvme/unbind")),
             "0000:01:00.0"
@@ -249,6 +303,47 @@ mod tests {
         assert_eq!(
             read(root.join("sys/bus/pci/drivers/nvme/bind")),
             "0000:01:00.0"
+        );
+    }
+
+    #[test]
+    fn a_drive_that_nobody_took_gets_its_driver_back() {
+        let machine = FakeMachine::new();
+        machine.drive("0000:01:00.0", "nvme", 7);
+        let root = machine.root();
+        let folder = device_folder(root, "0000:01:00.0");
+        let bind_file = root.join("sys/bus/pci/drivers/nvme/bind");
+        // The kernel's driver lets go of it, and nobody takes it.
+        remember(root, "0000:01:00.0", "nvme").unwrap();
+        fs::remove_file(folder.join("driver")).unwrap();
+        restore(root, "0000:01:00.0", "nvme");
+        assert_eq!(fs::read_to_string(&bind_file).unwrap(), "0000:01:00.0");
+        // Nor did its own driver; a second attempt does not forget which that was.
+        assert!(bind(root, "0000:01:00.0").is_err());
+        assert_eq!(remembered(root, "0000:01:00.0"), "nvme");
+        fs::remove_file(&bind_file).unwrap();
+        assert_eq!(unbind(root, "0000:01:00.0", false).unwrap(), "nvme");
+        assert_eq!(fs::read_to_string(&bind_file).unwrap(), "0000:01:00.0");
+    }
+
+    #[test]
+    fn loop_devices_and_the_kernels_target_count() {
+        let machine = FakeMachine::new();
+        machine.drive("0000:01:00.0", "nvme", 7);
+        machine.namespace("0000:01:00.0", "nvme0", "nvme0n1", "259:0");
+        let why = |file: &str, expected: &str| {
+            machine.file(file, "/dev/nvme0n1\n");
+            let refused = bind(machine.root(), "0000:01:00.0").unwrap_err();
+            assert!(refused.to_string().ends_with(expected), "{refused}");
+            fs::remove_file(machine.root().join(file)).unwrap();
+        };
+        why(
+            "sys/block/loop3/loop/backing_file",
+            "nvme0n1 is behind loop3",
+        );
+        why(
+            "sys/kernel/config/nvmet/subsystems/nqn.x/namespaces/1/device_path",
+            "nvme0n1 is exported by nvmet as nqn.x",
         );
     }
 

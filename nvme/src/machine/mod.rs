@@ -121,7 +121,9 @@ pub fn openers(root: &Path, drive: &MachineDrive) -> Vec<String> {
         let mut namespaces = drive.namespaces.iter();
         namespaces.any(|known| {
             let rest = name.strip_prefix(known.name.as_str());
+            let generic = known.name.strip_prefix("nvme").zip(name.strip_prefix("ng"));
             rest.is_some_and(|rest| rest.is_empty() || is_partition(rest))
+                || generic.is_some_and(|(own, other)| own == other)
         })
     };
     let openers = users::openers(root, is_it).into_iter();

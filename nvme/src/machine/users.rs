@@ -20,10 +20,30 @@ pub(super) fn of(root: &Path, block: &Path) -> Vec<String> {
         for holder in folders(&device.join("holders")) {
             users.extend(name_of(&holder).map(|holder| format!("{name} is part of {holder}")));
         }
+        users.extend(exporters(root, &name));
     }
     users.sort();
     users.dedup();
     users
+}
+
+/// What in the kernel opens a device without claiming it: loop devices, and its own NVMe-oF target.
+fn exporters(root: &Path, name: &str) -> Vec<String> {
+    let path = format!("/dev/{name}");
+    let names_it = |file: &Path| text(file).is_some_and(|named| named == path);
+    let loops = folders(&root.join("sys/block")).into_iter();
+    let loops = loops
+        .filter(|device| names_it(&device.join("loop/backing_file")))
+        .filter_map(|device| Some(format!("{name} is behind {}", name_of(&device)?)));
+    let subsystems = folders(&root.join("sys/kernel/config/nvmet/subsystems")).into_iter();
+    let exported = subsystems
+        .filter(|subsystem| {
+            let namespaces = folders(&subsystem.join("namespaces"));
+            let mut paths = namespaces.iter().map(|one| one.join("device_path"));
+            paths.any(|file| names_it(&file))
+        })
+        .filter_map(|nqn| Some(format!("{name} is exported by nvmet as {}", name_of(&nqn)?)));
+    loops.chain(exported).collect()
 }
 
 /// Mounts name a device by its number, or (where the file system has numbers of its own) by its path.

@@ -347,11 +347,13 @@ impl VfioDevice {
     }
 
     /// Closes the device. One that the kernel takes away may be gone from sysfs the moment that it is
-    /// closed, where the crate looks its group up, and panics without it: such a device is closed
-    /// here, and the crate's part of it stays until the process ends, as does its group's descriptor,
-    /// which leads nowhere then.
+    /// closed, where the crate looks its group up, and panics without it: the crate's part of such a
+    /// device stays until the process ends, as does its group's descriptor, which leads nowhere then.
+    /// The device is closed before that is asked: the kernel may take long for it.
     fn let_go(&mut self) {
-        let leaving = self.is_wanted_back() || self.path.join("iommu_group").read_link().is_err();
+        let closed = self.close_descriptor();
+        let leaving =
+            !closed || self.is_wanted_back() || self.path.join("iommu_group").read_link().is_err();
         if !leaving {
             // SAFETY: only the end of `self` comes here, and nothing uses the device after it.
             unsafe { ManuallyDrop::drop(&mut self.device) };
@@ -361,6 +363,16 @@ impl VfioDevice {
         // SAFETY: the descriptor is the device's own; the crate's part is never dropped, so that
         // nothing else closes it, and nothing uses it after the end of `self`.
         drop(unsafe { OwnedFd::from_raw_fd(self.device.as_raw_fd()) });
+    }
+
+    /// Puts a descriptor that leads nowhere in place of the device's, which closes the device.
+    fn close_descriptor(&mut self) -> bool {
+        let Ok(nowhere) = std::fs::File::open("/dev/null") else {
+            return false;
+        };
+        // SAFETY: the descriptor stays the device's, which closes it in its end.
+        let mut own = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(self.device.as_raw_fd()) });
+        rustix::io::dup2(nowhere, &mut own).is_ok()
     }
 
     fn config16(&self, at: u64) -> Result<u16, DeviceError> {

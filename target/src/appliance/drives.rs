@@ -304,6 +304,7 @@ impl Drives {
         };
         let (queues, cores) = (up.drive.queues(), usize::from(self.options.queues));
         if queues < cores {
+            let _ = self.ask(Request::LetGo(up.drive));
             return Err(Failure::new(
                 format!("the drive at {address} has {queues} I/O queues for {cores} cores"),
                 "name fewer cores in reactor.cores",
@@ -603,7 +604,7 @@ impl Keeper {
             }
         };
         let (reactor, options) = (self.reactor.clone(), self.opener.options.clone());
-        let kept = self.kept.clone();
+        let (kept, to_itself) = (self.kept.clone(), self.to_itself.clone());
         self.spawn(async move {
             let up = opened.bring_up(&reactor, options).await;
             let up = up.map(|(controller, window, seen)| {
@@ -622,7 +623,11 @@ impl Keeper {
                 });
                 up
             });
-            let _ = answer.send(up);
+            let Err(mpsc::SendError(Ok(up))) = answer.send(up) else {
+                return;
+            };
+            // Nobody waits for it any more.
+            let _ = to_itself.send(Request::LetGo(up.drive));
         });
     }
 

@@ -191,7 +191,10 @@ impl Devices {
                 queue
             }
         };
-        queue.disk(medium.namespace.nsid).ok_or(DiskError::Gone)
+        // One that took its place is another disk.
+        let disk = queue.disk(medium.namespace.nsid);
+        disk.filter(|disk| Arc::ptr_eq(disk.namespace(), &medium.namespace))
+            .ok_or(DiskError::Gone)
     }
 }
 

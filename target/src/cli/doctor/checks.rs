@@ -4,7 +4,7 @@
 
 use std::{fs, path::Path};
 
-use corebay_nvme::machine::{MachineDrive, drives};
+use corebay_nvme::machine::{MachineDrive, drives, openers};
 
 /// The oldest kernel that everything here was tried on.
 const KERNEL_MIN: (u32, u32) = (5, 15);
@@ -105,7 +105,7 @@ pub fn all(machine: &Machine<'_>) -> Vec<Finding> {
         frequency(machine),
         numa(machine, &drives),
     ];
-    findings.extend(drives.iter().map(drive));
+    findings.extend(drives.iter().map(|one| drive(machine.root, one)));
     if drives.is_empty() {
         findings.push(good("drives", "the machine has no NVMe drives"));
     }
@@ -258,9 +258,10 @@ fn numa(machine: &Machine<'_>, drives: &[MachineDrive]) -> Finding {
     }
 }
 
-fn drive(drive: &MachineDrive) -> Finding {
+fn drive(root: &Path, drive: &MachineDrive) -> Finding {
     let address = &drive.address;
-    let users: Vec<&str> = drive.users().collect();
+    let mut users: Vec<String> = drive.users().map(str::to_owned).collect();
+    users.extend(openers(root, drive));
     let driver = drive.driver.as_deref().unwrap_or("no driver");
     if drive.is_lent() {
         return good("drive", format!("{address} is bound to vfio-pci"));

@@ -155,8 +155,19 @@ fn refused_while_in_use(lab: &mut Lab) -> Result<()> {
         .run(&format!("mkfs.ext4 -q -F {device} && mount {device} /mnt"))?;
     refused(lab, &PLAIN, "is mounted on /mnt")?;
     lab.guest.run("umount /mnt")?;
-    lab.guest
-        .run(&format!("mkswap -q {device} && swapon {device}"))?;
+    // Where this process does not see it, as a container's.
+    lab.guest.run(&format!(
+        "unshare --mount sh -c 'mount {device} /mnt && touch /tmp/hidden && exec sleep 600' \
+             </dev/null >/dev/null 2>&1 &
+         echo $! > /tmp/hidden.pid
+         until [ -e /tmp/hidden ]; do sleep 0.1; done"
+    ))?;
+    refused(lab, &PLAIN, "is held by the kernel or a program")?;
+    lab.guest.run("kill $(cat /tmp/hidden.pid)")?;
+    lab.guest.until(
+        &format!("mkswap -q {device} && swapon {device}"),
+        Duration::from_secs(20),
+    )?;
     refused(lab, &PLAIN, "swap")?;
     lab.guest.run(&format!("swapoff {device}"))?;
     refused(lab, &TWIN, "shares its IOMMU group")?;
