@@ -8,6 +8,8 @@
 //! - Silent faults of a member strike what an array keeps twice and checks: superblocks and dirty maps.
 //!   Of data an array keeps no checksum, so a rotten block of them is read as it is; that is promised to
 //!   nobody, and not drawn. Nor is the journal's rot: it protects from crashes, not from media.
+//! - Of a pool's metadata the first copies alone are struck, which the second ones mend. Its data have
+//!   no second copy: where the medium tears, hosts may be told that a block is lost.
 //! - An array with parity and without a journal promises nothing to what is lost in the same crash:
 //!   its media do not tear, and where processes end, its members do not fail.
 
@@ -24,6 +26,9 @@ use crate::{
 
 /// The most blocks of a namespace, so that all of them can be read often.
 const BLOCKS_MAX: u64 = 800;
+
+/// Where the first copies of a small pool's roots and journal lie (`lvol/FORMAT.md`).
+const FIRST_COPIES: std::ops::Range<u64> = 128 << 10..(128 + 2 * 64 + 128) << 10;
 
 /// The smallest strip there is.
 const STRIP_BYTES: u32 = 16 << 10;
@@ -57,8 +62,10 @@ pub enum FloorPlan {
 /// A pool with one volume.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolPlan {
-    /// The disk beneath it, which has no faults.
+    /// The disk beneath it.
     pub medium: MediumOptions,
+    /// What goes wrong with the first copies of its metadata.
+    pub faults: MediumFaults,
     /// The volume's blocks.
     pub blocks: u64,
     /// The volume's space is reserved.
@@ -97,6 +104,10 @@ pub struct ArrayPlan {
     pub victims: Vec<usize>,
     /// What goes wrong on these.
     pub faults: MediumFaults,
+    /// Disks beside the members.
+    pub spares: usize,
+    /// Now and then parity changes by itself, and a scrub has to mend it.
+    pub parity_rots: bool,
 }
 
 /// What a world has in store for its disks.
@@ -117,7 +128,7 @@ impl FloorPlan {
         match self {
             Self::Disk(medium) => vec![*medium],
             Self::Drive(_) => Vec::new(),
-            Self::Array(array) => vec![array.member; array.wish.roles],
+            Self::Array(array) => vec![array.member; array.wish.roles + array.spares],
             Self::Pool(pool) => vec![pool.medium],
         }
     }
@@ -128,7 +139,8 @@ impl FloorPlan {
         match self {
             Self::Disk(_) | Self::Drive(_) => plain,
             Self::Array(array) if array.victims.contains(&place) => array.faults,
-            Self::Array(_) | Self::Pool(_) => MediumFaults::default(),
+            Self::Pool(pool) => pool.faults,
+            Self::Array(_) => MediumFaults::default(),
         }
     }
 
@@ -220,7 +232,7 @@ impl DrivePlan {
 
 impl PoolPlan {
     /// Draws one. The disk is large enough for the volume and all that the pool keeps of it.
-    pub fn draw(rng: &mut Rng) -> Self {
+    pub fn draw(rng: &mut Rng, around: &Circumstances) -> Self {
         let block_size = pick(rng, &[BlockSize::B512, BlockSize::B4096]);
         let disk_bytes: u64 = match block_size {
             BlockSize::B512 => 16 << 20,
@@ -231,7 +243,7 @@ impl PoolPlan {
                 block_size,
                 blocks: block_size.blocks_in(disk_bytes),
                 volatile_cache: !rng.once_in(3),
-                tears: false,
+                tears: rng.once_in(4),
                 latency: Latency {
                     min: Duration::from_micros(pick(rng, &[1, 20, 100])),
                     spread: Duration::from_micros(pick(rng, &[0, 50, 500, 2_000])),
@@ -239,9 +251,28 @@ impl PoolPlan {
                     tail: Duration::from_millis(pick(rng, &[5, 50])),
                 },
             },
+            faults: match !around.calm && rng.once_in(2) {
+                true => Self::faults(rng, block_size),
+                false => MediumFaults::default(),
+            },
             blocks: pick(rng, &[16, 64, 200, 300, 600]),
             thick: rng.once_in(3),
             orders: pick(rng, &[None, Some(500), Some(5_000), Some(40_000)]),
+        }
+    }
+
+    fn faults(rng: &mut Rng, block_size: BlockSize) -> MediumFaults {
+        let mut some = |one_in: u64| if rng.once_in(2) { one_in } else { 0 };
+        MediumFaults {
+            transient_read: some(20),
+            latent_read: some(20),
+            bit_rot: some(20),
+            lost_write: some(4),
+            misdirected_write: some(4),
+            silent_from: block_size.blocks_in(FIRST_COPIES.start),
+            silent_below: block_size.blocks_in(FIRST_COPIES.end),
+            told_there: true,
+            ..MediumFaults::default()
         }
     }
 
@@ -255,6 +286,7 @@ impl PoolPlan {
                 blocks: block_size.blocks_in(16 << 20),
                 ..medium
             },
+            faults: MediumFaults::default(),
             blocks: 24,
             thick: false,
             orders: Some(800),
@@ -317,12 +349,18 @@ impl ArrayPlan {
             member: draw_member(rng, &wish),
             victims: Vec::new(),
             faults: MediumFaults::default(),
+            spares: 0,
+            parity_rots: false,
         };
         // A crash loses a torn block and leaves parity wrong from which it would be made.
         plan.member.tears &= !plan.has_write_hole();
         if !around.calm && rng.once_in(2) {
             plan.draw_victims(rng, around);
         }
+        plan.spares = usize::from(plan.loses_members() && rng.once_in(2));
+        // With a member lost, wrong parity would make wrong data.
+        let safe = plan.victims.is_empty() && !plan.member.tears;
+        plan.parity_rots = !around.calm && safe && plan.geometry().parity() > 0 && rng.once_in(2);
         plan
     }
 
@@ -345,6 +383,8 @@ impl ArrayPlan {
             },
             victims: Vec::new(),
             faults: MediumFaults::default(),
+            spares: 0,
+            parity_rots: false,
         };
         let bytes = plan.geometry().data_offset() + u64::from(STRIP_BYTES);
         plan.member.blocks = member.block_size.blocks_in(bytes);

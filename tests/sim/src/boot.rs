@@ -221,6 +221,10 @@ async fn find_array(
     for (role, place) in report.roles.iter().enumerate() {
         holders[role] = place.map(|place| media[there[place]].clone());
     }
+    let spare = report
+        .spares
+        .first()
+        .map(|place| media[there[*place]].clone());
     for (place, refusal) in report.refused {
         let bay = there[place];
         match refusal {
@@ -248,7 +252,10 @@ async fn find_array(
         }
     }
     Ok(Store::Array(ArrayStore::new(
-        assembled, bays, floor, holders,
+        assembled,
+        bays,
+        floor,
+        (holders, spare),
     )))
 }
 

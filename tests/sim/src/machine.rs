@@ -170,6 +170,7 @@ impl Machine {
                 nsid,
                 floor,
                 pause_micros_max: pool.orders?,
+                tears: pool.medium.tears,
                 ledger: self.ledgers[floor].clone(),
             })
         };

@@ -83,8 +83,12 @@ pub struct MediumFaults {
     pub lost_write: u64,
     /// A block's write lands in another block. Silent.
     pub misdirected_write: u64,
-    /// Silent faults strike blocks below this one alone.
+    /// Silent faults strike blocks from this one on ...
+    pub silent_from: u64,
+    /// ... and below this one alone.
     pub silent_below: u64,
+    /// Reads that fail do so there alone, too.
+    pub told_there: bool,
 }
 
 impl MediumFaults {
@@ -288,13 +292,16 @@ impl SimMedium {
     /// Where the block is lost, or reading it fails this once.
     pub fn read(&self, at: u64) -> Result<Content, DiskError> {
         let state = &mut *self.state();
-        if state.rng.once_in(state.faults.transient_read) {
+        let faults = state.faults;
+        let there = (faults.silent_from..faults.silent_below).contains(&at);
+        let told = there || !faults.told_there;
+        if told && state.rng.once_in(faults.transient_read) {
             return Err(DiskError::UnrecoveredRead);
         }
-        if state.rng.once_in(state.faults.latent_read) {
+        if told && state.rng.once_in(faults.latent_read) {
             state.put(at, Content::Lost, false);
         }
-        if at < state.faults.silent_below && state.rng.once_in(state.faults.bit_rot) {
+        if there && state.rng.once_in(faults.bit_rot) {
             state.rot(at);
         }
         match state.newest(at) {
@@ -313,16 +320,24 @@ impl SimMedium {
             return Err(DiskError::NoSpace);
         }
         let faults = state.faults;
-        let silent = at < faults.silent_below;
+        let silent = (faults.silent_from..faults.silent_below).contains(&at);
         if silent && state.rng.once_in(faults.lost_write) || !state.supply.take_change() {
             return Ok(());
         }
         let lands_at = match silent && state.rng.once_in(faults.misdirected_write) {
-            true => state.rng.below(faults.silent_below),
+            true => {
+                let range = faults.silent_below - faults.silent_from;
+                faults.silent_from + state.rng.below(range)
+            }
             false => at,
         };
         state.put(lands_at, content, durable);
         Ok(())
+    }
+
+    /// A bit of a block changes, for good.
+    pub fn rot(&self, at: u64) {
+        self.state().rot(at);
     }
 
     /// True where this write is to fail.

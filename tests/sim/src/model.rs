@@ -209,16 +209,17 @@ impl Model {
             .filter(|at| (since.start..=until).contains(at))
             .collect();
         moments.push(since.start);
-        let one = moments
-            .iter()
-            .any(|&at| all().all(|(list, &value)| list.iter().any(|write| had(write, value, at))));
+        // What the power has torn says nothing.
+        let fits = |list: &[Write], value, at| {
+            value == LOST || list.iter().any(|write| had(write, value, at))
+        };
+        let of_moment = |at| all().all(|(list, &value)| fits(list, value, at));
+        let one = moments.iter().any(|&at| of_moment(at));
         if one {
             return Ok(());
         }
-        let never = |(list, value): (&Vec<Write>, u64)| {
-            let once = |&at: &u64| list.iter().any(|write| had(write, value, at));
-            !moments.iter().any(once)
-        };
+        let never =
+            |(list, value): (&Vec<Write>, u64)| !moments.iter().any(|&at| fits(list, value, at));
         let (name, from) = (&self.name, since.start);
         let alone = (0..)
             .zip(all())

@@ -23,7 +23,7 @@ use corebay_target::core::Core;
 
 use crate::{
     client::Common,
-    content,
+    content::{self, LOST},
     machine::Findings,
     model::{OPERATOR, WriteEnd},
     node::SimEnvironment,
@@ -75,6 +75,8 @@ pub struct Assignment {
     pub floor: usize,
     /// The longest pause between two orders, in microseconds.
     pub pause_micros_max: u64,
+    /// Blocks may be lost with the power.
+    pub tears: bool,
     /// What is known of the pool.
     pub ledger: SharedLedger,
 }
@@ -251,13 +253,25 @@ impl Operator {
         let (size, blocks) = (volume.info().block_size.bytes(), volume.info().blocks);
         let pool = self.core.environment.opener.scratch[self.task.floor].clone();
         let pool = pool.expect("a pool has some");
-        let step = ((16 << 10) / size) as u64;
+        let mut step = ((16 << 10) / size) as u64;
         let mut found = Vec::new();
         let mut at = 0;
         while at < blocks {
             let count = step.min(blocks - at);
             let buffer = pool.allocate(size * count as usize).await;
-            volume.read(Lba(at), std::slice::from_ref(&buffer)).await?;
+            match volume.read(Lba(at), std::slice::from_ref(&buffer)).await {
+                // The power tore one of them: they are looked at one by one.
+                Err(DiskError::UnrecoveredRead) if self.task.tears && count > 1 => {
+                    step = 1;
+                    continue;
+                }
+                Err(DiskError::UnrecoveredRead) if self.task.tears => {
+                    found.push(LOST);
+                    at += 1;
+                    continue;
+                }
+                read => read?,
+            }
             for block in buffer.bytes().chunks(size) {
                 let of = |nsid| content::read(block, nsid);
                 let mark = of(self.task.nsid).or_else(|wrong| of(CLONE_NSID).map_err(|_| wrong));

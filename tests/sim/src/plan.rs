@@ -400,7 +400,7 @@ fn draw_node(rng: &mut Rng, circumstances: &Circumstances) -> NodePlan {
 fn draw_floors(rng: &mut Rng, circumstances: &Circumstances) -> Vec<FloorPlan> {
     let array = |rng: &mut Rng| FloorPlan::Array(ArrayPlan::draw(rng, circumstances));
     let drive = |rng: &mut Rng| FloorPlan::Drive(DrivePlan::draw(rng, circumstances));
-    let pool = |rng: &mut Rng| FloorPlan::Pool(PoolPlan::draw(rng));
+    let pool = |rng: &mut Rng| FloorPlan::Pool(PoolPlan::draw(rng, circumstances));
     let mut floors = vec![match rng.below(6) {
         0 | 1 => drive(rng),
         2 | 3 => array(rng),

@@ -58,6 +58,8 @@ pub struct Bays {
     /// What lies on them.
     pub plan: FloorPlan,
     plain_faults: MediumFaults,
+    /// Stripes of an array whose parity has changed by itself since the last scrub.
+    pub rotten: Mutex<Vec<u64>>,
     calm: AtomicBool,
     supply: Supply,
     media: Mutex<Vec<SimMedium>>,
@@ -80,6 +82,7 @@ impl Bays {
         Arc::new(Self {
             plan: plan.clone(),
             plain_faults,
+            rotten: Mutex::default(),
             calm: AtomicBool::new(true),
             supply: supply.clone(),
             media: Mutex::new(
@@ -143,6 +146,12 @@ impl Bays {
         self.set_drive_faults(false);
     }
 
+    /// True where nothing goes wrong any more.
+    #[must_use]
+    pub fn is_calm(&self) -> bool {
+        self.calm.load(Ordering::Relaxed)
+    }
+
     /// Puts a blank medium into a bay.
     pub fn replace(&self, bay: usize, seed: u64) {
         let options = self.plan.media()[bay];
@@ -204,6 +213,8 @@ pub struct ArrayStore {
     /// Which of the appliance's floors it is.
     pub floor: usize,
     holders: Mutex<Vec<Option<SimMedium>>>,
+    /// The disk that is its spare.
+    spare: Mutex<Option<SimMedium>>,
     scrub: AtomicBool,
 }
 
@@ -214,13 +225,14 @@ impl ArrayStore {
         assembled: Assembled,
         bays: &Arc<Bays>,
         floor: usize,
-        holders: Vec<Option<SimMedium>>,
+        (holders, spare): (Vec<Option<SimMedium>>, Option<SimMedium>),
     ) -> Arc<Self> {
         Arc::new(Self {
             assembled,
             bays: bays.clone(),
             floor,
             holders: Mutex::new(holders),
+            spare: Mutex::new(spare),
             scrub: AtomicBool::new(false),
         })
     }
@@ -234,6 +246,12 @@ impl ArrayStore {
     /// A medium has a role from now on.
     pub fn set_holder(&self, role: usize, medium: SimMedium) {
         lock(&self.holders)[role] = Some(medium);
+    }
+
+    /// The disk that is its spare, until it has a role.
+    #[must_use]
+    pub fn take_spare(&self) -> Option<SimMedium> {
+        lock(&self.spare).take()
     }
 
     /// Asks for a scrub.

@@ -13,11 +13,12 @@ use corebay_raid::{
 use corebay_target::core::Core;
 
 use crate::{
+    beneath::FloorPlan,
     machine::Findings,
     medium::{MediumFaults, SimMedium},
     node::SimEnvironment,
     store::{ArrayStore, CoreArray},
-    trace::event,
+    trace::{event, lock},
 };
 
 /// How often it is looked whether there is something to do.
@@ -93,6 +94,10 @@ impl Tender {
             let Some(role) = failed.filter(|_| !assembled.is_stopped()) else {
                 continue;
             };
+            if let Some(spare) = self.store.take_spare() {
+                self.use_spare(role, spare).await;
+                continue;
+            }
             let medium = self.store.bays.media()[role].clone();
             if medium.is_gone() || !self.give(role, &medium).await {
                 continue;
@@ -123,6 +128,22 @@ impl Tender {
                 Err(SweepError::Disk(_) | SweepError::State(_) | SweepError::StillOut) => {}
                 Err(other) => self.found(&format!("role {role} gets no member: {other}")),
             }
+        }
+    }
+
+    /// The spare gets a role; where that fails, the array has none any more until it is found again.
+    async fn use_spare(&self, role: usize, spare: SimMedium) {
+        let known = self.array.assembled().state().spares.first().copied();
+        let Some(uuid) = known else { return };
+        if spare.is_gone() || !self.give(role, &spare).await {
+            return;
+        }
+        let outcome = self.array.use_spare(role, uuid).await;
+        self.note(|| format!("gives role {role} to its spare: {outcome:?}"));
+        match outcome {
+            Ok(()) => self.store.set_holder(role, spare),
+            Err(SweepError::Disk(_) | SweepError::State(_) | SweepError::StillOut) => {}
+            Err(other) => self.found(&format!("role {role} does not get the spare: {other}")),
         }
     }
 
@@ -160,25 +181,55 @@ impl Tender {
                     self.lost(&error.to_string());
                 }
             } else if equal && self.store.take_scrub() {
-                self.scrub().await;
+                self.rot_parity();
+                if self.scrub().await {
+                    self.scrub().await;
+                }
             }
             self.pause().await;
         }
     }
 
-    /// Once all was made equal, no stripe may disagree with itself.
-    async fn scrub(&self) {
+    /// A bit of parity changes by itself.
+    fn rot_parity(&self) {
+        let bays = &self.store.bays;
+        let FloorPlan::Array(plan) = &bays.plan else {
+            return;
+        };
+        if !plan.parity_rots || bays.is_calm() || !self.array.assembled().state().is_whole() {
+            return;
+        }
+        let geometry = self.array.assembled().geometry();
+        let stripe = self.core.reactor.now().0 % geometry.stripes();
+        let role = geometry.role_of(stripe, geometry.data());
+        let at = geometry.row_lba(stripe, 0).0;
+        if let Some(medium) = &self.store.holders()[role] {
+            self.note(|| format!("parity of stripe {stripe} changes on role {role}"));
+            medium.rot(at);
+            lock(&bays.rotten).push(stripe);
+        }
+    }
+
+    /// Once all was made equal, no stripe may disagree with itself, but where parity has changed by
+    /// itself. True where it had: another scrub finds nothing any more.
+    async fn scrub(&self) -> bool {
         let outcome = self.array.scrub(Pace::default()).await;
         self.note(|| format!("scrub: {outcome:?}"));
         let Ok(found) = outcome else {
-            return;
+            return false;
         };
-        if found.mismatch_count != 0 {
-            self.found(&format!("a scrub found {found:?}"));
+        let rotten = std::mem::take(&mut *lock(&self.store.bays.rotten));
+        if !found
+            .mismatches
+            .iter()
+            .all(|stripe| rotten.contains(stripe))
+        {
+            self.found(&format!("a scrub found {found:?}, with rotten {rotten:?}"));
         }
         if !found.lost.is_empty() {
             self.lost(&format!("{found:?}"));
         }
+        !rotten.is_empty()
     }
 
     fn lost(&self, what: &str) {
