@@ -127,7 +127,8 @@ impl<R: Registers> Admin<R> {
         self.broken.get()
     }
 
-    /// The controller is disabled: ends every command, and nothing is taken until [`open`](Self::open).
+    /// Ends every command, and nothing is taken until [`open`](Self::open). The controller is disabled, or
+    /// must be before that.
     pub(super) fn close(&self) {
         self.broken.set(true);
         let flights = std::mem::take(&mut self.inner.borrow_mut().flights);
@@ -156,6 +157,16 @@ impl<R: Registers> Admin<R> {
     ) -> Result<Reply, AdminError> {
         let deadline = self.reactor.now().plus(self.timeout);
         self.run_until(entry, data, deadline).await
+    }
+
+    /// Runs a command without data to its end, which is to come sooner than that of others.
+    pub(super) async fn run_within(
+        &self,
+        entry: SubmissionEntry,
+        timeout: Duration,
+    ) -> Result<Reply, AdminError> {
+        let deadline = self.reactor.now().plus(timeout.min(self.timeout));
+        self.run_until(entry, Data::None, deadline).await
     }
 
     /// Runs a command that ends when it may.

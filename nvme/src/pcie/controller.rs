@@ -10,7 +10,8 @@
 //!    hung.
 //!
 //! A device that was pulled out is given up at once: its registers no longer say what they always say,
-//! and no wait goes on that they would end.
+//! and no wait goes on that they would end. While the keeper waits for an admin command, it looks at
+//! them all the same ([`Inner::watched`]).
 //!
 //! Giving up: the device loses its way to memory (Bus Master Enable, or it is unplugged), then every
 //! core ends what was in flight. Where the way cannot be taken from it, the buffers of commands in
@@ -19,8 +20,11 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
+    future::{Future, poll_fn},
+    pin::pin,
     rc::Rc,
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
@@ -245,8 +249,12 @@ impl<D: PciDevice> Controller<D> {
 
     /// Ends the use of the controller: it writes its cache and loses its way to memory. What is in
     /// flight on any core ends as gone; whoever wants it to succeed waits for it before.
-    pub async fn shut_down(&self) {
-        self.inner.close().await;
+    ///
+    /// # Errors
+    /// Says why the controller may not have written its cache. It is given up all the same. One that was
+    /// given up before has nothing to write.
+    pub async fn shut_down(&self) -> Result<(), BringUpError> {
+        self.inner.close().await
     }
 }
 
@@ -320,20 +328,47 @@ impl<D: PciDevice> Inner<D> {
             }
             if self.is_wanted_back() {
                 tracing::warn!(drive = self.drive.address(), "the drive is wanted back");
-                self.close().await;
+                // Why it failed, if it did, is told there.
+                let _ = self.close().await;
                 return;
             }
             if let Some(why) = self.ailment() {
                 tracing::warn!(drive = self.drive.address(), why, "the controller is reset");
-                if let Err(error) = self.reset().await {
+                if let Err(error) = self.watched(|| self.is_there(), self.reset()).await {
                     tracing::error!(drive = self.drive.address(), %error, "the drive is given up");
                     self.give_up();
                     return;
                 }
                 continue;
             }
-            self.abort_what_hangs().await;
+            self.watched(|| self.waits_well(), self.abort_what_hangs())
+                .await;
         }
+    }
+
+    /// Does work that waits for admin commands. Where the controller is no longer well, they end at
+    /// once.
+    async fn watched<T>(&self, is_well: impl Fn() -> bool, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            let mut pause = pin!(self.reactor().sleep(self.drive.options.health_interval));
+            let ended = poll_fn(|context| match work.as_mut().poll(context) {
+                Poll::Ready(value) => Poll::Ready(Some(value)),
+                Poll::Pending => pause.as_mut().poll(context).map(|()| None),
+            });
+            match ended.await {
+                Some(value) => return value,
+                None if is_well() => {}
+                None => self.bringer.admin.close(),
+            }
+        }
+    }
+
+    /// False where the answer to an Abort is not worth waiting for.
+    fn waits_well(&self) -> bool {
+        let csts = Csts(self.bringer.registers.read32(property::CSTS));
+        let asked = self.drive.seats.iter().any(Seat::wants_reset);
+        self.is_there() && !csts.cfs() && csts.rdy() && !asked
     }
 
     /// False once the device was pulled out.
@@ -357,7 +392,7 @@ impl<D: PciDevice> Inner<D> {
         } else if !Csts(csts).rdy() {
             Some("it is not ready any more")
         } else if self.bringer.admin.is_broken() {
-            Some("an admin command took too long")
+            Some("an admin command took too long, or its queue is beyond use")
         } else if asked {
             Some(
                 "a command could not be aborted, or the controller completed what it was not given",
@@ -380,7 +415,11 @@ impl<D: PciDevice> Inner<D> {
                 "a command takes too long: it is aborted"
             );
             // What comes of it shows in the command's own completion, or in its absence.
-            let _ = self.bringer.admin.run(abort(qid, cid), Data::None).await;
+            let within = self.drive.options.abort_timeout;
+            let aborted = self.bringer.admin.run_within(abort(qid, cid), within).await;
+            if let Err(AdminError::Reset | AdminError::TimedOut) = aborted {
+                return;
+            }
         }
     }
 
@@ -459,21 +498,23 @@ impl<D: PciDevice> Inner<D> {
     }
 
     /// Ends the use of the controller in good order.
-    async fn close(&self) {
+    async fn close(&self) -> Result<(), BringUpError> {
         self.closing.set(true);
         if self.drive.has_failed() {
-            return;
+            return Ok(());
         }
         if !self.is_there() {
             self.give_up();
-            return;
+            return Err(BringUpError::NotThere);
         }
         self.quiesce().await;
-        if let Err(error) = self.bringer.shut_down().await {
+        let ended = self.bringer.shut_down().await;
+        if let Err(error) = &ended {
             tracing::warn!(drive = self.drive.address(), %error, "the shutdown of the drive failed");
         }
         let _ = self.bringer.disable().await;
         self.give_up();
+        ended
     }
 
     /// The drive ends here. Every core ends what it has in flight at its next turn.

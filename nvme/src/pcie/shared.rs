@@ -141,6 +141,10 @@ impl<R> Seat<R> {
         self.reset.store(true, Ordering::Release);
     }
 
+    pub(super) fn wants_reset(&self) -> bool {
+        self.reset.load(Ordering::Relaxed)
+    }
+
     pub(super) fn take_reset(&self) -> bool {
         self.reset.load(Ordering::Relaxed) && self.reset.swap(false, Ordering::AcqRel)
     }

@@ -102,6 +102,91 @@ fn an_abort_that_hangs_after_another_admin_command_ends_too() {
     assert!(write[0].is_there(), "the keeper waits");
 }
 
+/// Driver options under which an admin command may take long.
+fn patient() -> DriverOptions {
+    DriverOptions {
+        admin_timeout: Duration::from_secs(30),
+        ..quick()
+    }
+}
+
+fn hanging() -> EmulatedFaults {
+    EmulatedFaults {
+        hang: true,
+        ..EmulatedFaults::default()
+    }
+}
+
+#[test]
+fn a_hung_controller_is_reset_once_the_abort_took_too_long() {
+    let bench = Bench::with(slow(), patient());
+    let writes = start_many(&bench, 4);
+    bench.world.turn();
+    bench.emulated().set_faults(hanging());
+    let began = bench.world.now();
+    let enabled = bench.emulated().counters().enabled;
+    bench.world.turn_until("the reset", || {
+        bench.emulated().counters().enabled > enabled
+    });
+    let took = bench.world.now().since(began);
+    let limit = quick().io_timeout + quick().abort_timeout;
+    assert!(
+        took < limit + Duration::from_millis(50),
+        "{took:?}: io_timeout and abort_timeout are {limit:?}"
+    );
+    drop(writes);
+}
+
+#[test]
+fn a_fatal_status_during_an_abort_is_seen_at_once() {
+    let bench = Bench::with(
+        slow(),
+        DriverOptions {
+            abort_timeout: Duration::from_secs(10),
+            ..patient()
+        },
+    );
+    let writes = start_many(&bench, 4);
+    bench.world.turn();
+    bench.emulated().set_faults(hanging());
+    bench.world.turn_for(Duration::from_millis(300));
+    assert!(!writes[0].is_there(), "its abort is awaited");
+    bench.emulated().set_faults(EmulatedFaults::default());
+    let began = bench.world.now();
+    bench.emulated().fail_fatally();
+    let _ = ends(&bench, writes);
+    let took = bench.world.now().since(began);
+    assert!(took < Duration::from_millis(100), "{took:?}");
+    assert_eq!(bench.controller.drive().resets(), 1);
+}
+
+#[test]
+fn a_drive_that_is_pulled_out_while_the_keeper_waits_fails_its_io_at_once() {
+    let options = DriverOptions {
+        abort_timeout: Duration::from_secs(10),
+        ..patient()
+    };
+    // While an Abort is awaited, and while Identify is after a reset.
+    for (fatal, wait) in [(false, 300), (true, 50)] {
+        let bench = Bench::with(slow(), options.clone());
+        let writes = start_many(&bench, 4);
+        bench.world.turn();
+        bench.emulated().set_faults(hanging());
+        if fatal {
+            bench.emulated().fail_fatally();
+        }
+        bench.world.turn_for(Duration::from_millis(wait));
+        assert!(!writes[0].is_there(), "the keeper waits");
+        let began = bench.world.now();
+        bench.emulated().unplug_to_zeroes();
+        let outcomes = ends(&bench, writes);
+        assert!(outcomes.iter().all(|end| *end == Err(DiskError::Gone)));
+        let took = bench.world.now().since(began);
+        assert!(took < quick().health_interval * 3, "{took:?}");
+        bench.settle();
+    }
+}
+
 #[test]
 fn a_fatal_status_is_reset_and_work_goes_on() {
     let bench = Bench::new(slow());

@@ -330,7 +330,8 @@ fn a_shutdown_keeps_what_the_cache_holds() {
     let bench = Bench::new(EmulatedOptions::default());
     assert_eq!(bench.write(0, 8, 64), Ok(()));
     let controller = bench.controller.clone();
-    bench.world.run(async move { controller.shut_down().await });
+    let ended = bench.world.run(async move { controller.shut_down().await });
+    assert_eq!(ended, Ok(()));
     bench.emulated().lose_power();
     assert!((0..64).all(|lba| bench.emulated().block(1, lba).unwrap()[0] == 8));
     assert_eq!(bench.write(0, 1, 1), Err(DiskError::Gone));

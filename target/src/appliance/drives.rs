@@ -40,7 +40,7 @@ use corebay_nvme::{
     vfio::{VfioRegisters, VfioSpace},
 };
 use serde_json::{Value, json};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     control::RpcError,
@@ -55,8 +55,9 @@ use crate::cli::Failure;
 /// How long a drive may take to come up: what controllers state at most, and some.
 const BRING_UP_TIMEOUT: Duration = Duration::from_secs(200);
 
-/// How long the drives may take to shut down.
-const SHUT_DOWN_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the drives may take to shut down, all at the same time: what one of them may state at most,
+/// and some.
+const SHUT_DOWN_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// How long the keeper's thread waits for requests before it looks at the drives again.
 const PAUSE_MAX: Duration = Duration::from_millis(5);
@@ -167,7 +168,7 @@ pub enum Request {
     /// To ask a drive how it is.
     Report(String, mpsc::Sender<Result<Value, RpcError>>),
     /// To shut all drives down.
-    End(mpsc::Sender<()>),
+    End(mpsc::Sender<(String, Ending)>),
 }
 
 /// The drives of the process.
@@ -410,19 +411,47 @@ impl Drives {
         Ok((sender, thread))
     }
 
-    /// Shuts all drives down; every core has ended.
-    pub fn end(&mut self) {
+    /// Shuts all drives down; every core has ended. False where one was not, which may have lost what it
+    /// had not been told to flush.
+    pub fn end(&mut self) -> bool {
         let Some((keeper, thread)) = self.keeper.take() else {
-            return;
+            return true;
         };
-        let (answer, ended) = mpsc::channel();
-        let asked = keeper.send(Request::End(answer));
-        if asked.is_err() || ended.recv_timeout(SHUT_DOWN_TIMEOUT).is_err() {
-            warn!("not every drive was shut down");
-            return;
+        let (answer, answers) = mpsc::channel();
+        if keeper.send(Request::End(answer)).is_err() {
+            error!("the drives were not shut down: their keeper is gone");
+            return false;
         }
-        // It has nothing left to do but to return.
-        let _ = thread.join();
+        let (open, all_said) = still_open(&answers, SHUT_DOWN_TIMEOUT);
+        if !open.is_empty() {
+            let drives = open.into_iter().collect::<Vec<_>>().join(", ");
+            error!(drives, "not every drive was shut down");
+            return false;
+        }
+        if all_said {
+            // It has nothing left to do but to return.
+            let _ = thread.join();
+        }
+        all_said
+    }
+}
+
+/// The drives that were not shut down when nothing more was to come, or `limit` was over; and whether
+/// nothing more was to come.
+fn still_open(
+    answers: &mpsc::Receiver<(String, Ending)>,
+    limit: Duration,
+) -> (BTreeSet<String>, bool) {
+    let clock = MachineClock::new();
+    let began = clock.now();
+    let mut open = BTreeSet::new();
+    loop {
+        let left = limit.saturating_sub(clock.now().since(began));
+        match answers.recv_timeout(left) {
+            Ok((address, Ending::Begins)) => open.insert(address),
+            Ok((address, Ending::Ended)) => open.remove(&address),
+            Err(why) => return (open, why == mpsc::RecvTimeoutError::Disconnected),
+        };
     }
 }
 
@@ -586,7 +615,7 @@ impl Keeper {
                 Ok(Request::Refuse(drive)) => self.refuse(&drive),
                 Ok(Request::Found(lost, opened)) => self.look_at(lost, *opened),
                 Ok(Request::Report(address, answer)) => self.report(&address, answer),
-                Ok(Request::End(answer)) => self.end(answer),
+                Ok(Request::End(answer)) => self.end(&answer),
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
             }
@@ -638,7 +667,7 @@ impl Keeper {
             .position(|kept| Arc::ptr_eq(&kept.up.drive, drive));
         if let Some(place) = place {
             let controller = kept.remove(place).controller;
-            self.spawn(async move { controller.shut_down().await });
+            self.spawn(async move { drop(controller.shut_down().await) });
         }
     }
 
@@ -647,7 +676,7 @@ impl Keeper {
         let kept = self.kept.borrow();
         let found = kept.iter().find(|kept| Arc::ptr_eq(&kept.up.drive, drive));
         if let Some(controller) = found.map(|kept| kept.controller.clone()) {
-            self.spawn(async move { controller.shut_down().await });
+            self.spawn(async move { drop(controller.shut_down().await) });
         }
     }
 
@@ -716,7 +745,7 @@ impl Keeper {
                     address,
                     "what is there is another drive than the one that was lost"
                 );
-                controller.shut_down().await;
+                let _ = controller.shut_down().await;
             }
             let mut all = all.borrow_mut();
             let is_it = |kept: &&mut Kept| Arc::ptr_eq(&kept.up.drive, &lost);
@@ -761,17 +790,38 @@ impl Keeper {
         });
     }
 
-    /// Shuts all controllers down, then ends the thread's reactor.
-    fn end(&self, answer: mpsc::Sender<()>) {
-        let (reactor, kept) = (self.reactor.clone(), self.kept.clone());
-        self.spawn(async move {
-            let all = std::mem::take(&mut *kept.borrow_mut());
-            for kept in all {
-                kept.controller.shut_down().await;
-            }
-            let _ = answer.send(());
-            reactor.stop();
-        });
+    /// Shuts all controllers down at the same time, then ends the thread's reactor.
+    fn end(&self, answer: &mpsc::Sender<(String, Ending)>) {
+        let stop = Rc::new(StopAtEnd(self.reactor.clone()));
+        for kept in std::mem::take(&mut *self.kept.borrow_mut()) {
+            let (answer, stop) = (answer.clone(), stop.clone());
+            let address = kept.up.drive.address().to_owned();
+            let _ = answer.send((address.clone(), Ending::Begins));
+            self.spawn(async move {
+                if kept.controller.shut_down().await.is_ok() {
+                    let _ = answer.send((address, Ending::Ended));
+                }
+                drop(stop);
+            });
+        }
+    }
+}
+
+/// Where a drive is on its way to its end. One that never says [`Ended`](Self::Ended) was not shut down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It is told to.
+    Begins,
+    /// It was shut down.
+    Ended,
+}
+
+/// Ends the reactor of the keeper's thread once no drive's end has it any more.
+struct StopAtEnd(Reactor);
+
+impl Drop for StopAtEnd {
+    fn drop(&mut self) {
+        self.0.stop();
     }
 }
 
@@ -780,4 +830,26 @@ fn is_same(found: &Drive<VfioRegisters>, lost: &Drive<VfioRegisters>) -> Result<
     let (found, lost) = (found.info(), lost.info());
     let same = found.serial == lost.serial && found.model == lost.model;
     same.then_some(()).ok_or(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drives_that_fail_or_hang_at_the_end_are_named_and_others_are_not() {
+        let (answer, answers) = mpsc::channel();
+        for address in ["good", "hung", "failed"] {
+            answer.send((address.to_owned(), Ending::Begins)).unwrap();
+        }
+        answer.send(("good".to_owned(), Ending::Ended)).unwrap();
+        let (open, all_said) = still_open(&answers, Duration::from_millis(5));
+        assert_eq!(open.into_iter().collect::<Vec<_>>(), ["failed", "hung"]);
+        assert!(!all_said, "the hung one may still say something");
+        answer.send(("good".to_owned(), Ending::Begins)).unwrap();
+        answer.send(("good".to_owned(), Ending::Ended)).unwrap();
+        drop(answer);
+        let (open, all_said) = still_open(&answers, Duration::from_secs(3600));
+        assert!(open.is_empty() && all_said);
+    }
 }

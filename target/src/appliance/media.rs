@@ -300,9 +300,9 @@ impl Media {
         }
     }
 
-    /// Shuts the drives down; every core has ended.
-    pub fn end(&mut self) {
-        self.drives.end();
+    /// Shuts the drives down; every core has ended. False where one was not.
+    pub fn end(&mut self) -> bool {
+        self.drives.end()
     }
 
     /// What a configured namespace comes to; `None` for a volume, and for what is not open.

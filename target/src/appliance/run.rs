@@ -146,18 +146,20 @@ pub fn run(
         // A core that panicked has ended the process already.
         let _ = thread.join();
     }
-    main.exports.media.end();
+    let shut_down = main.exports.media.end();
     signals.close();
     main.note();
     if clean {
         main.state.ends_cleanly();
     }
     main.state.save()?;
-    if clean {
-        return Ok(());
-    }
+    let what = match (clean, shut_down) {
+        (true, true) => return Ok(()),
+        (true, false) => "not every drive was shut down",
+        (false, _) => "not every disk could be flushed",
+    };
     Err(Failure::new(
-        "not every disk could be flushed",
+        what,
         "look at the log above for the disks; what hosts had flushed before is safe",
     ))
 }

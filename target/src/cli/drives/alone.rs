@@ -79,7 +79,7 @@ where
                 clock,
             });
             let done = work(alone.clone()).await;
-            alone.controller.shut_down().await;
+            let _ = alone.controller.shut_down().await;
             done
         };
         let done = done.await;
