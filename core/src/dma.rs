@@ -99,26 +99,18 @@ impl DmaRegion {
 
     /// Copies bytes in. Both `at` and their count are multiples of 4.
     pub fn write(&self, at: usize, from: &[u8]) {
-        assert!(
-            from.len().is_multiple_of(DWORD),
-            "{} bytes are no dwords",
-            from.len()
-        );
-        for (index, dword) in from.chunks_exact(DWORD).enumerate() {
-            let value = u32::from_le_bytes([dword[0], dword[1], dword[2], dword[3]]);
-            self.store(at + index * DWORD, value);
+        let places = self.dwords(at, from.len()).iter();
+        for (place, bytes) in places.zip(from.chunks_exact(DWORD)) {
+            let value = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            place.store(value.to_le(), Ordering::Relaxed);
         }
     }
 
     /// Copies bytes out. Both `at` and their count are multiples of 4.
     pub fn read(&self, at: usize, into: &mut [u8]) {
-        assert!(
-            into.len().is_multiple_of(DWORD),
-            "{} bytes are no dwords",
-            into.len()
-        );
-        for (index, dword) in into.chunks_exact_mut(DWORD).enumerate() {
-            dword.copy_from_slice(&self.load(at + index * DWORD).to_le_bytes());
+        let places = self.dwords(at, into.len()).iter();
+        for (place, bytes) in places.zip(into.chunks_exact_mut(DWORD)) {
+            bytes.copy_from_slice(&u32::from_le(place.load(Ordering::Relaxed)).to_le_bytes());
         }
     }
 
@@ -130,16 +122,25 @@ impl DmaRegion {
     }
 
     fn dword(&self, at: usize) -> &AtomicU32 {
+        &self.dwords(at, DWORD)[0]
+    }
+
+    /// The dwords of `bytes` bytes from byte `at` on.
+    fn dwords(&self, at: usize, bytes: usize) -> &[AtomicU32] {
         assert!(
-            at.is_multiple_of(DWORD) && at < self.len(),
-            "byte {at} of {}",
+            at.is_multiple_of(DWORD) && bytes.is_multiple_of(DWORD),
+            "{bytes} bytes from byte {at} on are no dwords"
+        );
+        assert!(
+            at <= self.len() && bytes <= self.len() - at,
+            "{bytes} bytes from byte {at} on of {}",
             self.len()
         );
         let address = self.region.base().as_ptr().wrapping_add(at);
-        // SAFETY: the dword lies within the region (its length is whole dwords) and is aligned, as the
-        // region begins at a page; the mapping lives as long as the region; and the region is ours
-        // alone, so that in this process nothing but these atomics ever refers to its bytes.
-        unsafe { AtomicU32::from_ptr(address.cast()) }
+        // SAFETY: the dwords lie within the region and are aligned, as the region begins at a page; the
+        // mapping lives as long as the region; and the region is ours alone, so that in this process
+        // nothing but these atomics ever refers to its bytes.
+        unsafe { std::slice::from_raw_parts(address.cast(), bytes / DWORD) }
     }
 }
 
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "byte 4096 of 4096")]
+    #[should_panic(expected = "4 bytes from byte 4096 on of 4096")]
     fn beyond_the_end_is_a_bug() {
         let _ = region(4096).load(4096);
     }

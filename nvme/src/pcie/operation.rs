@@ -13,7 +13,7 @@ use zerocopy::{IntoBytes, little_endian::U32};
 
 use super::{
     device::DmaWindows,
-    pointer::{List, PAGE_BYTES, choose, describe, extents},
+    pointer::{Extents, List, PAGE_BYTES, choose, describe, extents as list_extents},
     shared::Zeroes,
 };
 use crate::spec::{
@@ -189,8 +189,9 @@ impl Operation {
             Kind::Flush => return Ok((entry, 1)),
             Kind::Read | Kind::Write { .. } | Kind::Compare => {
                 let (from, bytes) = ((offset as usize) << shift, (blocks as usize) << shift);
-                let extents =
-                    extents(&self.pins, windows, from, bytes).ok_or(Failure::Unreachable)?;
+                let mut extents = Extents::new();
+                list_extents(&self.pins, windows, from, bytes, &mut extents)
+                    .ok_or(Failure::Unreachable)?;
                 let form = choose(&extents, sgl);
                 blocks = (form.bytes() >> shift) as u32;
                 if blocks == 0 {

@@ -51,14 +51,14 @@ impl Extent {
 pub(super) type Extents = ArrayVec<Extent, SEGMENTS_MAX>;
 
 /// The data of a transfer from byte `offset` of its buffers on, at most `bytes_max`. `None` where
-/// the device cannot reach it.
+/// the device cannot reach it. Into a place that is handed in: the list is large to be moved.
 pub(super) fn extents(
     pins: &[DevicePin],
     windows: &DmaWindows,
     offset: usize,
     bytes_max: usize,
-) -> Option<Extents> {
-    let mut extents = Extents::new();
+    extents: &mut Extents,
+) -> Option<()> {
     let (mut skip, mut left) = (offset, bytes_max);
     for pin in pins {
         if left == 0 {
@@ -77,7 +77,7 @@ pub(super) fn extents(
         left -= bytes;
         skip = 0;
     }
-    Some(extents)
+    Some(())
 }
 
 /// How a command's data is described, and how much of it one command can carry.
@@ -97,6 +97,13 @@ impl Form {
 
 /// Chooses the form. `sgl` says whether the controller takes SGLs.
 pub(super) fn choose(extents: &Extents, sgl: bool) -> Form {
+    if let [only] = extents.as_slice() {
+        let bytes = only.bytes;
+        return match sgl && bytes >= SGL_SEGMENT_BYTES_MIN && pages(only) > 2 {
+            true => Form::Sgl { bytes },
+            false => Form::Prp { bytes },
+        };
+    }
     let all: usize = extents.iter().map(|extent| extent.bytes).sum();
     let prp = prp_bytes(extents);
     let pages: usize = extents.iter().map(pages).sum();

@@ -234,6 +234,8 @@ fn arguments(
     // An IOMMU is for the devices that follow it.
     arguments.extend(hardware.arguments(folder)?);
     arguments.extend(words(devices));
+    // On the console only what is grave: each character of it stops the emulated machine for a while. The
+    // tests read the rest of the kernel's messages from its log.
     let root = image.root.display();
     let local = "security_model=none,multidevs=remap";
     for (option, value) in [
@@ -244,7 +246,7 @@ fn arguments(
         (
             "-append",
             format!(
-                "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable audit=0 \
+                "console=ttyS0 loglevel=2 panic=-1 mitigations=off nokaslr tsc=reliable audit=0 \
                  no_timer_check nowatchdog rcupdate.rcu_expedited=1 {} {identity}",
                 hardware.kernel_arguments()
             ),

@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::drives::{
-    driver, give_back, gone, lend, of_drive, put, put_back, ready_again, refused, same, still_runs,
-    tear_out,
+    LOAD_LIMIT, driver, give_back, gone, lend, of_drive, put, put_back, ready_again, refused, same,
+    still_runs, tear_out,
 };
 use crate::fio::Fio;
 use crate::hardware::{Drive, EUI64, IN_A_SLOT, PLAIN, SECOND_WAY, SHARED, TWO_NAMESPACES};
@@ -255,7 +255,7 @@ fn pool_torn_out_under_load(lab: &mut Lab) -> Result<()> {
     let load = lab.guest.start(&load.script(), load.limit())?;
     still_runs(&load, 3)?;
     tear_out(lab)?;
-    let ended = load.ends_within(Duration::from_secs(20))?;
+    let ended = load.ends_within(LOAD_LIMIT)?;
     let ended = ended.context("the load on the missing drive neither fails nor ends")?;
     ensure!(ended.status != 0, "the load outlived its drive");
     let failed = |said: &Value| said["state"] == "failed" && said["problem"].is_string();
