@@ -157,6 +157,8 @@ impl<D: Disk> Shared<D> {
 
     /// Makes a checkpoint. Called by one task at a time.
     pub async fn checkpoint(&self) -> Result<(), PoolError> {
+        // From when pages get their places until all of them are written nobody looks there.
+        let _stay = self.places_stay.acquire(1).await;
         loop {
             let missing = self.state.borrow_mut().make_places()?;
             let Some(page) = missing else { break };
@@ -173,7 +175,6 @@ impl<D: Disk> Shared<D> {
         sealed.journal_pages = journal_pages;
         self.journal.root_room.set(0);
         self.write_sealed(&sealed).await?;
-        let _stay = self.places_stay.acquire(1).await;
         let mut state = self.state.borrow_mut();
         for place in sealed.leaving {
             state.places.release(place);

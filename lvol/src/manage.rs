@@ -233,12 +233,15 @@ impl<D: Disk> Pool<D> {
         }
     }
 
-    /// Refuses where so many more extents cannot be reserved.
-    pub(crate) fn check_space(&self, extents: u64) -> Result<(), PoolError> {
-        match self.shared.state.borrow().available_soon() >= extents {
-            true => Ok(()),
-            false => Err(PoolError::NoSpace),
+    /// Keeps so many more extents for what is about to reserve them, until its record has taken effect or
+    /// the promise is dropped. For who has the control.
+    pub(crate) fn promise(&self, extents: u64) -> Result<Promise<'_, D>, PoolError> {
+        let mut state = self.shared.state.borrow_mut();
+        if state.available_soon() < extents {
+            return Err(PoolError::NoSpace);
         }
+        state.extents.promised = extents;
+        Ok(Promise(&self.shared))
     }
 
     /// Makes an empty volume.
@@ -256,9 +259,12 @@ impl<D: Disk> Pool<D> {
         if !(1..=VOLUME_BLOCKS_MAX).contains(&blocks) {
             return Err(PoolError::BadSize);
         }
-        if thick {
-            self.check_space(blocks.div_ceil(BLOCKS_PER_EXTENT as u64))?;
-        }
+        let reserved = if thick {
+            blocks.div_ceil(BLOCKS_PER_EXTENT as u64)
+        } else {
+            0
+        };
+        let _promise = self.promise(reserved)?;
         let volume = self.free_id(0)?;
         let (uuid, name) = (identity.uuid, identity.name.clone());
         self.change(&[Record::Create {
@@ -310,7 +316,7 @@ impl<D: Disk> Pool<D> {
                 name: identity.name.clone(),
             });
         }
-        self.check_space(growth)?;
+        let _promise = self.promise(growth)?;
         let _frozen = self.freeze(of.iter().map(|(id, _)| id.0)).await;
         self.change(&records).await?;
         let made = records.iter().filter_map(|record| match record {
@@ -332,7 +338,8 @@ impl<D: Disk> Pool<D> {
         let _control = self.control().await?;
         let record = self.whole_volume(source)?;
         self.check_identity(identity)?;
-        self.check_space(record.reservation_when_shared() - record.unused_reservation())?;
+        let _promise =
+            self.promise(record.reservation_when_shared() - record.unused_reservation())?;
         let volume = self.free_id(0)?;
         let _frozen = self.freeze([source.0]).await;
         self.change(&[Record::Share {
@@ -384,7 +391,7 @@ impl<D: Disk> Pool<D> {
             blocks,
             ..record.clone()
         };
-        self.check_space(all.reservation_when_shared() - record.unused_reservation())?;
+        let _promise = self.promise(all.reservation_when_shared() - record.unused_reservation())?;
         let old = self.free_id(0)?;
         let _frozen = self.freeze([id.0]).await;
         let (volume, snapshot) = (id.0, to.0);
@@ -429,7 +436,7 @@ impl<D: Disk> Pool<D> {
         let growth = larger
             .unused_reservation()
             .saturating_sub(record.unused_reservation());
-        self.check_space(growth)?;
+        let _promise = self.promise(growth)?;
         let _frozen = self.freeze([id.0]).await;
         if blocks < record.blocks {
             // A write that was given up may have left its record: it maps blocks that are to be cut.
@@ -511,11 +518,10 @@ impl<D: Disk> Pool<D> {
             thick,
             ..record.clone()
         };
-        self.check_space(
-            after
-                .unused_reservation()
-                .saturating_sub(record.unused_reservation()),
-        )?;
+        let growth = after
+            .unused_reservation()
+            .saturating_sub(record.unused_reservation());
+        let _promise = self.promise(growth)?;
         let _frozen = self.freeze([id.0]).await;
         self.change(&[Record::Flags {
             volume: id.0,
@@ -711,6 +717,16 @@ impl<D: Disk> Pool<D> {
                 from = volume + 1;
             }
         }
+    }
+}
+
+/// Extents that are kept for a change under way.
+pub(crate) struct Promise<'a, D: Disk>(&'a Shared<D>);
+
+impl<D: Disk> Drop for Promise<'_, D> {
+    fn drop(&mut self) {
+        self.0.state.borrow_mut().extents.promised = 0;
+        self.0.space.notify();
     }
 }
 

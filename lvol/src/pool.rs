@@ -77,7 +77,8 @@ pub(crate) struct Shared<D: Disk> {
     pub metadata_written: Cell<u64>,
     /// A volume was deleted: its space is to be given back.
     pub dying: Signal,
-    /// Held while a page's place must not be given to another page.
+    /// Held while a page's place must not be given to another page, and while a checkpoint writes pages to
+    /// the places that it has given them.
     pub places_stay: Rc<Permits>,
     /// What other cores know.
     pub common: Arc<Common>,

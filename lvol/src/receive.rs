@@ -369,7 +369,8 @@ impl<D: Disk> Receiver<D> {
             .ok_or(ReceiveError::Stream(StreamFault::NotAStream))?;
         let record = pool.volume(*id)?;
         let identity = self.snapshot_name(begin)?;
-        pool.check_space(record.reservation_when_shared() - record.unused_reservation())?;
+        let _promise =
+            pool.promise(record.reservation_when_shared() - record.unused_reservation())?;
         let snapshot = pool.free_id(0)?;
         pool.change(&[
             Record::Share {

@@ -1,8 +1,8 @@
 //! Operations that wait for each other, on one core and on two: each ends, and none is lost.
 
-use std::{future::Future, pin::Pin, rc::Rc, task::Poll};
+use std::{cell::Cell, future::Future, pin::Pin, rc::Rc, task::Poll};
 
-use crate::support::{Medium, MediumDisk, Node, disk};
+use crate::support::{Medium, MediumDisk, Node, disk, named};
 use corebay_conformance::{Outcome, TestCore};
 use corebay_core::{
     disk::{Disk, DiskError, Durability},
@@ -265,4 +265,74 @@ fn a_full_pool_ends_more_writes_of_another_core_than_may_be_asked_at_a_time() {
     assert_eq!((done, refused.count()), (3, 697));
     drop(far);
     node.checked();
+}
+
+#[test]
+fn space_that_a_thick_volume_gets_is_nobody_elses_while_it_is_made() {
+    let medium = medium(8);
+    let node = Node::create(&medium);
+    let thin = node.open(node.create_volume("thin", 1 << 20));
+    let extents = node.pool.status().available_bytes / (PER_EXTENT * 512) - 4;
+    let pool = node.pool.clone();
+    let made = node.core.spawn(async move {
+        let identity = named("thick");
+        let blocks = extents * PER_EXTENT;
+        pool.create_volume(&identity, blocks, true).await
+    });
+    let writes: Vec<_> = (0..12)
+        .map(|number| {
+            let at = number * PER_EXTENT;
+            node.core.spawn(write(&node.core, &thin, at, 1, 1))
+        })
+        .collect();
+    node.core.turn_until("the end of all", || {
+        made.is_there() && writes.iter().all(Outcome::is_there)
+    });
+    let thick = node.open(made.take().unwrap());
+    for extent in 0..extents {
+        let written = node.write(&thick, extent * PER_EXTENT, 1, 2, Durability::Cached);
+        assert_eq!(written, Ok(()), "extent {extent} of {extents}");
+    }
+    drop((thin, thick));
+    node.checked();
+}
+
+#[test]
+fn a_check_of_a_pool_that_changes_finds_nothing_wrong() {
+    const LEAVES: u64 = 24;
+    let medium = Medium::new(BlockSize::B512, 64 << 20, true, 1);
+    let node = Node::create(&medium);
+    let id = node.create_volume("v", LEAVES * PER_LEAF);
+    let volume = node.open(id);
+    let buffer = node.core.filled(&disk::block(1, 512));
+    let stop = Rc::new(Cell::new(false));
+    let (pool, stopping) = (node.pool.clone(), stop.clone());
+    let changing = node.core.spawn(async move {
+        while !stopping.get() {
+            let taken = pool.snapshot(&[(id, named("s"))]).await.unwrap();
+            // Pages for more than one write of the disk's.
+            let writes = (0..LEAVES).map(|leaf| {
+                let (volume, buffer) = (volume.clone(), buffer.clone());
+                let one = async move {
+                    let from = std::slice::from_ref(&buffer);
+                    let at = Lba(leaf * PER_LEAF);
+                    volume.write(at, from, Durability::Cached).await.unwrap();
+                };
+                Box::pin(one) as Pin<Box<dyn Future<Output = ()>>>
+            });
+            all_of(writes.collect()).await;
+            pool.checkpoint().await.unwrap();
+            pool.delete(taken[0]).await.unwrap();
+            pool.settled().await.unwrap();
+        }
+    });
+    for turns in 0..2 {
+        for _ in 0..turns * 5 {
+            node.core.turn();
+        }
+        assert_eq!(node.checked().damaged_copies, 0, "after {turns} turns");
+    }
+    stop.set(true);
+    node.core
+        .turn_until("the end of the changes", || changing.is_there());
 }

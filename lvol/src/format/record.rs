@@ -310,6 +310,19 @@ impl Record {
         size_of::<Raw>() + uuid.map_or(0, |uuid| uuid.len()) + text.len() + limits
     }
 
+    /// True where it may change how many extents a volume has reserved.
+    #[must_use]
+    pub fn may_reserve(&self) -> bool {
+        matches!(
+            self,
+            Self::Create { .. }
+                | Self::Share { .. }
+                | Self::Resize { .. }
+                | Self::Flags { .. }
+                | Self::Rollback { .. }
+        )
+    }
+
     /// True where a pool whose metadata have no room for more pages does without it.
     #[must_use]
     pub fn may_add_pages(&self) -> bool {

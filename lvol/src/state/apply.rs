@@ -104,6 +104,10 @@ impl State {
 
     /// A change of what volumes there are, and of what is known of them.
     fn apply_to_volume(&mut self, record: &Record) -> Result<(), PoolError> {
+        if record.may_reserve() {
+            // What was promised is reserved from here on.
+            self.extents.promised = 0;
+        }
         match record {
             Record::Create {
                 volume,

@@ -33,6 +33,9 @@ pub(crate) struct Extents {
     pub lent: u64,
     /// Extents that thick volumes have reserved and not got yet.
     pub reserved: u64,
+    /// Those that a change under way will reserve once its record has taken effect: nobody else is given
+    /// them meanwhile. There is one such change at a time.
+    pub promised: u64,
     pins: HashMap<Extent, u32, BuildMix>,
     /// Extents that lost their last reference or pin: free once operations under way have ended.
     pub released: Vec<Extent>,
@@ -180,14 +183,18 @@ impl State {
 
     /// Extents that somebody may be given who has reserved `own` of them.
     pub fn available(&self, own: u64) -> u64 {
+        (self.extents.unreferenced - self.extents.busy).saturating_sub(self.kept_from(own))
+    }
+
+    /// Extents that nobody is given who has reserved `own` of them.
+    fn kept_from(&self, own: u64) -> u64 {
         let others = self.extents.reserved.saturating_sub(own);
-        let kept = others + self.extents_for_metadata();
-        (self.extents.unreferenced - self.extents.busy).saturating_sub(kept)
+        others + self.extents.promised + self.extents_for_metadata()
     }
 
     /// The same, with those that come back without anybody's doing.
     pub fn available_soon(&self) -> u64 {
-        let kept = self.extents.reserved + self.extents_for_metadata();
+        let kept = self.kept_from(0);
         let busy = self.extents.busy - self.extents.lent;
         (self.extents.unreferenced - busy).saturating_sub(kept)
     }
@@ -202,8 +209,7 @@ impl State {
     ) -> Attempt {
         let wanted = count as u64;
         if self.available(own) < wanted {
-            let kept = self.extents.reserved.saturating_sub(own) + self.extents_for_metadata();
-            return match self.extents.unreferenced >= kept + wanted {
+            return match self.extents.unreferenced >= self.kept_from(own) + wanted {
                 true => Attempt::Wait,
                 false => Attempt::Full,
             };

@@ -46,8 +46,8 @@ enum Action {
     List,
     /// Say how a pool is
     Status {
-        /// The pool
-        pool: String,
+        /// The pool; needed where there are several
+        pool: Option<String>,
     },
     /// Open a pool that is on a disk or an array, and export what it says
     Import {
@@ -86,8 +86,8 @@ enum Action {
     },
     /// Look at all of a pool's books, and say what is wrong with them
     Check {
-        /// The pool, of a running appliance
-        #[arg(required_unless_present = "offline", conflicts_with = "offline")]
+        /// The pool, of a running appliance; needed where there are several
+        #[arg(conflicts_with = "offline")]
         pool: Option<String>,
         /// A file or a device that nobody uses; nothing is written
         #[arg(long, value_name = "PATH")]

@@ -320,14 +320,14 @@ macro_rules! orders {
 
 orders! {
     "pool.list" => PoolList(Listed),
-    "pool.status" => PoolStatus(OfPool),
+    "pool.status" => PoolStatus(Listed),
     "pool.create" => PoolCreate(PoolOn),
     "pool.import" => PoolImport(PoolOn),
     "pool.extend" => PoolExtend(OfPool),
     "pool.rename" => PoolRename(Renamed),
     "pool.export" => PoolExport(OfPool),
     "pool.destroy" => PoolDestroy(PoolDestroy),
-    "pool.check" => PoolCheck(OfPool),
+    "pool.check" => PoolCheck(Listed),
     "volume.list" => VolumeList(Listed),
     "volume.show" => VolumeShow(OfVolume),
     "volume.create" => VolumeCreate(VolumeCreate),

@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use corebay_conf::Nqn;
+use corebay_conf::{Nqn, Size};
 use corebay_core::units::Time;
 use corebay_lvol::{
     Export, Identity, Rate, VolumeId,
@@ -52,9 +52,9 @@ impl Home {
         } = order;
         match what {
             What::PoolList(of) => Ok(json!(self.describe_pools(of.pool.as_deref()))),
-            What::PoolStatus(of) => Ok(describe_pool(&self.pool(&of.pool)?)),
+            What::PoolStatus(of) => Ok(describe_pool(&self.pool_or_only(of.pool.as_deref())?)),
             What::PoolCheck(of) => {
-                let pool = self.pool(&of.pool)?;
+                let pool = self.pool_or_only(of.pool.as_deref())?;
                 let checked = pool.pool.check().await;
                 checked
                     .map(|report| describe_check(&report))
@@ -155,14 +155,29 @@ impl Home {
         if let Some((pool, name)) = name.split_once('/') {
             return Ok((self.pool(pool)?, name));
         }
+        let only = self.only_pool(|| format!("say which, as in POOL/{name}"))?;
+        Ok((only, name))
+    }
+
+    /// The pool of this name; without one, the only one there is.
+    fn pool_or_only(&self, name: Option<&str>) -> Result<Rc<OpenPool>, RpcError> {
+        match name {
+            Some(name) => self.pool(name),
+            None => self.only_pool(|| "say which".to_owned()),
+        }
+    }
+
+    fn only_pool(&self, advice: impl Fn() -> String) -> Result<Rc<OpenPool>, RpcError> {
         match self.pools.borrow().as_slice() {
-            [one] => Ok((one.clone(), name)),
+            [one] => Ok(one.clone()),
             [] => Err(RpcError::missing(
                 "there is no pool: `corebay pool create` makes one",
             )),
-            _ => Err(RpcError::params(format!(
-                "there are several pools: say which, as in POOL/{name}"
-            ))),
+            _ => {
+                let advice = advice();
+                let message = format!("there are several pools: {advice}");
+                Err(RpcError::params(message))
+            }
         }
     }
 
@@ -772,14 +787,14 @@ pub fn check_name(name: &str) -> Result<(), RpcError> {
 
 /// What is there is something else.
 fn already(pool: &OpenPool, record: &VolumeRecord) -> RpcError {
-    let bytes = pool.info.block_size.bytes_of(record.blocks);
+    let size = Size::from_bytes(pool.info.block_size.bytes_of(record.blocks));
     let kind = match (record.kind, record.thick) {
         (Kind::Snapshot, _) => "a snapshot",
         (_, true) => "a thick volume",
         (_, false) => "a thin volume",
     };
     RpcError::conflict(format!(
-        "\"{}\" is there already: {kind} of {bytes} bytes",
+        "\"{}\" is there already: {kind} of {size}",
         record.name
     ))
 }
