@@ -12,6 +12,7 @@
 //! - [`parity`]: the arrays' kernels against ISA-L and reed-solomon-erasure.
 //! - [`array`]: what arrays cost beside their members' own work, and how fast they are rebuilt.
 //! - [`volume`]: what a volume costs over its bare disk.
+//! - [`scale`]: what large pools take.
 //! - [`host`]: the raw host that loads either, and that holds idle connections.
 #![deny(unsafe_code)]
 // A benchmark owns its clock and its threads; no simulator ever runs it.
@@ -29,6 +30,7 @@ mod parity;
 mod path;
 mod pcie;
 mod pin;
+mod scale;
 mod table;
 mod volume;
 
@@ -62,6 +64,8 @@ enum Command {
     Array(array::Arguments),
     /// A volume against its bare disk: overwrites, reads, first writes, snapshots.
     Volume(volume::Arguments),
+    /// What large pools take: memory, an import after a crash, the first I/O then.
+    Scale(scale::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -74,6 +78,7 @@ fn main() -> ExitCode {
         Command::Parity(arguments) => parity::run(&arguments),
         Command::Array(arguments) => array::run(&arguments),
         Command::Volume(arguments) => volume::run(&arguments),
+        Command::Scale(arguments) => scale::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

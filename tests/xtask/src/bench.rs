@@ -36,6 +36,8 @@ enum Benchmark {
     Array,
     /// A volume against its bare disk, over memory and over arrays.
     Volume,
+    /// What large pools take: memory, an import after a crash, the first I/O then.
+    Scale,
     /// In a guest: corebay's own NVMe driver against the kernel's, same emulated drive.
     Drives,
     /// In a guest: corebay's arrays against Linux md, same initiator, same drives.
@@ -76,6 +78,7 @@ fn measure(arguments: &Arguments) -> Result<bool> {
         Benchmark::Parity => ("parity", &[BENCH]),
         Benchmark::Array => ("array", &[BENCH]),
         Benchmark::Volume => ("volume", &[BENCH]),
+        Benchmark::Scale => ("scale", &[BENCH]),
         Benchmark::Drives => ("compare-drives", &[TARGET, LAB]),
         Benchmark::ArrayGuest => ("compare-arrays", &[TARGET, LAB]),
         Benchmark::Guest => ("compare", &[TARGET, LAB]),
