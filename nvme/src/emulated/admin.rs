@@ -27,6 +27,9 @@ type Outcome = Result<u32, Status>;
 impl State {
     /// `None` for a command that ends later.
     pub(super) fn execute_admin(&mut self, entry: &SubmissionEntry) -> Option<Outcome> {
+        if self.faults.refuses == Some(entry.opc) {
+            return Some(Err(Status::INTERNAL_ERROR));
+        }
         Some(match entry.opc {
             admin::IDENTIFY => self.identify(entry),
             admin::GET_LOG_PAGE => self.get_log_page(entry),
@@ -105,6 +108,7 @@ impl State {
         data.mn = ascii::pad(&options.model);
         data.fr = ascii::pad("1.0");
         data.mdts = options.mdts;
+        data.rtd3e = U32::new(options.rtd3e);
         data.rab = 3;
         data.ver = U32::new(options.version.0);
         data.oaes = U32::new(oaes::NAMESPACE_ATTRIBUTE);

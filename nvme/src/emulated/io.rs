@@ -49,6 +49,10 @@ impl State {
             self.counters.forced += 1;
         }
         let cached = self.options.volatile_cache && !fields.fua;
+        let has_data = matches!(entry.opc, nvm::READ | nvm::WRITE | nvm::COMPARE);
+        if !has_data && entry.mptr.get() != 0 {
+            return Err(Status::INVALID_FIELD.with_dnr());
+        }
         match entry.opc {
             nvm::READ => self.read(nsid, entry, &fields, block_size),
             nvm::WRITE => {

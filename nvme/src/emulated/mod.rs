@@ -81,6 +81,11 @@ impl Emulated {
         self.lock().faults = faults;
     }
 
+    /// Makes another controller of it, for whoever asks it next what it is.
+    pub fn change(&self, change: impl FnOnce(&mut EmulatedOptions)) {
+        change(&mut self.lock().options);
+    }
+
     /// What it has counted.
     #[must_use]
     pub fn counters(&self) -> EmulatedCounters {

@@ -44,6 +44,10 @@ pub struct EmulatedOptions {
     pub latency: (Duration, Duration),
     /// How long becoming ready, or not ready, takes.
     pub ready_delay: Duration,
+    /// How long a shutdown takes.
+    pub shutdown_delay: Duration,
+    /// RTD3E, in microseconds.
+    pub rtd3e: u32,
     /// The seed of all that is random in it.
     pub seed: u64,
 }
@@ -101,6 +105,8 @@ impl Default for EmulatedOptions {
             namespaces: vec![EmulatedNamespace::new(BlockSize::B512, 1 << 19)],
             latency: (Duration::ZERO, Duration::ZERO),
             ready_delay: Duration::from_millis(1),
+            shutdown_delay: Duration::ZERO,
+            rtd3e: 0,
             seed: 1,
         }
     }
@@ -131,6 +137,8 @@ pub struct EmulatedFaults {
     pub wild_registers: u64,
     /// Commands are taken and never completed.
     pub hang: bool,
+    /// Admin commands of this opcode fail with a passing Internal Error.
+    pub refuses: Option<u8>,
     /// Abort aborts nothing.
     pub deaf_to_abort: bool,
     /// CSTS.RDY stays as it is.

@@ -113,6 +113,8 @@ pub struct EmulatedCounters {
     pub enabled: u64,
     /// Commands whose data was an SGL.
     pub sgls: u64,
+    /// Events that were sent.
+    pub events: u64,
 }
 
 /// See the module.
@@ -137,6 +139,8 @@ pub(super) struct State {
     acq: u64,
     /// When CSTS follows CC.
     settles: Option<Time>,
+    /// When a shutdown that was asked for is complete.
+    shuts_down: Option<Time>,
     now: Time,
     pub(super) sqs: BTreeMap<u16, SubmissionQueue>,
     pub(super) cqs: BTreeMap<u16, CompletionQueue>,
@@ -181,6 +185,7 @@ impl State {
             asq: 0,
             acq: 0,
             settles: None,
+            shuts_down: None,
             now: Time::default(),
             sqs: BTreeMap::new(),
             cqs: BTreeMap::new(),
@@ -248,8 +253,8 @@ impl State {
             }
         }
         if cc.shn() != Shn::None && was.shn() == Shn::None {
-            self.flush_all();
-            self.csts = self.csts.with_shst(Shst::Complete);
+            self.shuts_down = Some(self.now.plus(self.options.shutdown_delay));
+            self.shut_down();
         }
     }
 
@@ -303,6 +308,7 @@ impl State {
         self.cc = Cc::default();
         self.csts = Csts::default();
         self.settles = None;
+        self.shuts_down = None;
         self.bus_master = false;
     }
 
@@ -326,6 +332,15 @@ impl State {
         self.pending.clear();
     }
 
+    /// Ends a shutdown that is due.
+    fn shut_down(&mut self) {
+        if self.shuts_down.is_some_and(|at| at <= self.now) {
+            self.shuts_down = None;
+            self.flush_all();
+            self.csts = self.csts.with_shst(Shst::Complete);
+        }
+    }
+
     fn settle(&mut self) {
         if self.settles.is_none_or(|at| at > self.now) || self.faults.stuck_ready {
             return;
@@ -346,7 +361,7 @@ impl State {
     /// When something falls due.
     pub(super) fn next_event(&self) -> Option<Time> {
         let pending = self.pending.iter().map(|pending| pending.due);
-        pending.chain(self.settles).min()
+        pending.chain(self.settles).chain(self.shuts_down).min()
     }
 
     // A turn.
@@ -357,6 +372,7 @@ impl State {
             return 0;
         }
         self.settle();
+        self.shut_down();
         if !self.csts.rdy() || self.csts.cfs() || !self.bus_master {
             return 0;
         }
@@ -574,6 +590,7 @@ impl State {
                 break;
             };
             sent += 1;
+            self.counters.events += 1;
             let completion = CompletionEntry::success(cid).with_dw0(event.to_dword());
             self.post(0, completion);
         }

@@ -4,7 +4,8 @@
 //! - A command's slot, page and identifier are its place in the table; the identifier also carries
 //!   the place's generation.
 //! - A command that takes too long ends for whoever waits, and breaks the queue: nothing more is
-//!   submitted until the controller was reset, so that no page is used twice at a time.
+//!   submitted until the controller was reset, so that no page is used twice at a time. So do completions
+//!   of what was not asked for.
 
 use std::{
     cell::{Cell, RefCell},
@@ -35,6 +36,9 @@ pub(super) const ENTRIES: u16 = COMMANDS as u16 + 1;
 
 /// Tasks that may wait for a place before that takes memory.
 const WAITERS: usize = 16;
+
+/// Strange completions after which the controller is reset.
+const STRANGE_MAX: u32 = 8;
 
 /// The bits of an identifier that are its place.
 const INDEX_BITS: u32 = 4;
@@ -78,6 +82,8 @@ pub(super) struct Admin<R: Registers> {
     window: DmaWindow,
     timeout: Duration,
     broken: Cell<bool>,
+    /// Completions that named no command in flight, since it was opened.
+    strange: Cell<u32>,
     /// Nobody uses it any more.
     over: Cell<bool>,
     reactor: Reactor,
@@ -107,6 +113,7 @@ impl<R: Registers> Admin<R> {
             timeout,
             // Until the controller is enabled.
             broken: Cell::new(true),
+            strange: Cell::new(0),
             over: Cell::new(false),
             reactor: reactor.clone(),
         });
@@ -122,7 +129,7 @@ impl<R: Registers> Admin<R> {
         Some([translate(asq)?, translate(acq)?])
     }
 
-    /// True once a command took too long.
+    /// True once a command took too long, or too much was completed that was not asked for.
     pub(super) fn is_broken(&self) -> bool {
         self.broken.get()
     }
@@ -130,9 +137,12 @@ impl<R: Registers> Admin<R> {
     /// Ends every command, and nothing is taken until [`open`](Self::open). The controller is disabled, or
     /// must be before that.
     pub(super) fn close(&self) {
+        self.break_off(&mut self.inner.borrow_mut());
+    }
+
+    fn break_off(&self, inner: &mut Inner<R>) {
         self.broken.set(true);
-        let flights = std::mem::take(&mut self.inner.borrow_mut().flights);
-        for flight in flights.into_iter().flatten() {
+        for flight in std::mem::take(&mut inner.flights).into_iter().flatten() {
             self.table.complete(flight.token, Err(AdminError::Reset));
         }
     }
@@ -146,6 +156,7 @@ impl<R: Registers> Admin<R> {
     /// The controller is about to be enabled: the queues begin anew.
     pub(super) fn open(&self) {
         self.inner.borrow_mut().ring.reset();
+        self.strange.set(0);
         self.broken.set(false);
     }
 
@@ -232,6 +243,10 @@ impl<R: Registers> Admin<R> {
             .filter(|flight| flight.cid == cid && entry.sqid.get() == 0);
         let Some(flight) = known else {
             tracing::warn!("the controller completes an admin command that it was not given");
+            self.strange.set(self.strange.get() + 1);
+            if self.strange.get() >= STRANGE_MAX {
+                self.break_off(inner);
+            }
             return;
         };
         inner.flights[index] = None;

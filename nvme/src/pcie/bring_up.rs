@@ -19,6 +19,7 @@ use super::{
     info::{ControllerInfo, Namespace, NamespaceInfo},
     options::DriverOptions,
     ring::{Ring, ShadowDoorbells},
+    shared::NAMESPACES_MAX,
 };
 use crate::spec::{
     command::{
@@ -35,6 +36,7 @@ use crate::spec::{
         self, Aqa, CAP_CRMS_CRWMS, CAP_CSS_IOCSS, CAP_CSS_NVM, CC_CSS_ALL, CC_CSS_NVM, Cap, Cc,
         Crto, Csts, IOCQES_16, IOSQES_64, Shn, Shst, Vs,
     },
+    status::Status,
 };
 
 /// The unit of CAP.TO and CRTO.
@@ -46,8 +48,12 @@ const REGISTER_INTERVAL: Duration = Duration::from_micros(500);
 /// How long a controller may take to shut down that states nothing longer (RTD3E).
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The most namespaces that are served of one drive.
-const NAMESPACES_MAX: usize = 1024;
+/// How long any controller may take to shut down, whatever it states.
+const SHUTDOWN_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+
+/// How long any controller may take to become ready, whatever it states: a little more than the most that
+/// CAP.TO can.
+const READY_TIMEOUT_MAX: Duration = Duration::from_secs(130);
 
 /// What the driver needs of a controller that CAP says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +110,7 @@ impl Capabilities {
             dstrd: cap.dstrd(),
             entries_max: u32::from(cap.mqes()) + 1,
             queues_max: doorbells - 1,
-            ready_timeout: READY_UNIT * units.max(1),
+            ready_timeout: (READY_UNIT * units.max(1)).min(READY_TIMEOUT_MAX),
             css,
             version: registers.read32(property::VS),
         })
@@ -225,7 +231,9 @@ impl<R: Registers> Bringer<R> {
     }
 
     /// Lets the controller write its cache and come to rest.
-    pub(super) async fn shut_down(&self) -> Result<(), BringUpError> {
+    pub(super) async fn shut_down(&self, info: &ControllerInfo) -> Result<(), BringUpError> {
+        let timeout = Duration::from_micros(info.rtd3e.into());
+        let timeout = timeout.clamp(SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT_MAX);
         let cc = Cc(self.registers.read32(property::CC));
         let cc = cc.with_shn(Shn::Normal);
         self.registers.write32(property::CC, cc.0);
@@ -239,7 +247,7 @@ impl<R: Registers> Bringer<R> {
                 return Ok(());
             }
             let waited = self.reactor.now().since(began);
-            if waited >= SHUTDOWN_TIMEOUT {
+            if waited >= timeout {
                 return Err(BringUpError::NotReady {
                     wanted: false,
                     waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
@@ -309,12 +317,29 @@ impl<R: Registers> Bringer<R> {
         Ok(info)
     }
 
-    /// Looks at all active namespaces.
+    /// Looks at all active namespaces. One that cannot be looked at is left out.
     pub(super) async fn namespaces(
         &self,
         info: &ControllerInfo,
     ) -> Result<Vec<Namespace>, BringUpError> {
         let mut namespaces = Vec::new();
+        for nsid in self.active_namespaces().await? {
+            match self.namespace(nsid, info).await {
+                Ok(Some(state)) => namespaces.push(Namespace { nsid, state }),
+                Ok(None) => {}
+                Err(BringUpError::Command {
+                    what,
+                    why: AdminError::Status(status),
+                }) => tracing::warn!(nsid, %status, "{what} failed: the namespace is not used"),
+                Err(why) => return Err(why),
+            }
+        }
+        Ok(namespaces)
+    }
+
+    /// The identifiers of all active namespaces.
+    pub(super) async fn active_namespaces(&self) -> Result<Vec<u32>, BringUpError> {
+        let mut nsids = Vec::new();
         let mut after = 0;
         loop {
             let asked = identify(cns::ACTIVE_NAMESPACES, after, 0);
@@ -324,17 +349,15 @@ impl<R: Registers> Bringer<R> {
             let mut full = true;
             for nsid in list.iter() {
                 // What does not ascend is no list.
-                if nsid <= after || namespaces.len() == NAMESPACES_MAX {
+                if nsid <= after || nsids.len() == NAMESPACES_MAX {
                     full = false;
                     break;
                 }
                 after = nsid;
-                if let Some(state) = self.namespace(nsid, info).await? {
-                    namespaces.push(Namespace { nsid, state });
-                }
+                nsids.push(nsid);
             }
             if !full || list.iter().count() < NamespaceList::CAPACITY {
-                return Ok(namespaces);
+                return Ok(nsids);
             }
         }
     }
@@ -351,8 +374,17 @@ impl<R: Registers> Bringer<R> {
         let mut descriptors = None;
         if info.version >= Vs::V1_3 {
             let asked = identify(cns::NAMESPACE_DESCRIPTORS, nsid, 0);
-            let reply = self.may("Identify (descriptors)", asked, Data::FromDevice);
-            descriptors = reply.await?.and_then(|reply| reply.page);
+            match self.admin.run(asked, Data::FromDevice).await {
+                Ok(reply) => descriptors = reply.page,
+                Err(why) if is_unsupported(why) => {}
+                // Some controllers have none and say so in their own way. What may pass is asked again:
+                // without its names, a namespace would be taken for another one.
+                Err(AdminError::Status(status)) if status.dnr() => {}
+                Err(why) => {
+                    let what = "Identify (descriptors)";
+                    return Err(BringUpError::Command { what, why });
+                }
+            }
         }
         let list = descriptors.as_ref().map_or(&[][..], |page| &page[..]);
         let parsed = NamespaceInfo::parse(
@@ -367,8 +399,18 @@ impl<R: Registers> Bringer<R> {
     /// What Identify Namespace gives; `None` for one that is not there.
     async fn identify_namespace(&self, nsid: u32) -> Result<Option<Page>, BringUpError> {
         let asked = identify(cns::NAMESPACE, nsid, 0);
-        let reply = self.may("Identify Namespace", asked, Data::FromDevice);
-        Ok(reply.await?.and_then(|reply| reply.page))
+        match self.admin.run(asked, Data::FromDevice).await {
+            Ok(reply) => Ok(reply.page),
+            Err(AdminError::Status(status))
+                if status.same_as(Status::INVALID_NAMESPACE_OR_FORMAT) =>
+            {
+                Ok(None)
+            }
+            Err(why) => {
+                let what = "Identify Namespace";
+                Err(BringUpError::Command { what, why })
+            }
+        }
     }
 
     /// Sets the features that matter, and the doorbell buffers; how many I/O queue pairs there may
@@ -480,4 +522,48 @@ where
 {
     let (structure, _) = T::ref_from_prefix(&page[..]).expect("a page holds every structure");
     structure
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone)]
+    struct Stating {
+        cap: Cap,
+        crto: u32,
+    }
+
+    impl Registers for Stating {
+        fn bytes(&self) -> u32 {
+            0x4000
+        }
+
+        fn read32(&self, at: u32) -> u32 {
+            match at {
+                property::CAP => self.cap.0 as u32,
+                at if at == property::CAP + 4 => (self.cap.0 >> 32) as u32,
+                property::CRTO => self.crto,
+                _ => 0,
+            }
+        }
+
+        fn write32(&self, _at: u32, _value: u32) {}
+    }
+
+    #[test]
+    fn a_stated_ready_timeout_counts_up_to_a_bound() {
+        let cap = Cap::default().with_mqes(15).with_css(CAP_CSS_NVM);
+        let independent = Cap(cap.0 | u64::from(CAP_CRMS_CRWMS) << 59);
+        assert_eq!(independent.crms(), CAP_CRMS_CRWMS);
+        for (cap, crto, seconds) in [
+            (cap.with_to(40), 0xFFFF, 20),
+            (cap.with_to(255), 0, 127),
+            (independent, 60, 30),
+            (independent, 0xFFFF, 130),
+        ] {
+            let read = Capabilities::read(&Stating { cap, crto }).unwrap();
+            assert_eq!(read.ready_timeout.as_secs(), seconds);
+        }
+    }
 }

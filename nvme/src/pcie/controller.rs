@@ -63,8 +63,11 @@ const ENTRIES_MAX: u32 = 1024;
 /// How often a core's stop is looked for.
 const STOP_INTERVAL: Duration = Duration::from_micros(200);
 
-/// How long a cold pause is after an event request that ended in an error.
+/// How long a cold pause is after an event request, or a look at a namespace, that ended in an error.
 const EVENT_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often a namespace is asked for that answers with errors.
+const LOOKS: usize = 3;
 
 /// A controller that was brought up, on the core that keeps it. Clones name the same one.
 pub struct Controller<D: PciDevice> {
@@ -445,7 +448,7 @@ impl<D: PciDevice> Inner<D> {
         }
         self.bringer.enable().await?;
         let info = self.bringer.identify().await?;
-        if info.serial != self.drive.info().serial || info.model != self.drive.info().model {
+        if !info.works_as(self.drive.info()) {
             return Err(BringUpError::Changed);
         }
         let queues = self.bringer.set_features(&info).await?;
@@ -508,7 +511,7 @@ impl<D: PciDevice> Inner<D> {
             return Err(BringUpError::NotThere);
         }
         self.quiesce().await;
-        let ended = self.bringer.shut_down().await;
+        let ended = self.bringer.shut_down(self.drive.info()).await;
         if let Err(error) = &ended {
             tracing::warn!(drive = self.drive.address(), %error, "the shutdown of the drive failed");
         }
@@ -574,45 +577,69 @@ impl<D: PciDevice> Inner<D> {
             return;
         }
         // Reading the page clears the event.
-        let asked = get_log_page(event.lid, NSID_ALL, 0, 128, false);
+        let namespaces = event == AsyncEvent::NAMESPACE_CHANGED;
+        let dwords = match namespaces {
+            true => size_of::<ChangedNamespaceList>() as u32 / 4,
+            false => 128,
+        };
+        let asked = get_log_page(event.lid, NSID_ALL, 0, dwords, false);
         let page = self.bringer.admin.run(asked, Data::FromDevice).await;
-        if event == AsyncEvent::NAMESPACE_CHANGED {
+        if namespaces {
             let listed = page.ok().and_then(|reply| reply.page);
-            let changed: Vec<u32> = listed.map_or_else(Vec::new, |page| {
-                parse::<ChangedNamespaceList>(&page).iter().collect()
-            });
+            // Where it does not say which they are, it may be any.
+            let changed: Vec<u32> = listed.map_or_else(
+                || vec![NSID_ALL],
+                |page| parse::<ChangedNamespaceList>(&page).iter().collect(),
+            );
             self.look_again(&changed).await;
         } else if event.event_type == event_type::SMART {
             tracing::warn!(drive, "the drive's health changed: see its SMART log");
         }
     }
 
-    /// Asks again for what may have changed.
+    /// Asks again for what may have changed, and some times more where the answer is an error.
     async fn look_again(&self, changed: &[u32]) {
-        let info = self.drive.info();
-        let mut nsids = changed.to_vec();
-        if changed.contains(&NSID_ALL) {
-            let Ok(active) = self.bringer.namespaces(info).await else {
+        let mut open = changed.to_vec();
+        for _ in 0..LOOKS {
+            open = self.look_once(open).await;
+            if open.is_empty() || self.closing.get() {
                 return;
+            }
+            self.reactor().sleep(EVENT_PAUSE).await;
+        }
+    }
+
+    /// Asks for namespaces once; those that must be asked for again.
+    async fn look_once(&self, mut nsids: Vec<u32>) -> Vec<u32> {
+        let info = self.drive.info();
+        if nsids.contains(&NSID_ALL) {
+            let Ok(active) = self.bringer.active_namespaces().await else {
+                return vec![NSID_ALL];
             };
-            let known = self.drive.namespaces().into_iter();
-            nsids = active
-                .into_iter()
-                .chain(known)
-                .map(|one| one.nsid)
-                .collect();
+            let known = self.drive.namespaces();
+            nsids = active;
+            nsids.extend(known.iter().map(|one| one.nsid));
             nsids.sort_unstable();
             nsids.dedup();
         }
+        let mut open = Vec::new();
         for nsid in nsids {
             match self.bringer.namespace(nsid, info).await {
                 // What has no blocks is not attached.
                 Ok(Some(Err(Refusal::Size(0)))) => self.drive.set_namespace(nsid, None),
                 Ok(now) => self.drive.set_namespace(nsid, now),
-                // The controller is about to be reset.
-                Err(_) => return,
+                // It stays as it is.
+                Err(why) if self.bringer.admin.is_broken() => {
+                    tracing::debug!(nsid, %why, "all namespaces are looked at after the reset");
+                    return Vec::new();
+                }
+                Err(why) => {
+                    tracing::warn!(drive = self.drive.address(), nsid, %why, "a namespace says nothing");
+                    open.push(nsid);
+                }
             }
         }
+        open
     }
 }
 

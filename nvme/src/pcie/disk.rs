@@ -83,7 +83,7 @@ impl<R: Registers> NvmeDisk<R> {
 
     fn blocks_of(&self, buffers: &[Buffer]) -> u64 {
         let bytes: usize = buffers.iter().map(Buffer::len).sum();
-        debug_assert!(bytes > 0 && bytes <= TRANSFER_BYTES_MAX);
+        debug_assert!(bytes <= TRANSFER_BYTES_MAX);
         self.namespace.block_size.blocks_in(bytes as u64)
     }
 

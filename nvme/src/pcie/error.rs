@@ -32,7 +32,7 @@ pub enum BringUpError {
     },
     /// Less memory was given than the queues need.
     Memory,
-    /// It is another drive than before its reset.
+    /// It is another drive than before its reset, or works in another way.
     Changed,
 }
 
@@ -79,7 +79,10 @@ impl fmt::Display for BringUpError {
             ),
             Self::Command { what, why } => write!(f, "{what} failed: {why}"),
             Self::Memory => write!(f, "there is not enough memory for the drive's queues"),
-            Self::Changed => write!(f, "it came back from its reset as another drive"),
+            Self::Changed => write!(
+                f,
+                "it came back from its reset as another drive, or with another cache or other limits"
+            ),
         }
     }
 }

@@ -49,6 +49,8 @@ pub struct ControllerInfo {
     pub sgl: bool,
     /// Optional NVM command support, see [`oncs`](crate::spec::identify::controller::oncs).
     pub oncs: u16,
+    /// RTD3 Entry Latency in microseconds; 0 where it is not stated.
+    pub(super) rtd3e: u32,
     pub(super) doorbell_buffer: bool,
     pub(super) host_id_128: bool,
     pub(super) oaes: u32,
@@ -91,6 +93,7 @@ impl ControllerInfo {
             volatile_cache: identify.vwc & vwc::PRESENT != 0,
             sgl: matches!(sgl_support, sgls::SUPPORTED | sgls::SUPPORTED_DWORD),
             oncs: identify.oncs.get(),
+            rtd3e: identify.rtd3e.get(),
             doorbell_buffer: identify.oacs.get() & oacs::DOORBELL_BUFFER != 0,
             host_id_128: identify.ctratt.get() & ctratt::HOST_ID_128 != 0,
             oaes: identify.oaes.get(),
@@ -115,6 +118,18 @@ impl ControllerInfo {
             uncorrectable_bytes: page_power(nvm.wusl),
             deallocate_blocks: per_range.into_iter().chain(per_command).min(),
         };
+    }
+
+    /// True where commands that were made for a controller like `before` do the same here: it is the same
+    /// one, and all that they were cut and marked by is as it was.
+    pub(super) fn works_as(&self, before: &Self) -> bool {
+        (self.serial == before.serial && self.model == before.model)
+            // Without the cache that there is now, nothing would be flushed or forced.
+            && self.volatile_cache == before.volatile_cache
+            && self.transfer_bytes_max == before.transfer_bytes_max
+            && self.command_limits == before.command_limits
+            && self.sgl == before.sgl
+            && self.doorbell_buffer == before.doorbell_buffer
     }
 
     /// True where the optional command behind this bit of [`oncs`] is supported.

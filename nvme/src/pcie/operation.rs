@@ -45,7 +45,7 @@ pub(super) struct Request {
     /// The most blocks of one command.
     pub(super) limit: u32,
     pub(super) at: u64,
-    /// At least 1; what a flush has is 1.
+    /// What a flush has is 1.
     pub(super) blocks: u64,
     /// Blocks have metadata, in a buffer of its own.
     pub(super) metadata: bool,
@@ -220,7 +220,9 @@ impl Operation {
         if self.request.metadata {
             entry.mptr = match kind {
                 Kind::Read => zeroes.dropped,
-                _ => zeroes.metadata,
+                Kind::Write { .. } | Kind::WriteZeroPages { .. } | Kind::Compare => zeroes.metadata,
+                // What has no data has no metadata either.
+                _ => 0,
             }
             .into();
         }

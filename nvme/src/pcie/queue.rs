@@ -11,6 +11,7 @@
 //!   operation ends once.
 //! - An operation's buffers stay pinned until none of its commands is in flight, whatever becomes of
 //!   the future; see [`shared`](super::shared) for what that means when the controller fails.
+//! - Operations take turns: none keeps others from their commands for longer than a burst of its own.
 //! - A hostile controller costs a turn at most as many completions as the queue has entries.
 
 use std::{
@@ -46,6 +47,9 @@ const STRANGE_MAX: u32 = 8;
 
 /// Resets that a command outlives; then it fails.
 const RESETS_PER_COMMAND_MAX: u8 = 2;
+
+/// Commands of one operation in a row, where others wait too.
+const BURST: u32 = 8;
 
 /// How often the end of a queue looks for the completions that it still waits for.
 const DRAIN_STEPS: usize = 100_000;
@@ -88,6 +92,8 @@ struct Inner<R> {
     free: Vec<u16>,
     /// Operations with commands to issue.
     waiting: VecDeque<Token>,
+    /// Commands in a row that were issued of the first of them.
+    burst: u32,
     /// Slots to submit again after a reset.
     again: VecDeque<u16>,
     in_flight: usize,
@@ -130,6 +136,7 @@ impl<R: Registers> Queue<R> {
             slots: vec![FREE; count].into(),
             free: (0..count as u16).rev().collect(),
             waiting: VecDeque::with_capacity(count),
+            burst: 0,
             again: VecDeque::with_capacity(count),
             in_flight: 0,
             strange: 0,
@@ -195,6 +202,9 @@ impl<R: Registers> Queue<R> {
     pub(super) async fn run(&self, request: Request, buffers: &[Buffer]) -> Result<(), Failure> {
         if self.gone.get() {
             return Err(Failure::Gone);
+        }
+        if request.blocks == 0 {
+            return Ok(());
         }
         let submitted = self.table.begin(()).await;
         let token = submitted.token();
@@ -419,14 +429,19 @@ impl<R: Registers> Queue<R> {
         }
         while let Some(&token) = inner.waiting.front() {
             let operation = &inner.operations[token.index()];
-            if operation.token != token || !operation.has_more() {
+            let has_more = operation.token == token && operation.has_more();
+            if !has_more || inner.burst >= BURST {
                 inner.waiting.pop_front();
+                inner.burst = 0;
+                // There is room: it was there before.
+                inner.waiting.extend(has_more.then_some(token));
                 continue;
             }
             let Some(index) = inner.free.pop() else {
                 break;
             };
             self.issue_next(inner, token.index(), index, now);
+            inner.burst += 1;
             issued += 1;
         }
         issued

@@ -181,6 +181,9 @@ pub struct Drive<R> {
     changes: AtomicU64,
 }
 
+/// The most namespaces that are served of one drive.
+pub(super) const NAMESPACES_MAX: usize = 1024;
+
 /// The most bytes of metadata of one command.
 pub(super) const METADATA_BYTES: usize = 8192;
 
@@ -268,6 +271,7 @@ impl<R: Registers> Drive<R> {
         now: Option<Result<Arc<NamespaceInfo>, Refusal>>,
     ) {
         let mut namespaces = self.lock_namespaces();
+        let is_full = namespaces.len() >= NAMESPACES_MAX;
         let known = namespaces.iter_mut().find(|known| known.nsid == nsid);
         if let Some(Namespace {
             state: Ok(info), ..
@@ -288,11 +292,11 @@ impl<R: Registers> Drive<R> {
                 _,
             ) if info.is_attached() => {}
             (Some(known), Some(state)) => known.state = state,
-            (None, Some(state)) => {
+            (None, Some(state)) if !is_full => {
                 namespaces.push(Namespace { nsid, state });
                 namespaces.sort_by_key(|known| known.nsid);
             }
-            (_, None) => {}
+            (None, _) | (_, None) => {}
         }
         self.changes.fetch_add(1, Ordering::Relaxed);
     }

@@ -11,7 +11,7 @@ use corebay_core::{
 use corebay_nvme::{
     emulated::{EmulatedFaults, EmulatedNamespace, EmulatedOptions},
     pcie::DmaWindows,
-    spec::property::Cap,
+    spec::{command::admin, property::Cap},
 };
 
 use super::world::{World, quick};
@@ -65,6 +65,7 @@ fn random_faults(rng: &mut Rng) -> EmulatedFaults {
         garbled: chance(10),
         wild_registers: chance(40),
         hang: chance(8) == 1,
+        refuses: (chance(20) == 1).then_some(admin::IDENTIFY),
         deaf_to_abort: chance(4) == 1,
         stuck_ready: chance(8) == 1,
         stuck_function: false,

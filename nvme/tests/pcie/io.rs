@@ -7,8 +7,8 @@ use corebay_core::{
     units::{BlockSize, Lba},
 };
 use corebay_nvme::{
-    emulated::{EmulatedNamespace, EmulatedOptions},
-    spec::{event::AsyncEvent, identify::controller::oncs},
+    emulated::{EmulatedFaults, EmulatedNamespace, EmulatedOptions},
+    spec::{command::admin as opcode, event::AsyncEvent, identify::controller::oncs},
 };
 
 use super::world::{Bench, World, quick};
@@ -285,9 +285,10 @@ fn a_namespace_that_was_not_there_at_first_can_be_opened() {
 #[test]
 fn events_are_asked_for_again() {
     let bench = Bench::new(EmulatedOptions::default());
-    for _ in 0..20 {
+    for count in 1..=20 {
         bench.emulated().report(AsyncEvent::smart(1));
         bench.world.turn_for(Duration::from_millis(20));
+        assert_eq!(bench.emulated().counters().events, count);
     }
     assert_eq!(bench.write(0, 1, 1), Ok(()));
     assert_eq!(bench.controller.drive().resets(), 0);
@@ -311,6 +312,116 @@ fn metadata_in_a_buffer_of_its_own_is_left_alone() {
     assert_eq!(cleared, Ok(()));
     assert_eq!(bench.read(3, 2), Ok(vec![7, 0]));
     assert_eq!(bench.write(9, 9, 1), Ok(()));
+}
+
+/// The emulated controller refuses a metadata pointer where there is no data.
+#[test]
+fn commands_without_data_have_no_metadata() {
+    let bench = Bench::new(EmulatedOptions {
+        namespaces: vec![EmulatedNamespace {
+            metadata_bytes: 8,
+            ..EmulatedNamespace::new(BlockSize::B512, 4000)
+        }],
+        ..EmulatedOptions::default()
+    });
+    assert_eq!(bench.write(0, 7, 100), Ok(()));
+    let verified = bench.on_disk(|disk| async move { disk.verify(Lba(0), 100).await });
+    assert_eq!(verified, Ok(()));
+    let cleared = bench.on_disk(|disk| async move {
+        let (durability, space) = (Durability::Durable, Space::Keep);
+        disk.write_zeroes(Lba(1), 50, space, durability).await
+    });
+    assert_eq!(cleared, Ok(()));
+    let spoiled = bench.on_disk(|disk| async move { disk.write_uncorrectable(Lba(60), 1).await });
+    assert_eq!(spoiled, Ok(()));
+    assert_eq!(bench.read(0, 2), Ok(vec![7, 0]));
+}
+
+#[test]
+fn an_operation_of_no_blocks_ends() {
+    let bench = Bench::new(EmulatedOptions::default());
+    let outcome = bench.on_disk(|disk| async move {
+        disk.read(Lba(0), &[]).await?;
+        disk.write(Lba(0), &[], Durability::Durable).await?;
+        disk.write_zeroes(Lba(0), 0, Space::Keep, Durability::Cached)
+            .await
+    });
+    assert_eq!(outcome, Ok(()));
+}
+
+#[test]
+fn a_large_operation_does_not_keep_others_waiting() {
+    let bench = Bench::new(EmulatedOptions {
+        zeroes_limit: 1,
+        latency: (Duration::from_millis(1), Duration::from_millis(1)),
+        ..EmulatedOptions::default()
+    });
+    let disk = bench.disk.clone();
+    // 6000 commands, of which 31 are under way at a time.
+    let large = bench
+        .world
+        .spawn(async move { disk.deallocate(Lba(0), 6000 * 16).await });
+    bench.world.turn_for(Duration::from_millis(5));
+    let began = bench.world.now();
+    assert_eq!(bench.write(100_000, 3, 4), Ok(()));
+    let took = bench.world.now().since(began);
+    assert!(took < Duration::from_millis(5), "{took:?}");
+    assert!(!large.is_there());
+    bench
+        .world
+        .turn_until("the large one's end", || large.is_there());
+    assert_eq!(large.take(), Ok(()));
+}
+
+#[test]
+fn more_namespaces_than_a_few_may_change_at_a_time() {
+    let count = 140;
+    let bench = Bench::new(EmulatedOptions {
+        namespaces: vec![EmulatedNamespace::new(BlockSize::B512, 1000); count],
+        ..EmulatedOptions::default()
+    });
+    for nsid in 1..=count as u32 {
+        bench.emulated().resize(nsid, 2000);
+    }
+    let drive = bench.controller.drive().clone();
+    let grown = |nsid| drive.namespace(nsid).unwrap().disk_info().blocks == 2000;
+    bench
+        .world
+        .turn_until("the growth of the first", || grown(1));
+    bench.world.turn_for(Duration::from_millis(200));
+    assert!((1..=count as u32).all(grown));
+}
+
+#[test]
+fn a_passing_error_detaches_no_namespace_and_hides_no_change() {
+    for opcode in [opcode::GET_LOG_PAGE, opcode::IDENTIFY] {
+        let bench = Bench::new(EmulatedOptions::default());
+        bench.emulated().set_faults(EmulatedFaults {
+            refuses: Some(opcode),
+            ..EmulatedFaults::default()
+        });
+        bench.emulated().resize(1, 1 << 20);
+        bench.world.turn_for(Duration::from_millis(100));
+        assert!(bench.disk.namespace().is_attached());
+        assert_eq!(bench.write(0, 1, 1), Ok(()));
+        bench.emulated().set_faults(EmulatedFaults::default());
+        bench.world.turn_for(Duration::from_secs(2));
+        assert_eq!(bench.disk.info().blocks, 1 << 20, "opcode {opcode}");
+    }
+}
+
+#[test]
+fn a_shutdown_may_take_as_long_as_the_drive_states() {
+    for (rtd3e, good) in [(0, false), (12_000_000, true)] {
+        let bench = Bench::new(EmulatedOptions {
+            shutdown_delay: Duration::from_secs(11),
+            rtd3e,
+            ..EmulatedOptions::default()
+        });
+        let controller = bench.controller.clone();
+        let ended = bench.world.run(async move { controller.shut_down().await });
+        assert_eq!(ended.is_ok(), good, "{ended:?}");
+    }
 }
 
 #[test]
