@@ -21,6 +21,7 @@ use corebay_core::{
 };
 
 use crate::{
+    dirty::Marks,
     engine::{Core, Flight, Job, Outcome, Transfer, one, scratch_bytes, window},
     geometry::{Band, Geometry, ROLES_MAX},
     read::{Recover, reader},
@@ -80,6 +81,37 @@ impl Assembled {
     /// The roles whose members have been much slower than the others for some time.
     pub fn slow(&self) -> impl Iterator<Item = usize> + use<> {
         self.shared.manners.slow().iter()
+    }
+
+    /// How long the reads and writes of a role's member took in the last while that had some.
+    #[must_use]
+    pub fn latency(&self, role: usize) -> Option<std::time::Duration> {
+        self.shared.manners.latency(role)
+    }
+
+    /// Commands of a role's members that took longer than the deadline.
+    #[must_use]
+    pub fn overdue(&self, role: usize) -> u64 {
+        self.shared.manners.overdue(role)
+    }
+
+    /// Commands that a role's members have not ended since they were given up, and that may still change
+    /// them.
+    #[must_use]
+    pub fn strays(&self, role: usize) -> u32 {
+        self.shared.manners.strays(role)
+    }
+
+    /// Commands that may still change a role's former or present member, given up or not.
+    #[must_use]
+    pub fn unended(&self, role: usize) -> u32 {
+        self.shared.unended.of(role)
+    }
+
+    /// Regions are not known to be equal since a crash: a resync is due.
+    #[must_use]
+    pub fn needs_resync(&self) -> bool {
+        self.shared.dirty.unequal.load() != Marks::none()
     }
 
     /// How many hold it: this value, its clones, and two for each core that has it open.

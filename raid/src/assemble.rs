@@ -10,10 +10,10 @@
 //! 4. The state is written with the next epoch: the journal's records are void, new ones may begin.
 //! 5. Where a crash may have left the copies of the mirrored zone unequal, they are made equal.
 
-use std::{fmt, rc::Rc};
+use std::{fmt, rc::Rc, time::Duration};
 
 use corebay_core::{
-    buffer::BufferPool,
+    buffer::{Buffer, BufferPool},
     disk::{Disk, DiskError},
     reactor::Reactor,
     units::{BlockSize, Lba},
@@ -28,6 +28,7 @@ use crate::{
     shared::Shared,
     state::{ArrayState, RoleState, Uuid},
     superblock::{BadSuperblock, SUPERBLOCK_BYTES, Superblock},
+    watch::within,
 };
 
 /// Why a disk takes no part in an array.
@@ -193,10 +194,10 @@ pub struct Report {
     pub replayed: usize,
 }
 
-type Found = Result<Candidate, Refusal>;
+pub(crate) type Found = Result<Candidate, Refusal>;
 
-struct Candidate {
-    superblock: Superblock,
+pub(crate) struct Candidate {
+    pub(crate) superblock: Superblock,
     damaged_copies: usize,
 }
 
@@ -268,7 +269,8 @@ async fn assemble_with<D: Disk>(
 ) -> Result<Assembly<D>, AssembleError> {
     let mut found = Vec::new();
     for disk in &disks {
-        found.push(look(disk, scratch).await);
+        let looked = within(reactor, LOOK, look(disk, scratch)).await;
+        found.push(looked.unwrap_or(Err(Refusal::Unreadable(DiskError::TimedOut))));
     }
     let newest = newest(&found, wanted)?;
     let mut report = sort(&disks, &found, &newest);
@@ -301,7 +303,7 @@ async fn assemble_with<D: Disk>(
     let members: Vec<Option<D>> = roles
         .map(|place| place.and_then(|place| disks[place].take()))
         .collect();
-    let (dirty, members) = read_marks(&superblock, members, scratch).await;
+    let (dirty, members) = read_marks(&superblock, members, reactor, scratch).await;
     let volatile = |disk: &Option<Rc<D>>| disk.as_ref().is_some_and(|d| d.info().volatile_cache);
     let deallocates = |disk: &Option<Rc<D>>| {
         disk.as_ref()
@@ -369,6 +371,9 @@ pub async fn examine<D: Disk>(disk: &D, pool: &BufferPool) -> Result<Superblock,
     found.map(|candidate| candidate.superblock)
 }
 
+/// How long reads of a disk that is looked at may take: what hangs has no part in the array.
+pub(crate) const LOOK: Duration = Duration::from_secs(10);
+
 /// Looks at a disk that comes back to a role whose member is away: what its superblocks say counts, as
 /// it may have been wiped or used elsewhere meanwhile. [`Array::take_back`] may follow. Nothing is
 /// written.
@@ -382,24 +387,53 @@ pub async fn check_returning<D: Disk>(
     pool: &BufferPool,
 ) -> Result<(), Refusal> {
     let own = examine(disk, pool).await?;
-    let newest = assembled.shared.superblock(own.member, &assembled.state());
-    match judge(disk, &own, &newest) {
-        Ok(Some(own)) | Err(Refusal::Stale { role: own, .. }) => match own == role {
-            true => Ok(()),
-            false => Err(Refusal::OtherRole { role: own }),
-        },
-        Ok(None) => Err(Refusal::Removed),
-        Err(refusal) => Err(refusal),
+    returning(disk, &own, &assembled.shared, role).map(drop)
+}
+
+/// What a member holds that comes back to a role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holds {
+    /// All but what was written since it went.
+    AllButMissed,
+    /// Not even that: it went while it was being rebuilt.
+    Part,
+}
+
+/// Judges a disk that comes back to a role by its own superblock.
+pub(crate) fn returning<D: Disk>(
+    disk: &D,
+    own: &Superblock,
+    shared: &Shared,
+    role: usize,
+) -> Result<Holds, Refusal> {
+    let newest = shared.superblock(own.member, &shared.state().clone());
+    match judge(disk, own, &newest) {
+        Ok(Some(has)) | Err(Refusal::Stale { role: has, .. }) if has == role => {}
+        Ok(Some(role)) | Err(Refusal::Stale { role, .. }) => {
+            return Err(Refusal::OtherRole { role });
+        }
+        Ok(None) => return Err(Refusal::Removed),
+        Err(refusal) => return Err(refusal),
+    }
+    // It became active only with all of it, and what it misses since is marked.
+    let record = own.state.role_of(own.member);
+    match record.map(|role| own.state.roles[role].state) {
+        Some(RoleState::Rebuilding { delta: false, .. }) => Ok(Holds::Part),
+        _ => Ok(Holds::AllButMissed),
     }
 }
 
 /// Reads both copies of a disk's superblock.
 async fn look<D: Disk>(disk: &D, pool: &BufferPool) -> Result<Candidate, Refusal> {
+    look_with(disk, &pool.allocate(SUPERBLOCK_BYTES).await).await
+}
+
+/// The same, by this buffer.
+pub(crate) async fn look_with<D: Disk>(disk: &D, buffer: &Buffer) -> Found {
     let size = disk.info().block_size;
     let mut good: Option<Superblock> = None;
     let (mut bad, mut damaged) = (Refusal::Superblock(BadSuperblock::Absent), 0);
     for offset in SUPERBLOCK_OFFSETS {
-        let buffer = pool.allocate(SUPERBLOCK_BYTES).await;
         let at = Lba(size.blocks_in(offset));
         if !disk
             .info()
@@ -407,7 +441,7 @@ async fn look<D: Disk>(disk: &D, pool: &BufferPool) -> Result<Candidate, Refusal
         {
             continue;
         }
-        if let Err(error) = disk.read(at, std::slice::from_ref(&buffer)).await {
+        if let Err(error) = disk.read(at, std::slice::from_ref(buffer)).await {
             damaged += 1;
             if bad == Refusal::Superblock(BadSuperblock::Absent) {
                 bad = Refusal::Unreadable(error);
@@ -573,6 +607,7 @@ fn judge<D: Disk>(
 async fn read_marks<D: Disk>(
     superblock: &Superblock,
     members: Vec<Option<D>>,
+    reactor: &Reactor,
     pool: &BufferPool,
 ) -> (DirtyMap, Vec<Option<Rc<D>>>) {
     let geometry: &Geometry = &superblock.geometry;
@@ -584,7 +619,8 @@ async fn read_marks<D: Disk>(
         for offset in MAP_OFFSETS {
             let buffer = pool.allocate(MAP_BYTES).await;
             let at = geometry.member_lba(offset);
-            if disk.read(at, std::slice::from_ref(&buffer)).await.is_err() {
+            let read = disk.read(at, std::slice::from_ref(&buffer));
+            if within(reactor, LOOK, read).await != Some(Ok(())) {
                 continue;
             }
             let read = Marks::decode(&buffer.bytes(), superblock.array, stripes);

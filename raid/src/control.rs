@@ -169,6 +169,8 @@ impl<D: Disk> Core<D> {
         });
         if let Err(error) = outcome.await {
             shared.stop();
+            // What can be read of it is read.
+            shared.manners.pardon(role);
             return Err(error);
         }
         if news {
@@ -194,6 +196,12 @@ impl<D: Disk> Core<D> {
         }
         // On the heap: it happens once for a region.
         Box::pin(self.write_marks(|| !dirty.is_written(region))).await
+    }
+
+    /// Writes the map for a member that has just been taken in: were it among those without any, all would
+    /// be taken for marked.
+    pub(crate) async fn give_map(&self) -> Outcome {
+        Box::pin(self.write_marks(|| true)).await
     }
 
     /// Writes the map where it is still needed once it is this core's turn.

@@ -470,6 +470,10 @@ async fn carrier<D: Disk, F: Future<Output = Outcome> + 'static>(
         let (token, errand) = desk.take(number).await;
         let Some(core) = core.upgrade() else { return };
         let (shared, role, changes) = (&core.shared, errand.role, errand.changes());
+        let own = core.reactor.core();
+        if changes {
+            shared.unended.began(own, role);
+        }
         let (takes, incarnation) = (errand.takes(), shared.manners.incarnation(role));
         place.set(Some(carry_out(errand)));
         let command = place.as_mut().as_pin_mut().expect("it was just put there");
@@ -487,7 +491,9 @@ async fn carrier<D: Disk, F: Future<Output = Outcome> + 'static>(
             }
             ended => ended.unwrap_or(Err(DiskError::TimedOut)),
         };
-        if ended.is_none() && changes {
+        if ended.is_some() && changes {
+            shared.unended.ended(own, role);
+        } else if changes {
             // On the heap: it happens while a member is given up.
             let mut stray = std::mem::replace(&mut place, Box::pin(None));
             let stray = async move {
@@ -525,7 +531,7 @@ impl<D: Disk> PollSource for Source<D> {
     fn poll(&self, _now: Time) -> usize {
         self.0.upgrade().map_or(0, |core| {
             core.parking.wake();
-            core.strays.look(&core.shared) + core.run()
+            core.strays.look(&core.shared, core.reactor.core()) + core.run()
         })
     }
 

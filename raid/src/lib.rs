@@ -32,4 +32,4 @@ mod write;
 pub mod zone;
 
 pub use shared::Counters;
-pub use watch::{Patience, SlowMembers};
+pub use watch::{Patience, SlowMembers, within};

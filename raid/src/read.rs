@@ -2,7 +2,10 @@
 //! be read, which are made of the others and written back.
 //!
 //! Invariants:
-//! - With the stripe locked, data and parity belong together, so what is made of them is right.
+//! - With the stripe locked, data and parity belong together, so what is made of them is right. Without
+//!   a journal that is not so between a crash and the resync after it: what cannot be read then is lost
+//!   rather than made of what may not belong together. Only where a whole member is missing as well is
+//!   there no choice: that is the write hole, which the journal closes.
 //! - A block is given as unreadable only where more than the redundancy is lost in its own row.
 
 use std::ops::Range;
@@ -194,6 +197,13 @@ async fn recover_by_parity<D: Disk>(
             let _ = core.fail(role).await;
             return Err(DiskError::TimedOut);
         }
+    }
+    let region = shared.dirty.region_of(piece.stripe);
+    if !geometry.is_journaled()
+        && shared.dirty.unequal.get(region)
+        && !shared.absent(piece.stripe).has(strip)
+    {
+        return Err(DiskError::UnrecoveredRead);
     }
     let mut scratch = Scratch::new();
     loop {

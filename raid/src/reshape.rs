@@ -7,8 +7,9 @@
 //! 1. To grow, what lies behind the array's end on every member is deallocated, so that it reads as
 //!    zeroes and agrees with its parity. Hosts may go on meanwhile. A crash leaves the old shape.
 //! 2. Members are flushed: what was acknowledged is in place, durably, and no journal record is needed.
-//! 3. To grow, marks are taken away, then the empty map of the new size is written to the place that
-//!    does not hold the newest one. A crash leaves the old shape with the old map, which says the same.
+//! 3. Marks are taken away where nobody is missing, so that no resync follows. To grow, the empty map of
+//!    the new size is then written to the place that does not hold the newest one. A crash leaves the old
+//!    shape with the old map, which says the same.
 //! 4. Superblocks of the new shape are written as for any change of state (`control.rs`), with the next
 //!    generation. A crash amid this leaves some: the newest counts, and every member fits both shapes.
 
@@ -151,8 +152,8 @@ impl<D: Disk> Array<D> {
         let old = shared.state().clone();
         let (geometry, state, kept) = self.changed(change, &old, rng)?;
         core.flush_members().await?;
+        self.tidy().await?;
         if change == Change::Grow {
-            self.tidy().await?;
             let (marks, sequence) = shared.dirty.next();
             if marks != Marks::none() {
                 return Err(ReshapeError::Busy);

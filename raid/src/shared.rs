@@ -18,7 +18,7 @@ use crate::{
     lock::TicketLocks,
     state::{ArrayState, RoleState, Uuid},
     superblock::Superblock,
-    watch::{Activity, Manners},
+    watch::{Activity, Manners, Unended},
 };
 
 /// The most locks of stripes: those whose numbers are as far apart share one.
@@ -145,6 +145,7 @@ pub(crate) struct Shared {
     pub(crate) tally: Tally,
     pub(crate) manners: Manners,
     pub(crate) activity: Activity,
+    pub(crate) unended: Unended,
     /// The stripes that the sweep under way has done.
     pub(crate) swept: AtomicU64,
 }
@@ -178,6 +179,7 @@ impl Shared {
             tally: Tally::default(),
             manners: Manners::default(),
             activity: Activity::new(),
+            unended: Unended::new(),
             swept: AtomicU64::new(0),
         };
         let state = shared.state().clone();

@@ -16,7 +16,7 @@
 //! A member that comes back is rebuilt in the same way, but counts at once in all regions that are not
 //! marked as written since it went.
 
-use std::{fmt, rc::Rc};
+use std::{fmt, rc::Rc, time::Duration};
 
 use arrayvec::ArrayVec;
 use corebay_core::{
@@ -28,12 +28,15 @@ use corebay_core::{
 pub use crate::pace::Pace;
 use crate::{
     array::Array,
+    assemble::{Holds, LOOK, Refusal, look_with, returning},
     create::{Occupant, occupant_of},
-    engine::{Core, Flight, Job, OPERATIONS_WITH_SCRATCH, Outcome, operation_lengths},
+    engine::{Core, Flight, Job, OPERATIONS_WITH_SCRATCH, Outcome, Scratch, operation_lengths},
     geometry::Geometry,
     pace::Meter,
     state::{RoleState, Uuid},
     stripe::{Run, Work},
+    superblock::SUPERBLOCK_BYTES,
+    watch::within,
 };
 
 /// The most stripes of a sweep in flight.
@@ -44,6 +47,9 @@ const STRIPES_BESIDE_HOSTS: usize = 2;
 
 /// Stripes after which a rebuild's progress is recorded.
 const STRIPES_PER_RECORD: u64 = 1024;
+
+/// How long a member that comes back is waited for to end what was asked of it before.
+const OLDER_COMMANDS: Duration = Duration::from_millis(100);
 
 /// Why a sweep ended early, or did not begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +72,8 @@ pub enum SweepError {
         /// Which stripe.
         stripe: u64,
     },
+    /// It is not who had the role.
+    Refused(Refusal),
     /// It was to end: see [`Assembled::halt_sweeps`](crate::array::Assembled::halt_sweeps).
     Halted,
 }
@@ -83,6 +91,7 @@ impl fmt::Display for SweepError {
             Self::Occupied(by) => write!(f, "the disk is not free: {by}"),
             Self::Disk(error) => write!(f, "{error}"),
             Self::Lost { stripe } => write!(f, "blocks of stripe {stripe} are lost"),
+            Self::Refused(refusal) => write!(f, "{refusal}"),
             Self::Halted => write!(f, "it was to end early"),
         }
     }
@@ -198,7 +207,8 @@ impl<D: Disk> Array<D> {
         pool: &BufferPool,
     ) -> Result<Uuid, SweepError> {
         let disk = self.fit(role)?;
-        if let Some(by) = occupant_of(&*disk, pool).await? {
+        let looked = within(&self.core.reactor, LOOK, occupant_of(&*disk, pool)).await;
+        if let Some(by) = looked.unwrap_or(Err(DiskError::TimedOut))? {
             return Err(SweepError::Occupied(by));
         }
         let mut bytes = [0; 16];
@@ -213,6 +223,7 @@ impl<D: Disk> Array<D> {
                 Ok(true)
             })
             .await?;
+        self.core.give_map().await?;
         Ok(Uuid(bytes))
     }
 
@@ -237,28 +248,63 @@ impl<D: Disk> Array<D> {
                 Ok(true)
             })
             .await?;
-        known.then_some(()).ok_or(SweepError::NoSpare)
+        if !known {
+            return Err(SweepError::NoSpare);
+        }
+        Ok(self.core.give_map().await?)
     }
 
     /// Takes a member back that was away: this core's disk of the role is the one that had it last.
-    /// Then [`rebuild`](Self::rebuild), which goes over what was written meanwhile.
+    /// Then [`rebuild`](Self::rebuild), which goes over what was written meanwhile, or over all of it
+    /// where the member went while it was being rebuilt.
     ///
     /// # Errors
-    /// Where the role has not failed, or commands of the member are still out.
+    /// Where the role has not failed, the disk is not its member, or commands of it are still out.
     pub async fn take_back(&self, role: usize) -> Result<(), SweepError> {
-        self.fit(role)?;
-        if self.core.shared.manners.strays(role) > 0 {
+        let (disk, shared) = (self.fit(role)?, &self.core.shared);
+        if shared.manners.strays(role) > 0 {
             return Err(SweepError::StillOut);
         }
-        self.core.shared.manners.begin_anew(role);
-        self.core.shared.prepare_delta();
+        let holds = self.look_at_returning(&*disk, role).await?;
+        shared.manners.begin_anew(role);
+        self.wait_for_older(role).await?;
+        let delta = holds == Holds::AllButMissed;
+        if delta {
+            shared.prepare_delta();
+        }
         self.core
             .change_member(|state| {
-                state.take_in(role, true);
+                state.take_in(role, delta);
                 Ok(true)
             })
             .await?;
-        self.core.shared.begin_delta();
+        if delta {
+            shared.begin_delta();
+        }
+        Ok(())
+    }
+
+    async fn look_at_returning(&self, disk: &D, role: usize) -> Result<Holds, SweepError> {
+        let (core, mut scratch) = (&self.core, Scratch::new());
+        core.scratch(std::iter::once(SUPERBLOCK_BYTES), &mut scratch)
+            .await;
+        let looked = within(&core.reactor, LOOK, look_with(disk, &scratch[0])).await;
+        let own = looked.unwrap_or(Err(Refusal::Unreadable(DiskError::TimedOut)));
+        let own = own.map_err(SweepError::Refused)?.superblock;
+        returning(disk, &own, &core.shared, role).map_err(SweepError::Refused)
+    }
+
+    /// What was asked of a role's member before it was given up, or is about to be given up because the
+    /// role begins anew, has ended.
+    async fn wait_for_older(&self, role: usize) -> Result<(), SweepError> {
+        let core = &self.core;
+        let deadline = core.reactor.now().plus(OLDER_COMMANDS);
+        while core.shared.unended.of(role) > 0 {
+            if core.reactor.now() >= deadline {
+                return Err(SweepError::StillOut);
+            }
+            core.next_turn().await;
+        }
         Ok(())
     }
 

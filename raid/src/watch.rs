@@ -12,13 +12,15 @@
 //! - Giving a command up takes nothing from the device: its buffers stay with it until it ends. A read
 //!   that is given up is dropped, and the disk keeps its buffers (`corebay_core::disk`). Whatever may
 //!   still change the member stays as a *stray* until it has ended ([`Strays`]), and a member does not
-//!   come back before its strays have ended: they would land on newer data.
-//! - A command that ends at once costs nothing here; another one a place in a table.
+//!   come back before its strays have ended: they would land on newer data. The same goes for those that
+//!   are about to be given up because their role gets a member anew ([`Unended`]).
+//! - A read that ends at once costs nothing here; another one a place in a table. What changes a member
+//!   is counted as well, in its core's own line of memory.
 
 use std::{
     cell::{Cell, RefCell},
     future::{Future, poll_fn},
-    pin::Pin,
+    pin::{Pin, pin},
     rc::{Rc, Weak},
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
     task::{Context, Poll, Waker},
@@ -101,8 +103,12 @@ pub(crate) struct Manners {
     incarnations: [AtomicU32; ROLES_MAX],
     /// By role: commands given up that may still change the member.
     strays: [AtomicU32; ROLES_MAX],
+    /// By role: commands that took longer than the deadline.
+    overdue: [AtomicU64; ROLES_MAX],
     /// By role: the window's commands and their nanoseconds.
     latencies: [(AtomicU64, AtomicU64); ROLES_MAX],
+    /// By role: the mean of the last window with commands, in nanoseconds; 0: none yet.
+    means: [AtomicU64; ROLES_MAX],
     window_ends: AtomicU64,
     slow_windows: [AtomicU32; ROLES_MAX],
     slow: AtomicU32,
@@ -115,6 +121,8 @@ impl Default for Manners {
             doomed: AtomicU32::new(0),
             incarnations: std::array::from_fn(|_| AtomicU32::new(0)),
             strays: std::array::from_fn(|_| AtomicU32::new(0)),
+            overdue: std::array::from_fn(|_| AtomicU64::new(0)),
+            means: std::array::from_fn(|_| AtomicU64::new(0)),
             latencies: std::array::from_fn(|_| (AtomicU64::new(0), AtomicU64::new(0))),
             window_ends: AtomicU64::new(0),
             slow_windows: std::array::from_fn(|_| AtomicU32::new(0)),
@@ -157,11 +165,29 @@ impl Manners {
         self.strays[role].load(Ordering::SeqCst)
     }
 
+    /// Commands of a role that took longer than the deadline.
+    pub(crate) fn overdue(&self, role: usize) -> u64 {
+        self.overdue[role].load(Ordering::Relaxed)
+    }
+
+    /// How long a role's reads and writes took, by the last window that had some.
+    pub(crate) fn latency(&self, role: usize) -> Option<Duration> {
+        let nanos = self.means[role].load(Ordering::Relaxed);
+        (nanos > 0).then(|| Duration::from_nanos(nanos))
+    }
+
+    /// A role that was given up stays all the same: the array cannot do without it.
+    pub(crate) fn pardon(&self, role: usize) {
+        let bit = Set::default().with(role).0;
+        self.doomed.fetch_and(!bit, Ordering::SeqCst);
+    }
+
     /// A role gets a member anew.
     pub(crate) fn begin_anew(&self, role: usize) {
         self.incarnations[role].fetch_add(1, Ordering::SeqCst);
+        self.pardon(role);
         let bit = Set::default().with(role).0;
-        self.doomed.fetch_and(!bit, Ordering::SeqCst);
+        self.means[role].store(0, Ordering::Relaxed);
         self.slow.fetch_and(!bit, Ordering::Relaxed);
         self.slow_windows[role].store(0, Ordering::Relaxed);
     }
@@ -202,6 +228,9 @@ impl Manners {
                     count.swap(0, Ordering::SeqCst),
                     nanos.swap(0, Ordering::SeqCst),
                 );
+                if let Some(mean) = nanos.checked_div(count) {
+                    self.means[role].store(mean, Ordering::Relaxed);
+                }
                 (count >= SAMPLES_MIN).then(|| (role, nanos / count))
             })
             .collect();
@@ -261,6 +290,8 @@ struct Out {
     tick: u32,
     ticks: u32,
     since: Time,
+    /// It was counted among those that took longer than the deadline.
+    overdue: bool,
     given_up: bool,
     waker: Waker,
 }
@@ -336,13 +367,20 @@ impl Watch {
     /// The roles with commands that are late.
     fn late(&self, shared: &Shared) -> Set {
         let tick = self.tick.get();
-        let is_late = |out: &&Out| {
+        let is_late = |out: &Out| {
             tick.wrapping_sub(out.tick) > out.ticks
                 && shared.manners.incarnation(out.role) == out.incarnation
         };
-        let places = self.places.borrow();
-        let out = places.iter().flatten().filter(is_late);
-        out.map(|out| out.role).collect()
+        let (mut places, mut late) = (self.places.borrow_mut(), Set::default());
+        for out in places.iter_mut().flatten() {
+            if is_late(out) {
+                late = late.with(out.role);
+                if !std::mem::replace(&mut out.overdue, true) {
+                    Tally::count(&shared.manners.overdue[out.role]);
+                }
+            }
+        }
+        late
     }
 
     /// Wakes whoever waits for a member that was given up, or that its role has no more.
@@ -437,6 +475,7 @@ impl Entry<'_> {
                 Takes::Long => TICKS * LONG,
             },
             since: now,
+            overdue: false,
             given_up: false,
             waker: waker.clone(),
         });
@@ -502,7 +541,7 @@ impl Strays {
     }
 
     /// Lets those that have ended go; how many.
-    pub(crate) fn look(&self, shared: &Shared) -> usize {
+    pub(crate) fn look(&self, shared: &Shared, core: CoreId) -> usize {
         if self.is_empty() {
             return 0;
         }
@@ -513,6 +552,7 @@ impl Strays {
             let ended = stray.as_mut().poll(&mut context).is_ready();
             if ended {
                 shared.manners.strays[*role].fetch_sub(1, Ordering::SeqCst);
+                shared.unended.ended(core, *role);
             }
             !ended
         });
@@ -522,6 +562,52 @@ impl Strays {
     pub(crate) fn end(&self) {
         self.0.borrow_mut().clear();
     }
+}
+
+/// Each core's count of commands that are out and may change their member, by role, given up or not.
+/// Whoever begins one counts it before it looks at the role's incarnation; so once a role has a member
+/// anew, all that is not counted here belongs to the new one.
+#[derive(Debug)]
+pub(crate) struct Unended(Box<[Roles]>);
+
+#[derive(Debug)]
+#[repr(align(128))]
+struct Roles([AtomicU32; ROLES_MAX]);
+
+impl Unended {
+    pub(crate) fn new() -> Self {
+        let none = || Roles(std::array::from_fn(|_| AtomicU32::new(0)));
+        Self((0..Activity::CORES).map(|_| none()).collect())
+    }
+
+    fn count(&self, core: CoreId, role: usize) -> &AtomicU32 {
+        &self.0[core.0 % Activity::CORES].0[role]
+    }
+
+    pub(crate) fn began(&self, core: CoreId, role: usize) {
+        self.count(core, role).fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn ended(&self, core: CoreId, role: usize) {
+        self.count(core, role).fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Those of a role, of all cores.
+    pub(crate) fn of(&self, role: usize) -> u32 {
+        let counts = self.0.iter().map(|core| &core.0[role]);
+        counts.map(|count| count.load(Ordering::SeqCst)).sum()
+    }
+}
+
+/// What a future comes to, or nothing where that takes longer; it is dropped then, so it may only do what
+/// bears that, as reads do.
+pub async fn within<F: Future>(reactor: &Reactor, time: Duration, future: F) -> Option<F::Output> {
+    let (mut future, mut timer) = (pin!(future), pin!(reactor.sleep(time)));
+    poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        Poll::Pending => timer.as_mut().poll(context).map(|()| None),
+    })
+    .await
 }
 
 /// Each core's count of what hosts ask for, in a cache line of its own.

@@ -11,7 +11,7 @@ use corebay_raid::{
     array::Array,
     assemble::{AssembleError, Refusal, Report, check_returning},
     create::{CreateError, Occupant, create},
-    geometry::{Level, Wish},
+    geometry::{Consistency, Level, Wish},
     state::RoleState,
     superblock::{BadSuperblock, Superblock},
     sweep::{Pace, SweepError},
@@ -667,6 +667,92 @@ fn a_newer_format_is_left_alone() {
     let (_, report) = rig.assemble(&rig.machine.all()).unwrap();
     let newer = BadSuperblock::Newer { version: 2 };
     assert_eq!(report.refused, [(3, Refusal::Superblock(newer))]);
+}
+
+/// A new member that goes while it is being rebuilt has not what nobody wrote meanwhile either.
+#[test]
+fn a_member_that_went_amid_its_rebuild_is_rebuilt_whole() {
+    for (wish, _) in redundant() {
+        let mut rig = Rig::new(wish, false);
+        let array = rig.all();
+        rig.work(&array, 40);
+        // What is marked from here on is what is written from here on.
+        let (resyncing, tidying) = (array.clone(), array.clone());
+        let resync = async move { resyncing.resync(Pace::default()).await };
+        rig.bench.run(resync).unwrap().unwrap();
+        let tidied = rig.bench.run(async move { tidying.tidy().await });
+        tidied.unwrap().unwrap();
+        rig.machine.media[1].borrow_mut().wipe();
+        let (giving, pool) = (array.clone(), rig.bench.pool.clone());
+        let disk = rig.machine.disk(1);
+        let replaced = rig.bench.run(async move {
+            giving.give_up(1).await?;
+            giving.set_member(1, Some(disk));
+            giving.replace(1, &mut Rng::from_seed(5), &pool).await
+        });
+        replaced.unwrap().unwrap();
+        let returning = array.clone();
+        let returned = rig.bench.run(async move {
+            returning.give_up(1).await?;
+            returning.take_back(1).await
+        });
+        returned.unwrap().unwrap();
+        rig.verify(&array);
+        rig.rebuild(&array, 1).unwrap();
+        assert_eq!(rig.mismatches(&array), 0, "{}", wish.level);
+        rig.verify(&array);
+    }
+}
+
+/// Without a journal, what cannot be read after a crash is not made of what may not belong together.
+#[test]
+fn what_a_crash_tore_is_lost_rather_than_made_up_where_there_is_no_journal() {
+    let wish = Wish {
+        consistency: Consistency::DirtyRegions,
+        ..small(Level::Raid5, 4, BlockSize::B512)
+    };
+    let mut rig = Rig::new(wish, false);
+    let array = rig.all();
+    rig.work(&array, 40);
+    drop(array);
+    let geometry = rig.machine.geometry;
+    let at = geometry.row_lba(0, 0).0;
+    let (data, parity) = (geometry.role_of(0, 0), geometry.role_of(0, 3));
+    rig.machine.media[parity].borrow_mut().corrupt(at);
+    rig.machine.media[data].borrow_mut().bad.insert(at);
+    let array = rig.all();
+    assert!(array.assembled().needs_resync());
+    let read = |array: &Shared| {
+        let (array, pool) = (array.clone(), rig.bench.pool.clone());
+        let read = rig.bench.run(async move {
+            let into = pool.allocate(1024).await;
+            array.read(Lba(0), std::slice::from_ref(&into)).await?;
+            Ok::<u8, DiskError>(into.bytes()[0])
+        });
+        read.unwrap()
+    };
+    let resync = |array: &Shared| {
+        let array = array.clone();
+        let resync = async move { array.resync(Pace::default()).await };
+        rig.bench.run(resync).unwrap()
+    };
+    assert_eq!(read(&array), Err(DiskError::UnrecoveredRead));
+    let lost = Err(SweepError::Disk(DiskError::UnrecoveredRead));
+    assert_eq!(resync(&array), lost);
+    assert!(array.assembled().needs_resync());
+    assert_eq!(read(&array), Err(DiskError::UnrecoveredRead));
+    // Once it is written anew all is well.
+    let (writing, pool) = (array.clone(), rig.bench.pool.clone());
+    let wrote = rig.bench.run(async move {
+        let mut from = pool.allocate(512).await;
+        from.bytes_mut().fill(7);
+        writing.write(Lba(0), &[from], Durability::Cached).await
+    });
+    wrote.unwrap().unwrap();
+    assert_eq!(resync(&array), Ok(()));
+    assert!(!array.assembled().needs_resync());
+    rig.machine.media[data].borrow_mut().bad.insert(at);
+    assert_eq!(read(&array), Ok(7));
 }
 
 /// What comes back to a role is what left it: not blank, not of another array, not another member, and

@@ -121,6 +121,10 @@ fn an_array_grows_with_its_members() {
         let last = rig.machine.media[0].borrow().last_block();
         rig.machine.media[0].borrow_mut().scribble(last);
         assert_eq!(rig.reshape(&array, Change::Grow), Some(Ok(())));
+        // One that is about to be closed grows no more.
+        array.assembled().halt_sweeps();
+        let halted = rig.reshape(&array, Change::Grow);
+        assert_eq!(halted, Some(Err(ReshapeError::Halted)));
         drop(array);
         let array = rig.all();
         assert!(array.info().blocks > before + before / 2);
@@ -230,6 +234,46 @@ fn legs_come_and_go() {
     let raid5 = Rig::new(small(Level::Raid5, 4, BlockSize::B512));
     let refused = raid5.reshape(&raid5.all(), Change::AddLeg);
     assert_eq!(refused, Some(Err(ReshapeError::NoMirror)));
+}
+
+impl Rig {
+    /// A mirror gets a leg more, on a disk of its own.
+    fn add_leg(&mut self, seed: u64) {
+        let array = self.all();
+        assert_eq!(self.reshape(&array, Change::AddLeg), Some(Ok(())));
+        drop(array);
+        let array = self.all();
+        let (role, new) = (array.assembled().geometry().roles() - 1, self.add_medium());
+        array.set_member(role, Some(self.machine.disk(new)));
+        let (replacing, pool) = (array.clone(), self.bench.pool.clone());
+        let mut rng = Rng::from_seed(seed);
+        let replace = async move { replacing.replace(role, &mut rng, &pool).await };
+        self.bench.run(replace).unwrap().unwrap();
+        self.rebuild(&array, role).unwrap();
+    }
+}
+
+/// Legs that have come know what is marked, also where nothing was written since: nothing.
+#[test]
+fn new_legs_alone_need_no_resync() {
+    let mut rig = Rig::new(small(Level::Mirrored, 2, BlockSize::B512));
+    let array = rig.all();
+    rig.work(&array, 10);
+    let tidying = array.clone();
+    let tidied = rig.bench.run(async move { tidying.tidy().await });
+    assert!(tidied.unwrap().unwrap() > 0);
+    drop(array);
+    for seed in 0..2 {
+        rig.add_leg(seed);
+        let array = rig.all();
+        let removed = rig.reshape(&array, Change::RemoveLeg { role: 0 });
+        assert_eq!(removed, Some(Ok(())));
+        drop(array);
+        rig.machine.media.remove(0);
+    }
+    let array = rig.all();
+    assert!(!array.assembled().needs_resync());
+    rig.verify(&array);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use corebay_core::{
 use corebay_raid::{
     Patience, SlowMembers,
     array::Array,
-    assemble::assemble,
+    assemble::{Refusal, assemble},
     create::create,
     geometry::{Geometry, Level, Wish},
     state::RoleState,
@@ -423,6 +423,92 @@ fn a_member_comes_back_only_after_its_late_writes_have_ended() {
     assert!(into.bytes().iter().all(|byte| *byte == 3));
 }
 
+/// Nor before those have ended that nobody has given up yet.
+#[test]
+fn a_member_comes_back_only_after_what_is_under_way_has_ended() {
+    let rig = Rig::new(Level::Raid5, 4);
+    rig.devices[2].holds.set(true);
+    let late = rig.write(0, 48 << 10, 2);
+    rig.pass(Duration::from_millis(1));
+    assert!(late.take().is_none());
+    let giving = rig.array.clone();
+    rig.run(async move { giving.give_up(2).await }).unwrap();
+    let disk = RamDisk::new(rig.media[2].clone(), &rig.reactor);
+    let fresh = Device {
+        disk: FaultDisk::new(disk, Faults::new(0), &rig.reactor),
+        state: Rc::default(),
+    };
+    rig.array.set_member(2, Some(fresh));
+    let array = rig.array.clone();
+    let refused = rig.run(async move { array.take_back(2).await });
+    assert_eq!(refused, Err(SweepError::StillOut));
+    assert_eq!(rig.state(2), RoleState::Failed);
+    rig.devices[2].let_go();
+    rig.pass(DEADLINE);
+    assert_eq!(late.take(), Some(Ok(())));
+    assert_eq!(rig.array.assembled().unended(2), 0);
+    let array = rig.array.clone();
+    let outcome = rig.run(async move {
+        array.take_back(2).await?;
+        array.rebuild(2, Pace::default()).await?;
+        array.scrub(Pace::default()).await
+    });
+    assert_eq!(outcome.unwrap().mismatch_count, 0);
+}
+
+/// A member is given up, but the others cannot record it: then it stays, and what it holds is read.
+#[test]
+fn a_member_whose_failure_cannot_be_recorded_is_read_again() {
+    let rig = Rig::new(Level::Raid5, 4);
+    let wrote = rig.write(0, 48 << 10, 7);
+    rig.pass(Duration::from_millis(1));
+    assert_eq!(wrote.take(), Some(Ok(())));
+    let silent = rig.role_of(0);
+    let failing = (silent + 1) % 4;
+    let fails = Effect::Fail(DiskError::WriteFault);
+    rig.faults[failing].add(Rule::new(fails).on(Operation::Write).at(Lba(0), 1));
+    rig.devices[silent].holds.set(true);
+    let late = rig.write(0, 4096, 8);
+    rig.pass(DEADLINE * 6 / 5);
+    assert!(rig.array.assembled().is_stopped());
+    assert_eq!(late.take(), Some(Err(DiskError::WriteFault)));
+    assert_eq!(rig.state(silent), RoleState::Active);
+    assert!(rig.array.assembled().overdue(silent) > 0);
+    rig.devices[silent].let_go();
+    rig.pass(Duration::from_millis(1));
+    let (into, before) = (rig.filled(4096, 0), rig.faults[silent].seen());
+    let read = rig.read(0, &into);
+    rig.pass(Duration::from_millis(1));
+    assert_eq!(read.take(), Some(Ok(())));
+    assert!(matches!(into.bytes()[0], 7 | 8));
+    assert!(rig.faults[silent].seen() > before, "it is asked");
+}
+
+/// A disk that does not answer keeps nobody from assembling the others.
+#[test]
+fn an_array_is_assembled_without_a_disk_that_does_not_answer() {
+    let rig = Rig::new(Level::Raid6, 5);
+    rig.devices[3].holds.set(true);
+    let disks: Vec<_> = (0..5)
+        .map(|role| {
+            let (faults, device) = (&rig.faults[role], &rig.devices[role]);
+            member(&rig.media[role], faults, device, &rig.reactor)
+        })
+        .collect();
+    let (on, scratch) = (
+        rig.reactor.clone(),
+        scratch(&rig.array.assembled().geometry()),
+    );
+    let assembled = rig.start(async move {
+        let assembly = assemble(disks, None, &on, &scratch).await;
+        assembly.map(|assembly| assembly.report.refused)
+    });
+    rig.pass(DEADLINE * 3);
+    let refused = assembled.take().expect("nobody waits").unwrap();
+    let silent = Refusal::Unreadable(DiskError::TimedOut);
+    assert_eq!(refused, [(3, silent)]);
+}
+
 #[test]
 fn nobody_is_given_up_whom_the_array_needs() {
     // No redundancy; or more that are silent than it bears.
@@ -506,6 +592,8 @@ fn a_member_much_slower_than_the_others_is_told_or_failed_by_choice() {
         match slow {
             SlowMembers::Warn => {
                 assert_eq!(assembled.slow().collect::<Vec<_>>(), [2]);
+                let latency = |role| assembled.latency(role).expect("it had work");
+                assert!(latency(2) > 20 * latency(1), "{:?}", latency(2));
                 assert!(assembled.state().is_whole());
             }
             SlowMembers::Fail => assert_eq!(rig.state(2), RoleState::Failed),

@@ -340,6 +340,15 @@ fn a_mirror_gets_legs_and_loses_some_while_hosts_go_on() {
         let status = rig.good();
         assert_eq!(status["members"].as_array().unwrap().len(), legs);
     }
+    // What was written without a leg is made equal again at once, not at the next start.
+    rig.array(&["fail", "r", "d"]);
+    write(&serving);
+    rig.array(&["remove", "r", "d"]);
+    rig.wait("equal", |status| {
+        status["resync_due"] == false && status["sweep"].is_null()
+    });
+    rig.array(&["add", "r", "d", "--lose", "d"]);
+    rig.good();
     verify(&serving);
     rig.array(&["remove", "r", "a"]);
     rig.array(&["remove", "r", "0"]);
@@ -558,6 +567,55 @@ fn stale_members_count_only_where_that_is_said_by_name() {
     rig.array(&["assemble", "r", "a", "c", "--lose", "r"]);
     assert_eq!(array_status(&rig.socket())["state"], "degraded");
     serving.end();
+}
+
+/// Disks say what they are members of, whether an appliance runs or not.
+#[test]
+fn disks_are_examined_without_an_appliance() {
+    let rig = Rig::new(&FOUR);
+    let examine = |names: &[&str]| {
+        let paths: Vec<PathBuf> = names.iter().map(|name| rig.disk(name)).collect();
+        let mut arguments = vec!["examine"];
+        arguments.extend(paths.iter().map(|path| text(path)));
+        array(&rig.socket(), &arguments)
+    };
+    let serving = rig.start(&[]);
+    rig.array(&["create", "r", "--level", "raid5", "a", "b", "c"]);
+    rig.good();
+    rig.array(&["fail", "r", "b"]);
+    let members = array_status(&rig.socket())["members"].clone();
+    assert_eq!(
+        (&members[1]["overdue"], &members[1]["slow"]),
+        (&json!(0), &json!(false))
+    );
+    for serving in [Some(serving), None] {
+        let (ok, said) = examine(&["c", "b"]);
+        assert!(ok, "{said}");
+        let said: Value = serde_json::from_str(&said).unwrap();
+        assert_eq!(
+            (&said[0]["name"], &said[0]["role"], &said[0]["state"]),
+            (&json!("r"), &json!(2), &json!("active"))
+        );
+        assert_eq!(
+            (&said[1]["array"], &said[1]["role"], &said[1]["state"]),
+            (&said[0]["array"], &json!(1), &json!("failed"))
+        );
+        assert!(said[1]["generation"].as_u64() < said[1]["newest_generation"].as_u64());
+        assert_eq!(said[0]["states"], json!(["active", "failed", "active"]));
+        if let Some(serving) = serving {
+            serving.end();
+        }
+    }
+    damage(&rig.disk("a"), &[65536]);
+    let (ok, said) = examine(&["a"]);
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert!(ok && said[0]["copies"][0]["bad"].is_null());
+    let bad = said[0]["copies"][1]["bad"].as_str().unwrap();
+    assert!(bad.contains("checksum"), "{bad}");
+    let (ok, said) = examine(&["d"]);
+    assert!(!ok && said.contains("d.img is no member"), "{said}");
+    let (ok, said) = examine(&["nowhere"]);
+    assert!(!ok && said.contains("nowhere.img"), "{said}");
 }
 
 /// Overwrites copies of a member's superblock.

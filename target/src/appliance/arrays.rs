@@ -22,7 +22,10 @@ use corebay_conf::{Appliance, appliance};
 use corebay_core::{
     arena::{Arena, HUGEPAGE_BYTES, Region},
     buffer::BufferPool,
-    disk::file::{FileEngine, FileEngineOptions},
+    disk::{
+        DiskError,
+        file::{FileEngine, FileEngineOptions},
+    },
     reactor::{MachineClock, Reactor, run as run_reactor},
     rng::Rng,
     units::{CoreId, Time},
@@ -33,8 +36,9 @@ use corebay_raid::{
     create::{CreateError, create},
     geometry::{Consistency, Geometry, Level, Wish},
     state::{RoleState, Uuid},
-    superblock::BadSuperblock,
+    superblock::{BadSuperblock, Superblock},
     sweep::{Pace, Scrubbed},
+    within,
 };
 use tracing::{info, warn};
 
@@ -47,6 +51,9 @@ use crate::cli::Failure;
 
 /// Tasks of an array that may wait for its scratch memory.
 const SCRATCH_WAITERS: usize = 512;
+
+/// How long a disk that is looked at may take to answer.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Orders to an array that may wait.
 const ORDERS_MAX: usize = 16;
@@ -148,6 +155,10 @@ pub struct Tending {
     pub spares: Vec<Named>,
     /// Disks that take no part, and why.
     pub refused: Vec<(Named, String)>,
+    /// Those of them that were spares, and could not step in.
+    pub unfit_spares: Vec<String>,
+    /// Disks that a role had before, which have not ended what was asked of them.
+    former: Vec<(usize, String)>,
     /// What is to be done.
     pub orders: VecDeque<(Order, Answer)>,
     /// What goes over the array.
@@ -160,6 +171,12 @@ impl Tending {
     /// The disks, by role.
     pub fn members(&self) -> &[Option<Named>] {
         &self.members
+    }
+
+    /// A disk is refused no more.
+    pub fn forget(&mut self, name: &str) {
+        self.refused.retain(|(refused, _)| refused.name != name);
+        self.unfit_spares.retain(|unfit| unfit != name);
     }
 }
 
@@ -207,19 +224,78 @@ impl ArrayMedium {
         self.tending().members.clone()
     }
 
+    /// A role whose member has not ended what was asked of it, by number.
+    pub fn unquiet(&self) -> Option<usize> {
+        let assembled = self.assembled();
+        (0..assembled.geometry().roles()).find(|role| assembled.unended(*role) > 0)
+    }
+
+    /// A role of which a disk of this name still has something to end, that was asked of it before it
+    /// was given up.
+    pub fn still_asked(&self, name: &str) -> Option<usize> {
+        let assembled = self.assembled();
+        let tending = self.tending();
+        let members = tending.members.iter().enumerate();
+        let members = members.filter_map(|(role, disk)| Some((role, &disk.as_ref()?.name)));
+        let former = tending.former.iter().map(|(role, name)| (*role, name));
+        let mut of_disk = members.chain(former).filter(|(_, known)| *known == name);
+        of_disk.find_map(|(role, _)| (assembled.strays(role) > 0).then_some(role))
+    }
+
+    /// An order that has to wait: what returns has to end first what was asked of it.
+    pub fn has_to_wait(&self, order: &Order) -> bool {
+        let Order::Return { role, .. } = order else {
+            return false;
+        };
+        let assembled = self.assembled();
+        let record = assembled.state().roles.get(*role).copied();
+        record.is_some_and(|record| record.state == RoleState::Failed)
+            && assembled.unended(*role) > 0
+    }
+
+    /// A spare's drive was lost and is there again.
+    pub fn take_back_spare(&self, by: &Named) {
+        let mut tending = self.tending();
+        if let Some(spare) = tending
+            .spares
+            .iter_mut()
+            .find(|spare| spare.name == by.name)
+        {
+            *spare = by.clone();
+        } else if tending.unfit_spares.contains(&by.name) {
+            tending.forget(&by.name);
+            tending.spares.push(by.clone());
+        } else {
+            return;
+        }
+        info!(
+            array = self.name,
+            disk = by.name,
+            "the spare is there again"
+        );
+    }
+
     /// A role has another disk from now on.
     pub fn set_member(&self, role: usize, by: Named) {
+        let is_out = self.assembled().unended(role) > 0;
         let mut tending = self.tending();
+        if let Some(had) = tending.members[role].take()
+            && is_out
+            && had.name != by.name
+        {
+            tending.former.push((role, had.name));
+        }
+        tending.former.retain(|(_, former)| *former != by.name);
         tending.spares.retain(|spare| spare.name != by.name);
-        tending
-            .refused
-            .retain(|(refused, _)| refused.name != by.name);
+        tending.forget(&by.name);
         tending.members[role] = Some(by);
     }
 
-    /// The disks by role are others from now on.
+    /// The disks by role are others from now on. All have ended what was asked of them.
     pub fn set_members(&self, members: Vec<Option<Named>>) {
-        self.tending().members = members;
+        let mut tending = self.tending();
+        tending.former.clear();
+        tending.members = members;
     }
 
     /// A role has no disk from now on.
@@ -573,7 +649,7 @@ impl Finding {
         let mut wanted: Vec<Uuid> = self.plan.uuid.into_iter().collect();
         if wanted.is_empty() {
             for disk in open_all(devices, there)? {
-                let said = examine(&disk, pool).await;
+                let said = look_at(&disk, devices, pool).await;
                 wanted.extend(said.map(|superblock| superblock.array));
             }
         }
@@ -654,7 +730,7 @@ impl Finding {
         let mut newest = 0;
         let mut found = Vec::new();
         for (disk, Named { name, .. }) in disks.iter().zip(there) {
-            match examine(disk, pool).await {
+            match look_at(disk, devices, pool).await {
                 Ok(superblock) => {
                     newest = newest.max(superblock.state.generation);
                     found.push((name, superblock.state.generation));
@@ -859,6 +935,16 @@ impl Finding {
     }
 }
 
+/// What a disk says of itself, unless it does not answer.
+async fn look_at(
+    disk: &PlainDisk,
+    devices: &Devices,
+    pool: &BufferPool,
+) -> Result<Superblock, Refusal> {
+    let looked = within(&devices.reactor, LOOK_TIMEOUT, examine(disk, pool)).await;
+    looked.unwrap_or(Err(Refusal::Unreadable(DiskError::TimedOut)))
+}
+
 /// Opens a core's way to all these disks.
 pub fn open_all(devices: &Devices, disks: &[Named]) -> Result<Vec<PlainDisk>, Failure> {
     let opened = disks.iter().map(|disk| devices.open(&disk.medium));
@@ -899,3 +985,7 @@ where
     let ended = outcome.borrow_mut().take();
     ended.expect("the reactor stops with the task's end")
 }
+
+#[cfg(test)]
+#[path = "arrays_tests.rs"]
+mod tests;

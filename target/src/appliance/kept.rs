@@ -49,6 +49,9 @@ impl Made {
         let (level, code) = array_words::level_words(wish.level);
         let tending = array.tending();
         let members = tending.members().iter().flatten();
+        // One that could not step in may be well at the next start.
+        let spares = tending.spares.iter().map(|spare| &spare.name);
+        let spares = spares.chain(&tending.unfit_spares);
         Self {
             uuid: Uuid::from_bytes(assembled.uuid().0),
             level: level.to_owned(),
@@ -56,7 +59,7 @@ impl Made {
             parity: code.map(|(_, parity)| parity),
             roles: wish.roles,
             members: members.map(|disk| disk.name.clone()).collect(),
-            spares: tending.spares.iter().map(|s| s.name.clone()).collect(),
+            spares: spares.cloned().collect(),
             strip_bytes: u64::from(wish.strip_bytes),
             consistency: array_words::consistency_word(wish.consistency).to_owned(),
             floor_mib: array.pace.floor_mib_s,

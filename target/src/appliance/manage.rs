@@ -538,11 +538,13 @@ impl Main {
             Box::new(move |core| {
                 let own = core.clone();
                 core.spawn_control(async move {
-                    let ended = tend::end(&own, &medium).await;
+                    // A disk that is still being written is free for nobody.
+                    let ended = tend::end(&own, &medium, None).await;
                     if let Err(error) = ended {
                         warn!(array = medium.name, %error, "it was not ended cleanly");
                     }
                     shut_everywhere(&own, &medium).await;
+                    tend::quiet(&own, &medium).await;
                     let stopped = move |main: &mut Main| {
                         let _ = answer.send(main.array_was_shut(&medium));
                     };

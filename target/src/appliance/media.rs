@@ -287,6 +287,14 @@ impl Media {
     /// Members that their arrays had to do without are taken back, and brought up to date.
     pub fn return_members(&self, names: &[String]) {
         for array in &self.arrays {
+            let back = self
+                .open
+                .iter()
+                .filter(|(key, _)| names.contains(&key.name));
+            for (key, medium) in back {
+                let (name, medium) = (key.name.clone(), medium.clone());
+                array.take_back_spare(&Named { name, medium });
+            }
             for (role, member) in array.members().into_iter().enumerate() {
                 let Some(name) = member.map(|member| member.name) else {
                     continue;

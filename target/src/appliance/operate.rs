@@ -4,7 +4,10 @@ use std::sync::{Arc, PoisonError, atomic::Ordering, mpsc};
 
 use corebay_conf::{Appliance, appliance::Store};
 use corebay_core::units::Time;
-use corebay_raid::{geometry::Consistency, state::RoleState};
+use corebay_raid::{
+    geometry::Consistency,
+    state::{RoleRecord, RoleState},
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -205,6 +208,13 @@ pub fn free(
         )));
     }
     for array in media.arrays() {
+        if let Some(role) = array.still_asked(name) {
+            return Err(RpcError::refused(format!(
+                "the disk \"{name}\" has not ended what the array \"{}\" asked of it as role {role} \
+                 before it was given up: what came late would spoil newer data",
+                array.name
+            )));
+        }
         let members = array.members();
         let state = array.assembled().state();
         let is_spare = |spare: &Named| spare.name == name;
@@ -260,7 +270,10 @@ fn spare(
             geometry.block_size()
         )));
     }
-    array.tending().spares.push(disk);
+    let mut tending = array.tending();
+    tending.forget(name);
+    tending.spares.push(disk);
+    drop(tending);
     kept_as_it_is(&array, state)?
 }
 
@@ -268,25 +281,19 @@ fn describe(array: &ArrayMedium, now: Time) -> Value {
     let assembled = array.assembled();
     let state = assembled.state();
     let (geometry, info, counters) = (assembled.geometry(), assembled.info(), assembled.counters());
-    let members = array.members().into_iter().zip(&state.roles).enumerate().map(|(role, (disk, record))| {
-        let word = match record.state {
-            RoleState::Active => "active",
-            RoleState::Failed => "failed",
-            RoleState::Rebuilding { .. } => "rebuilding",
-        };
-        json!({ "role": role, "disk": disk.map(|disk| disk.name), "uuid": record.member.to_string(), "state": word })
-    });
-    let members: Vec<_> = members.collect();
     let rebuilding = state
         .roles
         .iter()
         .any(|role| matches!(role.state, RoleState::Rebuilding { .. }));
+    let ending = array.ending.load(Ordering::SeqCst);
     let word = match (assembled.is_stopped(), state.is_whole(), rebuilding) {
+        _ if ending => "stopping",
         (true, ..) => "stopped",
         (_, true, _) => "good",
         (.., true) => "rebuilding",
         _ => "degraded",
     };
+    let members = describe_members(array);
     let tending = array.tending();
     let spares: Vec<_> = tending.spares.iter().map(|spare| &spare.name).collect();
     let refused = tending.refused.iter();
@@ -327,6 +334,7 @@ fn describe(array: &ArrayMedium, now: Time) -> Value {
         "spares": spares,
         "refused": refused,
         "sweep": tending.sweep.as_ref().map(|sweep| progress(array, sweep, now)),
+        "resync_due": assembled.needs_resync(),
         "scrubbed": scrubbed,
         "scrub_every_seconds": array.scrub_every.map(|every| every.as_secs()),
         "scrub_in_seconds": next,
@@ -335,6 +343,7 @@ fn describe(array: &ArrayMedium, now: Time) -> Value {
         "counters": {
             "reconstructed": counters.reconstructed, "repaired": counters.repaired,
             "failed_members": counters.failed_members, "mismatches": counters.mismatches,
+            "slow_members": counters.slow_members,
         },
     })
 }
@@ -342,6 +351,34 @@ fn describe(array: &ArrayMedium, now: Time) -> Value {
 /// Why an array takes nothing more, and what mends it.
 const STOPPED: &str =
     "it has lost more members than it bears; once they are there again, restart corebay";
+
+/// The members, and how they answer.
+fn describe_members(array: &ArrayMedium) -> Vec<Value> {
+    let assembled = array.assembled();
+    let slow: Vec<usize> = assembled.slow().collect();
+    let roles = assembled.state().roles;
+    let members = array.members().into_iter().zip(roles).enumerate();
+    let member = |(role, (disk, record)): (usize, (Option<Named>, RoleRecord))| {
+        let word = match record.state {
+            RoleState::Active => "active",
+            RoleState::Failed => "failed",
+            RoleState::Rebuilding { .. } => "rebuilding",
+        };
+        let latency = assembled.latency(role);
+        let latency = latency.map(|mean| u64::try_from(mean.as_micros()).unwrap_or(u64::MAX));
+        json!({
+            "role": role,
+            "disk": disk.map(|disk| disk.name),
+            "uuid": record.member.to_string(),
+            "state": word,
+            "latency_us": latency,
+            "slow": slow.contains(&role),
+            "overdue": assembled.overdue(role),
+            "unended": assembled.strays(role),
+        })
+    };
+    members.map(member).collect()
+}
 
 fn progress(array: &ArrayMedium, sweep: &Sweep, now: Time) -> Value {
     let assembled = array.assembled();

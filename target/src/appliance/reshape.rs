@@ -15,6 +15,7 @@ use corebay_raid::{
     array::{Array, Assembled},
     assemble::{Assembly, assemble},
     reshape::{Change, ReshapeError},
+    state::RoleState,
 };
 use tracing::{error, info};
 
@@ -26,6 +27,9 @@ use super::{
 /// Attempts to assemble an array anew, and the pause between them.
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// How long disks may take to end what was asked of them, while hosts wait.
+const QUIET: Duration = Duration::from_millis(500);
 
 impl Tender {
     /// Makes the array as large as its members allow.
@@ -92,9 +96,26 @@ impl Tender {
                 }
             })
             .await;
+        if let Some(role) = self.is_unquiet().await {
+            drop(array);
+            self.reopen().await;
+            return Err(format!(
+                "the disk of role {role} has not ended what was asked of it: the array \"{}\" stays as \
+                 it is until it has",
+                self.medium.name
+            ));
+        }
         let changed = array.reshape(change, &mut random()).await;
         drop(array);
         let again = self.assemble_again().await;
+        self.reopen().await;
+        again?;
+        changed.map_err(|why| self.cannot(&why))?;
+        info!(array = self.medium.name, ?change, "the shape has changed");
+        Ok(())
+    }
+
+    async fn reopen(&self) {
         let medium = self.medium.clone();
         self.core
             .call_all(move |core, reply| {
@@ -104,14 +125,24 @@ impl Tender {
                 reply.send(core, ());
             })
             .await;
-        again?;
-        changed.map_err(|why| self.cannot(&why))?;
-        info!(array = self.medium.name, ?change, "the shape has changed");
-        Ok(())
+    }
+
+    /// A role whose disk still has something to end, with the doors shut: an array that is assembled
+    /// anew knows nothing of it.
+    async fn is_unquiet(&self) -> Option<usize> {
+        let deadline = self.core.reactor.now().plus(QUIET);
+        while self.core.reactor.now() < deadline && self.medium.unquiet().is_some() {
+            self.core.reactor.sleep(QUIET / 50).await;
+        }
+        self.medium.unquiet()
     }
 
     async fn assemble_again(&self) -> Result<(), String> {
-        let disks: Vec<Named> = self.medium.members().into_iter().flatten().collect();
+        // One that failed has no part in it, and might hang.
+        let roles = self.medium.assembled().state().roles;
+        let by_role = self.medium.members().into_iter().zip(roles);
+        let good = by_role.filter(|(_, record)| record.state != RoleState::Failed);
+        let disks: Vec<Named> = good.filter_map(|(disk, _)| disk).collect();
         let mut attempt = 0;
         loop {
             let medium = self.medium.clone();
@@ -160,9 +191,26 @@ impl Tender {
             .map(|place| place.map(|place| disks[place].clone()))
             .collect();
         self.open_everywhere(&assembled, &members).await?;
+        let members = self.with_failed(&assembled, members);
         self.medium.set_assembled(assembled);
         self.medium.set_members(members);
         Ok(())
+    }
+
+    /// The disks by role, and of those that failed the last ones.
+    fn with_failed(
+        &self,
+        assembled: &Assembled,
+        mut members: Vec<Option<Named>>,
+    ) -> Vec<Option<Named>> {
+        let (before, had) = (self.medium.assembled().state(), self.medium.members());
+        for (disk, record) in members.iter_mut().zip(assembled.state().roles) {
+            if disk.is_none() {
+                let role = before.role_of(record.member);
+                *disk = role.and_then(|role| had.get(role).cloned().flatten());
+            }
+        }
+        members
     }
 
     async fn open_everywhere(

@@ -224,6 +224,8 @@ impl Main {
             match self.events.recv_timeout(next.since(now)) {
                 Ok(Event::Save(request)) => self.save(request),
                 Ok(Event::Control(request)) => {
+                    // Time has passed since the last event.
+                    let now = self.clock.now();
                     let (method, params) = (request.method.as_str(), &request.params);
                     let appliance = current.as_ref().unwrap_or(appliance);
                     let managed = manage(self, appliance, method, params);
@@ -756,7 +758,8 @@ fn flush(port: &Port<Message<MachineEnvironment>>, cores: usize) -> bool {
                     medium.assembled().halt_sweeps();
                 }
                 for (medium, _) in arrays {
-                    if let Err(error) = tend::end(&flushing, &medium).await {
+                    if let Err(error) = tend::end(&flushing, &medium, Some(tend::END_TIMEOUT)).await
+                    {
                         warn!(array = medium.name, %error, "an array was not ended cleanly");
                         all = false;
                     }

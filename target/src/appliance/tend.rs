@@ -11,7 +11,7 @@ use std::{
 };
 
 use corebay_core::disk::{Disk, DiskError, Durability, Space};
-use corebay_core::units::Lba;
+use corebay_core::units::{Lba, Time};
 use corebay_raid::{
     array::Array,
     assemble::{check_returning, examine},
@@ -20,6 +20,7 @@ use corebay_raid::{
     reshape::Change,
     state::RoleState,
     sweep::SweepError,
+    within,
 };
 use corebay_target::{core::Core, environment::Environment};
 use tracing::{info, warn};
@@ -38,14 +39,27 @@ const AFTER_FAILURE: Duration = Duration::from_secs(10);
 /// Looks after which marks of the dirty map are taken away where nothing is written any more.
 const LOOKS_PER_TIDY: u32 = 50;
 
-/// How long tasks that tend an array may take to end.
-const END_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a resync that failed is not begun again: what it could not read may be written meanwhile.
+const AFTER_RESYNC: Duration = Duration::from_secs(60);
+
+/// How long tasks that tend an array may take to end where the process ends.
+pub const END_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a disk that is looked at may take: no order waits longer for it.
+const DISK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a disk that an array is to do without may take to end what was asked of it.
+const QUIET_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is looked at of a disk before it is taken for a member (`raid/FORMAT.md`).
 const BEGINNING_BYTES: u64 = 128 << 10;
 
 pub type MachineCore = Rc<Core<MachineEnvironment>>;
 type OpenArray = Rc<Array<PlainDisk>>;
+
+fn does_not_answer(name: &str) -> String {
+    format!("the disk \"{name}\" does not answer")
+}
 
 /// Tends an array from now on. On the first core.
 pub fn tend(core: &MachineCore, medium: Arc<ArrayMedium>) {
@@ -54,6 +68,7 @@ pub fn tend(core: &MachineCore, medium: Arc<ArrayMedium>) {
         core: core.clone(),
         medium,
         reshaping: Cell::new(false),
+        resync_from: Cell::new(core.reactor.now()),
     });
     let orders = tender.clone();
     core.spawn_control(async move {
@@ -67,12 +82,19 @@ pub fn tend(core: &MachineCore, medium: Arc<ArrayMedium>) {
 }
 
 /// Ends the care for an array: what goes over it ends with its progress recorded, what is written is
-/// durable, and nothing is marked that is in place. On the first core.
-pub async fn end(core: &MachineCore, medium: &Arc<ArrayMedium>) -> Result<(), DiskError> {
+/// durable, and nothing is marked that is in place. Where no time is given, it takes as long as it takes.
+/// On the first core.
+pub async fn end(
+    core: &MachineCore,
+    medium: &Arc<ArrayMedium>,
+    time: Option<Duration>,
+) -> Result<(), DiskError> {
     medium.ending.store(true, Ordering::SeqCst);
-    medium.assembled().halt_sweeps();
-    let deadline = core.reactor.now().plus(END_TIMEOUT);
-    while medium.tenders.load(Ordering::SeqCst) > 0 && core.reactor.now() < deadline {
+    let deadline = time.map(|time| core.reactor.now().plus(time));
+    let may_wait = || deadline.is_none_or(|deadline| core.reactor.now() < deadline);
+    while medium.tenders.load(Ordering::SeqCst) > 0 && may_wait() {
+        // Whoever changes the shape assembles it anew.
+        medium.assembled().halt_sweeps();
         core.reactor.sleep(LOOK / 10).await;
     }
     let Some(array) = core.environment.array(medium) else {
@@ -82,10 +104,28 @@ pub async fn end(core: &MachineCore, medium: &Arc<ArrayMedium>) -> Result<(), Di
     array.tidy().await.map(drop)
 }
 
+/// Waits until no disk of an array that nobody uses any more has anything left to end: a write that
+/// comes late would spoil what is made of the disk next. On the first core.
+pub async fn quiet(core: &MachineCore, medium: &Arc<ArrayMedium>) {
+    let mut said = false;
+    while let Some(role) = medium.unquiet() {
+        if !std::mem::replace(&mut said, true) {
+            let array = &medium.name;
+            warn!(
+                array,
+                role, "a disk has not ended what was asked of it: waiting"
+            );
+        }
+        core.reactor.sleep(LOOK).await;
+    }
+}
+
 pub(super) struct Tender {
     pub(super) core: MachineCore,
     pub(super) medium: Arc<ArrayMedium>,
     pub(super) reshaping: Cell<bool>,
+    /// When a resync that failed is begun again.
+    resync_from: Cell<Time>,
 }
 
 impl Tender {
@@ -119,7 +159,9 @@ impl Tender {
             let next = {
                 let mut tending = self.medium.tending();
                 // A scrub waits for the sweep that is under way.
-                let ready = |(order, _): &(Order, _)| !matches!(order, Order::Scrub);
+                let ready = |(order, _): &(Order, _)| {
+                    !matches!(order, Order::Scrub) && !self.medium.has_to_wait(order)
+                };
                 let place = tending.orders.iter().position(ready);
                 place.and_then(|place| tending.orders.remove(place))
             };
@@ -177,8 +219,9 @@ impl Tender {
     /// What a disk holds is still what the member of this role held when it was lost, or older.
     async fn is_who_was_lost(&self, role: usize, by: &Named) -> Result<(), String> {
         let (disk, assembled) = (self.open(by)?, self.medium.assembled());
-        let checked = check_returning(&disk, &assembled, role, &self.core.memory.scratch).await;
-        checked.map_err(|why| {
+        let checking = check_returning(&disk, &assembled, role, &self.core.memory.scratch);
+        let checked = self.timely(checking).await;
+        checked.ok_or_else(|| does_not_answer(&by.name))?.map_err(|why| {
             let (array, name) = (&self.medium.name, &by.name);
             format!(
                 "the disk \"{name}\" is not taken back as role {role}: {why}; `corebay array add {array} \
@@ -220,8 +263,26 @@ impl Tender {
         })
     }
 
+    /// The disk of a role that has failed has ended what was asked of it, or ends it soon.
+    async fn is_quiet(&self, role: usize) -> bool {
+        let unended = || self.medium.assembled().unended(role) > 0;
+        let deadline = self.core.reactor.now().plus(QUIET_TIMEOUT);
+        while unended() && self.core.reactor.now() < deadline {
+            self.core.reactor.sleep(LOOK / 10).await;
+        }
+        !unended()
+    }
+
     async fn replace(&self, role: usize, by: Named, lose: bool) -> Result<(), String> {
         self.may_be_given(role)?;
+        // A spare steps in for a disk that hangs; but that one itself has to end what it was asked.
+        let had_it = self.medium.members().get(role).cloned().flatten();
+        if !self.is_quiet(role).await && had_it.is_some_and(|had| had.name == by.name) {
+            return Err(format!(
+                "the disk \"{}\" has not ended what was asked of it before it was given up",
+                by.name
+            ));
+        }
         self.clear(&by, lose).await?;
         self.is_fit(&by).await?;
         self.give(role, Some(&by)).await?;
@@ -254,6 +315,12 @@ impl Tender {
         if state.roles[role].state != RoleState::Failed {
             self.give_up(role).await?;
         }
+        if !self.is_quiet(role).await {
+            return Err(format!(
+                "role {role} is given up, but its disk has not ended what was asked of it: it stays \
+                 with the array until it has, or is pulled out"
+            ));
+        }
         self.give(role, None).await?;
         self.medium.clear_member(role);
         warn!(array = self.medium.name, role, "removed");
@@ -263,9 +330,10 @@ impl Tender {
     /// The role that a disk had, if it had one. What else lies on it is looked at when it is taken.
     async fn former_role(&self, by: &Named) -> Result<Option<usize>, String> {
         let disk = self.open(by)?;
-        let said = examine(&disk, &self.core.memory.scratch).await;
+        let said = self.timely(examine(&disk, &self.core.memory.scratch)).await;
+        let said = said.ok_or_else(|| does_not_answer(&by.name))?;
         let assembled = self.medium.assembled();
-        let Ok(said) = said.map_err(|_| ()) else {
+        let Ok(said) = said else {
             return Ok(None);
         };
         match assembled.state().role_of(said.member) {
@@ -277,6 +345,10 @@ impl Tender {
             )),
             _ => Ok(None),
         }
+    }
+
+    async fn timely<T>(&self, looking: impl Future<Output = T>) -> Option<T> {
+        within(&self.core.reactor, DISK_TIMEOUT, looking).await
     }
 
     fn open(&self, by: &Named) -> Result<PlainDisk, String> {
@@ -292,7 +364,8 @@ impl Tender {
         let disk = self.open(by)?;
         let blocks = disk.info().block_size.blocks_in(BEGINNING_BYTES);
         let zeroes = disk.write_zeroes(Lba(0), blocks, Space::Keep, Durability::Durable);
-        let cleared = zeroes.await;
+        let cleared = self.timely(zeroes).await;
+        let cleared = cleared.ok_or_else(|| does_not_answer(&by.name))?;
         cleared.map_err(|error| format!("the disk \"{}\" cannot be cleared: {error}", by.name))
     }
 
@@ -311,7 +384,8 @@ impl Tender {
                 "the disk \"{name}\" is too small: it has {bytes} bytes, {needs} are needed"
             ));
         }
-        let occupant = occupant_of(&disk, &self.core.memory.scratch).await;
+        let occupant = self.timely(occupant_of(&disk, &self.core.memory.scratch));
+        let occupant = occupant.await.ok_or_else(|| does_not_answer(name))?;
         match occupant.map_err(|error| format!("the disk \"{name}\": {error}"))? {
             None => Ok(()),
             Some(by) => Err(format!(
@@ -362,8 +436,10 @@ impl Tender {
         };
         let spare = {
             let mut tending = self.medium.tending();
-            let returning =
-                |(order, _): &(Order, _)| matches!(order, Order::Return { .. } | Order::Add { .. });
+            let returning = |(order, _): &(Order, _)| {
+                let returns = matches!(order, Order::Return { .. } | Order::Add { .. });
+                returns && !self.medium.has_to_wait(order)
+            };
             match tending.spares.is_empty() || tending.orders.iter().any(returning) {
                 true => return,
                 false => tending.spares.remove(0),
@@ -378,7 +454,9 @@ impl Tender {
         let by = spare.clone();
         if let Err(why) = self.replace(role, by, false).await {
             warn!(array = self.medium.name, "{why}");
-            self.medium.tending().refused.push((spare, why));
+            let mut tending = self.medium.tending();
+            tending.unfit_spares.push(spare.name.clone());
+            tending.refused.push((spare, why));
         }
         let (answer, _) = std::sync::mpsc::channel();
         self.keep(answer, Ok(()));
@@ -405,6 +483,10 @@ impl Tender {
             RoleState::Rebuilding { stripes, .. } => Some((role, stripes)),
             _ => None,
         });
+        let is_time = self.core.reactor.now() >= self.resync_from.get();
+        if assembled.needs_resync() && is_time && !assembled.is_stopped() {
+            return Some((SweepKind::Resync, 0));
+        }
         if let Some((role, from)) = rebuilding.filter(|_| !assembled.is_stopped()) {
             return Some((SweepKind::Rebuild(role), from));
         }
@@ -465,6 +547,10 @@ impl Tender {
             (Ok(()), _) | (Err(SweepError::Halted), _) => {}
             (Err(error), kind) => {
                 warn!(array = name, ?kind, %error, "ended early");
+                if kind == SweepKind::Resync {
+                    let again = self.core.reactor.now().plus(AFTER_RESYNC);
+                    self.resync_from.set(again);
+                }
                 drop(array);
                 let deadline = self.core.reactor.now().plus(AFTER_FAILURE);
                 while !self.is_ending() && self.core.reactor.now() < deadline {

@@ -1,12 +1,13 @@
 //! `corebay array`: looks at the arrays of a running appliance, and changes them, by its control socket.
 
-use std::{process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use serde_json::{Value, json};
 
 use super::{
     Failure, Format,
     client::{Asking, Client, word},
+    examine,
     table::Table,
 };
 
@@ -20,6 +21,7 @@ Examples:
   corebay array create bulk --level raid6 bay-1 bay-2 bay-3 bay-4 bay-5 --spare bay-6 --scrub weekly
   corebay array list
   corebay array status bulk --watch      members, and how far a rebuild or a scrub is
+  corebay array examine /dev/nvme?n1     what disks say of themselves, without an appliance
   corebay array replace bulk 3 bay-9     gives the failed role 3 to the disk bay-9
   corebay array add pair fast-3          a leg more for a mirror; or a member that was away is back
   corebay array grow bulk                after all members were replaced by larger ones
@@ -60,6 +62,12 @@ enum Action {
     },
     /// List the arrays
     List,
+    /// Say of files or devices which array they are members of, without an appliance; nothing is written
+    Examine {
+        /// Files or devices
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
+    },
     /// Say how an array is
     Status {
         /// Its name
@@ -183,7 +191,8 @@ impl Action {
     /// The method, its parameters, and the array it is about.
     fn request(&self) -> (&'static str, Value, Option<&str>) {
         let (method, params) = match self {
-            Self::List => return ("list", json!({}), None),
+            // No request: an appliance has no part in it.
+            Self::List | Self::Examine { .. } => return ("list", json!({}), None),
             Self::Create(create) => ("create", create.params()),
             Self::Assemble {
                 array,
@@ -226,7 +235,7 @@ impl Action {
 
     fn array(&self) -> Option<&str> {
         match self {
-            Self::List => None,
+            Self::List | Self::Examine { .. } => None,
             Self::Create(Create { array, .. })
             | Self::Assemble { array, .. }
             | Self::Stop { array }
@@ -251,6 +260,9 @@ pub fn run(args: &Args) -> ExitCode {
 }
 
 fn act(args: &Args) -> Result<(), Failure> {
+    if let Action::Examine { paths } = &args.action {
+        return examine::run(paths, args.asking.output);
+    }
     let mut client = Client::connect(&args.asking)?;
     let (method, params, array) = args.action.request();
     let is_look = matches!(args.action, Action::List | Action::Status { .. });
@@ -358,12 +370,21 @@ fn status(array: &Value) -> String {
         word(&array["consistency"]),
         sweep(&array["sweep"]),
     );
-    let mut table = Table::new(&[">ROLE", "DISK", "STATE"]);
+    let mut table = Table::new(&[">ROLE", "DISK", "STATE", ">LATENCY", ">OVERDUE"]);
     for member in array["members"].as_array().into_iter().flatten() {
+        let mut state = word(&member["state"]);
+        if member["slow"] == true {
+            state += ", slow";
+        }
+        if member["unended"] != 0 {
+            state += ", not quiet";
+        }
         table.row(vec![
             word(&member["role"]),
             word(&member["disk"]),
-            word(&member["state"]),
+            state,
+            latency(&member["latency_us"]),
+            word(&member["overdue"]),
         ]);
     }
     text += &table.to_string();
@@ -378,6 +399,15 @@ fn status(array: &Value) -> String {
         );
     }
     text + &scrubs(array)
+}
+
+/// How long a member's commands take.
+fn latency(micros: &Value) -> String {
+    match micros.as_u64() {
+        None => "-".to_owned(),
+        Some(micros @ 0..10_000) => format!("{micros} us"),
+        Some(micros) => format!("{} ms", micros / 1000),
+    }
 }
 
 /// How the last scrub ended, and when the next one begins.

@@ -14,6 +14,7 @@ mod client;
 mod discover;
 mod doctor;
 mod drives;
+mod examine;
 mod export;
 mod failure;
 mod id;

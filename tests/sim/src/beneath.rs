@@ -352,7 +352,7 @@ impl ArrayPlan {
             spares: 0,
             parity_rots: false,
         };
-        // A crash loses a torn block and leaves parity wrong from which it would be made.
+        // A crash loses a torn block then, until it is written.
         plan.member.tears &= !plan.has_write_hole();
         if !around.calm && rng.once_in(2) {
             plan.draw_victims(rng, around);

@@ -120,7 +120,9 @@ impl Tender {
             match outcome {
                 Ok(()) => self.store.set_holder(role, medium),
                 // Somebody takes another one.
-                Err(SweepError::Occupied(_)) => self.store.bays.replace(role, rng.next_u64()),
+                Err(SweepError::Occupied(_) | SweepError::Refused(_)) => {
+                    self.store.bays.replace(role, rng.next_u64())
+                }
                 Err(SweepError::Disk(_)) if !known => {
                     self.store.bays.replace(role, rng.next_u64());
                 }
