@@ -460,7 +460,8 @@ impl<D: Disk> Array<D> {
         }
     }
 
-    /// Reads everything, and makes agree what does not: parity with its data, legs with the first.
+    /// Reads everything, and makes agree, durably, what does not: parity with its data, legs with the
+    /// first.
     ///
     /// # Errors
     /// Where members fail beyond the redundancy.
@@ -474,6 +475,10 @@ impl<D: Disk> Array<D> {
         convoy.drain().await?;
         core.set_swept(shared.geometry.stripes());
         let mut found = convoy.run.found.take();
+        if found.mismatch_count > 0 {
+            // What is told to be mended stays so.
+            core.flush_members().await?;
+        }
         found.mismatches.sort_unstable();
         found.lost.sort_unstable();
         Ok(found)

@@ -385,6 +385,31 @@ fn a_scrub_finds_and_mends_what_changed_by_itself() {
 }
 
 #[test]
+fn what_a_scrub_has_mended_outlives_the_power() {
+    for (wish, _) in redundant() {
+        let mut rig = Rig::new(wish, true);
+        let array = rig.all();
+        rig.work(&array, 15);
+        let flushed = array.clone();
+        let flush = async move { flushed.flush().await };
+        rig.bench.run(flush).unwrap().unwrap();
+        let geometry = array.assembled().geometry();
+        for stripe in 0..4 {
+            let role = match geometry.copies() {
+                1 => geometry.role_of(stripe, geometry.data()),
+                _ => 1,
+            };
+            let at = geometry.row_lba(stripe, 0).0;
+            rig.machine.media[role].borrow_mut().corrupt(at);
+        }
+        assert!(rig.mismatches(&array) > 0, "{}", wish.level);
+        drop(array);
+        rig.machine.lose_power();
+        assert_eq!(rig.mismatches(&rig.all()), 0, "{}", wish.level);
+    }
+}
+
+#[test]
 fn legs_that_differ_agree_after_a_scrub_that_could_not_read_one_of_them_at_once() {
     for roles in [2, 3] {
         let mut rig = Rig::new(small(Level::Mirrored, roles, BlockSize::B512), false);
