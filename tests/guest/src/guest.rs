@@ -172,6 +172,11 @@ impl Guest {
         self.run("exec dmesg --read-clear")
     }
 
+    /// Whether its kernel fell over the emulation of a patched instruction: no program does that to it.
+    pub fn fell_to_the_emulator(&self) -> bool {
+        panicked_while_patching(self.folder.path())
+    }
+
     /// The last lines on the guest's console.
     pub fn console(&self) -> String {
         console(self.folder.path())
@@ -196,6 +201,14 @@ impl From<std::io::Error> for Boot {
     fn from(error: std::io::Error) -> Boot {
         Boot::Failed(error.into())
     }
+}
+
+/// Whether the kernel panicked over an instruction that it was just patching (an `int3` oops), as when a
+/// tracepoint is switched on: emulated processors do not always see the new one at once.
+fn panicked_while_patching(folder: &Path) -> bool {
+    let bytes = fs::read(folder.join("console")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    text.contains("Oops: int3") && text.contains("Kernel panic")
 }
 
 /// The line of the console that says why the kernel panicked, if it did.

@@ -290,15 +290,29 @@ pub fn run(image: &Image, peer: &Peer, filters: &[String]) -> Tally {
     for (group, cases) in selection(filters, peer) {
         let mut lab = None;
         for case in cases {
-            let ready = lab
-                .take()
-                .map_or_else(|| new_lab(image, peer, &group, guest.take()), Ok);
-            let start = Instant::now();
-            let (result, left) = match ready {
-                Ok(ready) => run_case(ready, &case),
-                Err(error) => (Err(error), None),
+            let mut tries = 0;
+            let (start, result) = loop {
+                let ready = lab
+                    .take()
+                    .map_or_else(|| new_lab(image, peer, &group, guest.take()), Ok);
+                let start = Instant::now();
+                tries += 1;
+                match ready.map(|ready| run_case(ready, &case)) {
+                    Ok(None) if tries < CASE_TRIES => println!(
+                        "    {}::{}: the emulated kernel panicked (int3 oops): run again",
+                        group.name, case.name
+                    ),
+                    Ok(None) => {
+                        let error = anyhow::anyhow!("the emulated kernel panicked {tries} times");
+                        break (start, Err(error));
+                    }
+                    Ok(Some((result, left))) => {
+                        lab = left;
+                        break (start, result);
+                    }
+                    Err(error) => break (start, Err(error)),
+                }
             };
-            lab = left;
             report(&group, &case, start, &result);
             match result {
                 Ok(()) => tally.passed += 1,
@@ -347,8 +361,12 @@ fn new_lab(image: &Image, peer: &Peer, group: &Group, guest: Option<Guest>) -> R
     Ok(lab)
 }
 
-/// Runs one test; gives the lab back if it can serve the next one.
-fn run_case(mut lab: Lab, case: &Case) -> (Result<()>, Option<Lab>) {
+/// How often a test is begun whose guest falls to the emulator.
+const CASE_TRIES: u32 = 3;
+
+/// Runs one test; gives the lab back if it can serve the next one. `None` where the guest's kernel
+/// panicked by the emulator's fault.
+fn run_case(mut lab: Lab, case: &Case) -> Option<(Result<()>, Option<Lab>)> {
     lab.corebay_said = match &lab.target {
         Target::Corebay(corebay) => corebay.output().len(),
         _ => 0,
@@ -357,11 +375,12 @@ fn run_case(mut lab: Lab, case: &Case) -> (Result<()>, Option<Lab>) {
         .and_then(|()| lab.clean())
         .and_then(|log| check_kernel_log(&log, case.io_errors));
     match result {
-        Ok(()) => (Ok(()), Some(lab)),
+        Ok(()) => Some((Ok(()), Some(lab))),
+        Err(_) if lab.guest.fell_to_the_emulator() => None,
         Err(error) => {
             let error = anyhow::anyhow!("{error:#}{}", lab.evidence());
             let left = if lab.usable() { Some(lab) } else { None };
-            (Err(error), left)
+            Some((Err(error), left))
         }
     }
 }
