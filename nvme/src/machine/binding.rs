@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{MachineDrive, VFIO_DRIVER, device_folder, openers, text};
+use super::{MachineDrive, VFIO_DRIVER, all_users, device_folder, openers, text};
 
 /// `open(2)`: of a block device, only where nobody holds it so.
 const O_EXCL: i32 = 0o200;
@@ -185,11 +185,10 @@ pub fn unbind(root: &Path, address: &str, force: bool) -> Result<String, BindRef
 
 fn steps_to_bind(root: &Path, drive: &MachineDrive) -> Result<Vec<Step>, BindRefusal> {
     let address = drive.address.clone();
-    let mut users: Vec<String> = drive.users().map(str::to_owned).collect();
     if drive.is_lent() {
         return Err(BindRefusal::Already(address, "bound to vfio-pci already"));
     }
-    users.extend(openers(root, drive));
+    let users = all_users(root, drive);
     if !users.is_empty() {
         return Err(BindRefusal::InUse(address, users));
     }

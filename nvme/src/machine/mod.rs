@@ -102,6 +102,13 @@ pub fn drives(root: &Path) -> Vec<MachineDrive> {
     found
 }
 
+/// Everybody who uses a drive: what lies on it, and the processes that have it. In words.
+#[must_use]
+pub fn all_users(root: &Path, drive: &MachineDrive) -> Vec<String> {
+    let on_it = drive.users().map(str::to_owned);
+    on_it.chain(openers(root, drive)).collect()
+}
+
 /// The processes that have a drive: one of its block devices open, or, where it is lent, itself. In words.
 #[must_use]
 pub fn openers(root: &Path, drive: &MachineDrive) -> Vec<String> {

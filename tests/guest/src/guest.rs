@@ -206,22 +206,25 @@ impl From<std::io::Error> for Boot {
 /// Whether the kernel panicked over an instruction that it was just patching (an `int3` oops), as when a
 /// tracepoint is switched on: emulated processors do not always see the new one at once.
 fn panicked_while_patching(folder: &Path) -> bool {
-    let bytes = fs::read(folder.join("console")).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
+    let text = console_text(folder);
     text.contains("Oops: int3") && text.contains("Kernel panic")
 }
 
 /// The line of the console that says why the kernel panicked, if it did.
 fn panic_line(folder: &Path) -> Option<String> {
-    let bytes = fs::read(folder.join("console")).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
+    let text = console_text(folder);
     let line = text.lines().find(|line| line.contains("Kernel panic"))?;
     Some(line.trim().to_owned())
 }
 
 fn console(folder: &Path) -> String {
+    process::tail(&console_text(folder), 25)
+}
+
+/// All that the guest has said on its console.
+fn console_text(folder: &Path) -> String {
     let bytes = fs::read(folder.join("console")).unwrap_or_default();
-    process::tail(&String::from_utf8_lossy(&bytes), 25)
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn arguments(

@@ -244,12 +244,7 @@ impl PoolPlan {
                 blocks: block_size.blocks_in(disk_bytes),
                 volatile_cache: !rng.once_in(3),
                 tears: rng.once_in(4),
-                latency: Latency {
-                    min: Duration::from_micros(pick(rng, &[1, 20, 100])),
-                    spread: Duration::from_micros(pick(rng, &[0, 50, 500, 2_000])),
-                    tail_one_in: pick(rng, &[0, 0, 40]),
-                    tail: Duration::from_millis(pick(rng, &[5, 50])),
-                },
+                latency: latency(rng),
             },
             faults: match !around.calm && rng.once_in(2) {
                 true => Self::faults(rng, block_size),
@@ -453,11 +448,16 @@ fn draw_member(rng: &mut Rng, wish: &Wish) -> MediumOptions {
         blocks: block.blocks_in(bytes) + rng.below(8),
         volatile_cache: !rng.once_in(3),
         tears: rng.once_in(4),
-        latency: Latency {
-            min: Duration::from_micros(pick(rng, &[1, 20, 100])),
-            spread: Duration::from_micros(pick(rng, &[0, 50, 500, 2_000])),
-            tail_one_in: pick(rng, &[0, 0, 40]),
-            tail: Duration::from_millis(pick(rng, &[5, 50])),
-        },
+        latency: latency(rng),
+    }
+}
+
+/// How long the operations of a medium take.
+fn latency(rng: &mut Rng) -> Latency {
+    Latency {
+        min: Duration::from_micros(pick(rng, &[1, 20, 100])),
+        spread: Duration::from_micros(pick(rng, &[0, 50, 500, 2_000])),
+        tail_one_in: pick(rng, &[0, 0, 40]),
+        tail: Duration::from_millis(pick(rng, &[5, 50])),
     }
 }

@@ -4,7 +4,7 @@
 
 use std::{fs, path::Path};
 
-use corebay_nvme::machine::{MachineDrive, drives, openers};
+use corebay_nvme::machine::{MachineDrive, all_users, drives};
 
 /// The oldest kernel that everything here was tried on.
 const KERNEL_MIN: (u32, u32) = (5, 15);
@@ -260,12 +260,11 @@ fn numa(machine: &Machine<'_>, drives: &[MachineDrive]) -> Finding {
 
 fn drive(root: &Path, drive: &MachineDrive) -> Finding {
     let address = &drive.address;
-    let mut users: Vec<String> = drive.users().map(str::to_owned).collect();
-    users.extend(openers(root, drive));
     let driver = drive.driver.as_deref().unwrap_or("no driver");
     if drive.is_lent() {
         return good("drive", format!("{address} is bound to vfio-pci"));
     }
+    let users = all_users(root, drive);
     if !users.is_empty() {
         let said = format!("{address} stays the kernel's: {}", users.join(", "));
         return good("drive", said);

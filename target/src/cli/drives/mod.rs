@@ -3,7 +3,7 @@
 use std::{path::Path, process::ExitCode};
 
 use corebay_nvme::machine::{
-    MachineDrive, VFIO_DRIVER,
+    MachineDrive, VFIO_DRIVER, all_users,
     binding::{BindRefusal, bind, unbind},
     drives, openers,
 };
@@ -152,8 +152,7 @@ fn as_text(root: &Path, drives: &[MachineDrive]) -> String {
 }
 
 fn used(root: &Path, drive: &MachineDrive) -> String {
-    let mut users: Vec<String> = drive.users().map(str::to_owned).collect();
-    users.extend(openers(root, drive));
+    let users = all_users(root, drive);
     match (users.as_slice(), drive.group_mates.as_slice()) {
         ([], []) if drive.is_lent() => "free, lent to user space".to_owned(),
         ([], []) => "free".to_owned(),
