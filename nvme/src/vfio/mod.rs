@@ -6,14 +6,16 @@
 //!   memory is mapped there once for all of them, and stays mapped as long as one of them is open.
 //!   A container that lost a device to the kernel takes no further one.
 //! - A register is read and written by one volatile access of its own size.
-//! - When a device is dropped, its registers turn into memory of ones in place, so that a core that
-//!   still holds them reads what an unplugged device reads as, and the kernel gets its device back.
+//! - When a device is dropped, or the kernel takes its registers away, they turn into memory of ones in
+//!   place (`lost`), so that a core that still holds them reads what an unplugged device reads as.
+//! - A device's memory is never switched off: the kernel would take the registers away from the cores.
 //! - Memory is made reachable for devices only where nobody holds references to it while a device may
 //!   write it: rings by atomics, buffers by their pins.
 
 #![allow(unsafe_code)]
 
 mod addresses;
+mod lost;
 
 use std::{
     mem::ManuallyDrop,
@@ -27,15 +29,13 @@ use std::{
 
 use corebay_core::arena::ArenaMemory;
 use memmap2::{MmapOptions, MmapRaw};
-use rustix::{
-    event::EventfdFlags,
-    mm::{MapFlags, ProtFlags, mmap_anonymous},
-};
+use rustix::event::EventfdFlags;
 use vfio_bindings::bindings::vfio::{
     VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_REGION_INFO_FLAG_MMAP,
 };
 use vfio_ioctls::{VfioContainer, VfioDevice as RawDevice, VfioError};
 
+use self::lost::{Mapped, RANGE_BYTES_MAX};
 use crate::pcie::{DeviceError, DmaWindow, PciDevice, PciFacts, Registers};
 
 /// Configuration space: Vendor ID and Device ID, the Command register, and its bits.
@@ -213,11 +213,21 @@ impl Drop for Container {
 /// BAR 0 in this process's memory.
 #[derive(Debug)]
 struct Bar {
+    /// Before the mapping: it is given up first.
+    mapped: Mapped,
     map: MmapRaw,
     bytes: u32,
 }
 
 impl Bar {
+    fn new(map: MmapRaw, bytes: u32) -> Result<Self, DeviceError> {
+        let mapped = Mapped::new(map.as_mut_ptr(), map.len()).ok_or(DeviceError {
+            what: "watch over the drive's registers",
+            why: "too many drives are open".into(),
+        })?;
+        Ok(Self { mapped, map, bytes })
+    }
+
     fn dword(&self, at: u32) -> *mut u32 {
         assert!(
             at.is_multiple_of(4) && at + 4 <= self.bytes,
@@ -225,35 +235,6 @@ impl Bar {
             self.bytes
         );
         self.map.as_mut_ptr().wrapping_add(at as usize).cast()
-    }
-
-    /// Puts memory of ones in the device's place.
-    fn detach(&self) {
-        let len = self.map.len();
-        // SAFETY: the pages replaced are this mapping's own, which stays mapped and of this length;
-        // they are accessed by volatile reads and writes alone, which meet ones from here on.
-        let replaced = unsafe {
-            mmap_anonymous(
-                self.map.as_mut_ptr().cast(),
-                len,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE | MapFlags::FIXED,
-            )
-        };
-        if replaced.is_err() {
-            tracing::error!("the registers of a drive that is let go stay mapped");
-            return;
-        }
-        for at in (0..len as u32 & !3).step_by(4) {
-            // SAFETY: within the mapping, aligned; see above.
-            unsafe {
-                self.map
-                    .as_mut_ptr()
-                    .add(at as usize)
-                    .cast::<u32>()
-                    .write_volatile(u32::MAX)
-            };
-        }
     }
 }
 
@@ -307,7 +288,8 @@ impl VfioDevice {
             .map_err(refused("open the drive by VFIO"))?;
         let flags = device.get_region_flags(VFIO_PCI_BAR0_REGION_INDEX);
         let bytes = device.get_region_size(VFIO_PCI_BAR0_REGION_INDEX);
-        let bytes = u32::try_from(bytes).unwrap_or(!4095);
+        let bytes =
+            u32::try_from(bytes).map_or(RANGE_BYTES_MAX, |bytes| bytes.min(RANGE_BYTES_MAX));
         if flags & VFIO_REGION_INFO_FLAG_MMAP == 0 || bytes < 4096 {
             return Err(DeviceError {
                 what: "map the drive's registers",
@@ -323,7 +305,7 @@ impl VfioDevice {
         let config_offset = device.get_region_offset(VFIO_PCI_CONFIG_REGION_INDEX);
         let mut opened = Self {
             facts: PciFacts::default(),
-            registers: VfioRegisters(Arc::new(Bar { map, bytes })),
+            registers: VfioRegisters(Arc::new(Bar::new(map, bytes)?)),
             config_offset,
             wanted_back: ask_to_be_told(&device),
             was_wanted_back: AtomicBool::new(false),
@@ -462,9 +444,11 @@ impl PciDevice for VfioDevice {
     fn set_bus_master(&mut self, on: bool) -> Result<(), DeviceError> {
         let command = self.config16(CONFIG_COMMAND)?;
         let wanted = match on {
-            true => command | COMMAND_MEMORY | COMMAND_BUS_MASTER,
+            true => command | COMMAND_BUS_MASTER,
             false => command & !COMMAND_BUS_MASTER,
         };
+        // A device that lost its configuration shows its memory as off.
+        let wanted = wanted | COMMAND_MEMORY;
         self.set_config16(CONFIG_COMMAND, wanted)?;
         match self.config16(CONFIG_COMMAND)? & COMMAND_BUS_MASTER == wanted & COMMAND_BUS_MASTER {
             true => Ok(()),
@@ -489,7 +473,9 @@ impl PciDevice for VfioDevice {
 impl Drop for VfioDevice {
     fn drop(&mut self) {
         let _ = self.set_bus_master(false);
-        self.registers.0.detach();
+        if !self.registers.0.mapped.give_up() {
+            tracing::error!("the registers of a drive that is let go stay mapped");
+        }
         self.let_go();
     }
 }
@@ -501,11 +487,11 @@ mod tests {
     #[test]
     fn a_detached_bar_reads_as_ones() {
         let map: MmapRaw = MmapOptions::new().len(8192).map_anon().unwrap().into();
-        let bar = Arc::new(Bar { map, bytes: 8192 });
+        let bar = Arc::new(Bar::new(map, 8192).unwrap());
         let registers = VfioRegisters(bar.clone());
         registers.write32(0x1008, 7);
         assert_eq!(registers.read32(0x1008), 7);
-        bar.detach();
+        assert!(bar.mapped.give_up());
         assert_eq!(registers.read32(0x1008), u32::MAX);
         assert_eq!(registers.read64(0), u64::MAX);
         registers.write32(0x14, 0);

@@ -172,9 +172,15 @@ impl Guest {
         self.run("exec dmesg --read-clear")
     }
 
-    /// Whether its kernel fell over the emulation of a patched instruction: no program does that to it.
-    pub fn fell_to_the_emulator(&self) -> bool {
-        panicked_while_patching(self.folder.path())
+    /// How the emulator failed the guest, if it did: its kernel fell over a patched instruction, or QEMU
+    /// itself crashed. No program in the guest does either.
+    pub fn fell_to_the_emulator(&mut self) -> Option<&'static str> {
+        if panicked_while_patching(self.folder.path()) {
+            return Some("the emulated kernel panicked (int3 oops)");
+        }
+        // Its end is seen late where a core is written.
+        let crashed = !self.answers() && self.qemu.crashed(Duration::from_secs(20));
+        crashed.then_some("QEMU crashed")
     }
 
     /// The last lines on the guest's console.

@@ -1,6 +1,7 @@
 //! Owns running helper programs to their end, and processes that must not outlive the lab.
 
 use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -100,6 +101,30 @@ impl Process {
         Ok(())
     }
 
+    /// Whether it fell over its own fault within this time: an access outside its memory, an assertion.
+    pub fn crashed(&mut self, wait: Duration) -> bool {
+        const OWN_FAULTS: [Signal; 5] = [
+            Signal::SEGV,
+            Signal::ABORT,
+            Signal::BUS,
+            Signal::ILL,
+            Signal::FPE,
+        ];
+        let start = Instant::now();
+        loop {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                let signal = status.signal();
+                return OWN_FAULTS
+                    .iter()
+                    .any(|fault| Some(fault.as_raw()) == signal);
+            }
+            if start.elapsed() > wait {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Asks it to end (SIGTERM) and waits; fails when it has not ended by then.
     pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
         let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
@@ -128,5 +153,27 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ends(script: &str) -> bool {
+        let folder = tempfile::tempdir().expect("a folder");
+        let shell = find("sh").expect("a shell");
+        let arguments = ["-c".to_owned(), script.to_owned()];
+        let log = folder.path().join("log");
+        let mut process = Process::start(&shell, &arguments, &log).expect("starts");
+        process.crashed(Duration::from_secs(10))
+    }
+
+    #[test]
+    fn a_crash_is_a_signal_of_its_own_fault() {
+        assert!(ends("kill -SEGV $$"));
+        assert!(ends("kill -ABRT $$"));
+        assert!(!ends("kill -KILL $$"), "somebody else's doing");
+        assert!(!ends("exit 139"));
     }
 }

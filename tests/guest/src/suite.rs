@@ -298,16 +298,14 @@ pub fn run(image: &Image, peer: &Peer, filters: &[String]) -> Tally {
                 let start = Instant::now();
                 tries += 1;
                 match ready.map(|ready| run_case(ready, &case)) {
-                    Ok(None) if tries < CASE_TRIES => println!(
-                        "    {}::{}: the emulated kernel panicked (int3 oops): run again",
-                        group.name, case.name
-                    ),
-                    Ok(None) => {
-                        let error = anyhow::anyhow!("the emulated kernel panicked {tries} times");
-                        break (start, Err(error));
+                    Ok(Run::Fell(why)) if tries < CASE_TRIES => {
+                        println!("    {}::{}: {why}: run again", group.name, case.name);
                     }
-                    Ok(Some((result, left))) => {
-                        lab = left;
+                    Ok(Run::Fell(why)) => {
+                        break (start, Err(anyhow::anyhow!("{why}, {tries} times")));
+                    }
+                    Ok(Run::Ended(result, left)) => {
+                        lab = left.map(|left| *left);
                         break (start, result);
                     }
                     Err(error) => break (start, Err(error)),
@@ -364,9 +362,16 @@ fn new_lab(image: &Image, peer: &Peer, group: &Group, guest: Option<Guest>) -> R
 /// How often a test is begun whose guest falls to the emulator.
 const CASE_TRIES: u32 = 3;
 
-/// Runs one test; gives the lab back if it can serve the next one. `None` where the guest's kernel
-/// panicked by the emulator's fault.
-fn run_case(mut lab: Lab, case: &Case) -> Option<(Result<()>, Option<Lab>)> {
+/// How a test that was begun went.
+enum Run {
+    /// To its end; with the lab if it can serve the next one.
+    Ended(Result<()>, Option<Box<Lab>>),
+    /// The emulator failed it, and how.
+    Fell(&'static str),
+}
+
+/// Runs one test.
+fn run_case(mut lab: Lab, case: &Case) -> Run {
     lab.corebay_said = match &lab.target {
         Target::Corebay(corebay) => corebay.output().len(),
         _ => 0,
@@ -374,15 +379,15 @@ fn run_case(mut lab: Lab, case: &Case) -> Option<(Result<()>, Option<Lab>)> {
     let result = (case.body)(&mut lab)
         .and_then(|()| lab.clean())
         .and_then(|log| check_kernel_log(&log, case.io_errors));
-    match result {
-        Ok(()) => Some((Ok(()), Some(lab))),
-        Err(_) if lab.guest.fell_to_the_emulator() => None,
-        Err(error) => {
-            let error = anyhow::anyhow!("{error:#}{}", lab.evidence());
-            let left = if lab.usable() { Some(lab) } else { None };
-            Some((Err(error), left))
-        }
+    let Err(error) = result else {
+        return Run::Ended(Ok(()), Some(Box::new(lab)));
+    };
+    if let Some(why) = lab.guest.fell_to_the_emulator() {
+        return Run::Fell(why);
     }
+    let error = anyhow::anyhow!("{error:#}{}", lab.evidence());
+    let left = lab.usable().then(|| Box::new(lab));
+    Run::Ended(Err(error), left)
 }
 
 /// The kernel must not complain: never about itself, and about I/O only where the test provokes it.
