@@ -11,7 +11,8 @@
 //! - Of a pool's metadata the first copies alone are struck, which the second ones mend. Its data have
 //!   no second copy: where the medium tears, hosts may be told that a block is lost.
 //! - An array with parity and without a journal promises nothing to what is lost in the same crash:
-//!   its media do not tear, and where processes end, its members do not fail.
+//!   where processes end, its members do not fail, and where its media tear, hosts may be told that a
+//!   block is lost.
 
 use std::time::Duration;
 
@@ -155,6 +156,12 @@ impl FloorPlan {
             Self::Array(array) => array.may_fail(),
             Self::Pool(pool) => pool.medium.tears,
         }
+    }
+
+    /// True where the controllers of its drives do nothing wrong by themselves.
+    #[must_use]
+    pub fn has_sound_drives(&self) -> bool {
+        !matches!(self, Self::Drive(drive) if drive.faults != EmulatedFaults::default())
     }
 
     /// The one namespace that all of it is.
@@ -347,8 +354,6 @@ impl ArrayPlan {
             spares: 0,
             parity_rots: false,
         };
-        // A crash loses a torn block then, until it is written.
-        plan.member.tears &= !plan.has_write_hole();
         if !around.calm && rng.once_in(2) {
             plan.draw_victims(rng, around);
         }

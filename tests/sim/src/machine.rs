@@ -37,8 +37,11 @@ const DRAIN_MAX: Duration = Duration::from_secs(15);
 const OFF_MICROS_MAX: [u64; 3] = [100, 5_000, 100_000];
 
 /// The least time between two fatal statuses of drives: one that fails again while it is being reset is
-/// given up.
+/// given up. Where a drive's controller loses commands, each of a reset's may have to be waited for.
 const BETWEEN_FATAL: Duration = Duration::from_millis(600);
+
+/// The same where all else of the drives works.
+const BETWEEN_FATAL_OF_SOUND: Duration = Duration::from_millis(20);
 
 /// How long a target waits that did not find what lies beneath its namespaces.
 const AFTER_FAILED_BOOT: Duration = Duration::from_millis(50);
@@ -305,7 +308,11 @@ impl Machine {
         match pull {
             true => drive.unplug(),
             false => {
-                self.next_fatal = now.plus(BETWEEN_FATAL);
+                let sound = self.plan.floors.iter().all(FloorPlan::has_sound_drives);
+                self.next_fatal = now.plus(match sound {
+                    true => BETWEEN_FATAL_OF_SOUND,
+                    false => BETWEEN_FATAL,
+                });
                 drive.fail_fatally();
             }
         }

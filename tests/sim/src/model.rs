@@ -2,8 +2,11 @@
 //!
 //! A block is a register with intervals. Every write is in the block's list from its beginning until
 //! nothing can bring it back. A value may be read as long as some write of it has begun and has not
-//! been *superseded*: an operation that gave the block another value, or read another one, began
-//! after that write had ended.
+//! been *superseded*: an operation that gave the block another value, or read another one whose write
+//! has ended, began after that write had ended. A value whose write is still under way may be read and
+//! then not be read again: until a write is acknowledged, either value may be found by each read (Base
+//! and NVM Command Set Specifications promise no more, and the copies of a mirror are written in any
+//! order).
 //!
 //! Durability is the same question asked twice. A write is superseded *durably* where what
 //! superseded it is known to survive: it was written with Force Unit Access, or flushed (a flush
@@ -357,8 +360,10 @@ impl Model {
         };
         // What had ended before the last cut and is read after it lies on the medium for good.
         let settled = found.end <= cut;
+        // While a write is under way, each read may find the old value or the new one.
+        let ended = found.end != NEVER;
         for write in list.iter_mut().filter(|write| write.value != value) {
-            if write.end <= start {
+            if write.end <= start && ended {
                 write.superseded = write.superseded.min(now);
                 write.durably |= !volatile_cache;
             }
@@ -605,6 +610,16 @@ mod tests {
         assert!(may_read(&mut model, 1) && may_read(&mut model, 2));
         assert!(reads(&mut model, 1));
         assert!(!reads(&mut model, 2));
+    }
+
+    #[test]
+    fn while_a_write_is_under_way_either_value_is_read_and_afterwards_the_new_one() {
+        let mut model = model(true);
+        write(&mut model, 1, false);
+        let new = model.begin_write(0, 0, 1, 2);
+        assert!(reads(&mut model, 2) && reads(&mut model, 1) && reads(&mut model, 2));
+        model.end_write(new, false, WriteEnd::Done);
+        assert!(!reads(&mut model, 1) && reads(&mut model, 2));
     }
 
     #[test]

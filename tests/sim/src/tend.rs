@@ -17,6 +17,7 @@ use crate::{
     machine::Findings,
     medium::{MediumFaults, SimMedium},
     node::SimEnvironment,
+    plan::pick,
     store::{ArrayStore, CoreArray},
     trace::{event, lock},
 };
@@ -24,8 +25,8 @@ use crate::{
 /// How often it is looked whether there is something to do.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Looks after which marks are taken away where nothing is written any more.
-const LOOKS_PER_TIDY: u32 = 3;
+/// How often marks are taken away where nothing is written any more: each life draws one of these.
+const TIDY_EVERY: [Duration; 2] = [Duration::from_millis(3), Duration::from_millis(60)];
 
 /// See the module.
 pub struct Tender {
@@ -52,8 +53,11 @@ impl Tender {
             array: core.environment.opener.open_array(store)?,
             findings: findings.clone(),
         });
-        let members = tender.clone();
-        core.spawn_control(async move { members.members(Rng::from_seed(seed)).await });
+        let mut rng = Rng::from_seed(seed);
+        let every = pick(&mut rng, &TIDY_EVERY);
+        let (members, marks) = (tender.clone(), tender.clone());
+        core.spawn_control(async move { members.members(rng).await });
+        core.spawn_control(async move { marks.tidy(every).await });
         core.spawn_control(async move { tender.sweeps().await });
         Ok(())
     }
@@ -76,16 +80,19 @@ impl Tender {
         self.core.reactor.sleep(LOOK).await;
     }
 
+    /// Takes marks away from time to time.
+    async fn tidy(&self, every: Duration) {
+        loop {
+            self.core.reactor.sleep(every).await;
+            // Where a member fails amid it, the next one does it.
+            let _ = self.array.tidy().await;
+        }
+    }
+
     /// Gives each role whose member failed a member again.
     async fn members(&self, mut rng: Rng) {
-        let mut looks = 0;
         loop {
             self.pause().await;
-            looks += 1;
-            if looks % LOOKS_PER_TIDY == 0 {
-                // Where a member fails amid it, the next one does it.
-                let _ = self.array.tidy().await;
-            }
             let assembled = self.array.assembled();
             let roles = assembled.state().roles;
             let failed = roles
