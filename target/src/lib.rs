@@ -23,6 +23,7 @@ pub mod feature;
 pub mod io;
 pub mod lifecycle;
 pub mod limits;
+mod lost;
 pub mod memory;
 pub mod namespace;
 pub mod queue;

@@ -23,6 +23,7 @@ use crate::{
     controller::{Controller, IoCounters},
     feature::{FeatureChange, Features},
     limits::CNTLID_MAX,
+    lost::LostWrites,
     namespace::NamespaceSpec,
 };
 
@@ -273,6 +274,7 @@ pub struct Subsystem<M> {
     /// Its names.
     pub names: SubsystemNames,
     ports: Option<BTreeSet<u16>>,
+    lost: LostWrites,
     state: Mutex<SubsystemState<M>>,
 }
 
@@ -315,6 +317,7 @@ impl<M> Subsystem<M> {
             id,
             names,
             ports,
+            lost: LostWrites::default(),
             state: Mutex::new(state),
         }
     }
@@ -365,6 +368,7 @@ impl<M> Subsystem<M> {
 
     /// Removes a namespace.
     pub fn remove_namespace(&self, nsid: u32) -> Option<Arc<NamespaceSpec<M>>> {
+        self.lost.forget(nsid);
         self.state().namespaces.remove(&nsid)
     }
 
@@ -378,6 +382,20 @@ impl<M> Subsystem<M> {
     #[must_use]
     pub fn namespaces(&self) -> Vec<Arc<NamespaceSpec<M>>> {
         self.state().namespaces.values().cloned().collect()
+    }
+
+    /// Writes to this namespace that were acknowledged may be lost: each host that is connected learns it
+    /// by its next Flush, which fails.
+    pub fn writes_may_be_lost(&self, nsid: u32) {
+        let controllers = self.controllers();
+        let hosts = controllers.iter().map(|one| one.host_nqn.clone());
+        self.lost.note(nsid, hosts);
+    }
+
+    /// True where a Flush of this host is to fail, as writes to the namespace may be lost; once.
+    #[must_use]
+    pub fn tell_of_lost_writes(&self, nsid: u32, host: &Nqn) -> bool {
+        self.lost.tell(nsid, host)
     }
 
     /// True where a completed write to one of the namespaces may be lost with the power (VWC).

@@ -160,6 +160,14 @@ impl Emulated {
         }
     }
 
+    /// Detaches a namespace; no event tells of it.
+    pub fn detach_unseen(&self, nsid: u32) {
+        let mut state = self.lock();
+        if let Some(namespace) = state.namespace(nsid) {
+            namespace.attached = false;
+        }
+    }
+
     /// Gives a namespace another size.
     pub fn resize(&self, nsid: u32, blocks: u64) {
         self.lock().resize(nsid, blocks);

@@ -54,7 +54,7 @@ use crate::spec::{
     event::{AsyncEvent, event_type},
     identify::cns,
     log::{ChangedNamespaceList, FirmwareSlotLog, SmartLog, lid},
-    property::{self, Csts},
+    property::{self, Cc, Csts},
 };
 
 /// The most entries of an I/O queue: the rest of a command identifier is for generations.
@@ -440,11 +440,18 @@ impl<D: PciDevice> Inner<D> {
             return Err(BringUpError::NotThere);
         }
         self.remember_reset()?;
+        // Enabled by us, a controller that is not lost its power, or was reset by others.
+        let was_left_alone = Cc(self.bringer.registers.read32(property::CC)).en();
         self.quiesce().await;
         if let Err(error) = self.bringer.disable().await {
             tracing::warn!(drive = self.drive.address(), %error, "the function is reset");
             self.reset_function()?;
             self.bringer.disable().await?;
+        }
+        if !was_left_alone {
+            let mut device = self.device.borrow_mut();
+            let device = device.as_mut().ok_or(BringUpError::NotThere)?;
+            device.set_bus_master(true)?;
         }
         self.bringer.enable().await?;
         let info = self.bringer.identify().await?;
@@ -464,6 +471,13 @@ impl<D: PciDevice> Inner<D> {
             seat.take_abort();
         }
         self.drive.count_reset();
+        if !was_left_alone {
+            tracing::warn!(
+                drive = self.drive.address(),
+                "the drive lost its power for a moment"
+            );
+            self.drive.lose_unflushed();
+        }
         let generation = self.drive.load_state().generation + 1;
         self.drive.set_state(Phase::Running, generation);
         Ok(())
@@ -512,8 +526,11 @@ impl<D: PciDevice> Inner<D> {
         }
         self.quiesce().await;
         let ended = self.bringer.shut_down(self.drive.info()).await;
-        if let Err(error) = &ended {
-            tracing::warn!(drive = self.drive.address(), %error, "the shutdown of the drive failed");
+        match &ended {
+            Ok(()) => self.drive.note_all_flushed(),
+            Err(error) => {
+                tracing::warn!(drive = self.drive.address(), %error, "the shutdown of the drive failed");
+            }
         }
         let _ = self.bringer.disable().await;
         self.give_up();

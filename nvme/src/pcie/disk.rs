@@ -5,6 +5,7 @@
 //!   a hint that the controller may ignore.
 //! - Force Unit Access and Flush are used where the controller has a volatile write cache that is
 //!   enabled; elsewhere a completed write is durable already.
+//! - What may be in that cache is known ([`NamespaceInfo::has_unflushed`]) before it is acknowledged.
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
@@ -58,7 +59,7 @@ impl<R: Registers> NvmeDisk<R> {
     /// compare metadata too.
     pub async fn compare(&self, at: Lba, with: &[Buffer]) -> Result<bool, DiskError> {
         let compares = self.queue.drive().info().supports(oncs::COMPARE);
-        if !compares || self.namespace.has_metadata {
+        if !compares || self.namespace.has_metadata() {
             return Err(DiskError::Unsupported);
         }
         let blocks = self.blocks_of(with);
@@ -114,11 +115,21 @@ impl<R: Registers> NvmeDisk<R> {
             limit,
             at: at.0,
             blocks,
-            metadata: self.namespace.has_metadata,
+            metadata: self.namespace.has_metadata(),
         })
     }
 
     async fn attempt(&self, request: Request, buffers: &[Buffer]) -> Result<(), Failure> {
+        let outcome = self.attempt_again(request, buffers).await;
+        match outcome {
+            Ok(()) if request.kind.stays_in_cache() => self.namespace.note_cached(),
+            Err(failure) if failure.is_missing() => self.namespace.note_missed(),
+            _ => {}
+        }
+        outcome
+    }
+
+    async fn attempt_again(&self, request: Request, buffers: &[Buffer]) -> Result<(), Failure> {
         let mut delay = RETRY_DELAY;
         for _ in 0..RETRIES_MAX {
             match self.queue.run(request, buffers).await {
@@ -179,7 +190,12 @@ impl<R: Registers> Disk for NvmeDisk<R> {
                 false => Ok(()),
             };
         }
-        self.attempt(request, &[]).await.map_err(Failure::to_error)
+        let is_owed = self.namespace.begin_flush();
+        let flushed = self.attempt(request, &[]).await;
+        if is_owed && flushed.is_err() {
+            self.namespace.note_cached();
+        }
+        flushed.map_err(Failure::to_error)
     }
 
     async fn deallocate(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {

@@ -209,11 +209,16 @@ pub struct NamespaceInfo {
     pub(super) clearing: Clearing,
     pub(super) uncorrectable: bool,
     pub(super) limits: BlockLimits,
-    /// Each block has metadata, in a buffer of its own.
-    pub(super) has_metadata: bool,
+    /// Metadata bytes of each block, in a buffer of their own.
+    metadata_bytes: u16,
     granularity: Option<u32>,
     blocks: AtomicU64,
+    /// False once it was detached, for good: what is attached later is another one, which may be the same.
     attached: AtomicBool,
+    /// A command was told that it is not there.
+    missed: AtomicBool,
+    /// A write that may be in a volatile cache was acknowledged since the last flush.
+    unflushed: AtomicBool,
 }
 
 /// How blocks are made zero.
@@ -298,10 +303,12 @@ impl NamespaceInfo {
             clearing,
             uncorrectable: controller.supports(oncs::WRITE_UNCORRECTABLE),
             limits,
-            has_metadata: metadata > 0,
+            metadata_bytes: metadata,
             granularity: (clearing.deac || clearing.dsm).then_some(preferred),
             blocks: AtomicU64::new(blocks),
             attached: AtomicBool::new(true),
+            missed: AtomicBool::new(false),
+            unflushed: AtomicBool::new(false),
         })
     }
 
@@ -320,20 +327,24 @@ impl NamespaceInfo {
         }
     }
 
-    /// False once the namespace was detached from the controller.
+    /// False once the namespace was detached from the controller. One that is attached again is another
+    /// [`NamespaceInfo`]: whoever uses it has to look whether it is what it was.
     #[must_use]
     pub fn is_attached(&self) -> bool {
         self.attached.load(Ordering::Relaxed)
     }
 
-    /// Takes over what changed: `None` where the namespace is no longer attached. One that came back as
-    /// another, in another format, or smaller, is as good as detached; one that came back as it was is
-    /// attached again.
+    /// Takes over what changed: `None` where the namespace is no longer attached. One that works in
+    /// another way, or that was away, be it for a moment, counts as detached.
     pub(super) fn update(&self, now: Option<&Self>) {
+        let was_there = self.is_attached() && !self.missed.load(Ordering::Relaxed);
         let still = now.filter(|now| {
-            self.is_named_as(now)
-                && now.block_size == self.block_size
-                && now.disk_info().blocks >= self.disk_info().blocks
+            let works_alike = self.volatile_cache == now.volatile_cache
+                && self.clearing == now.clearing
+                && self.uncorrectable == now.uncorrectable
+                && self.limits == now.limits
+                && self.granularity == now.granularity;
+            was_there && works_alike && self.differs(now).is_none()
         });
         if let Some(now) = still {
             self.blocks.store(now.disk_info().blocks, Ordering::Relaxed);
@@ -341,11 +352,67 @@ impl NamespaceInfo {
         self.attached.store(still.is_some(), Ordering::Relaxed);
     }
 
-    /// True where both have the same names, or none.
+    /// A command was told that there is no such namespace: whatever is seen of it later may have been away.
+    pub(super) fn note_missed(&self) {
+        self.missed.store(true, Ordering::Relaxed);
+    }
+
+    /// Why `now` cannot be this namespace, with all that was written to it; `None` where it may be.
     #[must_use]
-    pub fn is_named_as(&self, other: &Self) -> bool {
+    pub fn differs(&self, now: &Self) -> Option<&'static str> {
         let names = |of: &Self| (of.eui64, of.nguid, of.uuid);
-        names(self) == names(other)
+        let (before, after) = (self.disk_info(), now.disk_info());
+        let is_unnamed = names(self) == ([0; 8], [0; 16], [0; 16]);
+        if names(self) != names(now) {
+            Some("has other names")
+        } else if before.block_size != after.block_size || self.metadata_bytes != now.metadata_bytes
+        {
+            Some("was formatted anew")
+        } else if after.blocks < before.blocks {
+            Some("is smaller")
+        } else if is_unnamed && !self.is_attached() && after.blocks != before.blocks {
+            Some("has another size, and no name by which it could be known")
+        } else {
+            None
+        }
+    }
+
+    /// Each block has metadata.
+    pub(super) fn has_metadata(&self) -> bool {
+        self.metadata_bytes > 0
+    }
+
+    /// True where a write that may still be in the drive's volatile cache was acknowledged, and no flush
+    /// has ended since: where the drive loses its power, that write may be lost.
+    #[must_use]
+    pub fn has_unflushed(&self) -> bool {
+        self.unflushed.load(Ordering::SeqCst)
+    }
+
+    /// A write is about to be acknowledged that may be in the cache. Mostly a load of what all cores read.
+    pub(super) fn note_cached(&self) {
+        if self.volatile_cache && !self.unflushed.load(Ordering::SeqCst) {
+            self.unflushed.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// A flush begins, of all writes that were acknowledged; true where there are any. Where it fails,
+    /// [`note_cached`](Self::note_cached) says so.
+    pub(super) fn begin_flush(&self) -> bool {
+        self.unflushed.swap(false, Ordering::SeqCst)
+    }
+
+    /// What is in the cache was written, or may be lost: the namespace counts as detached, and this one
+    /// takes its place.
+    pub(super) fn succeed(&self) -> Self {
+        self.attached.store(false, Ordering::Relaxed);
+        Self {
+            blocks: AtomicU64::new(self.disk_info().blocks),
+            attached: AtomicBool::new(true),
+            missed: AtomicBool::new(false),
+            unflushed: AtomicBool::new(self.has_unflushed()),
+            ..*self
+        }
     }
 }
 
@@ -468,7 +535,7 @@ mod tests {
     fn metadata_in_a_buffer_of_its_own_is_served() {
         let with = |bytes| move |id: &mut IdentifyNamespace| id.lbaf[0].ms = U16::new(bytes);
         let info = parse(with(64)).unwrap();
-        assert!(info.has_metadata);
+        assert!(info.has_metadata());
         assert_eq!(info.limits.transfer as usize, METADATA_BYTES / 64);
         assert!(parse(with(65)).is_err());
         let protected = parse(|id| {
@@ -499,13 +566,54 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_may_be_away_for_a_while_but_not_become_another() {
-        let info = parse(|_| {}).unwrap();
+    fn what_was_away_is_another_one_that_may_be_the_same() {
+        let plain = || parse(|_| {}).unwrap();
+        let info = plain();
         info.update(None);
         assert!(!info.is_attached());
+        info.update(Some(&plain()));
+        assert!(!info.is_attached(), "whoever used it has to look");
+        assert_eq!(info.differs(&plain()), None);
+        let missed = plain();
+        missed.note_missed();
+        missed.update(Some(&plain()));
+        assert!(!missed.is_attached(), "away between two looks");
+    }
+
+    #[test]
+    fn what_came_back_different_is_not_taken_for_what_it_was() {
+        let before = parse(|identify| identify.lbaf[0].ms = U16::new(8)).unwrap();
+        before.update(None);
+        let differs = |change: fn(&mut IdentifyNamespace)| {
+            let now = parse(|identify| {
+                identify.lbaf[0].ms = U16::new(8);
+                change(identify);
+            });
+            before.differs(&now.unwrap())
+        };
+        assert_eq!(differs(|_| {}), None);
+        assert_eq!(differs(|id| id.nguid = [7; 16]), Some("has other names"));
+        let formatted = Some("was formatted anew");
+        assert_eq!(differs(|id| id.lbaf[0].lbads = 12), formatted);
+        assert_eq!(differs(|id| id.lbaf[0].ms = U16::new(0)), formatted);
+        let smaller = |id: &mut IdentifyNamespace| id.nsze = U64::new(999);
+        assert_eq!(differs(smaller), Some("is smaller"));
+        let larger = |id: &mut IdentifyNamespace| id.nsze = U64::new(1001);
+        assert!(differs(larger).is_some(), "it has no name");
+        let named = |blocks| {
+            parse(|identify| (identify.nguid, identify.nsze) = ([7; 16], U64::new(blocks))).unwrap()
+        };
+        let info = named(1000);
+        info.update(None);
+        assert_eq!(info.differs(&named(1001)), None, "grown while it was away");
+    }
+
+    #[test]
+    fn a_namespace_that_works_in_another_way_counts_as_detached() {
+        let info = parse(|_| {}).unwrap();
         info.update(Some(&parse(|_| {}).unwrap()));
         assert!(info.is_attached());
-        info.update(Some(&parse(|identify| identify.nguid = [7; 16]).unwrap()));
+        info.update(Some(&parse(|identify| identify.dlfeat = 0b1001).unwrap()));
         assert!(!info.is_attached());
     }
 }

@@ -35,6 +35,19 @@ pub(super) enum Kind {
     WriteUncorrectable,
 }
 
+impl Kind {
+    /// True where what it did may be lost with the power until a flush.
+    pub(super) fn stays_in_cache(self) -> bool {
+        match self {
+            Self::Write { durable }
+            | Self::WriteZeroes { durable, .. }
+            | Self::WriteZeroPages { durable } => !durable,
+            Self::Deallocate | Self::WriteUncorrectable => true,
+            Self::Read | Self::Compare | Self::Verify | Self::Flush => false,
+        }
+    }
+}
+
 /// What is asked of a queue.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Request {
@@ -94,6 +107,12 @@ impl Failure {
         } else {
             DiskError::Internal(0)
         }
+    }
+
+    /// The controller knows no such namespace.
+    pub(super) fn is_missing(self) -> bool {
+        let missing = Status::INVALID_NAMESPACE_OR_FORMAT;
+        matches!(self, Self::Status(status) if status.same_as(missing))
     }
 
     /// The same command may succeed a little later.

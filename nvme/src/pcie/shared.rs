@@ -284,7 +284,8 @@ impl<R: Registers> Drive<R> {
             );
         }
         match (known, now) {
-            // Whoever uses it goes on with what was just brought up to date.
+            // Whoever uses it goes on with what was just brought up to date. One that was detached stays
+            // so for them, and gets a successor.
             (
                 Some(Namespace {
                     state: Ok(info), ..
@@ -299,6 +300,27 @@ impl<R: Registers> Drive<R> {
             (None, _) | (_, None) => {}
         }
         self.changes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The drive lost its power, and with it perhaps what was in its cache: namespaces with such writes
+    /// count as detached and attached again, so that whoever uses them learns of it.
+    pub(super) fn lose_unflushed(&self) {
+        for known in self.lock_namespaces().iter_mut() {
+            let Ok(info) = &known.state else { continue };
+            if info.is_attached() && info.has_unflushed() {
+                known.state = Ok(Arc::new(info.succeed()));
+            }
+        }
+        self.changes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The controller wrote its cache.
+    pub(super) fn note_all_flushed(&self) {
+        for known in self.lock_namespaces().iter() {
+            if let Ok(info) = &known.state {
+                info.begin_flush();
+            }
+        }
     }
 
     /// How often a namespace was attached, detached or changed since the drive was brought up.

@@ -245,26 +245,54 @@ fn namespaces_grow_and_go() {
 }
 
 #[test]
-fn a_namespace_that_is_attached_again_or_newly_is_used() {
+fn a_namespace_that_is_attached_again_takes_the_place_of_what_it_was() {
     let bench = Bench::new(EmulatedOptions {
         namespaces: vec![EmulatedNamespace::new(BlockSize::B512, 1000); 2],
         ..EmulatedOptions::default()
     });
+    let drive = bench.controller.drive().clone();
     assert_eq!(bench.write(7, 7, 1), Ok(()));
     bench.emulated().set_attached(1, false);
-    let attached = || bench.disk.namespace().is_attached();
-    bench.world.turn_until("the detaching", || !attached());
-    let changes = bench.controller.drive().changes();
+    let was = bench.disk.namespace().clone();
+    bench
+        .world
+        .turn_until("the detaching", || !was.is_attached());
+    let changes = drive.changes();
     assert!(changes > 0);
     bench.emulated().set_attached(1, true);
-    bench.world.turn_until("the attaching", attached);
+    let there = || drive.namespace(1).is_some_and(|now| now.is_attached());
+    bench.world.turn_until("the attaching", there);
+    assert!(drive.changes() > changes);
+    assert!(!was.is_attached(), "its users have to look what it is now");
+    let now = drive.namespace(1).unwrap();
+    assert_eq!(was.differs(&now), None);
+    let again = bench.reopened();
     // An event that a reset swallows.
-    bench.emulated().fail_fatally();
-    bench.emulated().resize(1, 2000);
-    let grown = || bench.disk.info().blocks == 2000;
-    bench.world.turn_until("the growth", grown);
-    assert_eq!(bench.read(7, 1), Ok(vec![7]));
-    assert!(bench.controller.drive().changes() > changes);
+    again.emulated().fail_fatally();
+    again.emulated().resize(1, 2000);
+    let grown = || again.disk.info().blocks == 2000;
+    again.world.turn_until("the growth", grown);
+    assert_eq!(again.read(7, 1), Ok(vec![7]));
+}
+
+#[test]
+fn a_namespace_that_was_away_between_two_looks_is_looked_at_by_its_users() {
+    let bench = Bench::new(EmulatedOptions::default());
+    let drive = bench.controller.drive().clone();
+    let was = bench.disk.namespace().clone();
+    // By the time that its event is seen, it is there again.
+    bench.emulated().detach_unseen(1);
+    assert_eq!(bench.write(0, 1, 1), Err(DiskError::Gone));
+    assert!(was.is_attached(), "nobody has looked");
+    bench.emulated().set_attached(1, true);
+    let other = || {
+        drive
+            .namespace(1)
+            .is_some_and(|now| !std::sync::Arc::ptr_eq(&now, &was))
+    };
+    bench.world.turn_until("the look", other);
+    assert!(!was.is_attached());
+    assert_eq!(bench.reopened().write(0, 1, 1), Ok(()));
 }
 
 #[test]
@@ -446,4 +474,50 @@ fn a_shutdown_keeps_what_the_cache_holds() {
     bench.emulated().lose_power();
     assert!((0..64).all(|lba| bench.emulated().block(1, lba).unwrap()[0] == 8));
     assert_eq!(bench.write(0, 1, 1), Err(DiskError::Gone));
+}
+
+/// What is in the drive's cache is known: after a write, until a flush or an orderly end.
+#[test]
+fn what_was_not_flushed_is_known() {
+    let bench = Bench::new(EmulatedOptions::default());
+    let namespace = bench.disk.namespace().clone();
+    let flush = || bench.on_disk(|disk| async move { disk.flush().await });
+    assert!(!namespace.has_unflushed());
+    assert_eq!(bench.read(0, 1), Ok(vec![0]));
+    let durable = bench.start_write(0, 1, 1, Durability::Durable);
+    bench.world.turn_until("its end", || durable.is_there());
+    assert!(!namespace.has_unflushed(), "it went through the cache");
+    let zeroes = || {
+        bench.on_disk(|disk| async move {
+            let space = corebay_core::disk::Space::Keep;
+            disk.write_zeroes(Lba(0), 8, space, Durability::Cached)
+                .await
+        })
+    };
+    assert_eq!(zeroes(), Ok(()));
+    assert!(namespace.has_unflushed());
+    assert_eq!(flush(), Ok(()));
+    assert!(!namespace.has_unflushed());
+    assert_eq!(bench.write(0, 1, 1), Ok(()));
+    bench.emulated().set_faults(EmulatedFaults {
+        failing: 1,
+        ..EmulatedFaults::default()
+    });
+    assert!(flush().is_err());
+    assert!(namespace.has_unflushed(), "that flush failed");
+    bench.emulated().set_faults(EmulatedFaults::default());
+    let controller = bench.controller.clone();
+    let ended = bench.world.run(async move { controller.shut_down().await });
+    assert_eq!(ended, Ok(()));
+    assert!(!namespace.has_unflushed(), "the end wrote the cache");
+}
+
+#[test]
+fn without_a_cache_nothing_waits_for_a_flush() {
+    let bench = Bench::new(EmulatedOptions {
+        volatile_cache: false,
+        ..EmulatedOptions::default()
+    });
+    assert_eq!(bench.write(0, 1, 1), Ok(()));
+    assert!(!bench.disk.namespace().has_unflushed());
 }

@@ -214,6 +214,12 @@ impl Bench {
         &self.world.emulated
     }
 
+    /// With its first namespace opened anew.
+    pub fn reopened(self) -> Self {
+        let disk = Rc::new(self.queue.disk(1).expect("namespace 1"));
+        Self { disk, ..self }
+    }
+
     pub fn start_write(
         &self,
         lba: u64,

@@ -95,7 +95,7 @@ pub async fn execute<E: Environment, W: Wire>(
                 return done.into();
             }
             // What the cache holds is on the medium before the host relies on it.
-            Done::from(crate::io::flush(binding, None).await).into()
+            Done::from(crate::io::flush_for_host(binding, None).await).into()
         }
         (admin::SET_FEATURES, data) => feature::set(
             &queue.core,

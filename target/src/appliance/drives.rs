@@ -79,6 +79,8 @@ pub struct NvmeMedium {
     pub namespace: Arc<NamespaceInfo>,
     /// Where the cores' buffers lie for the drive.
     pub windows: DmaWindows,
+    /// What it was before lost its power, perhaps, with acknowledged writes in its volatile cache.
+    pub lost_writes: bool,
 }
 
 impl NvmeMedium {
@@ -97,15 +99,12 @@ impl NvmeMedium {
             Some(Err(why)) => return Err(format!("of namespace {}: {why}", was.nsid)),
             None => return Err(format!("it has no namespace {}", was.nsid)),
         };
-        let (before, after) = (was.disk_info(), now.disk_info());
-        if !was.is_named_as(&now) || before.block_size != after.block_size {
-            return Err(format!("namespace {} was formatted anew", was.nsid));
-        }
-        if after.blocks < before.blocks {
-            return Err(format!("namespace {} is smaller", was.nsid));
+        if let Some(differs) = was.differs(&now) {
+            return Err(format!("namespace {} {differs}", was.nsid));
         }
         Ok(Self {
             drive: up.drive.clone(),
+            lost_writes: was.has_unflushed(),
             namespace: now,
             windows: DmaWindows::new(&[up.window]),
         })
@@ -118,6 +117,7 @@ impl NvmeMedium {
             drive: up.drive.clone(),
             namespace: self.namespace.clone(),
             windows: self.windows.clone(),
+            lost_writes: self.lost_writes,
         }
     }
 
@@ -236,6 +236,7 @@ impl Drives {
                 drive: up.drive,
                 namespace,
                 windows: DmaWindows::new(&[up.window]),
+                lost_writes: false,
             });
         }
         Err(Failure::new(

@@ -93,6 +93,11 @@ impl Medium {
         }
     }
 
+    /// True where it is a drive again that may have lost acknowledged writes which were not flushed.
+    pub fn lost_writes(&self) -> bool {
+        matches!(self, Self::Plain(PlainMedium::Nvme(medium)) if medium.lost_writes)
+    }
+
     /// True where both are the same disk.
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {

@@ -131,6 +131,11 @@ pub fn renew(
             });
             if changed {
                 running.stage(0, &spec)?;
+                if spec.medium.lost_writes() {
+                    let nqn = &configured.nqn;
+                    warn!(subsystem = %nqn, nsid = spec.nsid, "writes that were not flushed may be lost: hosts are told by their next Flush");
+                    subsystem.writes_may_be_lost(spec.nsid);
+                }
                 running.attach(&subsystem, &spec, 0);
                 running.tell(&subsystem, spec.nsid);
                 info!(subsystem = %configured.nqn, nsid = spec.nsid, blocks = spec.info.blocks, "namespace ready again");

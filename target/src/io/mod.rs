@@ -323,7 +323,10 @@ pub async fn execute<E: Environment>(
             IoCounters::add(&counters.reads, 1);
             range::compare(core, blocks, &data, counters).await.into()
         }
-        (Operation::Flush(namespace), _) => flush(binding, namespace.as_ref()).await.into(),
+        (Operation::Flush(namespace), _) => {
+            let flushed = flush_for_host(binding, namespace.as_ref()).await;
+            flushed.into()
+        }
         (Operation::WriteZeroes(blocks, space, durability), _) => {
             let durability = now_durable(binding, *durability);
             let result = write_zeroes(blocks, *space, durability).await;
@@ -418,6 +421,33 @@ async fn write_zeroes<E: Environment>(
     let disk = &blocks.namespace.disk;
     disk.write_zeroes(blocks.at, blocks.count, space, durability)
         .await
+}
+
+/// Flushes one namespace, or all that are attached, and says so where acknowledged writes may be lost.
+pub async fn flush_for_host<E: Environment>(
+    binding: &Binding<E>,
+    namespace: Option<&Ns<E>>,
+) -> Result<(), Status> {
+    let (subsystem, host) = (&binding.controller.subsystem, &binding.controller.host_nqn);
+    let is_lost = |of: &Ns<E>| subsystem.tell_of_lost_writes(of.spec.nsid, host);
+    let lost = match namespace {
+        Some(namespace) => is_lost(namespace),
+        None => {
+            binding
+                .table
+                .all()
+                .iter()
+                .filter(|one| is_lost(one))
+                .count()
+                > 0
+        }
+    };
+    flush(binding, namespace).await?;
+    match lost {
+        // Tried again it would succeed, and nobody would know.
+        true => Err(Status::WRITE_FAULT.with_dnr()),
+        false => Ok(()),
+    }
 }
 
 /// Flushes one namespace, or all that are attached.

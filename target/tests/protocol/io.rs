@@ -17,7 +17,7 @@ use zerocopy::IntoBytes;
 use crate::harness::{
     disk::Call,
     host::{Host, assert_status, pattern},
-    wire::Payload,
+    wire::{Completed, Payload},
     world::{Plan, World, faulty, null, ram},
 };
 
@@ -42,6 +42,29 @@ fn what_is_written_is_read_with_both_block_sizes() {
         drop((association, queue));
         world.assert_deserted();
     }
+}
+
+/// A drive lost its power with acknowledged writes in its cache, and is there again.
+#[test]
+fn lost_writes_are_told_by_a_flush_once_to_each_host() {
+    let mut cached = ram(BlockSize::B4096, BLOCKS);
+    cached.volatile_cache = true;
+    let world = World::with(vec![cached.clone(), cached]);
+    let [one, other] = [1, 2].map(|n| Host::new(&world, n).with_queue(16));
+    let (mut association, mut queue) = one;
+    queue.command(nvm::flush(1), Payload::None).ok();
+    world.subsystem.writes_may_be_lost(1);
+    queue.write(1, 3, 4096, &[7; 4096]).ok();
+    queue.command(nvm::flush(2), Payload::None).ok();
+    let told = |done: &Completed| assert_status(done, Status::WRITE_FAULT.with_dnr());
+    told(&queue.command(nvm::flush(1), Payload::None));
+    queue.command(nvm::flush(1), Payload::None).ok();
+    let (_association, mut queue) = other;
+    told(&queue.command(nvm::flush(u32::MAX), Payload::None));
+    queue.command(nvm::flush(u32::MAX), Payload::None).ok();
+    // To turn the cache off is to flush it.
+    world.subsystem.writes_may_be_lost(2);
+    told(&association.set_feature(0x06, 0));
 }
 
 #[test]

@@ -8,7 +8,9 @@
 //! 1. The old pool takes nothing more, and no core gives a way to it any more. Its tasks end, and give
 //!    back its memory.
 //! 2. The pool is imported, as after a loss of power, and every core gets a way to it.
-//! 3. Each namespace is opened anew on every core, in place of the old one, and hosts are told.
+//! 3. Each namespace is opened anew on every core, in place of the old one, and hosts are told. What was
+//!    acknowledged and not flushed may be lost where the disk has a volatile cache, in that or in the pool
+//!    that was given up: then each host's next Flush fails.
 //!
 //! Where step 2 fails, the old pool stays as it is (failed), and the next return begins again.
 
@@ -122,6 +124,9 @@ impl Home {
         let uuid = |pool: &Rc<OpenPool>| pool.pool.volume(id).map(|record| record.uuid).ok();
         let shown = match uuid(new) == uuid(old) {
             true => {
+                if attached.medium.handle.info().volatile_cache {
+                    subsystem.writes_may_be_lost(nsid);
+                }
                 let configured = self.configured(attached);
                 let configured = configured.as_ref();
                 self.show(new, id, subsystem, nsid, configured).await
