@@ -24,7 +24,7 @@ use crate::{
     dirty::Marks,
     engine::{Core, Flight, Job, Outcome, Transfer, one, scratch_bytes, window},
     geometry::{Band, Geometry, ROLES_MAX},
-    read::{Recover, reader},
+    read::{Reader, Recover, reader},
     shared::{Counters, Shared},
     state::{ArrayState, Uuid},
     watch::{Patience, Takes},
@@ -114,6 +114,14 @@ impl Assembled {
         self.shared.dirty.unequal.load() != Marks::none()
     }
 
+    /// Hosts were told by what it was assembled as before that it has no volatile cache: that stays true,
+    /// whatever its members have by now. Before any core opens it.
+    pub fn keep_promise_of(&self, before: &Self) {
+        if !before.info().volatile_cache && self.info().volatile_cache {
+            self.shared.set_nonvolatile();
+        }
+    }
+
     /// How many hold it: this value, its clones, and two for each core that has it open.
     #[must_use]
     pub fn holders(&self) -> usize {
@@ -148,7 +156,7 @@ impl Assembled {
             block_size: geometry.block_size(),
             blocks: geometry.blocks(),
             // What the journal holds is durable.
-            volatile_cache: self.shared.volatile && !geometry.is_journaled(),
+            volatile_cache: self.shared.is_volatile() && !geometry.is_journaled(),
             deallocate_granularity: self
                 .deallocates
                 .then(|| u32::try_from(stripe).unwrap_or(u32::MAX)),
@@ -218,9 +226,10 @@ impl<D: Disk> Array<D> {
     async fn read_piece(&self, piece: Band, into: &[Buffer]) -> Outcome {
         let core = &self.core;
         let mut failed = None;
-        if let Some(role) = reader(core, &piece)
-            && let Some(disk) = core.usable(role)
+        if let Some(reader) = reader(core, &piece)
+            && let Some(disk) = core.usable(reader.role)
         {
+            let role = reader.role;
             let (shared, reactor) = (&core.shared, &core.reactor);
             let at = shared.geometry.row_lba(piece.stripe, piece.rows.start);
             let incarnation = shared.manners.incarnation(role);
@@ -231,7 +240,8 @@ impl<D: Disk> Array<D> {
                     .await
             };
             match ended {
-                Some(Ok(())) => return Ok(()),
+                Some(Ok(())) if reader.counts(shared, &piece) => return Ok(()),
+                Some(Ok(())) => {}
                 Some(Err(DiskError::UnrecoveredRead)) => {}
                 Some(Err(error)) if !shared.has_redundancy() => return Err(error),
                 _ if shared.manners.incarnation(role) != incarnation => {}
@@ -269,29 +279,29 @@ impl<D: Disk> Array<D> {
             let at = (at - bytes.start) as usize;
             at..at + piece.row_bytes()
         };
-        let mut flights: ArrayVec<(Band, usize, Flight<'_>), WINDOW> = ArrayVec::new();
+        let mut flights: ArrayVec<(Band, Reader, Flight<'_>), WINDOW> = ArrayVec::new();
         let mut pieces = geometry.pieces(bytes.clone(), u32::MAX);
         loop {
             let next = pieces.next();
             let ended = next.is_none();
             if let Some(piece) = next {
-                let Some(role) = reader(core, &piece) else {
+                let Some(reader) = reader(core, &piece) else {
                     self.recover(piece, into, place, None).await?;
                     continue;
                 };
                 let at = geometry.row_lba(piece.stripe, piece.rows.start);
                 let read = || Transfer::Read(window(into, place(&piece)));
-                let flight = core.transfer(role, at, read).await;
-                flights.push((piece, role, flight));
+                let flight = core.transfer(reader.role, at, read).await;
+                flights.push((piece, reader, flight));
             }
             while flights.is_full() || (ended && !flights.is_empty()) {
                 core.run();
-                let (piece, role, flight) = flights.remove(0);
+                let (piece, reader, flight) = flights.remove(0);
                 let failed = match flight.outcome().await {
-                    Ok(()) => continue,
-                    Err(DiskError::UnrecoveredRead) => None,
+                    Ok(()) if reader.counts(&core.shared, &piece) => continue,
+                    Ok(()) | Err(DiskError::UnrecoveredRead) => None,
                     Err(error) if !core.shared.has_redundancy() => return Err(error),
-                    Err(_) => Some(role),
+                    Err(_) => Some(reader.role),
                 };
                 self.recover(piece, into, place, failed).await?;
             }
@@ -478,7 +488,7 @@ impl<D: Disk> Disk for Array<D> {
 }
 
 fn geometry_needs_no_flush(shared: &Shared) -> bool {
-    !shared.volatile || shared.geometry.is_journaled()
+    !shared.is_volatile() || shared.geometry.is_journaled()
 }
 
 impl<D: Disk> Drop for Array<D> {

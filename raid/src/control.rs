@@ -301,7 +301,7 @@ impl<D: Disk> Core<D> {
             let early = corebay_core::fault::is(corebay_core::fault::Fault::ArrayUnmarksEarly);
             #[cfg(not(corebay_fault))]
             let early = false;
-            if shared.volatile && !early {
+            if shared.is_volatile() && !early {
                 outcome = self.flush_members_quietly().await;
             }
             if outcome.is_ok() && shared.is_whole() {
@@ -337,7 +337,7 @@ impl<D: Disk> Core<D> {
             if self.shared.is_stopped() {
                 return Err(DiskError::WriteFault);
             }
-            match self.shared.volatile && ring.has_settled() {
+            match self.shared.is_volatile() && ring.has_settled() {
                 // On the heap: it happens once for half of the ring.
                 true => Box::pin(self.retire()).await?,
                 false => self.next_turn().await,
@@ -365,7 +365,7 @@ impl<D: Disk> Core<D> {
     pub(crate) fn settle(&self, sequence: u64) {
         let ring = &self.shared.ring;
         ring.settle(sequence);
-        if !self.shared.volatile {
+        if !self.shared.is_volatile() {
             ring.retire(ring.settled());
         }
     }

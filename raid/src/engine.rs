@@ -193,6 +193,9 @@ pub(crate) struct Core<D> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) reactor: Reactor,
     members: RefCell<ArrayVec<Option<Rc<D>>, ROLES_MAX>>,
+    /// Roles whose disks have a volatile cache although the array says that it has none: whatever
+    /// changes them goes through it.
+    through: Cell<Set>,
     pool: BufferPool,
     gate: Rc<Permits>,
     operations: Rc<Desk<Job>>,
@@ -244,6 +247,7 @@ impl<D: Disk> Core<D> {
             shared,
             reactor: reactor.clone(),
             members: RefCell::new(members),
+            through: Cell::default(),
             pool: pool.clone(),
             gate: Permits::new(1, OPERATIONS),
             operations: Rc::new(Desk::new(OPERATIONS, 1)),
@@ -259,6 +263,7 @@ impl<D: Disk> Core<D> {
             reserve,
             turn: Cell::new(0),
         });
+        (0..core.members.borrow().len()).for_each(|role| core.look_at_cache(role));
         let (operations, me) = (&core.operations, Rc::downgrade(&core));
         operations.employ(|number| operator(operations.clone(), number, me.clone()));
         let transfers = &core.transfers;
@@ -286,6 +291,30 @@ impl<D: Disk> Core<D> {
     /// Replaces the disk of a role.
     pub(crate) fn set_member(&self, role: usize, disk: Option<Rc<D>>) {
         self.members.borrow_mut()[role] = disk;
+        self.look_at_cache(role);
+    }
+
+    /// A member that joins may have a cache that nobody was told of, and that nobody flushes.
+    fn look_at_cache(&self, role: usize) {
+        let caches = |disk: Rc<D>| disk.info().volatile_cache && !self.shared.is_volatile();
+        let through = self.through.get();
+        let own = Set::default().with(role);
+        self.through
+            .set(match self.member(role).is_some_and(caches) {
+                true => through.union(own),
+                false => through.without(own),
+            });
+    }
+
+    /// The same, durably, where the role's disk has a cache that nobody flushes.
+    fn through_cache(&self, role: usize, what: Transfer) -> Transfer {
+        match (self.through.get().has(role), what) {
+            (true, Transfer::Write(from, _)) => Transfer::Write(from, Durability::Durable),
+            (true, Transfer::Zero(blocks, space, _)) => {
+                Transfer::Zero(blocks, space, Durability::Durable)
+            }
+            (_, what) => what,
+        }
     }
 
     /// Starts an operation.
@@ -312,7 +341,7 @@ impl<D: Disk> Core<D> {
             role,
             disk: self.usable(role),
             at,
-            what: what(),
+            what: self.through_cache(role, what()),
         };
         self.transfers.hand(errand).await
     }

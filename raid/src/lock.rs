@@ -35,6 +35,15 @@ pub(crate) struct Locked {
     ticket: u32,
 }
 
+/// How a lock was at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Look {
+    /// The ticket of whoever asks next.
+    next: u32,
+    /// Somebody has it, or waits for it.
+    pub(crate) held: bool,
+}
+
 impl TicketLocks {
     /// A table of `count` locks.
     pub(crate) fn new(count: usize) -> Self {
@@ -63,14 +72,18 @@ impl TicketLocks {
         taken.is_ok().then_some(Locked { slot, ticket })
     }
 
-    fn slot(&self, key: u64) -> usize {
-        (key % self.slots.len() as u64) as usize
+    /// How the lock of `key` is. Where two looks give the same and nobody has it, nobody had it between.
+    pub(crate) fn look(&self, key: u64) -> Look {
+        let slot = &self.slots[self.slot(key)];
+        let next = slot.next.load(Ordering::SeqCst);
+        Look {
+            next,
+            held: slot.serving.load(Ordering::SeqCst) != next,
+        }
     }
 
-    /// True while somebody holds the lock of `key`.
-    pub(crate) fn is_held(&self, key: u64) -> bool {
-        let slot = &self.slots[self.slot(key)];
-        slot.serving.load(Ordering::SeqCst) != slot.next.load(Ordering::SeqCst)
+    fn slot(&self, key: u64) -> usize {
+        (key % self.slots.len() as u64) as usize
     }
 
     /// Hands the lock on.
@@ -159,9 +172,14 @@ mod tests {
         }
         assert_eq!(*order.borrow(), ["a", "c", "b", "d"]);
         assert!(parking.is_empty());
+        let before = locks.look(1);
         let locked = locks.try_acquire(1).expect("it is free");
         assert!(locks.try_acquire(5).is_none() && locks.try_acquire(2).is_some());
+        let (during, other) = (locks.look(5), locks.look(3));
+        assert!(during.held && !other.held);
         locks.release(locked);
+        assert!(!locks.look(5).held && locks.look(5) != before);
+        assert_eq!(other, locks.look(3));
         assert!(locks.try_acquire(5).is_some());
     }
 }

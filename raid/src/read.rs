@@ -6,6 +6,9 @@
 //!   a journal that is not so between a crash and the resync after it: what cannot be read then is lost
 //!   rather than made of what may not belong together. Only where a whole member is missing as well is
 //!   there no choice: that is the write hole, which the journal closes.
+//! - Of a mirror, what was read new is not read old again, although a write changes its legs one by one.
+//!   While a stripe is being written its first leg answers; where that one is missing, a read waits for
+//!   the write. What another leg answered counts only if no write began meanwhile.
 //! - A block is given as unreadable only where more than the redundancy is lost in its own row.
 
 use std::ops::Range;
@@ -20,7 +23,8 @@ use crate::{
     engine::{Core, Fan, Outcome, Scratch, Segments, Transfer, one, window},
     geometry::Band,
     kernels::DATA_MAX,
-    shared::{Set, Tally},
+    lock::Look,
+    shared::{Set, Shared, Tally},
 };
 
 /// A piece of one strip that could not be read as usual.
@@ -31,13 +35,29 @@ pub(crate) struct Recover {
     pub(crate) failed: Option<usize>,
 }
 
-/// The role to read a piece from, if one has it.
-pub(crate) fn reader<D: Disk>(core: &Core<D>, piece: &Band) -> Option<usize> {
+/// Whom to read a piece from.
+pub(crate) struct Reader {
+    pub(crate) role: usize,
+    /// How the stripe's lock was, where what is read counts only if it still is so afterwards.
+    seen: Option<Look>,
+}
+
+impl Reader {
+    /// What was read counts.
+    pub(crate) fn counts(&self, shared: &Shared, piece: &Band) -> bool {
+        let seen = self.seen;
+        seen.is_none_or(|seen| shared.stripes.look(piece.stripe) == seen)
+    }
+}
+
+/// The role to read a piece from, if one has it that can be asked at once.
+pub(crate) fn reader<D: Disk>(core: &Core<D>, piece: &Band) -> Option<Reader> {
     let (shared, strip) = (&core.shared, piece.strips.start);
     let geometry = &shared.geometry;
     if geometry.copies() == 1 {
         let role = geometry.role_of(piece.stripe, strip);
-        return (shared.is_whole() || shared.is_good(role, piece.stripe)).then_some(role);
+        let good = shared.is_whole() || shared.is_good(role, piece.stripe);
+        return good.then_some(Reader { role, seen: None });
     }
     let legs = geometry.legs_of(strip);
     let first = legs.start;
@@ -46,10 +66,15 @@ pub(crate) fn reader<D: Disk>(core: &Core<D>, piece: &Band) -> Option<usize> {
         .dirty
         .unequal
         .get(shared.dirty.region_of(piece.stripe));
-    let equal = equal && !shared.stripes.is_held(piece.stripe);
-    let turn = if equal { core.turn() } else { 0 };
+    let look = shared.stripes.look(piece.stripe);
+    let turn = if equal && !look.held { core.turn() } else { 0 };
     let mut by_turns = (0..legs.len()).map(|leg| first + (leg + turn) % legs.len());
-    by_turns.find(|&role| shared.is_good(role, piece.stripe))
+    let role = by_turns.find(|&role| shared.is_good(role, piece.stripe))?;
+    let is_first = role == first;
+    (is_first || !look.held).then_some(Reader {
+        role,
+        seen: (!is_first).then_some(look),
+    })
 }
 
 /// Reads a piece in whatever way is left.

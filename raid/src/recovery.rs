@@ -63,7 +63,7 @@ pub(crate) async fn replay<D: Disk>(core: &Core<D>) -> Result<Replay, DiskError>
             count += 1;
         }
     }
-    if shared.volatile {
+    if shared.is_volatile() {
         core.flush_members().await?;
     }
     Ok(Replay {

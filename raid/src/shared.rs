@@ -125,8 +125,8 @@ pub(crate) struct Shared {
     stopped: AtomicBool,
     /// Sweeps are to end.
     halted: AtomicBool,
-    /// Some member has a volatile cache.
-    pub(crate) volatile: bool,
+    /// Some member had a volatile cache when the array was assembled, so that it is flushed.
+    volatile: AtomicBool,
     pub(crate) stripes: TicketLocks,
     /// Held by parts of the mirrored zone.
     pub(crate) zone: TicketLocks,
@@ -166,7 +166,7 @@ impl Shared {
             whole: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             halted: AtomicBool::new(false),
-            volatile,
+            volatile: AtomicBool::new(volatile),
             stripes: TicketLocks::new(locks as usize),
             zone: TicketLocks::new(ZONE_LOCKS),
             zone_good: AtomicU32::new(0),
@@ -244,6 +244,16 @@ impl Shared {
     pub(crate) fn begin_delta(&self) {
         self.missed.store(&self.dirty.marks());
         self.missed.add(&self.dirty.marks());
+    }
+
+    /// True where members' caches are flushed. Where it is not, nothing is left in them.
+    pub(crate) fn is_volatile(&self) -> bool {
+        self.volatile.load(Ordering::Relaxed)
+    }
+
+    /// From now on nothing is left in members' caches. Before any core opens the array.
+    pub(crate) fn set_nonvolatile(&self) {
+        self.volatile.store(false, Ordering::Relaxed);
     }
 
     /// How many stripes of a role are good.

@@ -303,7 +303,7 @@ impl<D: Disk> Disk for Zone<D> {
         DiskInfo {
             block_size: geometry.block_size(),
             blocks: geometry.block_size().blocks_in(geometry.zone_bytes()),
-            volatile_cache: shared.volatile,
+            volatile_cache: shared.is_volatile(),
             deallocate_granularity: None,
             write_uncorrectable: false,
             atomic_write_bytes: member.map_or(512, |disk| disk.info().atomic_write_bytes),
@@ -328,7 +328,7 @@ impl<D: Disk> Disk for Zone<D> {
     }
 
     async fn flush(&self) -> Result<(), DiskError> {
-        if !self.core.shared.volatile {
+        if !self.core.shared.is_volatile() {
             return Ok(());
         }
         let flight = self.core.operate(|| Job::Flush).await;

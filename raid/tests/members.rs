@@ -21,7 +21,7 @@ use crate::support::{
     self,
     bench::{Bench, Machine, Model, Worker, settle, small},
     ec,
-    power::{Power, PowerDisk},
+    power::{Medium, Power, PowerDisk},
 };
 
 const BLOCKS: u64 = 160;
@@ -807,4 +807,67 @@ fn who_comes_back_is_looked_at() {
     rig.machine.media[2].borrow_mut().wipe();
     let absent = Refusal::Superblock(BadSuperblock::Absent);
     assert_eq!(check(2, 2), Err(absent));
+}
+
+/// Hosts of an array without a volatile cache flush nothing. A member with one that joins later does not
+/// change what they were told.
+#[test]
+fn a_member_with_a_cache_that_joins_an_array_without_loses_nothing() {
+    let journaled = redundant();
+    let resynced = journaled.iter().map(|(wish, bears)| {
+        let consistency = Consistency::DirtyRegions;
+        (
+            Wish {
+                consistency,
+                ..*wish
+            },
+            *bears,
+        )
+    });
+    for (wish, _) in resynced.chain(redundant()) {
+        let mut rig = Rig::new(wish, false);
+        let array = rig.all();
+        rig.work(&array, 10);
+        rig.machine.media[1].borrow_mut().gone = true;
+        rig.work(&array, 5);
+        let cached = Medium::new(wish.block_size, 4 << 20, true);
+        rig.machine.media[1].replace(cached);
+        array.set_member(1, Some(rig.machine.disk(1)));
+        let (replacing, pool) = (array.clone(), rig.bench.pool.clone());
+        let replace = async move { replacing.replace(1, &mut Rng::from_seed(5), &pool).await };
+        rig.bench.run(replace).unwrap().unwrap();
+        rig.rebuild(&array, 1).unwrap();
+        rig.work(&array, 40);
+        let tidying = array.clone();
+        let tidy = async move { tidying.tidy().await.map(drop) };
+        assert_eq!(rig.bench.run(tidy), Some(Ok(())));
+        assert!(!array.info().volatile_cache);
+        // Assembled anew while hosts go on, it keeps its promise.
+        let before = array.assembled().clone();
+        drop(array);
+        let (again, _) = rig.assemble(&rig.machine.all()).unwrap();
+        let assembled = again.assembled().clone();
+        drop(again);
+        assembled.keep_promise_of(&before);
+        assert!(!assembled.info().volatile_cache);
+        let scratch = support::scratch(&rig.machine.geometry);
+        let members = rig.machine.disks(&rig.machine.all());
+        let members = members.into_iter().map(Some).collect();
+        let opened = Array::open(&assembled, members, &rig.bench.reactor, &scratch);
+        let array = Rc::new(opened.unwrap());
+        rig.work(&array, 20);
+        let tidying = array.clone();
+        let tidy = async move { tidying.tidy().await.map(drop) };
+        assert_eq!(rig.bench.run(tidy), Some(Ok(())));
+        rig.machine.power.cut_after(0);
+        drop(array);
+        rig.bench = Bench::new(&rig.machine.power);
+        rig.machine.lose_power();
+        let array = rig.all();
+        rig.verify(&array);
+        assert_eq!(rig.mismatches(&array), 0, "{}", wish.level);
+        drop(array);
+        let members: Vec<usize> = rig.machine.all().into_iter().filter(|m| *m != 0).collect();
+        rig.verify(&rig.assemble(&members).unwrap().0);
+    }
 }

@@ -768,3 +768,74 @@ fn what_waits_for_one_stripe_keeps_nobody_from_another() {
     rig.pass(Duration::from_millis(100));
     assert!(waiting.iter().all(|write| write.take() == Some(Ok(()))));
 }
+
+/// What a read has given new is not read old again: legs change one by one, and one of them may still be
+/// the old one when the other has answered.
+#[test]
+fn what_was_read_new_is_not_read_old_again() {
+    let ms = Duration::from_millis;
+    // One block, which is asked for directly, and one more than the strip has left, in two pieces.
+    for (at, blocks) in [(0, 1), (3, 2)] {
+        let rig = Rig::new(Level::Mirrored, 2);
+        let wrote = rig.write(at, 4096 * blocks, 1);
+        rig.pass(ms(1));
+        assert_eq!(wrote.take(), Some(Ok(())));
+        let data = rig.array.assembled().geometry().row_lba(0, 0);
+        let delay = |time| Rule::new(Effect::Delay(time)).at(data, 16);
+        rig.faults[0].add(delay(ms(20)).on(Operation::Write));
+        rig.faults[1].add(delay(ms(10)).on(Operation::Read));
+        // Legs answer by turns: the next piece is the second one's.
+        while rig.role_of(0) != 0 {}
+        let into = rig.filled(4096 * blocks, 0);
+        let mut values = Vec::new();
+        let mut read = rig.read(at, &into);
+        rig.turn(ms(0));
+        let write = rig.write(at, 4096 * blocks, 2);
+        for _ in 0..100 {
+            rig.turn(ms(1));
+            if let Some(outcome) = read.take() {
+                assert_eq!(outcome, Ok(()));
+                values.extend([into.bytes()[0], into.bytes()[4096 * blocks - 1]]);
+                read = rig.read(at, &into);
+            }
+        }
+        assert_eq!(write.take(), Some(Ok(())));
+        for of_block in [0, 1] {
+            let of_block: Vec<u8> = values.iter().skip(of_block).step_by(2).copied().collect();
+            assert!(of_block.is_sorted(), "{values:?}");
+            assert_eq!(of_block.last(), Some(&2));
+        }
+    }
+}
+
+/// The same, where the leg that answered is lost before the others have been written.
+#[test]
+fn what_was_read_new_of_a_leg_that_fails_is_not_read_old_again() {
+    let ms = Duration::from_millis;
+    let rig = Rig::new(Level::Mirrored, 3);
+    let wrote = rig.write(0, 4096, 1);
+    rig.pass(ms(1));
+    assert_eq!(wrote.take(), Some(Ok(())));
+    let data = rig.array.assembled().geometry().row_lba(0, 0);
+    for faults in &rig.faults[1..] {
+        let slow = Rule::new(Effect::Delay(ms(50)));
+        faults.add(slow.at(data, 1).on(Operation::Write));
+    }
+    let (write, into) = (rig.write(0, 4096, 2), rig.filled(4096, 0));
+    rig.turn(ms(1));
+    let read = rig.read(0, &into);
+    rig.pass(ms(5));
+    assert_eq!((read.take(), into.bytes()[0]), (Some(Ok(())), 2));
+    rig.faults[0].add(Rule::new(Effect::Gone));
+    let array = rig.array.clone();
+    let failed = rig.start(async move { array.give_up(0).await });
+    rig.pass(ms(5));
+    assert_eq!(failed.take(), Some(Ok(())));
+    assert_eq!(write.take(), None, "the other legs are still being written");
+    for _ in 0..3 {
+        let read = rig.read(0, &into);
+        rig.pass(ms(60));
+        assert_eq!((read.take(), into.bytes()[0]), (Some(Ok(())), 2));
+    }
+    assert_eq!(write.take(), Some(Ok(())));
+}

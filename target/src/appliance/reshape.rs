@@ -186,6 +186,7 @@ impl Tender {
         let Assembly { array, report, .. } = assembly.map_err(|why| why.to_string())?;
         let assembled = array.assembled().clone();
         drop(array);
+        assembled.keep_promise_of(&self.medium.assembled());
         let by_role = report.roles.iter();
         let members: Vec<Option<Named>> = by_role
             .map(|place| place.map(|place| disks[place].clone()))
