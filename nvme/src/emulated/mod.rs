@@ -145,6 +145,12 @@ impl Emulated {
         self.lock().present = true;
     }
 
+    /// True while it is plugged in.
+    #[must_use]
+    pub fn is_present(&self) -> bool {
+        self.lock().present
+    }
+
     /// Cuts the power for an instant.
     pub fn lose_power(&self) {
         self.lock().lose_power();

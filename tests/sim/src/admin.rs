@@ -13,6 +13,7 @@ use corebay_nvme::{
         event::AsyncEvent,
         fabrics::PropertySize,
         feature::{async_event, fid, volatile_write_cache},
+        identify::controller::vwc,
         log::lid,
         property::{self, Cc},
         status::Status,
@@ -90,11 +91,14 @@ fn tell(session: &Session, kind: Kind, result: Result<(), Error>) {
         format!("host {host} asks appliance {node} {kind:?}: {result:?}")
     });
     let Err(error) = result else { return };
+    // Who turns the cache off has it flushed.
+    let weak = || session.common.plan.weak_namespace(node);
+    let place = (kind == Kind::CacheOff).then(weak).flatten();
     // A namespace that is detached meanwhile is one that the controller does not know.
     let away = session.common.plan.reloads() && matches!(error, Error::Controller(_));
     let limit =
         matches!(error, Error::Status(status) if status.same_as(Status::ABORT_LIMIT_EXCEEDED));
-    if !away && !limit && may_not_happen(&session.common, &error) {
+    if !away && !limit && may_not_happen(&session.common, place, &error) {
         let what = format!("host {host} asks appliance {node} {kind:?}: {error}");
         session.common.fail(what);
     }
@@ -107,7 +111,7 @@ async fn ask(
     rng: &mut Rng,
 ) -> Result<(), Error> {
     match kind {
-        Kind::Identify => controller.identify().await.map(drop),
+        Kind::Identify => identify(session, controller).await,
         Kind::Namespaces => namespaces(session, controller).await,
         Kind::Namespace => namespace(session, controller, rng).await,
         Kind::Log => log(controller, rng).await,
@@ -141,6 +145,19 @@ async fn reset(session: &Session, controller: &SimController) -> Result<(), Erro
         }
         session.reactor().sleep(LOOK).await;
     }
+}
+
+/// The controller says whether there is a volatile write cache: what a host then does not flush may be
+/// lost.
+async fn identify(session: &Session, controller: &SimController) -> Result<(), Error> {
+    let told = controller.identify().await?.vwc & vwc::PRESENT != 0;
+    let volatile = session.namespaces().iter().any(|each| each.volatile_cache);
+    if volatile && !told && !session.common.plan.reloads() {
+        let node = session.node;
+        let what = format!("appliance {node} says that it has no volatile write cache");
+        session.common.fail(what);
+    }
+    Ok(())
 }
 
 async fn namespaces(session: &Session, controller: &SimController) -> Result<(), Error> {

@@ -479,7 +479,7 @@ async fn keep_connected(session: Rc<Session>) {
                 watch(&session).await;
             }
             Err(error) => {
-                if may_not_happen(&session.common, &error) {
+                if may_not_happen(&session.common, None, &error) {
                     session
                         .common
                         .fail(format!("host {} cannot connect: {error}", session.index));
@@ -522,13 +522,14 @@ async fn watch(session: &Rc<Session>) {
     }
 }
 
-/// True for an error that no host may ever see, or not in this world.
-pub fn may_not_happen(common: &Common, error: &Error) -> bool {
+/// True for an error that no host may ever see, or not in this world of a command to the namespace that
+/// `place` names by its appliance and its identifier.
+pub fn may_not_happen(common: &Common, place: Option<(usize, u32)>, error: &Error) -> bool {
     match error {
         Error::Transport(_) | Error::TimedOut | Error::Closed => common.is_calm(),
         // A host that comes back while its former association lives may be told to wait.
         Error::Refused { .. } => common.is_calm(),
-        Error::Status(status) => !may_be_told(common, *status),
+        Error::Status(status) => !may_be_told(common, place, *status),
         Error::Protocol(_)
         | Error::Terminated { .. }
         | Error::DataDigest
@@ -539,7 +540,7 @@ pub fn may_not_happen(common: &Common, error: &Error) -> bool {
 }
 
 /// True for a status that a command may end with in this world.
-fn may_be_told(common: &Common, status: Status) -> bool {
+fn may_be_told(common: &Common, place: Option<(usize, u32)>, status: Status) -> bool {
     let any = |of: &[Status]| of.iter().any(|each| status.same_as(*each));
     let plan = &common.plan;
     let aborted = [
@@ -561,7 +562,7 @@ fn may_be_told(common: &Common, status: Status) -> bool {
         Status::INVALID_NAMESPACE_OR_FORMAT,
         Status::ABORTED_FAILED_FUSED,
     ];
-    plan.media_fail() && any(&media)
+    place.is_some_and(|(node, nsid)| plan.media_fail(node, nsid)) && any(&media)
         || plan.reloads() && any(&away)
         || plan.workload.aborts && any(&aborted)
         || plan.workload.resets && any(&[Status::COMMAND_SEQUENCE_ERROR])

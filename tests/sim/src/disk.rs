@@ -45,6 +45,19 @@ enum Work {
     Flush { order: u64 },
 }
 
+impl Work {
+    /// For the trace.
+    fn number(&self) -> u64 {
+        match self {
+            Self::Read => 1,
+            Self::Write { durable } => 2 + u64::from(*durable),
+            Self::Clear { durable } => 4 + u64::from(*durable),
+            Self::Spoil => 6,
+            Self::Flush { .. } => 7,
+        }
+    }
+}
+
 struct Operation {
     due: Time,
     sequence: u64,
@@ -151,7 +164,7 @@ impl DiskQueue {
     /// The power fails: what was being written is written, block by block, or not.
     pub fn abandon(&self) {
         for operation in std::mem::take(&mut *self.flying.borrow_mut()) {
-            self.half_done(&operation);
+            self.half_done(&operation, true);
         }
     }
 
@@ -223,12 +236,13 @@ impl DiskQueue {
     fn carry_out(&self, mut operation: Operation) -> Result<(), DiskError> {
         operation.pins.clear();
         let (at, blocks) = (operation.at, operation.blocks);
-        self.trace.mark([event::DEVICE, at, blocks]);
+        let what = operation.work.number() << 56 | operation.sequence << 32 | blocks;
+        self.trace.mark([event::DEVICE, at, what]);
         match operation.work {
             Work::Read => self.read(&mut operation),
             Work::Write { durable } => {
                 if self.medium.fails_write() {
-                    self.half_done(&operation);
+                    self.half_done(&operation, false);
                     return Err(DiskError::WriteFault);
                 }
                 self.each_block(&operation, |at, content| {
@@ -248,9 +262,10 @@ impl DiskQueue {
         }
     }
 
-    /// Each block of a write by itself is written or not.
-    fn half_done(&self, operation: &Operation) {
+    /// Each block of a write by itself is written or not, or torn by a loss of power.
+    fn half_done(&self, operation: &Operation, power: bool) {
         let some = |at, content| match self.medium.toss() {
+            _ if power && self.medium.tears_now() => self.medium.write(at, Content::Lost, true),
             // Without space a block stays as it was.
             true => self.medium.write(at, content, false).or(Ok(())),
             false => Ok(()),

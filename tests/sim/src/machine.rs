@@ -225,6 +225,12 @@ impl Machine {
         }
     }
 
+    /// True while there is a process.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        !matches!(self.life, Life::Off(_))
+    }
+
     /// The cores that turn.
     #[must_use]
     pub fn cores(&self) -> usize {
@@ -522,6 +528,8 @@ impl Machine {
         self.note("loses its power");
         self.cuts += 1;
         self.hub.cut_power(self.ip());
+        // What is in flight may land.
+        self.supply.restore();
         if let Some(queues) = self.queues() {
             queues.borrow().iter().for_each(|queue| queue.abandon());
         }
@@ -531,7 +539,6 @@ impl Machine {
             medium.cut_power();
         }
         self.drives().for_each(Emulated::lose_power);
-        self.supply.restore();
         ended
     }
 
@@ -622,7 +629,7 @@ impl Machine {
     }
 
     /// A member of an array is unplugged; or, where one was, it is plugged in again, or another one.
-    pub fn move_member(&mut self) {
+    pub fn move_member(&mut self, now: Time) {
         let all = self.floors.iter();
         let arrays: Vec<_> = all
             .filter_map(|bays| match &bays.plan {
@@ -642,6 +649,8 @@ impl Machine {
             self.note(&format!("loses the member in bay {victim}"));
             medium.cut_power();
             medium.set_gone(true);
+            // It is seen to be gone, however soon it is back.
+            self.advance(now);
         } else if self.rng.once_in(3) {
             self.note(&format!("gets a new member in bay {victim}"));
             bays.replace(victim, self.rng.next_u64());
@@ -676,8 +685,9 @@ impl Machine {
     /// Says what the end of a target without its disk leaves behind.
     pub fn calm_down(&mut self, now: Time) -> Result<(), String> {
         self.floors.iter().for_each(|bays| bays.calm_down());
-        let stopped = self.node().is_some_and(Node::has_failed_store);
-        if stopped || self.media().iter().any(SimMedium::is_gone) {
+        let stopped = self.process().is_some_and(Node::has_failed_store);
+        let pulled = self.drives().any(|drive| !drive.is_present());
+        if stopped || pulled || self.media().iter().any(SimMedium::is_gone) {
             return self.kill(now);
         }
         Ok(())

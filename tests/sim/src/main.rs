@@ -76,9 +76,9 @@ fn main() -> ExitCode {
             Ok(report) => {
                 simulated += report.simulated;
                 commands += report.commands;
+                println!("seed {seed}: trace hash {:016x}", report.hash);
                 if cli.runs == 1 {
-                    println!("seed {seed}: {report:?}");
-                    println!("trace hash {:016x}", report.hash);
+                    println!("{report:?}");
                 }
             }
             Err(failure) => {

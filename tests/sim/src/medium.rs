@@ -347,6 +347,13 @@ impl SimMedium {
         state.rng.once_in(state.faults.write)
     }
 
+    /// True where a block that is being written while the power fails is lost.
+    #[must_use]
+    pub fn tears_now(&self) -> bool {
+        let state = &mut *self.state();
+        state.options.tears && state.rng.once_in(8)
+    }
+
     /// True once in two times: for what has no rule.
     #[must_use]
     pub fn toss(&self) -> bool {

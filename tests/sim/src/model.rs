@@ -238,6 +238,14 @@ impl Model {
         })
     }
 
+    /// By block: what a snapshot may hold that was taken after `since` began and before `until`.
+    #[must_use]
+    pub fn permitted(&self, since: Ticket, until: u64) -> Vec<Vec<u64>> {
+        let had = |write: &&Write| write.start <= until && write.superseded > since.start;
+        let values = |list: &Vec<Write>| list.iter().filter(had).map(|write| write.value).collect();
+        self.blocks.iter().map(values).collect()
+    }
+
     fn begin_operation(&mut self, host: usize, writes: Option<(u64, u64)>) -> Ticket {
         self.clock += 1;
         let operation = Operation {

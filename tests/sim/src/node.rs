@@ -381,6 +381,12 @@ impl Node {
                     each.tcp.connection_count()
                 ));
             }
+            let commands = each.core.environment.opener.drive_commands();
+            if commands != 0 {
+                return Some(format!(
+                    "core {index}: drives have {commands} commands left"
+                ));
+            }
             if each.core.environment.opener.has_failed_pool() {
                 return Some(format!("core {index}: a pool has failed"));
             }

@@ -49,6 +49,8 @@ struct Kept {
     uncertain: bool,
     /// By block; none while nobody has looked.
     content: Option<Vec<u64>>,
+    /// By block, of a snapshot that nobody has looked at: what it may hold.
+    permitted: Vec<Vec<u64>>,
     /// A block of a clone that may have this value instead.
     under_way: Option<(usize, u64)>,
 }
@@ -216,6 +218,7 @@ impl Operator {
             snapshot,
             uncertain: true,
             content,
+            permitted: Vec::new(),
             under_way: None,
         });
     }
@@ -298,14 +301,19 @@ impl Operator {
                 self.forget(&name);
                 Err(error.into())
             }
-            Ok(_) => self.read(&name).await.and_then(|values| {
-                let checked = self.model().borrow().check_snapshot(ticket, until, &values);
+            Ok(_) => {
+                // It was answered: whatever ends the process from here on, it is there.
+                let permitted = self.model().borrow().permitted(ticket, until);
                 self.with(&name, |kept| {
                     kept.uncertain = false;
-                    kept.content = Some(values);
+                    kept.permitted = permitted;
                 });
-                checked.map_err(Failure::Wrong)
-            }),
+                self.read(&name).await.and_then(|values| {
+                    let checked = self.model().borrow().check_snapshot(ticket, until, &values);
+                    self.with(&name, |kept| kept.content = Some(values));
+                    checked.map_err(Failure::Wrong)
+                })
+            }
         };
         self.model().borrow_mut().end(ticket);
         outcome
@@ -393,6 +401,15 @@ impl Operator {
         let found = self.read(name).await?;
         let wrong = self.with(name, |kept| {
             let under_way = kept.under_way.take();
+            let never = |(value, of): (&u64, &Vec<u64>)| *value != LOST && !of.contains(value);
+            if kept.content.is_none()
+                && let Some(at) = found.iter().zip(&kept.permitted).position(never)
+            {
+                return Some(format!(
+                    "block {at} of {name} is {:#x}, which it never was",
+                    found[at]
+                ));
+            }
             let expected = kept.content.get_or_insert_with(|| found.clone());
             if let Some((at, mark)) = under_way
                 && found[at] == mark

@@ -82,6 +82,19 @@ impl Mischief {
         Self::DriveFatal,
         Self::DriveGone,
     ];
+
+    /// True where a connection may be lost by it.
+    fn disturbs(&self) -> bool {
+        !matches!(
+            self,
+            Self::SlowCore
+                | Self::DiskFull
+                | Self::Reload
+                | Self::MemberGone
+                | Self::Scrub
+                | Self::DriveFatal
+        )
+    }
 }
 
 /// The target.
@@ -195,6 +208,10 @@ impl Plan {
             .into_iter()
             .filter(|_| rng.once_in(3))
             .collect();
+        // In some, nothing but storage fails: there no command may be left without an answer.
+        if rng.once_in(4) {
+            mischief.retain(|kind| !kind.disturbs());
+        }
         // A third of the worlds is calm, to see that nothing goes wrong by itself.
         if rng.once_in(3) {
             mischief.clear();
@@ -227,6 +244,7 @@ impl Plan {
         if !plan.has_only_disks() {
             plan.workload.weights[SPOIL] = 0;
         }
+        plan.drop_idle_mischief();
         let hosts = 1 + rng.below(3);
         plan.hosts = (0..hosts).map(|_| draw_host(rng, &plan)).collect();
         if plan.is_calm() {
@@ -273,18 +291,7 @@ impl Plan {
     /// True where no connection may be lost, as nothing disturbs any.
     #[must_use]
     pub fn is_calm(&self) -> bool {
-        let disturbs = |mischief: &Mischief| {
-            !matches!(
-                mischief,
-                Mischief::SlowCore
-                    | Mischief::DiskFull
-                    | Mischief::Reload
-                    | Mischief::MemberGone
-                    | Mischief::Scrub
-                    | Mischief::DriveFatal
-            )
-        };
-        let disturbed = self.mischief.iter().any(disturbs) || self.cut_by_hand;
+        let disturbed = self.mischief.iter().any(Mischief::disturbs) || self.cut_by_hand;
         !disturbed && self.medium_faults.stuck == 0 && !self.workload.resets
     }
 
@@ -298,32 +305,50 @@ impl Plan {
             .all(|floor| matches!(floor, FloorPlan::Disk(_)))
     }
 
-    fn has_drives(&self) -> bool {
-        self.floors()
-            .any(|floor| matches!(floor, FloorPlan::Drive(_)))
-    }
-
-    fn has_disks(&self) -> bool {
-        self.floors()
-            .any(|floor| matches!(floor, FloorPlan::Disk(_)))
-    }
-
     /// True where namespaces come and go.
     #[must_use]
     pub fn reloads(&self) -> bool {
         self.mischief.contains(&Mischief::Reload)
     }
 
-    /// True where commands may fail on a medium.
+    /// True where commands to this namespace of this appliance may fail on a medium.
     #[must_use]
-    pub fn media_fail(&self) -> bool {
-        let faults = &self.medium_faults;
-        self.floors().any(|floor| floor.may_fail(faults))
+    pub fn media_fail(&self, node: usize, nsid: u32) -> bool {
+        let node = &self.nodes[node];
+        let floor = &node.floors[node.namespaces[nsid as usize - 1].floor];
+        let any = |kinds: &[Mischief]| kinds.iter().any(|kind| self.mischief.contains(kind));
+        floor.may_fail(&self.medium_faults)
             || self.workload.weights[SPOIL] != 0
-            || self.has_disks()
-                && (self.mischief.contains(&Mischief::DiskFull)
-                    || self.mischief.contains(&Mischief::DiskGone))
-            || self.has_drives() && self.mischief.contains(&Mischief::DriveGone)
+            || match floor {
+                FloorPlan::Disk(_) => any(&[Mischief::DiskFull, Mischief::DiskGone]),
+                FloorPlan::Drive(_) => any(&[Mischief::DriveGone]),
+                FloorPlan::Array(_) | FloorPlan::Pool(_) => false,
+            }
+    }
+
+    /// A namespace of this appliance whose commands may fail so: what is asked of all of them may, too.
+    #[must_use]
+    pub fn weak_namespace(&self, node: usize) -> Option<(usize, u32)> {
+        let mut all = (1u32..).take(self.nodes[node].namespaces.len());
+        let weak = all.find(|nsid| self.media_fail(node, *nsid));
+        weak.map(|nsid| (node, nsid))
+    }
+
+    /// Drops what strikes nothing that there is: it would only take the place of something else.
+    fn drop_idle_mischief(&mut self) {
+        let disks = self.has(|floor| matches!(floor, FloorPlan::Disk(_)));
+        let drives = self.has(|floor| matches!(floor, FloorPlan::Drive(_)));
+        let arrays = self.has(|floor| matches!(floor, FloorPlan::Array(_)));
+        self.mischief.retain(|kind| match kind {
+            Mischief::DiskFull | Mischief::DiskGone => disks,
+            Mischief::DriveFatal | Mischief::DriveGone => drives,
+            Mischief::MemberGone | Mischief::Scrub => arrays,
+            _ => true,
+        });
+    }
+
+    fn has(&self, kind: impl Fn(&FloorPlan) -> bool) -> bool {
+        self.floors().any(kind)
     }
 }
 

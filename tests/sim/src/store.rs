@@ -387,6 +387,13 @@ impl Opener {
         Ok(array)
     }
 
+    /// Commands of drives that have not ended.
+    #[must_use]
+    pub fn drive_commands(&self) -> usize {
+        let drives = self.drives.borrow();
+        drives.iter().map(|queue| queue.in_flight()).sum()
+    }
+
     /// Lets go of what is open.
     pub fn close(&self) {
         drop(self.arrays.take());

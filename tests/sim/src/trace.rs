@@ -128,4 +128,6 @@ pub mod event {
     pub const FAULT: u64 = 7;
     /// A host asked its controller something.
     pub const ADMIN: u64 = 8;
+    /// A block was read.
+    pub const VALUE: u64 = 9;
 }

@@ -6,7 +6,10 @@ use corebay_core::{buffer::Buffer, rng::Rng};
 use corebay_nvme::{
     fabrics::{Error, IoQueue},
     spec::{
-        command::nvm::{CopyRangeFormat0, DsmRange},
+        command::{
+            NSID_ALL,
+            nvm::{CopyRangeFormat0, DsmRange},
+        },
         status::Status,
     },
 };
@@ -93,7 +96,14 @@ pub async fn check_all(session: &Session) {
             };
             match read(session, &queue, part).await {
                 Ok(()) => at += part.count,
-                Err(error) if is_loss(&error) => session.reactor().sleep(AFTER_FAILURE).await,
+                Err(error) if is_loss(&error) => {
+                    if may_not_happen(&session.common, None, &error) {
+                        let (host, node) = (session.index, session.node);
+                        let what = format!("host {host} checks appliance {node}: {error}");
+                        session.common.fail(what);
+                    }
+                    session.reactor().sleep(AFTER_FAILURE).await;
+                }
                 // A block of them is lost: they are looked at one by one.
                 Err(_) if part.count > 1 => step = 1,
                 Err(error) => {
@@ -113,8 +123,8 @@ fn is_loss(error: &Error) -> bool {
 fn check_lost(session: &Session, block: Blocks, error: &Error) {
     let lost = Status::UNRECOVERED_READ_ERROR;
     let is_lost = matches!(error, Error::Status(status) if status.same_as(lost));
-    if !is_lost || may_not_happen(&session.common, error) {
-        let (host, node) = (session.index, session.node);
+    let (host, node) = (session.index, session.node);
+    if !is_lost || may_not_happen(&session.common, Some((node, block.nsid)), error) {
         let what = format!("host {host} checks appliance {node}, {block:?}: {error}");
         session.common.fail(what);
     }
@@ -131,9 +141,12 @@ async fn command(session: &Session, queue: &Queue, rng: &mut Rng) -> bool {
     trace.note(words, || {
         format!("host {host} to appliance {node}, command {number}: {what}")
     });
-    let was_disabled = session.is_disabled();
+    let (was_disabled, association) = (session.is_disabled(), session.association());
     let result = match kind {
         Kind::Read => read(session, queue, blocks).await,
+        Kind::Flush if blocks.at % 4 == 0 && !session.common.plan.reloads() => {
+            flush_all(session, queue).await
+        }
         Kind::Flush => flush(session, queue, blocks.nsid).await,
         Kind::CompareAndWrite => compare_and_write(session, queue, blocks).await,
         Kind::Compare => compare(session, queue, blocks).await,
@@ -144,12 +157,13 @@ async fn command(session: &Session, queue: &Queue, rng: &mut Rng) -> bool {
         _ => write(session, queue, kind, blocks).await,
     };
     session.common.end_command(number);
-    let words = [event::COMPLETION, number, u64::from(result.is_ok())];
+    let words = [event::COMPLETION, number, outcome(&result)];
     trace.note(words, || {
         format!("host {host} command {number} ends: {result:?}")
     });
     let good = result.is_ok();
-    if good && was_disabled && session.is_disabled() {
+    // What was sent again belongs to another association.
+    if good && was_disabled && association == session.association() {
         session.common.fail(format!(
             "host {host} command {number} works though its controller has been reset"
         ));
@@ -157,13 +171,25 @@ async fn command(session: &Session, queue: &Queue, rng: &mut Rng) -> bool {
     if let Err(error) = result {
         let compares = matches!(kind, Kind::CompareAndWrite | Kind::Compare);
         let differs = compares && is_compare_failure(&error);
-        if !differs && may_not_happen(&session.common, &error) {
+        let weak = || session.common.plan.weak_namespace(node);
+        let place = (kind == Kind::Flush).then(weak).flatten();
+        let place = place.or(Some((node, blocks.nsid)));
+        if !differs && may_not_happen(&session.common, place, &error) {
             session.common.fail(format!(
                 "host {host} to appliance {node}, command {number}, {kind:?} {blocks:?}: {error}"
             ));
         }
     }
     good
+}
+
+/// What a command ended with, as a number for the trace.
+fn outcome(result: &Result<(), Error>) -> u64 {
+    match result {
+        Ok(()) => 1,
+        Err(Error::Status(status)) => 2 | u64::from(status.bits()) << 8,
+        Err(_) => 0,
+    }
 }
 
 fn choose_kind(rng: &mut Rng, weights: &[u64; COMMANDS]) -> Kind {
@@ -265,7 +291,10 @@ async fn read_blocks(session: &Session, queue: &Queue, blocks: Blocks) -> Result
         for (block, at) in bytes.chunks(blocks.bytes).zip(blocks.at..) {
             let checked = content::read(block, blocks.nsid)
                 .map_err(|what| format!("namespace {} block {at} is corrupt: {what}", blocks.nsid))
-                .and_then(|value| model.borrow_mut().check_read(ticket, at, value));
+                .and_then(|value| {
+                    session.common.trace.mark([event::VALUE, at, value]);
+                    model.borrow_mut().check_read(ticket, at, value)
+                });
             if let Err(what) = checked {
                 session.common.fail(what);
             }
@@ -284,6 +313,22 @@ async fn flush(session: &Session, queue: &Queue, nsid: u32) -> Result<(), Error>
     match result {
         Ok(()) => model.end_flush(ticket),
         Err(_) => model.end(ticket),
+    }
+    result
+}
+
+/// Flushes all namespaces of the appliance, which must all be attached.
+async fn flush_all(session: &Session, queue: &Queue) -> Result<(), Error> {
+    let count = session.namespaces().len() as u32;
+    let begin = |nsid| session.model(nsid).borrow_mut().begin(session.index);
+    let tickets: Vec<_> = (1..=count).map(begin).collect();
+    let result = queue.flush(NSID_ALL).await;
+    for (nsid, ticket) in (1..).zip(tickets) {
+        let mut model = session.model(nsid).borrow_mut();
+        match result {
+            Ok(()) => model.end_flush(ticket),
+            Err(_) => model.end(ticket),
+        }
     }
     result
 }

@@ -536,11 +536,11 @@ impl World {
                     medium.set_gone(true);
                 }
             }
-            Mischief::MemberGone => machine.move_member(),
+            Mischief::MemberGone => machine.move_member(self.now),
             Mischief::Scrub => machine.scrub(),
             Mischief::DriveFatal => drop(machine.disturb_drive(false, self.now)),
             Mischief::DriveGone => self.pull_drive(index),
-            Mischief::Kill if machine.running().is_some() => machine.kill(self.now)?,
+            Mischief::Kill if machine.is_on() => machine.kill(self.now)?,
             Mischief::PowerCut => self.cut_power(index)?,
             Mischief::Restart => machine.drain(self.now),
             Mischief::Reload => machine.reload(),
