@@ -590,6 +590,12 @@ impl<D: Disk> PollSource for CoreSource<D> {
         }
     }
 
+    /// Once the core's part is over, and its last word is on its way.
+    fn is_over(&self) -> bool {
+        let is_said = || self.port.as_ref().is_none_or(|port| !port.push_waiting());
+        self.core.strong_count() == 0 && is_said()
+    }
+
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
         self.port.as_ref()?.wake_fd()
     }
@@ -668,6 +674,10 @@ impl<D: Disk> PollSource for HomeSource<D> {
 
     fn awake(&self) {
         self.port.awake();
+    }
+
+    fn is_over(&self) -> bool {
+        self.core.strong_count() == 0
     }
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -9,12 +9,13 @@ use std::collections::BTreeMap;
 use corebay_core::disk::{Disk, DiskError, Durability};
 
 use crate::{
-    device::{Device, copies_at},
+    device::{Device, TRANSFER_BYTES, copies_at},
     error::PoolError,
     format::{
-        COPIES, Extent, PAGE_BYTES, crc32c,
+        COPIES, Extent, PAGE_BYTES, SUPERBLOCK_AT, crc32c,
         page::{COUNTS_PER_PAGE, Entry, Node, NodeId},
         root::TABLES,
+        superblock::Superblock,
     },
     import::read,
     manage::Pool,
@@ -101,6 +102,7 @@ impl<D: Disk> Shared<D> {
                 return Ok(report);
             }
         }
+        self.scrub_roots(&mut report).await?;
         self.scrub(&mut report).await?;
         report.damaged_copies += self.device.repairs.get() - before;
         // From here on in one go: nothing changes meanwhile.
@@ -110,6 +112,77 @@ impl<D: Disk> Shared<D> {
 }
 
 impl<D: Disk> Shared<D> {
+    /// Reads both superblocks, and both copies of the root that the newest names; mends what is damaged,
+    /// where that is allowed.
+    async fn scrub_roots(&self, report: &mut CheckReport) -> Result<(), PoolError> {
+        // No checkpoint writes any of them meanwhile.
+        let _stay = self.places_stay.acquire(1).await;
+        let mut found = [const { None }; COPIES];
+        for (copy, at) in SUPERBLOCK_AT.into_iter().enumerate() {
+            let bytes = self.read_if_readable(at, PAGE_BYTES).await?;
+            found[copy] = bytes.and_then(|bytes| Superblock::parse(&bytes).ok());
+        }
+        let known = found.iter().flatten();
+        let Some(newest) = known.max_by_key(|superblock| superblock.generation) else {
+            report.tell("both superblocks are damaged".to_owned());
+            return Ok(());
+        };
+        let good = found.each_ref().map(|one| one.as_ref() == Some(newest));
+        self.mend_copies(SUPERBLOCK_AT, good, &newest.encode(), report)
+            .await?;
+        let (layout, generation) = (newest.layout, newest.generation);
+        let at = [layout.root_at(0, generation), layout.root_at(1, generation)];
+        let len = newest.root_len as usize;
+        let (mut good, mut root) = ([false; COPIES], Vec::new());
+        for copy in 0..COPIES {
+            let read = self.read_if_readable(at[copy], len.next_multiple_of(PAGE_BYTES));
+            if let Some(bytes) = read.await?
+                && crc32c(&bytes[..len]) == newest.root_crc
+            {
+                (good[copy], root) = (true, bytes);
+            }
+        }
+        if good == [false; COPIES] {
+            report.tell("both copies of the root are damaged".to_owned());
+        }
+        self.mend_copies(at, good, &root, report).await
+    }
+
+    /// Bytes of the disk; `None` where it says that they are lost.
+    async fn read_if_readable(&self, at: u64, len: usize) -> Result<Option<Vec<u8>>, PoolError> {
+        match self.device.read_long(at, len).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(DiskError::UnrecoveredRead) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Counts a copy that is not good where the other one is, and writes it again where that is allowed.
+    async fn mend_copies(
+        &self,
+        at: [u64; COPIES],
+        good: [bool; COPIES],
+        bytes: &[u8],
+        report: &mut CheckReport,
+    ) -> Result<(), PoolError> {
+        for copy in 0..COPIES {
+            if !good.contains(&true) || good[copy] {
+                continue;
+            }
+            report.damaged_copies += 1;
+            if self.device.read_only.get() {
+                continue;
+            }
+            let mut from = at[copy];
+            for part in bytes.chunks(TRANSFER_BYTES) {
+                let written = self.device.write(from, part, Durability::Durable);
+                written.await?;
+                from += part.len() as u64;
+            }
+        }
+        Ok(())
+    }
+
     /// Reads both copies of every page on the disk; mends one that is damaged, where that is allowed.
     async fn scrub(&self, report: &mut CheckReport) -> Result<(), PoolError> {
         for table in 0..TABLES {
@@ -141,28 +214,17 @@ impl<D: Disk> Shared<D> {
         let mut good = [false; COPIES];
         let mut bytes = Vec::new();
         for copy in 0..COPIES {
-            match self.device.read(at[copy], PAGE_BYTES).await {
-                Ok(read) if crc32c(&read) == crc => {
-                    good[copy] = true;
-                    bytes = read;
-                }
-                Ok(_) | Err(DiskError::UnrecoveredRead) => {}
-                Err(error) => return Err(error.into()),
+            if let Some(read) = self.read_if_readable(at[copy], PAGE_BYTES).await?
+                && crc32c(&read) == crc
+            {
+                good[copy] = true;
+                bytes = read;
             }
         }
         if good == [false; COPIES] {
             report.tell(format!("both copies of the page at {} are damaged", at[0]));
         }
-        for copy in 0..COPIES {
-            if good.contains(&true) && !good[copy] {
-                report.damaged_copies += 1;
-                if !self.device.read_only.get() {
-                    let written = self.device.write(at[copy], &bytes, Durability::Cached);
-                    written.await?;
-                }
-            }
-        }
-        Ok(())
+        self.mend_copies(at, good, &bytes, report).await
     }
 }
 

@@ -173,7 +173,7 @@ impl<D: Disk> Shared<D> {
             self.state.borrow_mut().seal(generation, applied)?
         };
         sealed.journal_pages = journal_pages;
-        self.journal.root_room.set(0);
+        self.journal.metadata_room.set(0);
         self.write_sealed(&sealed).await?;
         let mut state = self.state.borrow_mut();
         for place in sealed.leaving {

@@ -35,8 +35,8 @@ use crate::{
 /// The most bytes of records that wait for their batch.
 const WAITING_BYTES_MAX: usize = 4 * BATCH_BYTES_MAX;
 
-/// Records that the root's room is looked at for at once.
-const ROOT_ROOM: usize = 64;
+/// Records that room for metadata is looked at for at once.
+const METADATA_ROOM: usize = 64;
 
 /// Where the journal stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,8 +56,9 @@ pub(crate) struct Journal {
     pub used_pages: Cell<u64>,
     waiting: RefCell<Waiting>,
     waiting_bytes: Cell<usize>,
-    /// The root has room for so many more records that wait; found out anew when some have taken effect.
-    pub root_room: Cell<usize>,
+    /// There is room for the pages of so many more records that wait; found out anew when some have taken
+    /// effect.
+    pub metadata_room: Cell<usize>,
     /// Records that were ever appended, and that have taken effect.
     appended: Cell<u64>,
     committed: Cell<u64>,
@@ -144,7 +145,7 @@ impl<D: Disk> Shared<D> {
         let added = &waiting.records[before..];
         let count = added.len();
         let more = added.iter().filter(|r| r.may_add_pages()).count();
-        if more > 0 && !self.has_root_room(more, before) {
+        if more > 0 && !self.has_metadata_room(more, &waiting.records, before) {
             waiting.records.truncate(before);
             return Err(PoolError::NoSpace);
         }
@@ -162,19 +163,22 @@ impl<D: Disk> Shared<D> {
         self.journal.committed.get() >= ticket.0
     }
 
-    /// Whether the root has room for what `more` records may add, beside those that wait.
-    fn has_root_room(&self, more: usize, waiting: usize) -> bool {
-        let room = &self.journal.root_room;
+    /// Whether the root and the pool have room for the pages that the records from `before` on may add,
+    /// of which there are `more`, beside those that wait.
+    fn has_metadata_room(&self, more: usize, records: &[Record], before: usize) -> bool {
+        let room = &self.journal.metadata_room;
         if let Some(left) = room.get().checked_sub(more) {
             room.set(left);
             return true;
         }
         let state = self.state.borrow();
-        if !state.root_is_full(waiting + more + ROOT_ROOM) {
-            room.set(ROOT_ROOM);
+        let added = &records[before..];
+        let has_room = |all| !state.root_is_full(all) && state.has_space_for_pages(all, added);
+        if has_room(before + more + METADATA_ROOM) {
+            room.set(METADATA_ROOM);
             return true;
         }
-        !state.root_is_full(waiting + more)
+        has_room(before + more) || !added.iter().any(|record| state.adds_pages(record))
     }
 
     /// Waits until a record has taken effect.
@@ -203,8 +207,12 @@ impl<D: Disk> Shared<D> {
             }
             return false;
         }
+        // Where space for metadata is short, whoever comes does so alone: what others may add is not
+        // held against it.
+        let is_ample =
+            || self.journal.metadata_room.get() > 0 || state.has_ample_space(waiting + 1);
         let all = self.journal.waiting_bytes.get() + bytes;
-        waiting == 0 || all <= WAITING_BYTES_MAX
+        waiting == 0 || (all <= WAITING_BYTES_MAX && is_ample())
     }
 
     /// Takes the records of the next batch; `batch` is empty.
@@ -337,7 +345,7 @@ impl<D: Disk> Shared<D> {
 
     fn take_effect(&self, records: &[Record]) -> Result<(), PoolError> {
         let mut state = self.state.borrow_mut();
-        self.journal.root_room.set(0);
+        self.journal.metadata_room.set(0);
         for record in records {
             let effect = state.apply(record)?;
             self.follow(&state, record, effect);

@@ -7,7 +7,7 @@
 //! - A deleted volume's name is free at once; its space follows in the background, and goes on after
 //!   a restart.
 
-use std::{cell::Cell, rc::Rc, sync::atomic::Ordering, time::Duration};
+use std::{cell::Cell, ops::Range, rc::Rc, sync::atomic::Ordering, time::Duration};
 
 use corebay_core::{
     disk::Disk,
@@ -174,6 +174,13 @@ impl<D: Disk> Pool<D> {
             generation: self.shared.generation.get(),
             failed: self.shared.failed.get(),
         }
+    }
+
+    /// Whether it never had a volume.
+    #[must_use]
+    pub fn is_pristine(&self) -> bool {
+        let state = self.shared.state.borrow();
+        state.serials == 0 && state.volumes.ids().next().is_none()
     }
 
     /// All volumes and snapshots, those that are being deleted too.
@@ -437,22 +444,39 @@ impl<D: Disk> Pool<D> {
             .unused_reservation()
             .saturating_sub(record.unused_reservation());
         let _promise = self.promise(growth)?;
+        let lost = blocks..record.blocks;
+        if !lost.is_empty() {
+            // What takes long is done while the volume takes writes; what is not to be cut is left alone.
+            self.refuse_in_use(id.0, &lost, cut).await?;
+            if cut {
+                self.shared.clear(id.0, lost.clone(), false).await?;
+            }
+        }
         let _frozen = self.freeze([id.0]).await;
-        if blocks < record.blocks {
+        if !lost.is_empty() {
             // A write that was given up may have left its record: it maps blocks that are to be cut.
             self.shared.drained().await;
-            if !cut && self.is_mapped(id.0, blocks, record.blocks).await? {
-                return Err(PoolError::InUse);
-            }
-            self.shared
-                .unmap(id.0, blocks, record.blocks, false)
-                .await?;
+            self.refuse_in_use(id.0, &lost, cut).await?;
+            self.shared.unmap(id.0, lost.start, lost.end, false).await?;
         }
         self.change(&[Record::Resize {
             volume: id.0,
             blocks,
         }])
         .await
+    }
+
+    /// Refuses to cut off blocks of which some hold something, unless that is wanted.
+    async fn refuse_in_use(
+        &self,
+        volume: u32,
+        blocks: &Range<u64>,
+        cut: bool,
+    ) -> Result<(), PoolError> {
+        match !cut && self.is_mapped(volume, blocks.start, blocks.end).await? {
+            true => Err(PoolError::InUse),
+            false => Ok(()),
+        }
     }
 
     /// True where a block of the range holds something.

@@ -34,8 +34,11 @@ const MARK_BYTES: u64 = 16 << 20;
 pub struct ReceiveOptions {
     /// The volume: made anew where the stream is a whole snapshot, else the one that has its base.
     pub volume: Identity,
-    /// What the snapshot is called here; as it was where it came from, if nothing is said.
+    /// What the snapshot is called here, if that is said.
     pub snapshot: Option<String>,
+    /// Else what it is called, of the volume's name and of what it was called where it came from: that may
+    /// be any text. `None` refuses it.
+    pub rename: fn(&str, &str) -> Option<String>,
 }
 
 /// Why a stream was not received, or not to its end.
@@ -237,9 +240,14 @@ impl<D: Disk> Receiver<D> {
 
     /// The name that the snapshot gets, which nobody has.
     fn snapshot_name(&self, begin: &Begin) -> Result<Identity, PoolError> {
-        let name = self.options.snapshot.clone();
+        let options = &self.options;
+        let renamed = || (options.rename)(&options.volume.name, &begin.name);
         let identity = Identity {
-            name: name.unwrap_or_else(|| begin.name.clone()),
+            name: options
+                .snapshot
+                .clone()
+                .or_else(renamed)
+                .ok_or(PoolError::BadName)?,
             uuid: begin.to,
         };
         self.pool.check_identity(&identity)?;

@@ -461,11 +461,11 @@ impl<D: Disk> Shared<D> {
     ) -> Result<(), PoolError> {
         let _held = self.hold(volume, blocks.clone()).await;
         self.check_end(volume, &blocks)?;
-        self.unmap(volume, blocks.start, blocks.end, keep).await?;
+        let unmapped = self.unmap(volume, blocks.start, blocks.end, keep).await;
         // A write in place that began before may still land: only when it has ended may the
-        // blocks' places be filled and shown again.
+        // blocks' places be filled and shown again. This holds for each part that was unmapped.
         self.grace().await;
-        Ok(())
+        unmapped
     }
 
     /// Nothing beyond a volume's end may reach the journal.
@@ -502,7 +502,8 @@ impl<D: Disk> Shared<D> {
         }
     }
 
-    /// Makes blocks `first` to `end` read as zeroes, and gives their space back.
+    /// Makes blocks `first` to `end` read as zeroes, and gives their space back. Where it fails, whatever
+    /// it has begun has taken effect.
     pub(crate) async fn unmap(
         &self,
         volume: u32,
@@ -510,8 +511,24 @@ impl<D: Disk> Shared<D> {
         end: u64,
         keep: bool,
     ) -> Result<(), PoolError> {
-        let per_leaf = LEAF_EXTENTS as u64 * PER_EXTENT;
         let mut last: Option<Ticket> = None;
+        let begun = self.begin_unmap(volume, first..end, keep, &mut last).await;
+        let ended = match last {
+            Some(ticket) => self.committed(ticket).await,
+            None => Ok(()),
+        };
+        begun.and(ended)
+    }
+
+    async fn begin_unmap(
+        &self,
+        volume: u32,
+        all: Range<u64>,
+        keep: bool,
+        last: &mut Option<Ticket>,
+    ) -> Result<(), PoolError> {
+        let (first, end) = (all.start, all.end);
+        let per_leaf = LEAF_EXTENTS as u64 * PER_EXTENT;
         let mut leaf = first / per_leaf;
         while let Some(next) = self.next_leaf(volume, leaf).await? {
             let (from, to) = (first.max(next * per_leaf), end.min((next + 1) * per_leaf));
@@ -526,13 +543,10 @@ impl<D: Disk> Shared<D> {
                 keep,
             };
             self.prepare(&record).await?;
-            last = Some(self.append(|| std::iter::once(record.clone())).await?);
+            *last = Some(self.append(|| std::iter::once(record.clone())).await?);
             leaf = next + 1;
         }
-        match last {
-            Some(ticket) => self.committed(ticket).await,
-            None => Ok(()),
-        }
+        Ok(())
     }
 }
 

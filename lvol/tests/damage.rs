@@ -78,7 +78,9 @@ fn a_damaged_copy_is_mended_from_the_other() {
                     true => medium.lose(range.clone()),
                     false => medium.damage(range.clone()),
                 }
-                assert_eq!(offline_check(&medium).problems, Vec::<String>::new());
+                let report = offline_check(&medium);
+                assert_eq!(report.problems, Vec::<String>::new());
+                assert!(report.damaged_copies > 0 || what == "journal");
                 let node = Node::import(&medium).unwrap();
                 let volume = node.open(node.pool.find("v").unwrap());
                 assert_eq!(read_all(&node, &volume), tags);
@@ -92,6 +94,28 @@ fn a_damaged_copy_is_mended_from_the_other() {
                 let volume = node.open(node.pool.find("v").unwrap());
                 assert_eq!(read_all(&node, &volume), tags);
                 node.checked();
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_damaged_while_the_pool_is_open_is_found_and_mended() {
+    let (medium, _) = pool();
+    let node = Node::import(&medium).unwrap();
+    node.checkpoint();
+    for copy in 0..COPIES {
+        for (what, range) in parts(&medium, copy) {
+            if what == "journal" {
+                continue;
+            }
+            for unreadable in [false, true] {
+                match unreadable {
+                    true => medium.lose(range.clone()),
+                    false => medium.damage(range.clone()),
+                }
+                assert!(node.checked().damaged_copies > 0, "{what}, copy {copy}");
+                assert_eq!(node.checked().damaged_copies, 0, "{what}, copy {copy}");
             }
         }
     }

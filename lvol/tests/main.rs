@@ -7,6 +7,7 @@ mod damage;
 mod extend;
 mod family;
 mod forged;
+mod full;
 mod images;
 mod limits;
 mod memory;

@@ -48,10 +48,15 @@ fn frames(node: &Node, from: Option<VolumeId>, to: VolumeId, start: u64) -> Vec<
     })
 }
 
+fn as_it_was(_: &str, name: &str) -> Option<String> {
+    Some(name.to_owned())
+}
+
 fn options() -> ReceiveOptions {
     ReceiveOptions {
         volume: named("copy"),
         snapshot: None,
+        rename: as_it_was,
     }
 }
 
@@ -377,6 +382,7 @@ fn more_streams_than_the_memory_has_buffers_are_received_at_once() {
             let options = ReceiveOptions {
                 volume: named(&format!("copy {number}")),
                 snapshot: Some(format!("snapshot {number}")),
+                rename: as_it_was,
             };
             let (pool, begin) = (other.pool.clone(), begin.clone());
             other.core.run(async move {

@@ -381,6 +381,13 @@ fn a_full_pool_refuses_what_needs_space_and_warns_before() {
     assert_eq!(sizes(&mut admin, 1), ([blocks, blocks, 0], false));
     appliance.writes(1, 1);
     appliance.refuses("pool destroy q", "has volumes");
+    // Nobody takes what has another name, and nobody makes anew what is there.
+    appliance.does("pool export q");
+    appliance.refuses("pool import other --disk b", "is \"q\" with the UUID");
+    appliance.refuses("pool create other --disk b", "is \"q\" with the UUID");
+    appliance.refuses("pool create q --disk b", "`corebay pool import` opens it");
+    appliance.does("pool import q --disk b");
+    appliance.writes(1, 1);
     appliance.does("pool destroy q --force");
     appliance.does("pool create r --disk b");
     drop(admin);
@@ -414,6 +421,19 @@ fn volumes_go_in_and_out_and_are_limited() {
         (&json!("snapshot"), &json!("copy@one"))
     );
     assert_eq!(other.does(&receive)["uuid"], got["uuid"], "received once");
+    // It is another volume's, and no stream's name is taken as it is.
+    let elsewhere_too = format!("volume receive second --file {all}");
+    other.refuses(&elsewhere_too, "as \"copy@one\"");
+    other.refuses(
+        &format!("volume receive a/b@c --file {all}"),
+        "no pool \"a\"",
+    );
+    other.refuses(&format!("volume receive b@c --file {all}"), "is no name");
+    // What is refused leaves the file as it was.
+    let before = fs::read(&all).unwrap();
+    other.refuses(&format!("volume send copy --to {all}"), "take one first");
+    other.refuses(&format!("volume export missing {all}"), "no volume");
+    assert_eq!(fs::read(&all).unwrap(), before);
     other.does("export add copy");
     other.reads(2, 1);
     other.does("export remove copy");
@@ -446,6 +466,13 @@ fn volumes_go_in_and_out_and_are_limited() {
     );
     appliance.reads(2, 1);
     assert_eq!(appliance.does(&import)["uuid"], made["uuid"], "made once");
+    // The same name for something else, of the same size.
+    let other_image = file("other-image");
+    fs::copy(&image, &other_image).unwrap();
+    appliance.refuses(
+        &format!("volume import third {other_image}"),
+        "is there already",
+    );
     // A clone that stands by itself, and one that takes its origin's place.
     appliance.does("volume clone volume-1@one own");
     appliance.does("volume inflate own");
@@ -511,8 +538,11 @@ fn what_is_refused_because_of_work_takes_nothing_from_hosts() {
     appliance.refuses("pool destroy pool-1 --force", "is under way");
     appliance.refuses("pool export pool-1", "is under way");
     appliance.reads(1, 1);
-    drop(receive.stdin.take());
+    // It ends by order, though nothing comes any more.
+    appliance.refuses("volume cancel volume-1", "nothing is under way");
+    appliance.does("volume cancel copy");
     assert!(!receive.wait().unwrap().success());
+    drop(receive.stdin.take());
     appliance.does("pool export pool-1");
     appliance.serving.end();
 }

@@ -328,7 +328,12 @@ impl Record {
     pub fn may_add_pages(&self) -> bool {
         matches!(
             self,
-            Self::Map { .. } | Self::Unmap { .. } | Self::Create { .. } | Self::Share { .. }
+            Self::Map { .. }
+                | Self::Unmap { .. }
+                | Self::Create { .. }
+                | Self::Share { .. }
+                | Self::Resize { .. }
+                | Self::Rollback { .. }
         )
     }
 

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 use arrayvec::ArrayVec;
 
-use super::{State, corrupt};
+use super::{Spared, State, corrupt};
 use crate::{
     error::PoolError,
     format::{
@@ -189,7 +189,11 @@ impl State {
     /// Extents that nobody is given who has reserved `own` of them.
     fn kept_from(&self, own: u64) -> u64 {
         let others = self.extents.reserved.saturating_sub(own);
-        others + self.extents.promised + self.extents_for_metadata()
+        let for_whom = match own {
+            0 => Spared::Data,
+            _ => Spared::Reserved,
+        };
+        others + self.extents.promised + self.extents_for_metadata(for_whom)
     }
 
     /// The same, with those that come back without anybody's doing.

@@ -15,7 +15,8 @@ use crate::{
     error::PoolError,
     format::{
         BLOCKS_PER_EXTENT, Extent,
-        page::{Entry, FANOUT, Fragments, LEAF_EXTENTS, Leaf, Node, NodeId},
+        page::{Entry, FANOUT, Fragments, LEAF_EXTENTS, Leaf, Node, NodeId, height_for},
+        record::Record,
     },
 };
 
@@ -88,6 +89,60 @@ impl State {
                 Some(Node::Leaf(_)) if level == 0 => return Ok(Way::Leaf(id, exclusive)),
                 Some(_) => return Err(corrupt("a map's node is of the wrong kind")),
             }
+        }
+    }
+
+    /// Whether a record adds pages as the maps are now. What is not in memory is taken for a yes.
+    pub fn adds_pages(&self, record: &Record) -> bool {
+        let blocks = BLOCKS_PER_EXTENT as u64;
+        match record {
+            Record::Map {
+                volume,
+                index,
+                extent,
+                ..
+            } => match self.own_entries(*volume, *index..index + 1) {
+                Ok(Some([entry])) => match (entry, entry.single()) {
+                    (Entry::Hole, _) => false,
+                    (Entry::Fragments(page), _) => self.nodes.number(*page) != 1,
+                    (_, single) => single.is_none_or(|(old, _)| old != *extent),
+                },
+                _ => true,
+            },
+            Record::Unmap {
+                volume,
+                first,
+                blocks: count,
+                ..
+            } => {
+                match self.own_entries(*volume, first / blocks..(first + count).div_ceil(blocks)) {
+                    Ok(Some(entries)) => entries.iter().any(|entry| match entry {
+                        Entry::Fragments(page) => self.nodes.number(*page) != 1,
+                        _ => false,
+                    }),
+                    Ok(None) => false,
+                    Err(()) => true,
+                }
+            }
+            Record::Resize { volume, blocks } => self
+                .volume(*volume)
+                .is_ok_and(|record| record.root != 0 && height_for(*blocks) > record.height),
+            other => other.may_add_pages(),
+        }
+    }
+
+    /// The entries of a volume's extents, which lie under one leaf, where the way there is the volume's
+    /// alone; `None` where there is no leaf.
+    fn own_entries(&self, volume: u32, extents: Range<u64>) -> Result<Option<&[Entry]>, ()> {
+        let (leaf, first) = leaf_place(extents.start);
+        match self.way(volume, leaf) {
+            Ok(Way::Leaf(id, true)) => {
+                let count = usize::try_from(extents.end - extents.start).map_err(drop)?;
+                let entries = &self.leaf(id).map_err(drop)?.entries;
+                Ok(Some(entries.get(first..first + count).ok_or(())?))
+            }
+            Ok(Way::Absent) => Ok(None),
+            _ => Err(()),
         }
     }
 

@@ -22,6 +22,7 @@ use crate::{
     format::{
         Extent, Layout, VOLUMES_MAX,
         page::{COUNTS_PER_PAGE, Counts, Entry, Node, NodeId, POINTERS_PER_PIECE, VolumeRecord},
+        record::Record,
         root::Root,
         superblock::{Owner, Thresholds},
     },
@@ -31,8 +32,30 @@ use crate::{
 const DIRTY_PAGES_MAX: u64 = 4096;
 const DIRTY_PAGES_MIN: u64 = 24;
 
+/// Pages that a record adds at most: the way to a leaf anew, the leaf, two pages of fragments, counts.
+const PAGES_ADDED_MOST: usize = 8;
+
+/// For so many reserved extents a page is kept: a leaf for each 64 of them, and nodes above it.
+const LEAVES_OF_RESERVED: u64 = 56;
+
 /// Pages that a record may change, as a guess for how many records may wait.
 pub(crate) const PAGES_PER_RECORD: usize = 2;
+
+/// Who has to leave how much of the space for metadata to the others, in quarters of
+/// [`State::dirty_hard`]: nobody takes what those below rely on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Spared {
+    /// Who maps extents that it was given.
+    Mapping = 3,
+    /// Who is given extents that it has reserved.
+    Reserved = 4,
+    /// What hosts deallocate of maps that are shared.
+    Unmap = 5,
+    /// New volumes and snapshots.
+    Volumes = 6,
+    /// Data.
+    Data = 8,
+}
 
 pub(crate) fn corrupt(what: &str) -> PoolError {
     PoolError::Corrupt(what.to_owned())
@@ -178,13 +201,43 @@ impl State {
         }
     }
 
-    /// Extents that must stay free, so that whatever changes can be written.
-    pub fn extents_for_metadata(&self) -> u64 {
-        // The one that is being made, and a next one that changes as much as it may, with what a
-        // single record changes beyond.
-        let needed = self.places_needed() + self.dirty_hard() * 2;
-        let missing = needed.saturating_sub(self.places.free()) as u64;
+    /// Extents that must stay free for metadata while somebody takes others.
+    pub fn extents_for_metadata(&self, for_whom: Spared) -> u64 {
+        self.extents_for_pages(for_whom, 0)
+    }
+
+    /// The same where records may add so many pages. What has changed counts as if it were as much as
+    /// ever may: who is refused does not depend on when the last checkpoint was.
+    fn extents_for_pages(&self, for_whom: Spared, more: usize) -> u64 {
+        let hard = self.dirty_hard();
+        let needed = self.places_needed().max(hard) + hard * for_whom as usize / 4 + more;
+        let reserved = self.extents.reserved;
+        let maps = reserved / LEAVES_OF_RESERVED + reserved.min(PAGES_ADDED_MOST as u64);
+        let missing = (needed as u64 + maps).saturating_sub(self.places.free() as u64);
         2 * missing.div_ceil(self.layout.pages_per_extent())
+    }
+
+    /// Whether so many records that may add pages, `added` the last of them, leave space enough for all
+    /// that has to be written down. A pool without that space could neither make its checkpoint nor be
+    /// opened again.
+    pub fn has_space_for_pages(&self, records: usize, added: &[Record]) -> bool {
+        let all = |of: fn(&Record) -> bool| added.iter().all(of);
+        let promised = self.extents.reserved + self.extents.promised;
+        let (for_whom, kept) = match () {
+            // Who maps has been given its extents already, which may be reserved ones.
+            () if all(|record| matches!(record, Record::Map { .. })) => (Spared::Mapping, 0),
+            () if all(|record| matches!(record, Record::Unmap { .. })) => (Spared::Unmap, promised),
+            () => (Spared::Volumes, promised),
+        };
+        let needed = self.extents_for_pages(for_whom, records * PAGES_ADDED_MOST);
+        self.extents.unreferenced - self.extents.busy >= kept + needed
+    }
+
+    /// The same for records of any kind: none of them would be refused.
+    pub fn has_ample_space(&self, records: usize) -> bool {
+        let promised = self.extents.reserved + self.extents.promised;
+        let needed = self.extents_for_pages(Spared::Volumes, records * PAGES_ADDED_MOST);
+        self.extents.unreferenced - self.extents.busy >= promised + needed
     }
 
     pub fn volume(&self, id: u32) -> Result<&VolumeRecord, PoolError> {

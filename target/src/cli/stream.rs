@@ -46,7 +46,7 @@ pub enum Action {
     Receive {
         /// The volume
         volume: String,
-        /// What the snapshot is called here [default: as where it came from]
+        /// What the snapshot is called here, after the @ [default: as where it came from]
         #[arg(long)]
         snapshot: Option<String>,
         /// The file that the stream comes from [default: standard input]

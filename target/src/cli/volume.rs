@@ -128,6 +128,11 @@ enum Action {
         /// The volume
         volume: String,
     },
+    /// End what is under way on a volume: a stream, an image, a copy
+    Cancel {
+        /// The volume or snapshot
+        volume: String,
+    },
     #[command(flatten)]
     Stream(stream::Action),
 }
@@ -175,6 +180,7 @@ fn act(args: &Args) -> Result<(), Failure> {
         (Format::Json, _) => println!("{result:#}"),
         (_, Action::List { .. }) => print!("{}", list(&result)),
         (_, Action::Delete { .. }) => println!("deleted {}", full_name(&result)),
+        (_, Action::Cancel { .. }) => println!("{} is ending", full_name(&result)),
         _ => print!("{}", show(&result)),
     }
     Ok(())
@@ -237,6 +243,7 @@ fn request(action: &Action) -> (&'static str, Value) {
         ),
         Action::Promote { volume } => ("promote", json!({ "volume": volume })),
         Action::Inflate { volume } => ("inflate", json!({ "volume": volume })),
+        Action::Cancel { volume } => ("cancel", json!({ "volume": volume })),
         Action::Stream(_) => unreachable!("it has its own way"),
     }
 }

@@ -10,8 +10,8 @@ use std::{
 
 use corebay_core::{buffer::BufferPool, disk::DiskInfo, mesh::Wakeups, sync::Permits};
 use corebay_lvol::{
-    CreateOptions, Export, Identity, ImportOptions, Owner, Pool, PoolContext, PoolCore, SpaceLevel,
-    Thresholds, VolumeId,
+    CreateOptions, Export, Identity, ImportOptions, Owner, Pool, PoolContext, PoolCore, PoolLabel,
+    SpaceLevel, Thresholds, VolumeId,
     error::PoolError,
     format::page::{Kind, VolumeRecord},
 };
@@ -206,6 +206,27 @@ impl Home {
         }
     }
 
+    /// What is told of the pool on a disk, if one is. Nothing is written.
+    pub async fn label(&self, opening: &Opening) -> Option<PoolLabel> {
+        let memory = self.memory.borrow_mut().pop()?;
+        let context = PoolContext {
+            reactor: self.core.reactor.clone(),
+            buffers: memory.clone(),
+        };
+        let found = match self.core.environment.open_floor(&opening.medium) {
+            Ok(floor) => corebay_lvol::probe(&context, floor).await.ok(),
+            Err(_) => None,
+        };
+        self.memory.borrow_mut().push(memory);
+        found
+    }
+
+    /// Whether this appliance has the pool.
+    pub fn is_ours(&self, label: &PoolLabel) -> bool {
+        let owner = label.owner.as_ref();
+        owner.is_some_and(|owner| owner.id == self.owner.id)
+    }
+
     async fn open_with(
         &self,
         opening: &Opening,
@@ -366,9 +387,7 @@ impl Home {
         let begun = format!("{name}.begun");
         let id = match pool.pool.find(&begun) {
             Some(id) => id,
-            None if pool.pool.status().generation > 1 || !pool.pool.volumes().is_empty() => {
-                return Ok(());
-            }
+            None if !pool.pool.is_pristine() => return Ok(()),
             None => {
                 let identity = Identity {
                     name: begun,

@@ -345,6 +345,7 @@ orders! {
     "volume.export" => VolumeExport(VolumeExport),
     "volume.import" => VolumeImport(VolumeImport),
     "work.list" => WorkList(Listed),
+    "volume.cancel" => VolumeCancel(OfVolume),
     "snapshot.create" => SnapshotCreate(SnapshotCreate),
     "snapshot.list" => SnapshotList(Listed),
     "snapshot.delete" => SnapshotDelete(SnapshotDelete),

@@ -9,13 +9,14 @@ use std::{
     cell::Cell,
     fs::File,
     io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
     rc::Rc,
     sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, channel, sync_channel},
     time::Duration,
 };
 
+use corebay_core::units::Time;
 use corebay_lvol::{Piece, ReceiveError, ReceiveOptions, SparseFile, VolumeId, error::PoolError};
 use rustix::fs::{OFlags, fcntl_setfl};
 use serde_json::{Value, json};
@@ -24,7 +25,7 @@ use super::{
     describe::describe_volume,
     home::{Home, OpenPool},
     orders::{VolumeExport, VolumeImport, VolumeReceive, VolumeSend, What},
-    volumes::{Outcome, identity, refusal},
+    volumes::{Outcome, already, check_name, identity, refusal},
 };
 use crate::{
     appliance::{control::RpcError, run::spawn},
@@ -40,6 +41,9 @@ const PIECE_BYTES: usize = 256 << 10;
 /// How often it is looked whether the other side has come further.
 const STEP: Duration = Duration::from_millis(1);
 
+/// Where the other side has not moved for so long, the work ends.
+const IDLE_MAX: Duration = Duration::from_secs(15 * 60);
+
 /// A file's or pipe's side of a long order.
 pub enum Stream {
     /// Takes a stream.
@@ -48,8 +52,8 @@ pub enum Stream {
     Source(Receiver<io::Result<Vec<u8>>>),
     /// Takes an image: its length, then its pieces.
     ImageSink(SyncSender<ImagePart>, Receiver<io::Result<()>>),
-    /// Gives an image of so many bytes.
-    ImageSource(Receiver<io::Result<Piece>>, u64),
+    /// Gives an image of so many bytes; which one it is.
+    ImageSource(Receiver<io::Result<Piece>>, u64, String),
 }
 
 /// What goes to an image's file.
@@ -69,7 +73,9 @@ pub fn open(what: &What) -> Result<Option<Stream>, RpcError> {
         What::VolumeSend(send) => to_write(&send.path).and_then(sink),
         What::VolumeReceive(receive) => to_read(&receive.path).and_then(source),
         What::VolumeExport(export) => to_write(&export.path).and_then(image_sink),
-        What::VolumeImport(import) => to_read(&import.path).and_then(image_source),
+        What::VolumeImport(import) => {
+            to_read(&import.path).and_then(|file| image_source(file, &import.path))
+        }
         _ => return Ok(None),
     };
     opened
@@ -100,11 +106,9 @@ fn to_read(path: &str) -> Result<File, Failure> {
     open_path(path, File::options().read(true))
 }
 
+/// Opens what is written to. It keeps what it has until the first piece comes: the order may be refused.
 fn to_write(path: &str) -> Result<File, Failure> {
-    open_path(
-        path,
-        File::options().write(true).create(true).truncate(true),
-    )
+    open_path(path, File::options().write(true).create(true))
 }
 
 fn start(body: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
@@ -115,9 +119,15 @@ fn sink(mut file: File) -> Result<Stream, Failure> {
     let (to, pieces) = sync_channel::<Vec<u8>>(PIECES_MAX);
     let (ending, ended) = channel();
     start(move || {
-        let written = pieces.iter().try_for_each(|piece| file.write_all(&piece));
-        // A pipe has nothing to sync.
+        // A pipe has nothing to cut off or to sync.
         let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+        let mut first = is_file;
+        let written = pieces.iter().try_for_each(|piece| {
+            if std::mem::take(&mut first) {
+                file.set_len(0)?;
+            }
+            file.write_all(&piece)
+        });
         let synced = written.and_then(|()| if is_file { file.sync_all() } else { Ok(()) });
         let _ = ending.send(synced);
     })?;
@@ -165,7 +175,9 @@ fn image_sink(file: File) -> Result<Stream, Failure> {
     Ok(Stream::ImageSink(to, ended))
 }
 
-fn image_source(file: File) -> Result<Stream, Failure> {
+fn image_source(file: File, path: &str) -> Result<Stream, Failure> {
+    let changed = file.metadata().map_err(|error| cannot(path, &error))?;
+    let changed = (changed.mtime(), changed.mtime_nsec());
     let image = SparseFile::open(file);
     let help = "an image is a file or a device";
     let mut image = image.map_err(|error| Failure::new(error.to_string(), help))?;
@@ -179,7 +191,9 @@ fn image_source(file: File) -> Result<Stream, Failure> {
             }
         }
     })?;
-    Ok(Stream::ImageSource(pieces, length))
+    let crc = corebay_lvol::format::crc32c(path.as_bytes());
+    let which = format!("image {length} {}.{:09} {crc:08x}", changed.0, changed.1);
+    Ok(Stream::ImageSource(pieces, length, which))
 }
 
 /// Something that takes long.
@@ -189,6 +203,20 @@ pub struct Work {
     name: String,
     done_bytes: Cell<u64>,
     total_bytes: Cell<u64>,
+    /// Somebody has ordered its end.
+    is_cancelled: Cell<bool>,
+}
+
+impl Work {
+    fn refuse_cancelled(&self) -> Result<(), RpcError> {
+        match self.is_cancelled.get() {
+            true => Err(RpcError::refused(format!(
+                "the {} was ended by order",
+                self.what
+            ))),
+            false => Ok(()),
+        }
+    }
 }
 
 /// It is listed for as long as this is there.
@@ -232,7 +260,7 @@ impl Home {
         let mut all = all.iter().filter(|work| work.pool == of);
         match all.find(|work| name.is_none_or(|name| work.name == name)) {
             Some(work) => Err(RpcError::refused(format!(
-                "the {} of \"{}\" is under way: wait for its end",
+                "the {} of \"{}\" is under way: wait for its end, or end it (`corebay volume cancel`)",
                 work.what, work.name
             ))),
             None => Ok(()),
@@ -251,36 +279,87 @@ impl Home {
             name: name.to_owned(),
             done_bytes: Cell::new(0),
             total_bytes: Cell::new(total_bytes),
+            is_cancelled: Cell::new(false),
         });
         self.work.borrow_mut().push(work.clone());
         Working(self, work)
     }
 
-    async fn push<T>(&self, to: &SyncSender<T>, mut piece: T) -> Result<(), ()> {
+    /// Ends work that is under way on a volume, at its next piece.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn cancel(&self, name: &str) -> Outcome {
+        let (pool, name) = self.place(name)?;
+        let of = pool.pool.name();
+        let all = self.work.borrow();
+        let mut found = all
+            .iter()
+            .filter(|work| work.pool == of && work.name == name)
+            .peekable();
+        if found.peek().is_none() {
+            let message = format!("nothing is under way on \"{name}\"");
+            return Err(RpcError::missing(message));
+        }
+        found.for_each(|work| work.is_cancelled.set(true));
+        Ok(json!({ "pool": of, "name": name, "state": "ending" }))
+    }
+
+    /// Waits a little for the other side, unless that has lasted too long, or nobody wants it any more.
+    async fn wait(&self, work: &Work, since: Time) -> Result<(), RpcError> {
+        work.refuse_cancelled()?;
+        if self.core.reactor.now() > since.plus(IDLE_MAX) {
+            let minutes = IDLE_MAX.as_secs() / 60;
+            let message = format!("the file or pipe has not moved for {minutes} minutes");
+            return Err(RpcError::refused(message));
+        }
+        self.core.reactor.sleep(STEP).await;
+        Ok(())
+    }
+
+    /// Gives a piece to the other side; false where that takes nothing any more.
+    async fn push<T>(
+        &self,
+        working: &Working<'_>,
+        to: &SyncSender<T>,
+        mut piece: T,
+    ) -> Result<bool, RpcError> {
+        let since = self.core.reactor.now();
+        working.1.refuse_cancelled()?;
         loop {
             match to.try_send(piece) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(true),
                 Err(TrySendError::Full(back)) => piece = back,
-                Err(TrySendError::Disconnected(_)) => return Err(()),
+                Err(TrySendError::Disconnected(_)) => return Ok(false),
             }
-            self.core.reactor.sleep(STEP).await;
+            self.wait(&working.1, since).await?;
         }
     }
 
     /// The next piece; `None` where nothing comes any more.
-    async fn pull<T>(&self, from: &Receiver<T>) -> Option<T> {
+    async fn pull<T>(
+        &self,
+        working: &Working<'_>,
+        from: &Receiver<T>,
+    ) -> Result<Option<T>, RpcError> {
+        let since = self.core.reactor.now();
+        working.1.refuse_cancelled()?;
         loop {
             match from.try_recv() {
-                Ok(piece) => return Some(piece),
-                Err(TryRecvError::Disconnected) => return None,
-                Err(TryRecvError::Empty) => self.core.reactor.sleep(STEP).await,
+                Ok(piece) => return Ok(Some(piece)),
+                Err(TryRecvError::Disconnected) => return Ok(None),
+                Err(TryRecvError::Empty) => self.wait(&working.1, since).await?,
             }
         }
     }
 
     /// How the file's side has ended.
-    async fn ended(&self, ended: &Receiver<io::Result<()>>) -> Result<(), RpcError> {
-        match self.pull(ended).await {
+    async fn ended(
+        &self,
+        working: &Working<'_>,
+        ended: &Receiver<io::Result<()>>,
+    ) -> Result<(), RpcError> {
+        match self.pull(working, ended).await? {
             Some(Ok(())) => Ok(()),
             Some(Err(error)) => Err(RpcError::refused(format!("the file or pipe: {error}"))),
             None => Err(RpcError::refused("the file or pipe is gone")),
@@ -308,14 +387,14 @@ impl Home {
             if out.len() >= PIECE_BYTES || (!more && !out.is_empty()) {
                 sent += out.len() as u64;
                 let piece = std::mem::take(&mut out);
-                if self.push(&to, piece).await.is_err() {
+                if !self.push(&working, &to, piece).await? {
                     break;
                 }
             }
             working.done(size.bytes_of(sender.progress().position));
         }
         drop(to);
-        self.ended(&ended).await?;
+        self.ended(&working, &ended).await?;
         Ok(json!({
             "pool": pool.pool.name(), "name": record.name, "stream_bytes": sent,
             "data_bytes": size.bytes_of(sender.progress().data_blocks),
@@ -328,18 +407,19 @@ impl Home {
             return Err(RpcError::params("there is no file to receive from"));
         };
         let (pool, name) = self.place(&receive.volume)?;
+        check_name(name)?;
+        receive.snapshot.as_deref().map_or(Ok(()), check_name)?;
+        let snapshot = receive.snapshot.as_ref();
         let options = ReceiveOptions {
             volume: identity(name),
-            snapshot: receive
-                .snapshot
-                .as_ref()
-                .map(|snapshot| format!("{name}@{snapshot}")),
+            snapshot: snapshot.map(|snapshot| format!("{name}@{snapshot}")),
+            rename: snapshot_of,
         };
         let size = pool.info.block_size;
         let working = self.begin("receive", (&pool, name), 0);
         let mut receiver = pool.pool.receive(&options);
         let mut done: Option<VolumeId> = None;
-        while let Some(piece) = self.pull(&from).await {
+        while let Some(piece) = self.pull(&working, &from).await? {
             let piece = piece.map_err(|error| RpcError::refused(format!("the stream: {error}")))?;
             if piece.is_empty() {
                 break;
@@ -347,7 +427,7 @@ impl Home {
             match receiver.push(&piece).await {
                 Ok(found) => done = done.or(found),
                 // What was received before is there.
-                Err(ReceiveError::AlreadyThere(id)) => return self.received(&pool, id),
+                Err(ReceiveError::AlreadyThere(id)) => return self.had(&pool, name, id),
                 Err(error) => return Err(refused(error)),
             }
             if let Some(about) = receiver.about() {
@@ -363,6 +443,22 @@ impl Home {
         }
     }
 
+    /// What a stream is about is there: as asked, if it is the volume's.
+    fn had(&self, pool: &Rc<OpenPool>, volume: &str, id: VolumeId) -> Outcome {
+        if pool
+            .pool
+            .origin_of(id)
+            .is_some_and(|of| pool.pool.find(volume) == Some(of))
+        {
+            return self.received(pool, id);
+        }
+        let there = pool.pool.volume(id).map_err(refusal)?.name;
+        Err(RpcError::conflict(format!(
+            "the snapshot is here already, as \"{there}\": `corebay volume clone {there} {volume}` \
+             makes a volume of it"
+        )))
+    }
+
     fn received(&self, pool: &Rc<OpenPool>, id: VolumeId) -> Outcome {
         let record = pool.pool.volume(id).map_err(refusal)?;
         Ok(describe_volume(pool, id, &record))
@@ -376,37 +472,38 @@ impl Home {
         let (pool, id, record) = self.volume(&export.volume)?;
         let mut image = pool.pool.read_image(id).map_err(refusal)?;
         let working = self.begin("export", (&pool, &record.name), image.len());
-        let mut going = self.push(&to, ImagePart::Length(image.len())).await;
-        while going.is_ok()
-            && let Some(piece) = image.next().await.map_err(refusal)?
-        {
-            going = self.push(&to, ImagePart::Piece(piece)).await;
+        let length = ImagePart::Length(image.len());
+        let mut going = self.push(&working, &to, length).await?;
+        while going && let Some(piece) = image.next().await.map_err(refusal)? {
+            going = self.push(&working, &to, ImagePart::Piece(piece)).await?;
             working.done(image.position());
         }
         drop(to);
-        self.ended(&ended).await?;
+        self.ended(&working, &ended).await?;
         self.received(&pool, id)
     }
 
     /// Makes a volume of a raw image.
     ///
     /// 1. It is made under another name, and deleted first where a former attempt has left one.
-    /// 2. The image is written and durable.
-    /// 3. It gets its name: whoever asks again finds it whole.
+    /// 2. The image is written and durable, and it is noted which one it was.
+    /// 3. It gets its name: whoever asks for the same again finds it whole.
     pub async fn read_image(&self, import: &VolumeImport, stream: Option<Stream>) -> Outcome {
-        let Some(Stream::ImageSource(from, length)) = stream else {
+        let Some(Stream::ImageSource(from, length, which)) = stream else {
             return Err(RpcError::params("there is no file to read"));
         };
         let (pool, name) = self.place(&import.volume)?;
-        super::volumes::check_name(name)?;
+        check_name(name)?;
         let blocks = length.div_ceil(pool.info.block_size.bytes() as u64);
         let begun = format!("{name}.importing");
         if let Some(id) = pool.pool.find(name) {
             let record = pool.pool.volume(id).map_err(refusal)?;
-            return match record.blocks == blocks {
-                true => self.received(&pool, id),
-                false => Err(RpcError::conflict(format!("\"{name}\" is there already"))),
-            };
+            if record.attributes != which.as_bytes() {
+                return Err(already(&pool, &record));
+            }
+            return self
+                .export_and_describe(&pool, id, import.export.as_ref())
+                .await;
         }
         if let Some(left) = pool.pool.find(&begun) {
             // Where it is under way, it is busy.
@@ -417,7 +514,7 @@ impl Home {
         let made = pool.pool.create_volume(&made, blocks, false).await;
         let id = made.map_err(refusal)?;
         let image = pool.pool.write_image(id).map_err(refusal)?;
-        while let Some(piece) = self.pull(&from).await {
+        while let Some(piece) = self.pull(&working, &from).await? {
             let piece = piece.map_err(|error| RpcError::refused(format!("the image: {error}")))?;
             let written = image.write(&piece).await;
             written.map_err(|error| refusal(PoolError::from(error)))?;
@@ -425,6 +522,8 @@ impl Home {
         }
         let finished = image.finish().await;
         finished.map_err(|error| refusal(PoolError::from(error)))?;
+        let noted = pool.pool.set_attributes(id, which.as_bytes()).await;
+        noted.map_err(refusal)?;
         pool.pool.rename(id, name).await.map_err(refusal)?;
         self.attach_named().await;
         self.export_and_describe(&pool, id, import.export.as_ref())
@@ -443,14 +542,29 @@ impl Home {
         let mut inflate = pool.pool.inflate(id).map_err(refusal)?;
         while let Some(progress) = inflate.step().await.map_err(refusal)? {
             working.done(size.bytes_of(progress.position));
+            working.1.refuse_cancelled()?;
         }
         drop(inflate);
         self.received(&pool, id)
     }
 }
 
+/// What a snapshot is called that comes in a stream, after the volume that it becomes one of.
+fn snapshot_of(volume: &str, sent: &str) -> Option<String> {
+    let (_, name) = sent.rsplit_once('@')?;
+    check_name(name).ok()?;
+    Some(format!("{volume}@{name}"))
+}
+
 fn refused(error: ReceiveError) -> RpcError {
     match error {
+        ReceiveError::Pool(PoolError::BadName) => RpcError::params(
+            "what the snapshot was called where it came from is no name here: say --snapshot NAME",
+        ),
+        ReceiveError::Pool(PoolError::Exists) => RpcError::conflict(
+            "the volume, or a snapshot of this name, is there already: receive into another volume, or \
+             say --snapshot NAME",
+        ),
         ReceiveError::Pool(error) => refusal(error),
         ReceiveError::Gap(_) | ReceiveError::OtherStream | ReceiveError::Changed => {
             RpcError::conflict(error.to_string())

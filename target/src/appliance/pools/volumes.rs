@@ -71,6 +71,7 @@ impl Home {
                 Ok(describe_volume(&pool, id, &record))
             }
             What::WorkList(of) => Ok(self.describe_work(of.pool.as_deref())),
+            What::VolumeCancel(of) => self.cancel(&of.volume),
             What::VolumeSend(send) => self.send(&send, stream).await,
             What::VolumeReceive(receive) => self.receive(&receive, stream).await,
             What::VolumeExport(export) => self.write_image(&export, stream).await,
@@ -214,6 +215,7 @@ impl Home {
             opening.ok_or_else(|| RpcError::conflict("the disk is used otherwise"))?;
         check_name(&on.pool)?;
         opening.create = create;
+        self.refuse_another(on, &opening).await?;
         let pool = self.open(&opening).await.map_err(RpcError::refused)?;
         let (name, uuid) = (pool.pool.name(), Uuid::from_bytes(pool.pool.uuid()));
         if name != on.pool && uuid.to_string() != on.pool {
@@ -227,6 +229,27 @@ impl Home {
         self.keep_added().await?;
         self.attach_all_kept().await;
         Ok(describe_pool(&pool))
+    }
+
+    /// Looks which pool is on a disk, before anything of it is taken or changed.
+    async fn refuse_another(&self, on: &PoolOn, opening: &Opening) -> Result<(), RpcError> {
+        // Why none was found is told by who opens it.
+        let Some(label) = self.label(opening).await else {
+            return Ok(());
+        };
+        let uuid = Uuid::from_bytes(label.uuid);
+        let there = format!(
+            "the pool on \"{}\" is \"{}\" with the UUID {uuid}",
+            on.disk, label.name
+        );
+        if label.name != on.pool && uuid.to_string() != on.pool {
+            return Err(RpcError::conflict(there));
+        }
+        if opening.create && !self.is_ours(&label) {
+            let advice = "`corebay pool import` opens it";
+            return Err(RpcError::conflict(format!("{there}: {advice}")));
+        }
+        Ok(())
     }
 
     /// Exports what newly opened pools say, in subsystems that are made where there are none.
@@ -301,9 +324,14 @@ impl Home {
     }
 
     async fn release_pool(&self, name: &str, deadline: Time) -> Outcome {
-        let Ok(pool) = self.pool(name) else {
+        let pool = match self.pool(name) {
+            Ok(pool) => pool,
+            // What could not be opened was not released either.
+            Err(why) if self.book.pools().iter().any(|known| known.name == name) => {
+                return Err(why);
+            }
             // It was released before, or never there.
-            return Ok(json!({ "pool": name, "state": "released" }));
+            Err(_) => return Ok(json!({ "pool": name, "state": "released" })),
         };
         self.refuse_at_work(&pool, None)?;
         self.detach_all(&pool).await;
@@ -786,7 +814,7 @@ pub fn check_name(name: &str) -> Result<(), RpcError> {
 }
 
 /// What is there is something else.
-fn already(pool: &OpenPool, record: &VolumeRecord) -> RpcError {
+pub fn already(pool: &OpenPool, record: &VolumeRecord) -> RpcError {
     let size = Size::from_bytes(pool.info.block_size.bytes_of(record.blocks));
     let kind = match (record.kind, record.thick) {
         (Kind::Snapshot, _) => "a snapshot",
