@@ -67,6 +67,12 @@ impl Assembled {
         self.shared.is_stopped()
     }
 
+    /// The roles of an array without redundancy whose disks were found gone: their blocks fail until it is
+    /// assembled anew.
+    pub fn lost(&self) -> impl Iterator<Item = usize> + use<> {
+        self.shared.lost().iter()
+    }
+
     /// How long its members may take.
     #[must_use]
     pub fn patience(&self) -> Patience {
@@ -243,7 +249,10 @@ impl<D: Disk> Array<D> {
                 Some(Ok(())) if reader.counts(shared, &piece) => return Ok(()),
                 Some(Ok(())) => {}
                 Some(Err(DiskError::UnrecoveredRead)) => {}
-                Some(Err(error)) if !shared.has_redundancy() => return Err(error),
+                Some(Err(error)) if !shared.has_redundancy() => {
+                    shared.heard(role, Err(error));
+                    return Err(error);
+                }
                 _ if shared.manners.incarnation(role) != incarnation => {}
                 _ => failed = Some(role),
             }

@@ -3,7 +3,8 @@
 //! # Order
 //! 1. Both superblock copies of every disk are read. The newest state of the array among them counts;
 //!    by it each disk is a member, a spare or refused.
-//! 2. The state is written anew with the roles that have no member as failed. From here on a member
+//! 2. Where members' dirty maps differ, all get what these say together: a mark counts only once all have
+//!    it. A crash amid this leaves each member the map before. Then the state is written anew with the roles that have no member as failed. From here on a member
 //!    that was not there is stale, whatever its own superblock says; before, nothing was changed, and
 //!    it may come back. This also repairs copies that were damaged.
 //! 3. The journal is replayed (`recovery.rs`). A crash here replays it again, to the same result.
@@ -303,7 +304,7 @@ async fn assemble_with<D: Disk>(
     let members: Vec<Option<D>> = roles
         .map(|place| place.and_then(|place| disks[place].take()))
         .collect();
-    let (dirty, members) = read_marks(&superblock, members, reactor, scratch).await;
+    let (dirty, members) = read_marks(&superblock, members, took_stale, reactor, scratch).await;
     let volatile = |disk: &Option<Rc<D>>| disk.as_ref().is_some_and(|d| d.info().volatile_cache);
     let deallocates = |disk: &Option<Rc<D>>| {
         disk.as_ref()
@@ -346,6 +347,7 @@ async fn assemble_with<D: Disk>(
 /// Steps 2 to 4.
 async fn start<D: Disk>(array: &Array<D>, report: &mut Report) -> Result<(), DiskError> {
     let core = &array.core;
+    core.level_maps().await?;
     core.change(|_| Ok(true)).await?;
     let mut next = 0;
     if core.shared.geometry.is_journaled() {
@@ -603,17 +605,19 @@ fn judge<D: Disk>(
     Ok(Some(role))
 }
 
-/// The marks of all members together. Where none has a good map, everything is marked.
+/// The marks of all members together. Where none has a good map, or `all` says so, everything is marked.
 async fn read_marks<D: Disk>(
     superblock: &Superblock,
     members: Vec<Option<D>>,
+    all: bool,
     reactor: &Reactor,
     pool: &BufferPool,
 ) -> (DirtyMap, Vec<Option<Rc<D>>>) {
     let geometry: &Geometry = &superblock.geometry;
     let members: Vec<Option<Rc<D>>> = members.into_iter().map(|m| m.map(Rc::new)).collect();
     let stripes = region_stripes(geometry.stripes());
-    let (mut marks, mut sequence, mut any) = (Marks::none(), 0, false);
+    let (mut marks, mut sequence) = (Marks::none(), 0);
+    let mut maps = Vec::new();
     for disk in members.iter().flatten() {
         let mut own: Option<(u64, Marks)> = None;
         for offset in MAP_OFFSETS {
@@ -629,14 +633,20 @@ async fn read_marks<D: Disk>(
                 own = Some(read);
             }
         }
-        if let Some((own_sequence, own_marks)) = own {
-            any = true;
-            marks.add(&own_marks);
-            sequence = sequence.max(own_sequence);
+        if let Some((own_sequence, own_marks)) = &own {
+            marks.add(own_marks);
+            sequence = sequence.max(*own_sequence);
         }
+        maps.push(own);
     }
-    if !any {
+    if all || maps.iter().all(Option::is_none) {
         marks = Marks::all(regions(geometry.stripes()));
     }
-    (DirtyMap::new(geometry.stripes(), &marks, sequence), members)
+    let same = |own: &Option<(u64, Marks)>| {
+        own.as_ref()
+            .is_some_and(|own| own.0 == sequence && own.1 == marks)
+    };
+    let level = maps.iter().all(same);
+    let dirty = DirtyMap::new(geometry.stripes(), &marks, sequence, level);
+    (dirty, members)
 }

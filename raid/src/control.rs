@@ -31,8 +31,16 @@ impl<D: Disk> Core<D> {
         let shared = &self.shared;
         let locked = shared.update.acquire(&self.parking, 0).await;
         let mut next = shared.state().clone();
+        let before = failed_roles(&next);
         let outcome = match change(&mut next) {
-            Ok(true) => self.write_state(&mut next).await,
+            Ok(true) => {
+                let written = self.write_state(&mut next).await;
+                if !failed_roles(&next).without(before).is_empty() {
+                    // Before anybody who waits for the lock finds it known, and retires.
+                    self.want_unretired();
+                }
+                written
+            }
             Ok(false) => Ok(()),
             Err(error) => Err(error),
         };
@@ -148,9 +156,9 @@ impl<D: Disk> Core<D> {
     pub(crate) async fn fail(&self, role: usize) -> Outcome {
         // On the heap: it happens once for a member, and the state would not fit an operation's slot.
         let news = Box::pin(self.record_failure(role)).await?;
-        if news && self.shared.geometry.is_journaled() {
-            self.want_unretired();
-            Box::pin(self.write_marks(|| true)).await?;
+        if self.shared.geometry.is_journaled() {
+            let dirty = &self.shared.dirty;
+            Box::pin(self.write_marks(|| news || dirty.has_unwritten())).await?;
         }
         Ok(())
     }
@@ -198,6 +206,15 @@ impl<D: Disk> Core<D> {
         Box::pin(self.write_marks(|| !dirty.is_written(region))).await
     }
 
+    /// Members do not have the same map, as a crash may leave them: gives all the one that says most. It
+    /// gets the highest sequence that was found, so that who has only the one before keeps it meanwhile.
+    pub(crate) async fn level_maps(&self) -> Outcome {
+        match self.shared.dirty.is_level() {
+            true => Ok(()),
+            false => Box::pin(self.write_marks(|| true)).await,
+        }
+    }
+
     /// Writes the map for a member that has just been taken in: were it among those without any, all would
     /// be taken for marked.
     pub(crate) async fn give_map(&self) -> Outcome {
@@ -243,7 +260,6 @@ impl<D: Disk> Core<D> {
             for role in failed.iter() {
                 Box::pin(self.record_failure(role)).await?;
             }
-            self.want_unretired();
         }
     }
 
@@ -374,4 +390,10 @@ impl<D: Disk> Core<D> {
     pub(crate) fn set_swept(&self, stripes: u64) {
         self.shared.swept.store(stripes, Ordering::Relaxed);
     }
+}
+
+fn failed_roles(state: &ArrayState) -> Set {
+    let roles = state.roles.iter().enumerate();
+    let failed = roles.filter(|(_, record)| record.state == RoleState::Failed);
+    failed.map(|(role, _)| role).collect()
 }

@@ -162,11 +162,14 @@ pub(crate) struct DirtyMap {
     pub(crate) unequal: Bits,
     writers: Box<[AtomicU32]>,
     sequence: AtomicU64,
+    /// All members had the same map when it was found.
+    level: bool,
 }
 
 impl DirtyMap {
-    /// The map of an array of so many stripes, with these marks on its members.
-    pub(crate) fn new(stripes: u64, marks: &Marks, sequence: u64) -> Self {
+    /// The map of an array of so many stripes, with these marks on its members. Where these do not all
+    /// have the same (`level`), the next one that is written has the highest sequence once more.
+    pub(crate) fn new(stripes: u64, marks: &Marks, sequence: u64, level: bool) -> Self {
         let region_stripes = region_stripes(stripes);
         let regions = regions(stripes);
         let map = Self {
@@ -176,7 +179,11 @@ impl DirtyMap {
             written: Bits::new(),
             unequal: Bits::new(),
             writers: (0..regions).map(|_| AtomicU32::new(0)).collect(),
-            sequence: AtomicU64::new(sequence),
+            sequence: AtomicU64::new(match level {
+                true => sequence,
+                false => sequence.saturating_sub(1),
+            }),
+            level,
         };
         map.wanted.store(marks);
         map.written.store(marks);
@@ -220,6 +227,20 @@ impl DirtyMap {
     /// All marks, also those that are not on the members yet.
     pub(crate) fn marks(&self) -> Marks {
         self.wanted.load()
+    }
+
+    /// All members had the same map when it was found.
+    pub(crate) fn is_level(&self) -> bool {
+        self.level
+    }
+
+    /// Some mark is wanted that is not on the members.
+    pub(crate) fn has_unwritten(&self) -> bool {
+        let words = self.wanted.0.iter().zip(&self.written.0);
+        let mut words = words.map(|(wanted, written)| {
+            wanted.load(Ordering::SeqCst) & !written.load(Ordering::SeqCst)
+        });
+        words.any(|word| word != 0)
     }
 
     /// A mark is wanted, whoever writes there.
@@ -319,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_mark_goes_only_where_nobody_writes() {
-        let map = DirtyMap::new(64, &Marks::none(), 0);
+        let map = DirtyMap::new(64, &Marks::none(), 0, true);
         assert!(!map.enter(0) && !map.enter(1));
         let (marks, sequence) = map.next();
         assert_eq!((marks.count(), sequence), (2, 1));

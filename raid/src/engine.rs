@@ -10,6 +10,8 @@
 //!   members alone. The two have workers of their own, so neither starves the other.
 //! - An operation takes its scratch memory all at once and while no other one of the core is taking
 //!   some; it holds none while it waits for some.
+//! - Who waits for room in the journal may hold scratch memory and its stripe's lock; who has such room
+//!   waits for transfers and for what is recorded alone, never for scratch memory or for a stripe.
 //! - After the start nothing is taken from the heap for a read or a write.
 
 use std::{
@@ -520,6 +522,7 @@ async fn carrier<D: Disk, F: Future<Output = Outcome> + 'static>(
             }
             ended => ended.unwrap_or(Err(DiskError::TimedOut)),
         };
+        shared.heard(role, outcome);
         if ended.is_some() && changes {
             shared.unended.ended(own, role);
         } else if changes {

@@ -6,7 +6,10 @@
 //! - roles without a member were recorded as failed before, so nobody can bring back a part, or its
 //!   absence, that was not considered;
 //! - a part that cannot be read is made of the others and written into its slot first, so that it is
-//!   there from then on.
+//!   there from then on;
+//! - where a later record has some of the same rows, what lies in place may be of that one, and does not
+//!   tell what the part was. The others are carried out then, and its rows are made of all the rest once
+//!   all records are: they belong together by then.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +19,7 @@ use corebay_core::{
 };
 
 use crate::{
-    engine::{Core, Fan, Outcome, Scratch, Segments, Transfer, one},
+    engine::{Core, Ends, Fan, Outcome, Scratch, Segments, Transfer, one},
     geometry::RECORD_HEADER_BYTES,
     journal::{RecordHeader, RecordKind, replay_from},
     read::{gather, make},
@@ -56,12 +59,23 @@ pub(crate) async fn replay<D: Disk>(core: &Core<D>) -> Result<Replay, DiskError>
             writes.entry(header.sequence).or_default().push(header);
         }
     }
-    let mut count = 0;
+    let (mut count, mut unmade) = (0, Vec::new());
     for (sequence, parts) in &writes {
         let unreadable = found.unreadable[shared.ring.slot(*sequence) as usize];
-        if replay_one(core, parts, unreadable).await? {
+        let first = parts[0];
+        let meets = |later: &&RecordHeader| {
+            let apart = later.rows.end <= first.rows.start || first.rows.end <= later.rows.start;
+            later.stripe == first.stripe && !apart
+        };
+        let mut later = writes.range(sequence + 1..).flat_map(|(_, parts)| parts);
+        let overwritten = later.any(meets);
+        if let Some(left_out) = replay_one(core, parts, unreadable, overwritten).await? {
             count += 1;
+            unmade.extend(left_out.iter().map(|role| (role, first)));
         }
+    }
+    for (role, header) in unmade {
+        make_anew(core, role, header).await?;
     }
     if shared.is_volatile() {
         core.flush_members().await?;
@@ -132,12 +146,14 @@ fn belongs<D: Disk>(core: &Core<D>, header: &RecordHeader, slot: u64, role: usiz
             .is_empty()
 }
 
-/// Carries out a write, if none of its parts is missing.
+/// Carries out a write, if none of its parts is missing; the roles whose part could not be read and was
+/// left out, as that is possible only where the write was `overwritten`.
 async fn replay_one<D: Disk>(
     core: &Core<D>,
     parts: &[&RecordHeader],
     headers_unreadable: Set,
-) -> Result<bool, DiskError> {
+    overwritten: bool,
+) -> Result<Option<Set>, DiskError> {
     let (shared, first) = (&core.shared, parts[0]);
     let geometry = shared.geometry;
     let same = |part: &&RecordHeader| {
@@ -145,31 +161,41 @@ async fn replay_one<D: Disk>(
             == (first.stripe, &first.rows, first.kind, first.participants)
     };
     if !parts.iter().all(same) {
-        return Ok(false);
+        return Ok(None);
     }
     let out = Set::first(geometry.roles()).without(core.written_roles());
-    let expected = Set(first.participants).without(out);
+    let mut expected = Set(first.participants).without(out);
     let there: Set = parts.iter().map(|part| usize::from(part.role)).collect();
     let mut unreadable = headers_unreadable.without(there);
     if !expected.without(there).without(unreadable).is_empty() {
-        return Ok(false);
+        return Ok(None);
     }
+    let mut left_out = Set::default();
     let mut scratch = Scratch::new();
     let bytes = (first.rows.end - first.rows.start) as usize;
     if first.kind == RecordKind::Write {
         let strips = std::iter::repeat_n(bytes, geometry.roles());
         let header = std::iter::once(geometry.block_size().bytes());
         core.scratch(strips.chain(header), &mut scratch).await;
-        let Some(lost) = read_parts(core, parts, &scratch).await? else {
-            return Ok(false);
+        let Some(ends) = read_parts(core, parts, &scratch).await? else {
+            return Ok(None);
         };
-        unreadable = unreadable.union(lost);
+        // Of a member that failed just now nobody misses anything, and its buffer may not be its own.
+        expected = expected.without(ends.failed);
+        unreadable = unreadable.union(ends.unreadable);
         let unreadable = Set(unreadable.0 & expected.0);
-        if !unreadable.is_empty() {
-            let good = expected.without(unreadable);
-            if !mend(core, first, good, unreadable, &mut scratch).await? {
-                return Ok(false);
+        let good = expected.without(unreadable);
+        if overwritten && !unreadable.is_empty() {
+            let index_of = |role| geometry.index_of(first.stripe, role);
+            let lost: Set = unreadable.iter().map(index_of).collect();
+            if core.plan(lost.union(shared.absent(first.stripe))).is_none() {
+                return Ok(None);
             }
+            (left_out, expected) = (unreadable, good);
+        } else if !unreadable.is_empty()
+            && !mend(core, first, good, unreadable, &mut scratch).await?
+        {
+            return Ok(None);
         }
     }
     if !shared.is_whole() {
@@ -191,7 +217,42 @@ async fn replay_one<D: Disk>(
     }
     let ends = fan.land(core).await;
     core.fail_all(ends.failed.union(ends.unreadable)).await?;
-    Ok(true)
+    Ok(Some(left_out))
+}
+
+/// Makes a role's rows of those of the others, all records having been carried out. What cannot be made
+/// stays as it is: more is lost there than the level bears.
+async fn make_anew<D: Disk>(core: &Core<D>, role: usize, header: &RecordHeader) -> Outcome {
+    let (shared, stripe) = (&core.shared, header.stripe);
+    let geometry = shared.geometry;
+    let own = Set::default().with(geometry.index_of(stripe, role));
+    if shared.absent(stripe).meets(own) {
+        return Ok(());
+    }
+    let bytes = (header.rows.end - header.rows.start) as usize;
+    let mut lost = own;
+    let mut scratch = Scratch::new();
+    loop {
+        lost = lost.union(shared.absent(stripe));
+        let Some(plan) = core.plan(lost) else {
+            return Ok(());
+        };
+        scratch.clear();
+        let lengths = std::iter::repeat_n(bytes, plan.sources().len() + 1);
+        core.scratch(lengths, &mut scratch).await;
+        let more = gather(core, stripe, &header.rows, plan.sources(), &scratch).await;
+        if !more.is_empty() {
+            lost = lost.union(more);
+            continue;
+        }
+        let mut plan_lost = plan.lost().iter();
+        let number = plan_lost.position(|&index| own.has(index));
+        let mut made = scratch.pop().expect("one more than sources");
+        make(&plan, number.expect("it is lost"), &scratch, &mut made);
+        let at = geometry.row_lba(stripe, header.rows.start);
+        let from: Segments = std::iter::once(made).collect();
+        return write_durably(core, role, at, from).await;
+    }
 }
 
 /// Reads the data of parts, each into the buffer of its strip. The roles whose data cannot be read;
@@ -200,7 +261,7 @@ async fn read_parts<D: Disk>(
     core: &Core<D>,
     parts: &[&RecordHeader],
     scratch: &Scratch,
-) -> Result<Option<Set>, DiskError> {
+) -> Result<Option<Ends>, DiskError> {
     let geometry = core.shared.geometry;
     let at = places(core, parts[0].sequence).1;
     let mut fan = Fan::new();
@@ -219,7 +280,7 @@ async fn read_parts<D: Disk>(
             return Ok(None);
         }
     }
-    Ok(Some(ends.unreadable))
+    Ok(Some(ends))
 }
 
 /// Makes the parts of `unreadable` roles of the good ones and of what lies in place, and writes them

@@ -10,6 +10,8 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
 
+use corebay_core::disk::DiskError;
+
 use crate::{
     dirty::{Bits, DirtyMap, Marks},
     geometry::{Geometry, ROLES_MAX},
@@ -123,6 +125,8 @@ pub(crate) struct Shared {
     whole: AtomicBool,
     /// More is lost than there is redundancy for: nothing is written any more.
     stopped: AtomicBool,
+    /// Of an array without redundancy: roles whose disks are gone.
+    lost: AtomicU32,
     /// Sweeps are to end.
     halted: AtomicBool,
     /// Some member had a volatile cache when the array was assembled, so that it is flushed.
@@ -165,6 +169,7 @@ impl Shared {
             missed: dirty.empty_bits(),
             whole: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
+            lost: AtomicU32::new(0),
             halted: AtomicBool::new(false),
             volatile: AtomicBool::new(volatile),
             stripes: TicketLocks::new(locks as usize),
@@ -234,7 +239,9 @@ impl Shared {
         self.zone_good.fetch_or(bit, Ordering::SeqCst);
     }
 
-    /// Until [`begin_delta`](Self::begin_delta) a member that returns has missed everything.
+    /// Until [`begin_delta`](Self::begin_delta) a member that returns has missed everything; and, as
+    /// there is one set for all roles, so has one that is being rebuilt already. Its rebuild steps over
+    /// no region that it has not looked at since, by the same core that calls this.
     pub(crate) fn prepare_delta(&self) {
         self.missed.store(&Marks::all(self.dirty.regions()));
     }
@@ -278,6 +285,8 @@ impl Shared {
         stripe < self.good(role)
             || (Set(self.delta.load(Ordering::SeqCst)).has(role)
                 && !self.missed.get(self.dirty.region_of(stripe)))
+            // A rebuild may have stepped over it just before all was said to be missed.
+            || stripe < self.good(role)
     }
 
     /// The strips of a stripe, by index, that are not to be had.
@@ -307,7 +316,9 @@ impl Shared {
     pub(crate) fn begin_epoch(&self, next: u64) {
         self.epoch.fetch_add(1, Ordering::Relaxed);
         self.ring.begin(next);
-        if !self.geometry.is_journaled() && self.has_redundancy() {
+        // With a journal marks tell only what a missing member lacks. Where nobody is missing, they are left
+        // of an end without a word: of one amid making equal what stale members had left, maybe.
+        if self.has_redundancy() && (!self.geometry.is_journaled() || self.is_whole()) {
             self.dirty.unequal.store(&self.dirty.marks());
         }
     }
@@ -327,6 +338,19 @@ impl Shared {
 
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
+    }
+
+    /// How a command to a role's member ended: where nothing else records that its disk is gone, it is
+    /// kept here, to be told.
+    pub(crate) fn heard(&self, role: usize, outcome: Result<(), DiskError>) {
+        if outcome == Err(DiskError::Gone) && !self.has_redundancy() {
+            self.lost
+                .fetch_or(Set::default().with(role).0, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn lost(&self) -> Set {
+        Set(self.lost.load(Ordering::Relaxed))
     }
 
     pub(crate) fn sweeps_halted(&self) -> bool {

@@ -365,7 +365,8 @@ async fn check_again<D: Disk>(
     let (data, parity) = (geometry.data(), geometry.parity());
     let bytes = (rows.end - rows.start) as usize;
     let mut scratch = Scratch::new();
-    let lengths = std::iter::repeat_n(bytes, data + parity + 1);
+    // Each parity that is read has a buffer of its own: a member that does not answer keeps its one.
+    let lengths = std::iter::repeat_n(bytes, data + 2 * parity);
     core.scratch(lengths, &mut scratch).await;
     let indices: Vec<usize> = (0..data).collect();
     if !gather(core, stripe, rows, &indices, &scratch)
@@ -382,7 +383,7 @@ async fn check_again<D: Disk>(
         if shared.absent(stripe).has(index) {
             continue;
         }
-        let old = scratch[data + parity].clone();
+        let old = scratch[index + parity].clone();
         let read = gather(core, stripe, rows, &[index], std::slice::from_ref(&old)).await;
         let same = read.is_empty() && old.bytes()[..] == scratch[index].bytes()[..];
         if !same {

@@ -389,6 +389,10 @@ impl<D: Disk> Array<D> {
             if shared.is_good(role, next) {
                 // What a member that returned has not missed counts already, locked or not.
                 convoy.drain().await?;
+                if !shared.is_good(role, next) {
+                    // Another member returns meanwhile; a write may have left this one out.
+                    continue;
+                }
                 let region = shared.dirty.region_stripes();
                 let end = (next / region + 1) * region;
                 let from = next;

@@ -237,13 +237,21 @@ async fn write_piece<D: Disk>(core: &Core<D>, piece: &Piece<'_>) -> Outcome {
     if shared.is_stopped() {
         return Err(DiskError::WriteFault);
     }
-    let marked = !shared.geometry.is_journaled() || !shared.is_whole();
+    let mut marked = !shared.geometry.is_journaled() || !shared.is_whole();
     if marked {
         core.mark(stripe).await?;
     }
     let mut scratch = Scratch::new();
     let mut outcome = Ok(());
-    let absent = make_parity(core, piece, &mut scratch, &mut outcome).await;
+    let mut absent = make_parity(core, piece, &mut scratch, &mut outcome).await;
+    if !marked && outcome.is_ok() && !absent.is_empty() {
+        // Found missing only now: who has come back before the mark was there is not told of it.
+        core.mark(stripe).await?;
+        marked = true;
+        if shared.absent(stripe) != absent {
+            absent = make_parity(core, piece, &mut scratch, &mut outcome).await;
+        }
+    }
     if outcome.is_ok() {
         outcome = put(core, piece, &scratch, absent, marked).await;
     }
@@ -650,13 +658,17 @@ async fn zero_locked<D: Disk>(
     let roles: Set = (0..geometry.roles()).filter(good).collect();
     let mut sequence = None;
     if geometry.is_journaled() {
-        let (reserved, tail) = core.reserve(stripe).await?;
-        sequence = Some(reserved);
+        // Scratch first: who holds room in the ring waits for nobody who waits for such room.
+        let mut scratch = Scratch::new();
+        let headers = geometry.roles() * geometry.block_size().bytes();
+        core.scratch(std::iter::once(headers), &mut scratch).await;
+        let reserved = core.reserve(stripe).await?;
+        sequence = Some(reserved.0);
         if !marked && !shared.is_whole() {
             core.mark(stripe).await?;
             shared.dirty.leave(shared.dirty.region_of(stripe));
         }
-        journal_zero(core, stripe, roles, reserved, tail).await?;
+        journal_zero(core, stripe, roles, reserved, &scratch[0]).await?;
     }
     let (at, bytes) = (geometry.row_lba(stripe, 0), geometry.strip_bytes());
     let blocks = geometry.block_size().blocks_in(bytes.into());
@@ -680,14 +692,11 @@ async fn journal_zero<D: Disk>(
     core: &Core<D>,
     stripe: u64,
     roles: Set,
-    sequence: u64,
-    tail: u64,
+    (sequence, tail): (u64, u64),
+    headers: &Buffer,
 ) -> Outcome {
     let geometry = core.shared.geometry;
     let block = geometry.block_size().bytes();
-    let mut scratch = Scratch::new();
-    let headers = geometry.roles() * block;
-    core.scratch(std::iter::once(headers), &mut scratch).await;
     let slot = core.shared.ring.slot(sequence) * geometry.slot_bytes();
     let at = geometry.journal_offset() + slot + RECORD_HEADER_BYTES - block as u64;
     let at = geometry.member_lba(at);
@@ -705,7 +714,7 @@ async fn journal_zero<D: Disk>(
             role: role as u8,
             data_crc: 0,
         };
-        let mut buffer = scratch[0].slice(role * block..(role + 1) * block);
+        let mut buffer = headers.slice(role * block..(role + 1) * block);
         header.encode(&mut buffer.bytes_mut());
         let transfer = Transfer::Write(one(buffer), Durability::Durable);
         fan.add(role, core.transfer(role, at, || transfer).await);

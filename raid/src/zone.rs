@@ -142,10 +142,16 @@ impl<D: Disk> Core<D> {
             let read = Transfer::Read(one(scratch[1].clone()));
             fan.add(role, self.transfer(role, self.zone_lba(at), || read).await);
             let ends = fan.land(self).await;
-            self.fail_all(ends.failed).await?;
+            if !ends.failed.is_empty() {
+                // It may keep the buffer, having not answered.
+                self.fail_all(ends.failed).await?;
+                scratch.truncate(1);
+                self.scratch(std::iter::once(bytes), &mut scratch).await;
+                continue;
+            }
             let same =
                 ends.unreadable.is_empty() && scratch[1].bytes()[..] == scratch[0].bytes()[..];
-            if ends.failed.is_empty() && !same {
+            if !same {
                 differ = differ.with(role);
             }
         }

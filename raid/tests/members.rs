@@ -871,3 +871,96 @@ fn a_member_with_a_cache_that_joins_an_array_without_loses_nothing() {
         rig.verify(&rig.assemble(&members).unwrap().0);
     }
 }
+
+/// While one member is brought up to date, a second one comes back; what is written meanwhile lacks in
+/// neither of them.
+#[test]
+fn two_members_that_come_back_one_after_the_other_lack_nothing() {
+    for delay in 0..40 {
+        let mut rig = Rig::new(small(Level::Raid6, 5, BlockSize::B512), false);
+        let array = rig.all();
+        for away in [3, 4] {
+            rig.machine.media[away].borrow_mut().gone = true;
+        }
+        rig.work(&array, 6);
+        for away in [3, 4] {
+            rig.machine.media[away].borrow_mut().gone = false;
+            array.set_member(away, Some(rig.machine.disk(away)));
+        }
+        let first = array.clone();
+        let first = async move { first.take_back(3).await };
+        assert_eq!(rig.bench.run(first).unwrap(), Ok(()));
+        let geometry = rig.machine.geometry;
+        let stripe = geometry.stripe_bytes() / 512;
+        // One write to each region that nobody has written to.
+        let blocks: Vec<u64> = (16..geometry.stripes())
+            .step_by(16)
+            .map(|at| at * stripe)
+            .collect();
+        let (writing, pool, at) = (array.clone(), rig.bench.pool.clone(), blocks.clone());
+        let task: std::pin::Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
+            for tag in 1..=3 {
+                for at in &at {
+                    let mut buffer = pool.allocate(512).await;
+                    buffer.bytes_mut().fill(tag);
+                    let from = std::slice::from_ref(&buffer);
+                    let wrote = writing.write(Lba(*at), from, Durability::Cached);
+                    wrote.await.unwrap();
+                }
+            }
+        });
+        assert!(rig.bench.reactor.spawn(task).is_ok());
+        let second = array.clone();
+        let mut turns = delay * 8;
+        let task: std::pin::Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
+            std::future::poll_fn(|context| {
+                turns -= i32::from(turns > 0);
+                context.waker().wake_by_ref();
+                match turns {
+                    0 => std::task::Poll::Ready(()),
+                    _ => std::task::Poll::Pending,
+                }
+            })
+            .await;
+            second.take_back(4).await.unwrap();
+        });
+        assert!(rig.bench.reactor.spawn(task).is_ok());
+        rig.rebuild(&array, 3).unwrap();
+        while rig.bench.reactor.executor().live() > 0 {
+            rig.bench.run(async {}).unwrap();
+        }
+        rig.rebuild(&array, 4).unwrap();
+        assert_eq!(rig.mismatches(&array), 0, "delay {delay}");
+        for at in blocks {
+            let (reading, pool) = (array.clone(), rig.bench.pool.clone());
+            let read = rig.bench.run(async move {
+                let buffer = pool.allocate(512).await;
+                let read = reading.read(Lba(at), std::slice::from_ref(&buffer));
+                read.await.unwrap();
+                buffer.bytes()[0]
+            });
+            assert_eq!(read, Some(3), "delay {delay}, block {at}");
+        }
+    }
+}
+
+/// An array without redundancy cannot do without a member, but says which one is gone.
+#[test]
+fn an_array_without_redundancy_says_who_is_gone() {
+    for (level, roles) in [(Level::Striped, 3), (Level::Mirrored, 1)] {
+        let mut rig = Rig::new(small(level, roles, BlockSize::B512), false);
+        let array = rig.all();
+        rig.work(&array, 3);
+        assert_eq!(array.assembled().lost().count(), 0);
+        rig.machine.media[0].borrow_mut().gone = true;
+        for blocks in [1, 64] {
+            let (reading, pool) = (array.clone(), rig.bench.pool.clone());
+            let read = rig.bench.run(async move {
+                let buffer = pool.allocate(512 * blocks).await;
+                reading.read(Lba(0), &[buffer]).await
+            });
+            assert_eq!(read, Some(Err(DiskError::Gone)));
+            assert_eq!(array.assembled().lost().collect::<Vec<_>>(), [0]);
+        }
+    }
+}

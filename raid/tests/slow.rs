@@ -839,3 +839,107 @@ fn what_was_read_new_of_a_leg_that_fails_is_not_read_old_again() {
     }
     assert_eq!(write.take(), Some(Ok(())));
 }
+
+/// Zeroing takes its memory before its room in the journal, as writes do: else each would wait for what
+/// the other one holds.
+#[test]
+fn zeroing_beside_more_writes_than_there_is_memory_for_ends() {
+    let rig = Rig::new(Level::Raid5, 4);
+    let writes: Vec<_> = (0..150).map(|at| rig.write(at * 12, 4096, 1)).collect();
+    let zeroing = {
+        let array = rig.array.clone();
+        let (at, cached) = (Lba(12 * 200), Durability::Cached);
+        rig.start(async move { array.write_zeroes(at, 12, Space::Deallocate, cached).await })
+    };
+    rig.pass(Duration::from_secs(1));
+    assert_eq!(zeroing.take(), Some(Ok(())));
+    assert!(writes.iter().all(|write| write.take() == Some(Ok(()))));
+}
+
+/// A write finds out by its own read that a member is gone, and waits for room in the journal. The member
+/// is back before it goes on: it has missed this write, too.
+#[test]
+fn a_member_that_is_back_before_a_write_without_it_goes_on_has_missed_it() {
+    let ms = Duration::from_millis;
+    let rig = Rig::new(Level::Raid5, 5);
+    let geometry = rig.array.assembled().geometry();
+    let (stripe, at) = (100, 100 * 16);
+    let role = geometry.role_of(stripe, 0);
+    let other = geometry.role_of(stripe, 1);
+    // These keep the journal from being drained for a while.
+    let data = geometry.row_lba(0, 0);
+    let slow = Rule::new(Effect::Delay(ms(500))).on(Operation::Write);
+    rig.faults[other].add(slow.at(data, 64));
+    let before: Vec<_> = (0..8)
+        .map(|stripe| rig.write(stripe * 16, 64 << 10, 1))
+        .collect();
+    rig.pass(ms(5));
+    let row = geometry.row_lba(stripe, 0);
+    let lost = Rule::new(Effect::Fail(DiskError::Gone)).on(Operation::Read);
+    rig.faults[role].add(lost.at(row, 1).times(1));
+    // The members say so one after the other.
+    let slow = Rule::new(Effect::Delay(ms(100))).on(Operation::Write);
+    rig.faults[other].add(slow.at(Lba(16), 1).times(1));
+    let write = rig.write(at, 4096, 2);
+    rig.pass(ms(20));
+    let array = rig.array.clone();
+    let disk = member(
+        &rig.media[role],
+        &rig.faults[role],
+        &rig.devices[role],
+        &rig.reactor,
+    );
+    let returned = rig.start(async move {
+        poll_fn(|context| {
+            context.waker().wake_by_ref();
+            match array.assembled().state().roles[role].state {
+                RoleState::Failed => Poll::Ready(()),
+                _ => Poll::Pending,
+            }
+        })
+        .await;
+        array.set_member(role, Some(disk));
+        array.take_back(role).await
+    });
+    rig.pass(Duration::from_secs(1));
+    assert_eq!(
+        (returned.take(), write.take()),
+        (Some(Ok(())), Some(Ok(())))
+    );
+    assert!(before.iter().all(|write| write.take() == Some(Ok(()))));
+    let array = rig.array.clone();
+    rig.run(async move { array.rebuild(role, Pace::default()).await })
+        .unwrap();
+    let (array, into) = (rig.array.clone(), rig.filled(4096, 0));
+    let own = into.clone();
+    rig.run(async move { array.read(Lba(at), &[own]).await })
+        .unwrap();
+    assert_eq!(into.bytes()[0], 2);
+}
+
+/// A scrub looks at each parity anew where a block could not be read; one of them does not answer, and
+/// keeps the buffer.
+#[test]
+fn a_parity_that_does_not_answer_amid_a_second_look_keeps_its_buffer() {
+    let ms = Duration::from_millis;
+    let rig = Rig::new(Level::Raid6, 5);
+    let wrote = rig.write(0, 144 << 10, 3);
+    rig.pass(ms(10));
+    assert_eq!(wrote.take(), Some(Ok(())));
+    let geometry = rig.array.assembled().geometry();
+    let (row, data) = (geometry.row_lba(0, 0), geometry.role_of(0, 0));
+    let bad = Rule::new(Effect::Fail(DiskError::UnrecoveredRead)).on(Operation::Read);
+    rig.faults[data].add(bad.at(row, 4).times(1));
+    let slow = Rule::new(Effect::Delay(ms(50))).on(Operation::Write);
+    rig.faults[data].add(slow.at(row, 4));
+    let array = rig.array.clone();
+    let scrubbed = rig.start(async move { array.scrub(Pace::default()).await });
+    rig.pass(ms(20));
+    let parity = geometry.role_of(0, 3);
+    rig.devices[parity].holds.set(true);
+    rig.pass(DEADLINE * 3);
+    let found = scrubbed.take().expect("it has ended").unwrap();
+    assert_eq!(found.mismatch_count, 0);
+    assert_eq!(rig.state(parity), RoleState::Failed);
+    rig.devices[parity].let_go();
+}
