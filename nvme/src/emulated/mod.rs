@@ -15,7 +15,10 @@ mod options;
 mod pointer;
 mod state;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
+};
 
 use corebay_core::{
     arena::ArenaMemory,
@@ -291,12 +294,14 @@ impl PciDevice for EmulatedDevice {
         Ok(())
     }
 
-    fn reset(&mut self) -> Result<(), DeviceError> {
+    fn poll_reset(&mut self) -> Poll<Result<(), DeviceError>> {
         let mut state = self.0.lock();
         if !state.present || state.faults.stuck_function {
-            return Err(stuck("reset the function"));
+            return Poll::Ready(Err(stuck("reset the function")));
         }
-        state.reset_function();
-        Ok(())
+        match state.is_reset() {
+            true => Poll::Ready(Ok(())),
+            false => Poll::Pending,
+        }
     }
 }

@@ -143,6 +143,8 @@ pub struct EmulatedFaults {
     pub deaf_to_abort: bool,
     /// CSTS.RDY stays as it is.
     pub stuck_ready: bool,
+    /// The reset of the function takes this long. Who touches a register meanwhile would wait for it.
+    pub slow_function_reset: Duration,
     /// Bus Master Enable cannot be cleared, and the function cannot be reset.
     pub stuck_function: bool,
 }

@@ -132,6 +132,8 @@ pub(super) struct State {
     pub(super) wanted_back: bool,
     pub(super) lent: bool,
     pub(super) bus_master: bool,
+    /// When the reset of the function that is under way ends.
+    resets_until: Option<Time>,
     cc: Cc,
     csts: Csts,
     aqa: Aqa,
@@ -179,6 +181,7 @@ impl State {
             wanted_back: false,
             lent: false,
             bus_master: false,
+            resets_until: None,
             cc: Cc::default(),
             csts: Csts::default(),
             aqa: Aqa::default(),
@@ -203,6 +206,10 @@ impl State {
     // Registers.
 
     pub(super) fn read32(&mut self, at: u32) -> u32 {
+        assert!(
+            self.resets_until.is_none(),
+            "a register is touched while the function is being reset"
+        );
         if !self.present {
             return self.absent;
         }
@@ -227,6 +234,10 @@ impl State {
     }
 
     pub(super) fn write32(&mut self, at: u32, value: u32) {
+        assert!(
+            self.resets_until.is_none(),
+            "a register is touched while the function is being reset"
+        );
         if !self.present {
             return;
         }
@@ -300,6 +311,17 @@ impl State {
         for namespace in &mut self.namespaces {
             namespace.medium.flush();
         }
+    }
+
+    /// Goes on with a reset of the function; true once it is over.
+    pub(super) fn is_reset(&mut self) -> bool {
+        let ends = self.now.plus(self.faults.slow_function_reset);
+        if *self.resets_until.get_or_insert(ends) > self.now {
+            return false;
+        }
+        self.resets_until = None;
+        self.reset_function();
+        true
     }
 
     /// A reset of the function, as after power on; what is in volatile caches stays.

@@ -16,12 +16,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{MachineDrive, VFIO_DRIVER, all_users, device_folder, openers, text};
+use super::{MachineDrive, VFIO_DRIVER, all_users, device_folder, openers};
 
 /// `open(2)`: of a block device, only where nobody holds it so.
 const O_EXCL: i32 = 0o200;
 
-/// Where the former drivers are written down. It goes with a restart, as the bindings do.
+/// Where the former drivers are written down, one line each, and below that what the kernel knew of the
+/// drive, as `name=value`. It goes with a restart, as the bindings do.
 const RECORDS: &str = "run/corebay/drives";
 
 /// The kernel's driver, for a drive of which nothing is written down.
@@ -120,7 +121,7 @@ pub fn bind(root: &Path, address: &str) -> Result<(), BindRefusal> {
     let former = drive.driver.as_deref().unwrap_or_default();
     // One that lost its driver to an attempt that failed is known by what it had before that.
     if !former.is_empty() || !record(root, address).exists() {
-        remember(root, address, former)?;
+        remember(root, drive, former)?;
     }
     let bound = steps
         .try_for_each(write)
@@ -235,18 +236,43 @@ fn record(root: &Path, address: &str) -> PathBuf {
     root.join(RECORDS).join(address)
 }
 
-fn remember(root: &Path, address: &str, driver: &str) -> Result<(), BindRefusal> {
-    let path = record(root, address);
-    let written = fs::create_dir_all(root.join(RECORDS)).and_then(|()| fs::write(&path, driver));
+fn remember(root: &Path, drive: &MachineDrive, driver: &str) -> Result<(), BindRefusal> {
+    let mut written = format!("{driver}\nids={:04x}:{:04x}\n", drive.ids.0, drive.ids.1);
+    let known = [("model", &drive.model), ("serial", &drive.serial)];
+    for (name, value) in known {
+        // A line each, whatever the drive calls itself.
+        let value = value.iter().map(|text| text.replace(char::is_control, " "));
+        value.for_each(|value| written += &format!("{name}={value}\n"));
+    }
+    if !drive.namespaces.is_empty() {
+        written += &format!("bytes={}\n", drive.bytes());
+    }
+    let path = record(root, &drive.address);
+    let written = fs::create_dir_all(root.join(RECORDS)).and_then(|()| fs::write(&path, written));
     written.map_err(|error| BindRefusal::Write(path, error))
+}
+
+/// What the kernel knew of a drive before it was lent, unless that is another one by now.
+pub(super) fn recall(root: &Path, drive: &mut MachineDrive) {
+    let text = fs::read_to_string(record(root, &drive.address)).unwrap_or_default();
+    let field = |name: &str| {
+        let mut lines = text.lines().skip(1);
+        lines.find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+    };
+    let ids = format!("{:04x}:{:04x}", drive.ids.0, drive.ids.1);
+    if field("ids") != Some(&ids) {
+        return;
+    }
+    drive.model = field("model").map(str::to_owned);
+    drive.serial = field("serial").map(str::to_owned);
+    drive.former_bytes = field("bytes").and_then(|bytes| bytes.parse().ok());
 }
 
 /// The driver that a drive had; an empty name for one that had none.
 fn remembered(root: &Path, address: &str) -> String {
-    let path = record(root, address);
-    match path.exists() {
-        true => text(&path).unwrap_or_default(),
-        false => KERNEL_DRIVER.to_owned(),
+    match fs::read_to_string(record(root, address)) {
+        Ok(text) => text.lines().next().unwrap_or_default().trim().to_owned(),
+        Err(_) => KERNEL_DRIVER.to_owned(),
     }
 }
 
@@ -313,7 +339,7 @@ mod tests {
         let folder = device_folder(root, "0000:01:00.0");
         let bind_file = root.join("sys/bus/pci/drivers/nvme/bind");
         // The kernel's driver lets go of it, and nobody takes it.
-        remember(root, "0000:01:00.0", "nvme").unwrap();
+        remember(root, &super::super::drives(root)[0], "nvme").unwrap();
         fs::remove_file(folder.join("driver")).unwrap();
         restore(root, "0000:01:00.0", "nvme");
         assert_eq!(fs::read_to_string(&bind_file).unwrap(), "0000:01:00.0");
@@ -323,6 +349,29 @@ mod tests {
         fs::remove_file(&bind_file).unwrap();
         assert_eq!(unbind(root, "0000:01:00.0", false).unwrap(), "nvme");
         assert_eq!(fs::read_to_string(&bind_file).unwrap(), "0000:01:00.0");
+    }
+
+    #[test]
+    fn what_the_kernel_knew_of_a_lent_drive_is_still_known() {
+        let machine = FakeMachine::new();
+        let (root, address) = (machine.root(), "0000:01:00.0");
+        machine.drive(address, "nvme", 7);
+        machine.namespace(address, "nvme0", "nvme0n1", "259:0");
+        remember(root, &super::super::drives(root)[0], "nvme").unwrap();
+        // With its driver the kernel's view of it goes.
+        fs::remove_dir_all(device_folder(root, address).join("nvme")).unwrap();
+        machine.set_driver(address, "vfio-pci");
+        let lent = || super::super::drives(root).remove(0);
+        assert_eq!(lent().model.as_deref(), Some("Model X"));
+        assert_eq!(lent().serial.as_deref(), Some("S1"));
+        assert_eq!((lent().bytes(), lent().namespaces.len()), (1 << 30, 0));
+        assert_eq!(remembered(root, address), "nvme");
+        machine.file(&format!("sys/bus/pci/devices/{address}/device"), "0xa809\n");
+        assert_eq!(lent().serial, None, "it is another one");
+        // As earlier versions wrote it.
+        fs::write(record(root, address), "nvme").unwrap();
+        assert_eq!(remembered(root, address), "nvme");
+        assert_eq!(lent().serial, None);
     }
 
     #[test]

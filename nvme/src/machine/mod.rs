@@ -43,10 +43,12 @@ pub struct MachineDrive {
     pub group_mates: Vec<String>,
     /// The NUMA node that it is next to.
     pub numa_node: Option<u32>,
-    /// Model number, as far as the kernel's driver knows it.
+    /// Model number, as far as the kernel's driver knows it, or knew it before the drive was lent.
     pub model: Option<String>,
-    /// Serial number, as far as the kernel's driver knows it.
+    /// Serial number, the same way.
     pub serial: Option<String>,
+    /// The bytes of all its namespaces before it was lent.
+    pub former_bytes: Option<u64>,
     /// The kernel's block devices on it.
     pub namespaces: Vec<MachineNamespace>,
 }
@@ -65,13 +67,17 @@ pub struct MachineNamespace {
 }
 
 impl MachineDrive {
-    /// The bytes of all its namespaces.
+    /// The bytes of all its namespaces, or of those that it had before it was lent; 0 where nobody knows.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.namespaces
-            .iter()
-            .map(|namespace| namespace.bytes)
-            .sum()
+        match self.former_bytes.filter(|_| self.namespaces.is_empty()) {
+            Some(bytes) => bytes,
+            None => self
+                .namespaces
+                .iter()
+                .map(|namespace| namespace.bytes)
+                .sum(),
+        }
     }
 
     /// Everybody who uses a namespace of it.
@@ -172,6 +178,9 @@ fn drive(root: &Path, path: &Path) -> Option<MachineDrive> {
         drive.namespaces.extend(names);
     }
     drive.namespaces.sort_by(|a, b| a.name.cmp(&b.name));
+    if drive.is_lent() {
+        binding::recall(root, &mut drive);
+    }
     Some(drive)
 }
 

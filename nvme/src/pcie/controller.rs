@@ -11,7 +11,8 @@
 //!
 //! A device that was pulled out is given up at once: its registers no longer say what they always say,
 //! and no wait goes on that they would end. While the keeper waits for an admin command, it looks at
-//! them all the same ([`Inner::watched`]).
+//! them all the same ([`Inner::watched`]); but not while the function is being reset, which it leaves
+//! alone, while other drives of the core go on.
 //!
 //! Giving up: the device loses its way to memory (Bus Master Enable, or it is unplugged), then every
 //! core ends what was in flight. Where the way cannot be taken from it, the buffers of commands in
@@ -39,7 +40,7 @@ use zerocopy::FromZeros;
 use super::{
     admin::{Data, Page},
     bring_up::{Bringer, Capabilities, parse},
-    device::{DmaWindow, PciDevice, Registers},
+    device::{DeviceError, DmaWindow, PciDevice, Registers},
     error::{AdminError, BringUpError},
     health::DriveReport,
     info::{ControllerInfo, Refusal},
@@ -62,6 +63,9 @@ const ENTRIES_MAX: u32 = 1024;
 
 /// How often a core's stop is looked for.
 const STOP_INTERVAL: Duration = Duration::from_micros(200);
+
+/// How often it is asked whether the reset of a function is over.
+const RESET_INTERVAL: Duration = Duration::from_millis(1);
 
 /// How long a cold pause is after an event request, or a look at a namespace, that ended in an error.
 const EVENT_PAUSE: Duration = Duration::from_secs(1);
@@ -90,6 +94,10 @@ struct Inner<D: PciDevice> {
     /// The rings of the I/O queues: entries, and where they lie.
     rings: Vec<(u16, [usize; 2])>,
     resets: RefCell<VecDeque<Time>>,
+    /// A reset is under way.
+    resetting: Cell<bool>,
+    /// The function itself is being reset: nothing of the device may be touched.
+    untouchable: Cell<bool>,
     closing: Cell<bool>,
 }
 
@@ -116,6 +124,8 @@ impl<D: PciDevice> Controller<D> {
                     drive,
                     rings,
                     resets: RefCell::default(),
+                    resetting: Cell::new(false),
+                    untouchable: Cell::new(false),
                     closing: Cell::new(false),
                 });
                 let keeper = inner.clone();
@@ -129,6 +139,9 @@ impl<D: PciDevice> Controller<D> {
             }
             Err(error) => {
                 tracing::warn!(drive = facts.address, %error, "the drive cannot be used");
+                if error == BringUpError::StillResetting {
+                    return Err(error);
+                }
                 let registers = device.registers();
                 registers.write32(property::CC, 0);
                 let _ = device.set_bus_master(false);
@@ -165,7 +178,8 @@ impl<D: PciDevice> Controller<D> {
         // Not before it is idle may it reach memory: it may know queues of whoever had it before.
         if let Err(error) = bringer.disable().await {
             tracing::warn!(drive = device.facts().address, %error, "the function is reset");
-            device.reset()?;
+            let within = options.function_reset_timeout;
+            reset_function(reactor, within, || device.poll_reset()).await?;
             bringer.disable().await?;
         }
         device.set_bus_master(true)?;
@@ -261,6 +275,24 @@ impl<D: PciDevice> Controller<D> {
     }
 }
 
+/// Has the function reset, while the core does other things.
+async fn reset_function(
+    reactor: &Reactor,
+    within: Duration,
+    mut ask: impl FnMut() -> Poll<Result<(), DeviceError>>,
+) -> Result<(), BringUpError> {
+    let began = reactor.now();
+    loop {
+        match ask() {
+            Poll::Ready(done) => return Ok(done?),
+            Poll::Pending if reactor.now().since(began) >= within => {
+                return Err(BringUpError::StillResetting);
+            }
+            Poll::Pending => reactor.sleep(RESET_INTERVAL).await,
+        }
+    }
+}
+
 fn new_kit<R: Registers>(
     bringer: &Bringer<R>,
     qid: u16,
@@ -337,7 +369,11 @@ impl<D: PciDevice> Inner<D> {
             }
             if let Some(why) = self.ailment() {
                 tracing::warn!(drive = self.drive.address(), why, "the controller is reset");
-                if let Err(error) = self.watched(|| self.is_there(), self.reset()).await {
+                self.resetting.set(true);
+                let is_well = || self.untouchable.get() || self.is_there();
+                let ended = self.watched(is_well, self.reset()).await;
+                self.resetting.set(false);
+                if let Err(error) = ended {
                     tracing::error!(drive = self.drive.address(), %error, "the drive is given up");
                     self.give_up();
                     return;
@@ -445,7 +481,7 @@ impl<D: PciDevice> Inner<D> {
         self.quiesce().await;
         if let Err(error) = self.bringer.disable().await {
             tracing::warn!(drive = self.drive.address(), %error, "the function is reset");
-            self.reset_function()?;
+            self.reset_function().await?;
             self.bringer.disable().await?;
         }
         if !was_left_alone {
@@ -483,10 +519,22 @@ impl<D: PciDevice> Inner<D> {
         Ok(())
     }
 
-    fn reset_function(&self) -> Result<(), BringUpError> {
+    async fn reset_function(&self) -> Result<(), BringUpError> {
+        let ask = || match &mut *self.device.borrow_mut() {
+            Some(device) => device.poll_reset(),
+            None => Poll::Ready(Err(DeviceError {
+                what: "reset the function",
+                why: "it was given up".into(),
+            })),
+        };
+        self.untouchable.set(true);
+        let within = self.drive.options.function_reset_timeout;
+        let done = reset_function(self.reactor(), within, ask).await;
+        self.untouchable
+            .set(done == Err(BringUpError::StillResetting));
+        done?;
         let mut device = self.device.borrow_mut();
         let device = device.as_mut().ok_or(BringUpError::NotThere)?;
-        device.reset()?;
         device.set_bus_master(true)?;
         Ok(())
     }
@@ -517,6 +565,9 @@ impl<D: PciDevice> Inner<D> {
     /// Ends the use of the controller in good order.
     async fn close(&self) -> Result<(), BringUpError> {
         self.closing.set(true);
+        while self.resetting.get() {
+            self.reactor().sleep(RESET_INTERVAL).await;
+        }
         if self.drive.has_failed() {
             return Ok(());
         }
@@ -540,13 +591,15 @@ impl<D: PciDevice> Inner<D> {
     /// The drive ends here. Every core ends what it has in flight at its next turn.
     fn give_up(&self) {
         self.bringer.admin.close();
-        self.bringer.registers.write32(property::CC, 0);
         let Some(mut device) = self.device.borrow_mut().take() else {
             return;
         };
         // What is gone reaches nothing; to ask its bus for anything would only take time.
-        let is_gone = !device.is_present();
-        let harmless = is_gone || device.set_bus_master(false).is_ok() || !device.is_present();
+        let harmless = !self.untouchable.get() && {
+            self.bringer.registers.write32(property::CC, 0);
+            let is_gone = !device.is_present();
+            is_gone || device.set_bus_master(false).is_ok() || !device.is_present()
+        };
         let phase = match harmless {
             true => Phase::Failed,
             false => Phase::FailedUnsafe,

@@ -1,7 +1,7 @@
 //! The seam to a PCI device: its registers, its way to memory, its reset. VFIO is behind it in the
 //! product, the emulated controller in tests.
 
-use std::fmt;
+use std::{fmt, task::Poll};
 
 use arrayvec::ArrayVec;
 use corebay_core::arena::ArenaMemory;
@@ -67,11 +67,13 @@ pub trait PciDevice: 'static {
     /// Where configuration space cannot be written.
     fn set_bus_master(&mut self, on: bool) -> Result<(), DeviceError>;
 
-    /// Resets the function. Afterwards it may not reach memory, and all registers are at their start.
+    /// Resets the function, which takes some devices long: it is asked again and again until it is over,
+    /// and meanwhile nothing else is asked, nor are registers touched, which might wait as long. Afterwards
+    /// the function may not reach memory, and all registers are at their start.
     ///
     /// # Errors
     /// Where the function cannot be reset.
-    fn reset(&mut self) -> Result<(), DeviceError>;
+    fn poll_reset(&mut self) -> Poll<Result<(), DeviceError>>;
 }
 
 /// What configuration space says of a function.

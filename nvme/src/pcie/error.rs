@@ -30,6 +30,8 @@ pub enum BringUpError {
         /// How it ended.
         why: AdminError,
     },
+    /// The function is being reset, and nobody knows for how long: it must not be touched.
+    StillResetting,
     /// Less memory was given than the queues need.
     Memory,
     /// It is another drive than before its reset, or works in another way.
@@ -78,6 +80,7 @@ impl fmt::Display for BringUpError {
                 if *wanted { "ready" } else { "idle" }
             ),
             Self::Command { what, why } => write!(f, "{what} failed: {why}"),
+            Self::StillResetting => write!(f, "the reset of the function does not end"),
             Self::Memory => write!(f, "there is not enough memory for the drive's queues"),
             Self::Changed => write!(
                 f,

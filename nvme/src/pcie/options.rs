@@ -17,6 +17,8 @@ pub struct DriverOptions {
     pub abort_timeout: Duration,
     /// How long an admin command may take before the controller is reset.
     pub admin_timeout: Duration,
+    /// How long the reset of a function may take before the drive is given up. The kernel waits a minute.
+    pub function_reset_timeout: Duration,
     /// How often the controller's health is looked at.
     pub health_interval: Duration,
     /// Resets within [`reset_window`](Self::reset_window) after which the drive is given up.
@@ -39,6 +41,7 @@ impl Default for DriverOptions {
             io_timeout: Duration::from_secs(10),
             abort_timeout: Duration::from_secs(5),
             admin_timeout: Duration::from_secs(30),
+            function_reset_timeout: Duration::from_secs(70),
             health_interval: Duration::from_millis(50),
             resets_max: 3,
             reset_window: Duration::from_secs(60),

@@ -25,6 +25,7 @@ use std::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering, fence},
     },
+    task::Poll,
 };
 
 use corebay_core::arena::ArenaMemory;
@@ -357,6 +358,21 @@ impl VfioDevice {
         rustix::io::dup2(nowhere, &mut own).is_ok()
     }
 
+    /// Resets the function, however long that takes. Whatever else is asked of the device meanwhile, by
+    /// its registers too, waits as long.
+    ///
+    /// # Errors
+    /// Where the function cannot be reset.
+    pub fn reset(&self) -> Result<(), DeviceError> {
+        // SAFETY: the call takes no argument.
+        let call = unsafe { rustix::ioctl::NoArg::<DEVICE_RESET>::new() };
+        // SAFETY: the descriptor is a VFIO device's, which knows the call.
+        unsafe { rustix::ioctl::ioctl(self.fd(), call) }
+            .map_err(|error| failed("reset the function")(error.into()))?;
+        let command = self.config16(CONFIG_COMMAND)?;
+        self.set_config16(CONFIG_COMMAND, command | COMMAND_MEMORY)
+    }
+
     fn config16(&self, at: u64) -> Result<u16, DeviceError> {
         let mut bytes = [0; 2];
         match rustix::io::pread(self.fd(), &mut bytes, self.config_offset + at) {
@@ -459,14 +475,8 @@ impl PciDevice for VfioDevice {
         }
     }
 
-    fn reset(&mut self) -> Result<(), DeviceError> {
-        // SAFETY: the call takes no argument.
-        let call = unsafe { rustix::ioctl::NoArg::<DEVICE_RESET>::new() };
-        // SAFETY: the descriptor is a VFIO device's, which knows the call.
-        unsafe { rustix::ioctl::ioctl(self.fd(), call) }
-            .map_err(|error| failed("reset the function")(error.into()))?;
-        let command = self.config16(CONFIG_COMMAND)?;
-        self.set_config16(CONFIG_COMMAND, command | COMMAND_MEMORY)
+    fn poll_reset(&mut self) -> Poll<Result<(), DeviceError>> {
+        Poll::Ready(self.reset())
     }
 }
 

@@ -485,6 +485,80 @@ fn a_drive_that_hangs_does_not_hang_another() {
     assert!(ends(&bench, writes).iter().all(Result::is_err));
 }
 
+fn stuck(reset_takes: Duration) -> EmulatedFaults {
+    EmulatedFaults {
+        stuck_ready: true,
+        slow_function_reset: reset_takes,
+        hang: true,
+        ..EmulatedFaults::default()
+    }
+}
+
+/// Both have the same keeper. The emulated controller panics where it is touched amid its reset.
+#[test]
+fn a_function_that_takes_long_to_reset_keeps_no_other_drive_waiting() {
+    let options = EmulatedOptions {
+        cap: EmulatedOptions::default().cap.with_to(1),
+        ..slow()
+    };
+    let dead = Bench::new(options.clone());
+    let alive = Emulated::new(options);
+    assert_eq!(alive.map(&dead.world.memory()), dead.world.window);
+    let source = std::rc::Rc::new(alive.clone());
+    dead.world.reactor.add_source(source);
+    let other = dead.world.bring_up_on(&alive, quick()).unwrap();
+    let disk = dead.world.open(other.drive()).disk(1).unwrap();
+    let lost = start_many(&dead, 4);
+    dead.world.turn();
+    dead.emulated().set_faults(stuck(Duration::from_secs(60)));
+    dead.emulated().fail_fatally();
+    dead.world.turn_for(Duration::from_millis(600));
+    // Its function is being reset. The other one loses a command, which takes an Abort.
+    alive.set_faults(EmulatedFaults {
+        late: 1,
+        late_by: Duration::from_secs(3600),
+        ..EmulatedFaults::default()
+    });
+    let (began, buffer) = (dead.world.now(), dead.world.buffer(512, 1));
+    let write = dead.world.spawn(async move {
+        let from = std::slice::from_ref(&buffer);
+        disk.write(Lba(0), from, Durability::Cached).await
+    });
+    dead.world.turn_for(Duration::from_millis(5));
+    alive.set_faults(EmulatedFaults::default());
+    dead.world.turn_until("its end", || write.is_there());
+    assert_eq!(write.take(), Err(DiskError::TimedOut));
+    let limit = quick().io_timeout + quick().abort_timeout;
+    assert!(dead.world.now().since(began) < limit);
+    assert!(!lost[0].is_there(), "the dead one is still being reset");
+    // Nor does one that comes up while the reset goes on.
+    let began = dead.world.now();
+    drop(dead.world.run(async move { other.shut_down().await }));
+    assert!(dead.world.bring_up_on(&alive, quick()).is_ok());
+    assert!(dead.world.now().since(began) < Duration::from_millis(100));
+    assert!(!lost[0].is_there());
+}
+
+#[test]
+fn a_reset_of_the_function_that_never_ends_costs_the_drive_and_its_buffers() {
+    let bench = Bench::new(EmulatedOptions {
+        cap: EmulatedOptions::default().cap.with_to(1),
+        ..slow()
+    });
+    let writes = start_many(&bench, 8);
+    bench.world.turn();
+    bench
+        .emulated()
+        .set_faults(stuck(Duration::from_secs(86_400)));
+    bench.emulated().fail_fatally();
+    let outcomes = ends(&bench, writes);
+    assert!(outcomes.iter().all(|end| *end == Err(DiskError::Gone)));
+    bench.world.turn_for(Duration::from_millis(10));
+    // Nobody can say what the device does now.
+    let pool = &bench.world.pool;
+    assert_eq!(pool.total_bytes() - pool.free_bytes(), 8 * 4096);
+}
+
 #[test]
 fn a_duplicate_or_stale_completion_ends_nothing_twice() {
     for fault in 0..4 {

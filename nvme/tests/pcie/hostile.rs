@@ -68,6 +68,7 @@ fn random_faults(rng: &mut Rng) -> EmulatedFaults {
         refuses: (chance(20) == 1).then_some(admin::IDENTIFY),
         deaf_to_abort: chance(4) == 1,
         stuck_ready: chance(8) == 1,
+        slow_function_reset: Duration::from_millis(chance(100)),
         stuck_function: false,
     }
 }

@@ -56,6 +56,7 @@ pub fn quick() -> DriverOptions {
         io_timeout: Duration::from_millis(100),
         abort_timeout: Duration::from_millis(50),
         admin_timeout: Duration::from_millis(200),
+        function_reset_timeout: Duration::from_secs(1),
         health_interval: Duration::from_millis(5),
         host_identifier: *b"host identifier!",
         ..DriverOptions::default()

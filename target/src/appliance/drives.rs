@@ -3,7 +3,10 @@
 //!
 //! Invariants:
 //! - The thread is started with the first drive. It brings drives up, watches and resets them, and
-//!   shuts them down; it does no I/O, so a core never waits for it.
+//!   shuts them down; it does no I/O, so a core never waits for it. Nor does it wait for the kernel: that has
+//!   threads of its own ([`openings`](super::openings), [`lease`](super::lease)).
+//! - The main thread waits for a drive only before it serves. Later it puts off what needs one that is not up
+//!   yet ([`put_off`](super::put_off)). Drives that are named together come up side by side.
 //! - A drive is brought up once, however many of its namespaces are served, and stays up until the
 //!   end or its loss: a disk that a configuration names no more gives back its queue, not the drive.
 //!   One that was brought up and is of no use after all is let go.
@@ -13,6 +16,7 @@
 //! - All memory is mapped for the drives before a core starts.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     path::Path,
     rc::Rc,
@@ -34,9 +38,7 @@ use corebay_core::{
 };
 use corebay_nvme::{
     machine::{self, returned::Sighting},
-    pcie::{
-        AdminError, Controller, DmaWindow, DmaWindows, Drive, DriverOptions, NamespaceInfo, Refusal,
-    },
+    pcie::{AdminError, Controller, DmaWindow, DmaWindows, Drive, DriverOptions, NamespaceInfo},
     vfio::{VfioRegisters, VfioSpace},
 };
 use serde_json::{Value, json};
@@ -47,6 +49,8 @@ use super::{
     health,
     keeper::Event,
     lease::Lease,
+    naming::{check_lent, choose, is_called, is_served, lent},
+    openings::Openings,
     returns::{Opened, Opener, Search},
     run::spawn,
 };
@@ -153,10 +157,13 @@ pub struct Returned {
     pub up: Up,
 }
 
+/// Where it is told what came of bringing a drive up.
+type BroughtUp = mpsc::Sender<Result<Up, String>>;
+
 /// What the keeper's thread is asked.
 pub enum Request {
     /// To bring a drive up.
-    BringUp(String, mpsc::Sender<Result<Up, String>>),
+    BringUp(String, BroughtUp),
     /// To look for drives that are lost from now on, and to say which have returned.
     Watch(mpsc::Sender<Event>),
     /// To let go of a drive that nothing uses.
@@ -180,8 +187,20 @@ pub struct Drives {
     /// For a keeper that is started later.
     events: Option<mpsc::Sender<Event>>,
     up: BTreeMap<String, Up>,
+    /// Those that are being brought up.
+    coming: BTreeMap<String, Coming>,
+    /// What came of those that did not come up, for whoever waited for them.
+    failed: BTreeMap<String, Failure>,
+    /// Something was refused as a drive is not up yet.
+    put_off: bool,
     /// The addresses of those that a disk was opened of.
     used: BTreeSet<String>,
+}
+
+/// A drive that is being brought up.
+struct Coming {
+    brought: mpsc::Receiver<Result<Up, String>>,
+    deadline: Time,
 }
 
 impl Drives {
@@ -204,21 +223,34 @@ impl Drives {
             keeper: None,
             events: None,
             up: BTreeMap::new(),
+            coming: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            put_off: false,
             used: BTreeSet::new(),
         }
     }
 
-    /// The namespace that a configuration names. Whoever uses it says so ([`keep`](Self::keep)).
+    /// The namespace that a configuration names. Whoever uses it says so ([`keep`](Self::keep)). Where its
+    /// drive is not up yet, it is brought up from now on, and this is put off
+    /// ([`was_put_off`](Self::was_put_off)).
     pub fn open(&mut self, name: &DriveName, nsid: Option<u32>) -> Result<NvmeMedium, Failure> {
+        let by_address = matches!(name, DriveName::Address(_));
         let addresses = match name {
             DriveName::Address(address) => vec![address.clone()],
-            _ => lent(name)?,
+            _ => match self.up.values().find(|up| is_served(up, name)) {
+                Some(up) => vec![up.drive.address().to_owned()],
+                None => lent(name)?,
+            },
         };
-        let by_address = matches!(name, DriveName::Address(_));
+        let mut not_yet = None;
         for address in addresses {
             let up = match self.bring_up(&address) {
                 Ok(up) => up,
                 Err(failure) if by_address => return Err(failure),
+                Err(failure) if self.coming.contains_key(&address) => {
+                    not_yet = Some(failure);
+                    continue;
+                }
                 // It may not even be the one that is looked for.
                 Err(failure) => {
                     warn!("{failure}");
@@ -239,10 +271,12 @@ impl Drives {
                 lost_writes: false,
             });
         }
-        Err(Failure::new(
-            format!("no drive that is bound to vfio-pci is {name}"),
-            "`corebay drives` lists the drives, `corebay drives bind ADDRESS` takes one from the kernel",
-        ))
+        Err(not_yet.unwrap_or_else(|| {
+            Failure::new(
+                format!("no drive that is bound to vfio-pci is {name}"),
+                "`corebay drives` lists the drives, `corebay drives bind ADDRESS` takes one from the kernel",
+            )
+        }))
     }
 
     /// The drive of this namespace stays up.
@@ -253,6 +287,10 @@ impl Drives {
     /// Lets go of the drives that were brought up and that nobody uses: they turned out to be others than
     /// those that were looked for, or have no namespace that can be used.
     pub fn let_go_unused(&mut self) {
+        if !self.coming.is_empty() || self.put_off {
+            // Whoever waits for others may use them.
+            return;
+        }
         let used = &self.used;
         let is_unused = |address: &&String| !used.contains(*address);
         let unused: Vec<String> = self.up.keys().filter(is_unused).cloned().collect();
@@ -286,34 +324,95 @@ impl Drives {
                 "put it back into its slot, or `corebay drives unbind` and `bind` it",
             ));
         }
-        check_lent(address)?;
+        if let Some(failure) = self.failed.get(address) {
+            return Err(failure.clone());
+        }
+        if !self.coming.contains_key(address) {
+            check_lent(address)?;
+            self.begin(address)?;
+        }
+        self.put_off = true;
+        let message = format!("the drive at {address} is being brought up");
+        Err(Failure::new(message, ""))
+    }
+
+    fn begin(&mut self, address: &str) -> Result<(), Failure> {
         let (answer, brought) = mpsc::channel();
         self.ask(Request::BringUp(address.to_owned(), answer))?;
-        let up = match brought.recv_timeout(BRING_UP_TIMEOUT) {
-            Ok(Ok(up)) => up,
-            Ok(Err(why)) => {
-                return Err(Failure::new(
-                    format!("the drive at {address}: {why}"),
-                    "`corebay doctor` says what the machine lacks",
-                ));
+        let deadline = MachineClock::new().now().plus(BRING_UP_TIMEOUT);
+        let coming = Coming { brought, deadline };
+        self.coming.insert(address.to_owned(), coming);
+        Ok(())
+    }
+
+    /// True where something was refused since this was asked last, as a drive is not up yet.
+    pub fn was_put_off(&mut self) -> bool {
+        std::mem::take(&mut self.put_off)
+    }
+
+    /// True where something was, and nobody has asked yet.
+    pub fn is_put_off(&self) -> bool {
+        self.put_off
+    }
+
+    /// What is being done has to be done again once the drives are up.
+    pub fn put_off(&mut self) {
+        self.put_off = true;
+    }
+
+    /// Takes the drives that came up, or did not. True once none is awaited.
+    pub fn settle(&mut self) -> bool {
+        let now = MachineClock::new().now();
+        for (address, coming) in std::mem::take(&mut self.coming) {
+            match coming.brought.try_recv() {
+                Ok(brought) => self.came(address, brought),
+                Err(mpsc::TryRecvError::Empty) if now < coming.deadline => {
+                    self.coming.insert(address, coming);
+                }
+                Err(_) => self.came(address, Err("it does not come up".to_owned())),
             }
-            Err(_) => {
-                return Err(Failure::new(
-                    format!("the drive at {address} does not come up"),
-                    "",
-                ));
-            }
-        };
-        let (queues, cores) = (up.drive.queues(), usize::from(self.options.queues));
-        if queues < cores {
-            let _ = self.ask(Request::LetGo(up.drive));
-            return Err(Failure::new(
-                format!("the drive at {address} has {queues} I/O queues for {cores} cores"),
-                "name fewer cores in reactor.cores",
-            ));
         }
-        self.know(&up);
-        Ok(up)
+        self.coming.is_empty()
+    }
+
+    /// Waits until no drive is awaited.
+    pub fn wait(&mut self) {
+        // Nothing is ever sent: a wait by the clock.
+        let (_keep, never) = mpsc::channel::<()>();
+        while !self.settle() {
+            let _ = never.recv_timeout(PAUSE_MAX);
+        }
+    }
+
+    /// True while drives are awaited, or whoever waited has not been told what came of it.
+    pub fn are_awaited(&self) -> bool {
+        !self.coming.is_empty() || !self.failed.is_empty()
+    }
+
+    /// Everybody has been told: drives that did not come up are tried again by whoever asks next.
+    pub fn all_told(&mut self) {
+        self.failed.clear();
+        self.let_go_unused();
+    }
+
+    fn came(&mut self, address: String, brought: Result<Up, String>) {
+        let cores = usize::from(self.options.queues);
+        let failure = match brought {
+            Ok(up) if up.drive.queues() >= cores => return self.know(&up),
+            Ok(up) => {
+                let queues = up.drive.queues();
+                let _ = self.ask(Request::LetGo(up.drive));
+                Failure::new(
+                    format!("the drive at {address} has {queues} I/O queues for {cores} cores"),
+                    "name fewer cores in reactor.cores",
+                )
+            }
+            Err(why) => Failure::new(
+                format!("the drive at {address}: {why}"),
+                "`corebay doctor` says what the machine lacks",
+            ),
+        };
+        self.failed.insert(address, failure);
     }
 
     fn know(&mut self, up: &Up) {
@@ -333,7 +432,11 @@ impl Drives {
     pub fn list(&self) -> Vec<Value> {
         let drives = self.up.values().map(|up| {
             let (drive, about) = (&up.drive, up.drive.info());
+            let namespaces = drive.namespaces();
+            let usable = namespaces.iter().flat_map(|known| &known.state);
+            let bytes: u64 = usable.map(|namespace| namespace.disk_info().bytes()).sum();
             json!({
+                "bytes": bytes,
                 "address": drive.address(),
                 "model": about.model,
                 "serial": about.serial,
@@ -429,11 +532,12 @@ impl Drives {
             error!(drives, "not every drive was shut down");
             return false;
         }
-        if all_said {
+        match all_said {
             // It has nothing left to do but to return.
-            let _ = thread.join();
+            true => drop(thread.join()),
+            false => warn!("a drive that does not answer is still being opened"),
         }
-        all_said
+        true
     }
 }
 
@@ -462,105 +566,6 @@ impl Drop for Drives {
     }
 }
 
-/// The drives that are bound to vfio-pci.
-fn lent(name: &DriveName) -> Result<Vec<String>, Failure> {
-    let drives = machine::drives(Path::new("/"));
-    if let DriveName::Serial(serial) = name {
-        // The kernel knows the serial numbers of those that it drives itself.
-        let known = drives
-            .iter()
-            .find(|drive| drive.serial.as_deref() == Some(serial.as_str()));
-        if let Some(drive) = known {
-            return Err(not_lent(&drive.address, drive.driver.as_deref()));
-        }
-    }
-    let lent = drives.into_iter().filter(machine::MachineDrive::is_lent);
-    Ok(lent.map(|drive| drive.address).collect())
-}
-
-/// The drive at this address is bound to vfio-pci.
-pub fn check_lent(address: &str) -> Result<(), Failure> {
-    let drives = machine::drives(Path::new("/"));
-    match drives.iter().find(|drive| drive.address == address) {
-        Some(drive) if drive.is_lent() => Ok(()),
-        Some(drive) => Err(not_lent(address, drive.driver.as_deref())),
-        None => Err(Failure::new(
-            format!("there is no NVMe drive at {address}"),
-            "`corebay drives` lists the drives",
-        )),
-    }
-}
-
-fn not_lent(address: &str, driver: Option<&str>) -> Failure {
-    let of = driver.map_or_else(String::new, |driver| format!(", but to {driver}"));
-    Failure::new(
-        format!("the drive at {address} is not bound to vfio-pci{of}"),
-        format!("`corebay drives bind {address}` takes it from the kernel"),
-    )
-}
-
-fn is_called(drive: &Drive<VfioRegisters>, name: &DriveName) -> bool {
-    match name {
-        DriveName::Address(_) => true,
-        DriveName::Serial(serial) => drive.info().serial == serial.as_str(),
-        DriveName::Eui64(_) | DriveName::Nguid(_) => {
-            let namespaces = drive.namespaces();
-            let mut usable = namespaces.iter().flat_map(|known| &known.state);
-            usable.any(|namespace| is_named(namespace, name))
-        }
-    }
-}
-
-fn is_named(namespace: &NamespaceInfo, name: &DriveName) -> bool {
-    match name {
-        DriveName::Eui64(eui64) => namespace.eui64 == eui64.bytes(),
-        DriveName::Nguid(nguid) => namespace.nguid == nguid.bytes(),
-        _ => true,
-    }
-}
-
-/// The namespace that is meant; where none is said, there must be only one.
-fn choose(
-    drive: &Drive<VfioRegisters>,
-    name: &DriveName,
-    nsid: Option<u32>,
-) -> Result<Arc<NamespaceInfo>, Failure> {
-    let refused = |nsid: u32, why: &Refusal| {
-        let message = format!(
-            "namespace {nsid} of the drive at {}: {why}",
-            drive.address()
-        );
-        Failure::new(message, "")
-    };
-    let namespaces = drive.namespaces();
-    let meant: Vec<_> = namespaces
-        .iter()
-        .filter(|known| nsid.is_none_or(|nsid| known.nsid == nsid))
-        .filter(|known| match &known.state {
-            Ok(namespace) => is_named(namespace, name),
-            Err(_) => matches!(name, DriveName::Address(_) | DriveName::Serial(_)),
-        })
-        .collect();
-    match meant.as_slice() {
-        [only] => only.state.clone().map_err(|why| refused(only.nsid, &why)),
-        [] => Err(Failure::new(
-            format!("the drive at {} has no such namespace", drive.address()),
-            "its namespaces are formatted and attached by `nvme create-ns` and `nvme attach-ns`",
-        )),
-        several => {
-            let nsids: Vec<String> = several.iter().map(|known| known.nsid.to_string()).collect();
-            Err(Failure::new(
-                format!(
-                    "the drive at {} has several namespaces: {}",
-                    drive.address(),
-                    nsids.join(", ")
-                ),
-                "say which, as in nvme = { address = \"...\", nsid = 1 }",
-            ))
-        }
-    }
-}
-
 /// A controller that the thread keeps.
 struct Kept {
     up: Up,
@@ -579,7 +584,8 @@ struct Keeper {
     opener: Opener,
     clock: MachineClock,
     reactor: Reactor,
-    kept: Rc<std::cell::RefCell<Vec<Kept>>>,
+    kept: Rc<RefCell<Vec<Kept>>>,
+    openings: Rc<RefCell<Openings<Opened, BroughtUp>>>,
     to_itself: mpsc::Sender<Request>,
     /// Who is told of drives that return.
     events: Option<mpsc::Sender<Event>>,
@@ -594,6 +600,7 @@ impl Keeper {
             clock,
             reactor: Reactor::new(CoreId(0), TASKS, clock.now()),
             kept: Rc::default(),
+            openings: Rc::new(RefCell::new(Openings::new())),
             to_itself,
             events: None,
             next_look: clock.now(),
@@ -610,7 +617,7 @@ impl Keeper {
                 false => until.unwrap_or(PAUSE_MAX).min(PAUSE_MAX),
             };
             match requests.recv_timeout(pause) {
-                Ok(Request::BringUp(address, answer)) => self.bring_up(&address, answer),
+                Ok(Request::BringUp(address, answer)) => self.open(address, answer),
                 Ok(Request::Watch(events)) => self.events = Some(events),
                 Ok(Request::LetGo(drive)) => self.let_go(&drive),
                 Ok(Request::Refuse(drive)) => self.refuse(&drive),
@@ -620,19 +627,34 @@ impl Keeper {
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
             }
+            self.go_on();
             self.look_at_all();
         }
         self.reactor.tear_down();
     }
 
-    fn bring_up(&self, address: &str, answer: mpsc::Sender<Result<Up, String>>) {
-        let opened = match self.opener.open(address) {
-            Ok(opened) => opened,
-            Err(why) => {
-                let _ = answer.send(Err(why));
-                return;
+    fn open(&self, address: String, answer: BroughtUp) {
+        let opener = self.opener.clone();
+        let (place, now) = (address.clone(), self.clock.now());
+        let open = move || opener.open(&address);
+        let begun = (self.openings.borrow_mut()).begin(&place, answer, now, open);
+        if let Err((answer, Err(why))) = begun {
+            let _ = answer.send(Err(why));
+        }
+    }
+
+    /// Goes on with the drives that were opened.
+    fn go_on(&self) {
+        let answers = self.openings.borrow_mut().take(self.clock.now());
+        for (answer, opened) in answers {
+            match opened {
+                Ok(opened) => self.bring_up(opened, answer),
+                Err(why) => drop(answer.send(Err(why))),
             }
-        };
+        }
+    }
+
+    fn bring_up(&self, opened: Opened, answer: BroughtUp) {
         let (reactor, options) = (self.reactor.clone(), self.opener.options.clone());
         let (kept, to_itself) = (self.kept.clone(), self.to_itself.clone());
         self.spawn(async move {
@@ -791,9 +813,18 @@ impl Keeper {
         });
     }
 
-    /// Shuts all controllers down at the same time, then ends the thread's reactor.
+    /// Shuts all controllers down at the same time, then ends the thread's reactor, once no thread opens a
+    /// drive any more.
     fn end(&self, answer: &mpsc::Sender<(String, Ending)>) {
         let stop = Rc::new(StopAtEnd(self.reactor.clone()));
+        let (openings, reactor) = (self.openings.clone(), self.reactor.clone());
+        let (last, until_then) = (stop.clone(), answer.clone());
+        self.spawn(async move {
+            while !openings.borrow().are_over() {
+                reactor.sleep(PAUSE_MAX).await;
+            }
+            drop((last, until_then));
+        });
         for kept in std::mem::take(&mut *self.kept.borrow_mut()) {
             let (answer, stop) = (answer.clone(), stop.clone());
             let address = kept.up.drive.address().to_owned();
@@ -852,5 +883,45 @@ mod tests {
         drop(answer);
         let (open, all_said) = still_open(&answers, Duration::from_secs(3600));
         assert!(open.is_empty() && all_said);
+    }
+
+    #[test]
+    fn drives_that_are_named_together_come_up_side_by_side_and_are_each_answered() {
+        let arena = corebay_core::arena::Arena::lazy(1 << 20).unwrap();
+        let mut drives = Drives::new(arena.memory(), 1, Hugepages::Off, [0; 16]);
+        let (sender, requests) = mpsc::channel();
+        let thread = spawn("test".into(), || {}).unwrap();
+        drives.keeper = Some((sender, thread));
+        let mut asked = Vec::new();
+        for address in ["dead", "gone", "slow"] {
+            drives.begin(address).unwrap();
+            assert!(drives.bring_up(address).is_err() && drives.was_put_off());
+            let Ok(Request::BringUp(place, answer)) = requests.try_recv() else {
+                panic!("{address} is not asked for before the others have answered");
+            };
+            asked.push((place, answer));
+        }
+        assert!(requests.try_recv().is_err(), "each once");
+        let answer = |place: &str| {
+            let found = asked.iter().find(|(asked, _)| asked == place);
+            found.unwrap().1.send(Err("it is broken".into())).unwrap();
+        };
+        answer("gone");
+        answer("slow");
+        assert!(!drives.settle() && drives.are_awaited());
+        let why = drives.bring_up("gone").err().unwrap().to_string();
+        assert!(why.starts_with("the drive at gone: it is broken"), "{why}");
+        assert!(!drives.was_put_off(), "that is final");
+        let dead = drives.coming.get_mut("dead").unwrap();
+        dead.deadline = Time(0);
+        assert!(drives.settle());
+        let why = drives.bring_up("dead").err().unwrap().to_string();
+        assert!(
+            why.starts_with("the drive at dead: it does not come up"),
+            "{why}"
+        );
+        drives.all_told();
+        assert!(!drives.are_awaited());
+        drives.keeper = None;
     }
 }

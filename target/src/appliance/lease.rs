@@ -1,7 +1,14 @@
-//! A device that the process has of the kernel, and its way back: a thread for each, as the kernel may
-//! take a minute to take a device back that does not answer.
+//! A device that the process has of the kernel: its resets and its way back, a thread for each, as the
+//! kernel may take a minute for a device that does not answer.
+//!
+//! Invariant: a device goes back only once its reset has ended.
 
-use std::{sync::mpsc, time::Duration};
+use std::{
+    sync::{Arc, mpsc},
+    task::Poll,
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use corebay_core::arena::ArenaMemory;
 use corebay_nvme::{
@@ -20,20 +27,53 @@ const NOTICE_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// A device, given back when this is dropped, without waiting for it.
-pub struct Lease(Option<VfioDevice>);
+pub struct Lease {
+    /// There until it is dropped.
+    device: Option<Arc<VfioDevice>>,
+    reset: Option<Reset>,
+}
+
+/// A reset of the function that is under way.
+struct Reset {
+    thread: JoinHandle<()>,
+    outcome: mpsc::Receiver<Result<(), DeviceError>>,
+}
 
 impl Lease {
     /// Of this device.
     pub fn new(device: VfioDevice) -> Self {
-        Self(Some(device))
+        Self {
+            device: Some(Arc::new(device)),
+            reset: None,
+        }
     }
 
-    fn device(&self) -> &VfioDevice {
-        self.0.as_ref().expect("there until it is dropped")
+    fn device(&self) -> &Arc<VfioDevice> {
+        self.device.as_ref().expect("there until it is dropped")
     }
 
-    fn device_mut(&mut self) -> &mut VfioDevice {
-        self.0.as_mut().expect("there until it is dropped")
+    /// The device, while nobody resets it.
+    fn device_mut(&mut self) -> Result<&mut VfioDevice, DeviceError> {
+        let device = self.device.as_mut().and_then(Arc::get_mut);
+        device.ok_or_else(|| DeviceError {
+            what: "use the device",
+            why: "it is being reset".into(),
+        })
+    }
+
+    fn begin_reset(&self) -> Result<Reset, DeviceError> {
+        let (device, (tell, outcome)) = (self.device().clone(), mpsc::channel());
+        let name = format!("corebay-reset-{}", device.facts().address);
+        let reset = move || {
+            let done = device.reset();
+            drop(device);
+            let _ = tell.send(done);
+        };
+        let thread = spawn(name, reset).map_err(|failure| DeviceError {
+            what: "reset the function",
+            why: failure.to_string(),
+        })?;
+        Ok(Reset { thread, outcome })
     }
 }
 
@@ -57,28 +97,60 @@ impl PciDevice for Lease {
     }
 
     fn map(&mut self, memory: &ArenaMemory) -> Result<DmaWindow, DeviceError> {
-        self.device_mut().map(memory)
+        self.device_mut()?.map(memory)
     }
 
     fn set_bus_master(&mut self, on: bool) -> Result<(), DeviceError> {
-        self.device_mut().set_bus_master(on)
+        self.device_mut()?.set_bus_master(on)
     }
 
-    fn reset(&mut self) -> Result<(), DeviceError> {
-        self.device_mut().reset()
+    fn poll_reset(&mut self) -> Poll<Result<(), DeviceError>> {
+        let reset = match self.reset.take() {
+            Some(reset) => reset,
+            None => match self.begin_reset() {
+                Ok(reset) => reset,
+                Err(error) => return Poll::Ready(Err(error)),
+            },
+        };
+        match reset.outcome.try_recv() {
+            Ok(done) => {
+                // It has said its last word.
+                let _ = reset.thread.join();
+                Poll::Ready(done)
+            }
+            Err(mpsc::TryRecvError::Empty) => {
+                self.reset = Some(reset);
+                Poll::Pending
+            }
+            Err(mpsc::TryRecvError::Disconnected) => Poll::Ready(Err(DeviceError {
+                what: "reset the function",
+                why: "its thread has ended".into(),
+            })),
+        }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let Some(device) = self.0.take() else { return };
-        if let Err(failure) = spawn("corebay-return".into(), move || give_back(device)) {
+        let Some(device) = self.device.take() else {
+            return;
+        };
+        let reset = self.reset.take();
+        let give_back = move || {
+            if let Some(reset) = reset {
+                let _ = reset.thread.join();
+            }
+            if let Some(device) = Arc::into_inner(device) {
+                wait_and_drop(device);
+            }
+        };
+        if let Err(failure) = spawn("corebay-return".into(), give_back) {
             warn!("{failure}");
         }
     }
 }
 
-fn give_back(device: VfioDevice) {
+fn wait_and_drop(device: VfioDevice) {
     // Nothing is ever sent: a wait by the clock.
     let (_keep, never) = mpsc::channel::<()>();
     let looks = NOTICE_TIMEOUT.as_millis() / LOOK.as_millis();

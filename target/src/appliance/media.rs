@@ -112,13 +112,17 @@ impl Media {
         Ok(())
     }
 
+    /// All that are missing are named together; where one waits for its drive, the others' drives are
+    /// brought up meanwhile.
     fn open_others(
         &mut self,
         appliance: &Appliance,
         in_arrays: &BTreeSet<String>,
         state: &mut State,
     ) -> Result<Vec<(DiskKey, PlainMedium)>, Failure> {
-        let mut opened = Vec::new();
+        let (mut opened, mut refused) = (Vec::new(), Vec::new());
+        let mut missing = BTreeMap::new();
+        let mut put_off = None;
         for disk in appliance.disks() {
             let key = DiskKey::of(disk);
             if self.open.iter().any(|(known, _)| *known == key) {
@@ -126,12 +130,23 @@ impl Media {
             }
             match open_disk(disk, &mut self.drives, state) {
                 Ok(medium) => opened.push((key, medium)),
+                Err(failure) if self.drives.was_put_off() => put_off = Some(failure),
                 Err(failure) if in_arrays.contains(disk.name.as_str()) => {
-                    warn!("{failure}");
-                    self.missing.insert(disk.name.clone(), failure.to_string());
+                    missing.insert(disk.name.clone(), failure);
                 }
-                Err(failure) => return Err(failure),
+                Err(failure) => refused.push(failure),
             }
+        }
+        if let Some(failure) = put_off {
+            self.drives.put_off();
+            return Err(failure);
+        }
+        if let Some(failure) = Failure::all(refused) {
+            return Err(failure);
+        }
+        for (name, failure) in missing {
+            warn!("{failure}");
+            self.missing.insert(name, failure.to_string());
         }
         Ok(opened)
     }
@@ -226,6 +241,11 @@ impl Media {
     /// From now on the return of drives that are lost is told.
     pub fn watch_drives(&mut self, events: mpsc::Sender<Event>) {
         self.drives.watch(events);
+    }
+
+    /// The drives, to be looked at.
+    pub fn all_drives(&self) -> &Drives {
+        &self.drives
     }
 
     /// The drives.
@@ -359,7 +379,14 @@ pub fn open(
         reserve: Reserve::default(),
         drives,
     };
-    media.open(appliance, state)?;
+    while let Err(failure) = media.open(appliance, state) {
+        if !media.drives.was_put_off() {
+            return Err(failure);
+        }
+        // Nobody is served yet.
+        media.drives.wait();
+    }
+    media.drives.all_told();
     let opened = arrays::open(appliance, memory, state, |disk| {
         media.plain(appliance.disk(disk))
     })?;

@@ -13,8 +13,11 @@ mod kept;
 mod lease;
 mod manage;
 mod media;
+mod naming;
+mod openings;
 mod operate;
 mod pools;
+mod put_off;
 mod reload;
 mod reserve;
 mod reshape;
@@ -27,10 +30,10 @@ use std::path::Path;
 
 use corebay_conf::Appliance;
 
-pub use drives::check_lent;
 pub use health::as_json as health_as_json;
 pub use kept::ThisMachine;
 pub use lease::Lease;
+pub use naming::check_lent;
 pub use pools::check_offline as check_pool;
 pub use returns::Opener;
 pub use state::State;

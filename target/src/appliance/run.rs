@@ -54,10 +54,9 @@ use super::{
     environment::{Devices, MachineEnvironment, Medium},
     keeper::{Event, Keep, Keeper, SaveRequest},
     kept::ThisMachine,
-    manage::manage,
     media::{Exports, port_id},
-    operate::operate,
     pools::{self, AtStart, PoolMemory},
+    put_off::{self, PutOff},
     reload::{self, Running},
     state::State,
     tend,
@@ -137,6 +136,7 @@ pub fn run(
         events,
         exports,
         state,
+        put_off: PutOff::default(),
         counters_kept: clock.now(),
     };
     main.serve(appliance, config);
@@ -200,12 +200,15 @@ pub struct Main {
     pub port: Port<Message<MachineEnvironment>>,
     /// How many cores there are.
     pub cores: usize,
-    clock: MachineClock,
+    /// The machine's clock.
+    pub clock: MachineClock,
     events: mpsc::Receiver<Event>,
     /// What is served.
     pub exports: Exports,
     /// What is kept.
     pub state: State,
+    /// What waits for drives.
+    pub put_off: PutOff,
     /// When the counters were last looked at.
     counters_kept: Time,
 }
@@ -221,21 +224,14 @@ impl Main {
                 self.keep_counters();
                 continue;
             }
-            match self.events.recv_timeout(next.since(now)) {
+            let mut wait = next.since(now);
+            if self.exports.media.all_drives().are_awaited() {
+                wait = wait.min(put_off::LOOK);
+            }
+            match self.events.recv_timeout(wait) {
                 Ok(Event::Save(request)) => self.save(request),
                 Ok(Event::Control(request)) => {
-                    // Time has passed since the last event.
-                    let now = self.clock.now();
-                    let (method, params) = (request.method.as_str(), &request.params);
-                    let appliance = current.as_ref().unwrap_or(appliance);
-                    let managed = manage(self, appliance, method, params);
-                    let reply = managed.unwrap_or_else(|| {
-                        let (media, state) = (&mut self.exports.media, &mut self.state);
-                        let asked = (method, params);
-                        pools::order(&self.port, appliance, media, state, now, asked)
-                            .unwrap_or_else(|| operate(appliance, media, state, now, asked))
-                    });
-                    let _ = request.answer.send(reply);
+                    self.control(current.as_ref().unwrap_or(appliance), request);
                 }
                 Ok(Event::DriveChanged) => {
                     let names = self.exports.media.look_again();
@@ -252,9 +248,8 @@ impl Main {
                 Ok(Event::Then(action)) => action(self),
                 Ok(Event::Signal(SIGHUP)) => {
                     let now = current.as_ref().unwrap_or(appliance);
-                    if let Some(new) = self.read_again(now, config) {
-                        current = Some(new);
-                    }
+                    let new = self.reload(now, config);
+                    current = new.or(current);
                 }
                 Ok(Event::Signal(signal)) => {
                     info!(signal, "ending: connections drain, disks are flushed");
@@ -263,6 +258,8 @@ impl Main {
                 // The cores hold the other ends of the channel, so it does not end before them.
                 Err(_) => {}
             }
+            let new = self.go_on(current.as_ref().unwrap_or(appliance), config);
+            current = new.or(current);
         }
     }
 
@@ -327,7 +324,7 @@ impl Main {
     }
 
     /// Reads the configuration again; gives what is in force then, if that has changed.
-    fn read_again(&mut self, now: &Appliance, config: Option<&Path>) -> Option<Appliance> {
+    pub fn read_again(&mut self, now: &Appliance, config: Option<&Path>) -> Option<Appliance> {
         let Some(path) = config else {
             warn!("SIGHUP: there is no configuration file to read again");
             return None;
@@ -360,7 +357,10 @@ impl Main {
                 Some(new)
             }
             Err(failure) => {
-                warn!("SIGHUP: nothing was changed: {failure}");
+                match self.exports.media.all_drives().is_put_off() {
+                    true => info!("SIGHUP: {failure}; the file is read again after that"),
+                    false => warn!("SIGHUP: nothing was changed: {failure}"),
+                }
                 None
             }
         }

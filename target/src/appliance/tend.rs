@@ -207,11 +207,29 @@ impl Tender {
     }
 
     async fn take_back(&self, role: usize, by: Named) -> Result<(), String> {
+        if self.medium.assembled().is_stopped() {
+            let (array, name) = (&self.medium.name, &by.name);
+            return Err(format!(
+                "the disk \"{name}\" is there again, but the array \"{array}\" has stopped, as it lost more \
+                 than it bears: restart corebay once all its disks are there, to assemble it again"
+            ));
+        }
         self.may_be_given(role)?;
         self.is_who_was_lost(role, &by).await?;
         self.give(role, Some(&by)).await?;
         let returned = self.array()?.take_back(role).await;
         returned.map_err(|error| format!("role {role} is not taken back: {error}"))?;
+        let roles = self.medium.assembled().state().roles;
+        let delta = match roles[role].state {
+            RoleState::Rebuilding { delta: false, .. } => "it is rebuilt whole",
+            _ => "what it missed is brought up to date",
+        };
+        info!(
+            array = self.medium.name,
+            role,
+            disk = by.name,
+            "taken back: {delta}"
+        );
         self.medium.set_member(role, by);
         Ok(())
     }

@@ -26,6 +26,19 @@ impl Failure {
         }
     }
 
+    /// All of them as one; `None` where there are none.
+    pub fn all(failures: Vec<Self>) -> Option<Self> {
+        let mut failures = failures.into_iter();
+        let first = failures.next()?;
+        Some(failures.fold(first, |mut all, next| {
+            all.message += &format!("\n{}", next.message);
+            if all.help.is_empty() {
+                all.help = next.help;
+            }
+            all
+        }))
+    }
+
     /// Prints it; gives the exit status.
     pub fn report(&self, command: &str) -> ExitCode {
         eprintln!("corebay {command}: {self}");

@@ -296,7 +296,7 @@ impl Machine {
     fn release_drives(&self) {
         for drive in self.drives() {
             // One that is pulled out reaches none anyhow.
-            let _ = drive.device().reset();
+            let _ = drive.device().poll_reset();
         }
     }
 

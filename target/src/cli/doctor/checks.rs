@@ -35,7 +35,7 @@ pub struct Finding {
     pub grade: Grade,
     /// In words.
     pub said: String,
-    /// The command that mends it.
+    /// The command that mends it, or what does where no command can.
     pub mend: Option<String>,
 }
 
@@ -124,7 +124,33 @@ fn kernel(machine: &Machine<'_>) -> Finding {
         false => hint(
             "kernel",
             format!("{release} is older than {}.{}", KERNEL_MIN.0, KERNEL_MIN.1),
-            "install a newer kernel of your distribution",
+            newer_kernel(machine),
+        ),
+    }
+}
+
+/// What installs a newer kernel, as far as the distribution has one for this release of it.
+fn newer_kernel(machine: &Machine<'_>) -> String {
+    let release = machine.text("etc/os-release").unwrap_or_default();
+    let field = |name: &str| {
+        let mut lines = release.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        value.unwrap_or_default().trim_matches('"').to_owned()
+    };
+    match field("ID").as_str() {
+        "ubuntu" => format!(
+            "apt-get update && apt-get install linux-generic-hwe-{} && reboot",
+            field("VERSION_ID")
+        ),
+        "debian" => format!(
+            "apt-get update && apt-get install -t {}-backports linux-image-amd64 && reboot",
+            field("VERSION_CODENAME")
+        ),
+        "fedora" => "dnf upgrade kernel && reboot".to_owned(),
+        _ => format!(
+            "no command known here mends it: a release of the distribution whose kernel is {}.{} or newer \
+             does",
+            KERNEL_MIN.0, KERNEL_MIN.1
         ),
     }
 }
@@ -155,9 +181,16 @@ fn iommu(machine: &Machine<'_>) -> Finding {
         "IOMMU",
         "off: a drive in user space could write anywhere in memory",
         format!(
-            "turn {setup} on in the machine's setup, add \"{option}\" to GRUB_CMDLINE_LINUX in \
-             /etc/default/grub, then: update-grub && reboot"
+            "{}; where it is still off then, no command mends it: turn {setup} on in the firmware's setup",
+            on_the_command_line(option)
         ),
+    )
+}
+
+/// The command that adds options to the kernel's command line.
+fn on_the_command_line(options: &str) -> String {
+    format!(
+        "sed -i 's/^GRUB_CMDLINE_LINUX=\"/&{options} /' /etc/default/grub && update-grub && reboot"
     )
 }
 
@@ -206,7 +239,7 @@ fn locked_memory(machine: &Machine<'_>) -> Finding {
                 "limited to {} KiB: drives reach no more than that, but for root",
                 bytes >> 10
             ),
-            "ulimit -l unlimited, or LimitMEMLOCK=infinity in the systemd unit",
+            "ulimit -l unlimited (in a systemd unit: LimitMEMLOCK=infinity)",
         ),
     }
 }
@@ -217,8 +250,10 @@ fn isolation(machine: &Machine<'_>) -> Finding {
         _ => hint(
             "cores",
             "none is isolated: other programs and interrupts disturb the reactors",
-            "add \"isolcpus=managed_irq,domain,2-3 nohz_full=2-3\" (the cores of reactor.cores) to the \
-             kernel's command line, then reboot",
+            format!(
+                "{} (2-3: the cores of reactor.cores)",
+                on_the_command_line("isolcpus=managed_irq,domain,2-3 nohz_full=2-3")
+            ),
         ),
     }
 }
@@ -236,26 +271,39 @@ fn frequency(machine: &Machine<'_>) -> Finding {
 }
 
 fn numa(machine: &Machine<'_>, drives: &[MachineDrive]) -> Finding {
-    let nodes: Vec<String> = (0..64)
+    let nodes: Vec<(u32, String)> = (0..64)
         .filter_map(|node| {
             let cores = machine.text(&format!("sys/devices/system/node/node{node}/cpulist"))?;
-            Some(format!("node {node} has cores {cores}"))
+            Some((node, cores))
         })
         .collect();
     if nodes.len() < 2 {
         return good("NUMA", "one node");
     }
+    let said: Vec<String> = nodes
+        .iter()
+        .map(|(node, cores)| format!("node {node} has cores {cores}"))
+        .collect();
+    let said = said.join(", ");
     let mut near: Vec<u32> = drives.iter().filter_map(|drive| drive.numa_node).collect();
     near.sort_unstable();
     near.dedup();
-    match near.as_slice() {
-        [] | [_] => good("NUMA", nodes.join(", ")),
-        _ => hint(
-            "NUMA",
-            format!("drives lie at nodes {near:?}; {}", nodes.join(", ")),
-            "name cores of the drives' own node in reactor.cores, or run one corebay for each node",
-        ),
+    if near.len() < 2 {
+        return good("NUMA", said);
     }
+    let own = nodes.iter().filter(|(node, _)| near.contains(node));
+    let each: Vec<String> = own
+        .map(|(node, cores)| format!("node {node}: {cores}"))
+        .collect();
+    hint(
+        "NUMA",
+        format!("drives lie at nodes {near:?}; {said}"),
+        format!(
+            "no command mends it: one corebay for each node does, with the drives and the cores of that \
+             node in its configuration (reactor.cores; {}), or drives in slots of one node",
+            each.join("; ")
+        ),
+    )
 }
 
 fn drive(root: &Path, drive: &MachineDrive) -> Finding {
@@ -276,7 +324,7 @@ fn drive(root: &Path, drive: &MachineDrive) -> Finding {
                 "{address} shares its IOMMU group with {}",
                 drive.group_mates.join(", ")
             ),
-            "put it into another slot, or turn on ACS in the machine's setup",
+            "no command mends it: another slot does, or ACS, turned on in the firmware's setup",
         );
     }
     hint(
@@ -347,6 +395,10 @@ mod tests {
         let findings = with(
             &[
                 ("proc/sys/kernel/osrelease", "5.4.0-generic\n"),
+                (
+                    "etc/os-release",
+                    "NAME=\"Ubuntu\"\nVERSION_ID=\"20.04\"\nID=ubuntu\n",
+                ),
                 ("proc/sys/kernel/io_uring_disabled", "2\n"),
                 ("proc/cpuinfo", "vendor_id : GenuineIntel\n"),
                 (
@@ -372,9 +424,15 @@ mod tests {
             let mend = found.mend.as_deref().unwrap_or_default();
             assert!(mend.contains(fragment), "{found:?}");
         };
-        mends("kernel", "newer kernel");
+        mends(
+            "kernel",
+            "apt-get install linux-generic-hwe-20.04 && reboot",
+        );
         mends("io_uring", "sysctl kernel.io_uring_disabled=0");
-        mends("IOMMU", "intel_iommu=on");
+        mends(
+            "IOMMU",
+            "sed -i 's/^GRUB_CMDLINE_LINUX=\"/&intel_iommu=on iommu=pt /' /etc/default/grub && update-grub",
+        );
         mends("VFIO", "modprobe vfio-pci");
         mends("hugepages", "sysctl vm.nr_hugepages=520");
         mends("locked memory", "ulimit -l unlimited");
@@ -383,5 +441,60 @@ mod tests {
         mends("drive", "corebay drives bind 0000:01:00.0");
         assert_eq!(of(&findings, "IOMMU").grade, Grade::Missing);
         assert_eq!(of(&findings, "hugepages").grade, Grade::Hint);
+    }
+
+    /// Each remedy is a command, or says that none is and what mends it instead.
+    #[test]
+    fn what_no_command_mends_is_said_to_be_so() {
+        let drive = |address: &'static str, node: &'static str| {
+            let file = move |name: &str| format!("sys/bus/pci/devices/{address}/{name}");
+            [
+                (file("class"), "0x010802\n"),
+                (file("vendor"), "0x144d\n"),
+                (file("device"), "0xa808\n"),
+                (file("numa_node"), node),
+            ]
+        };
+        let node = |node| format!("sys/devices/system/node/node{node}/cpulist");
+        let mut files = Vec::from(drive("0000:01:00.0", "0\n"));
+        files.extend(drive("0000:81:00.0", "1\n"));
+        files.extend([(node(0), "0-3\n"), (node(1), "4-7\n")]);
+        let os = [
+            (
+                "ID=debian\nVERSION_CODENAME=bullseye\n",
+                "-t bullseye-backports ",
+            ),
+            ("ID=other\n", "no command"),
+        ];
+        for (release, expected) in os {
+            let mut files: Vec<(&str, &str)> =
+                files.iter().map(|(path, text)| (&**path, *text)).collect();
+            files.push(("proc/sys/kernel/osrelease", "5.10.0\n"));
+            files.push(("etc/os-release", release));
+            let findings = with(&files, None);
+            let kernel = of(&findings, "kernel").mend.clone().unwrap();
+            assert!(kernel.contains(expected), "{kernel}");
+            let numa = of(&findings, "NUMA").mend.clone().unwrap();
+            assert!(
+                numa.starts_with("no command mends it: one corebay for each node"),
+                "{numa}"
+            );
+            assert!(numa.contains("node 0: 0-3; node 1: 4-7"), "{numa}");
+        }
+    }
+
+    #[test]
+    fn a_drive_that_shares_its_group_takes_another_slot() {
+        use corebay_nvme::machine::MachineDrive;
+        let shared = MachineDrive {
+            address: "0000:01:00.0".into(),
+            group_mates: vec!["0000:01:00.1".into()],
+            ..MachineDrive::default()
+        };
+        let mend = drive(Path::new("/nonexistent"), &shared).mend.unwrap();
+        assert!(
+            mend.starts_with("no command mends it: another slot"),
+            "{mend}"
+        );
     }
 }

@@ -13,7 +13,12 @@ mod alone;
 mod measure;
 mod show;
 
-use super::{Format, client::Asking, failure::Failure, table::Table};
+use super::{
+    Format,
+    client::{Asking, Client},
+    failure::Failure,
+    table::Table,
+};
 
 /// What `corebay drives` is asked.
 #[derive(Debug, clap::Args)]
@@ -66,7 +71,10 @@ pub fn run(args: &Args) -> ExitCode {
     let root = Path::new("/");
     let done = match &args.action {
         None | Some(Action::List) => {
-            let drives = drives(root);
+            let mut drives = drives(root);
+            if drives.iter().any(|drive| drive.is_lent()) {
+                ask_appliance(&args.asking, &mut drives);
+            }
             match args.asking.output {
                 Format::Text => print!("{}", as_text(root, &drives)),
                 Format::Json => println!("{:#}", as_json(root, &drives)),
@@ -138,9 +146,9 @@ fn as_text(root: &Path, drives: &[MachineDrive]) -> String {
             drive.address.clone(),
             or_dash(drive.model.clone()),
             or_dash(drive.serial.clone()),
-            match drive.namespaces.is_empty() {
-                true => "-".to_owned(),
-                false => size(drive.bytes()),
+            match drive.bytes() {
+                0 if drive.namespaces.is_empty() => "-".to_owned(),
+                bytes => size(bytes),
             },
             or_dash(drive.driver.clone()),
             or_dash(drive.iommu_group.map(|group| group.to_string())),
@@ -158,6 +166,27 @@ fn used(root: &Path, drive: &MachineDrive) -> String {
         ([], []) => "free".to_owned(),
         ([], mates) => format!("shares its group with {}", mates.join(", ")),
         (users, _) => users.join(", "),
+    }
+}
+
+/// A running appliance knows the drives that it has better than what was written down of them.
+fn ask_appliance(asking: &Asking, drives: &mut [MachineDrive]) {
+    let asked =
+        Client::connect(asking).and_then(|mut client| client.call("drive.list", &json!({})));
+    // Where none answers, there is less to tell.
+    for known in asked.iter().filter_map(Value::as_array).flatten() {
+        merge(known, drives);
+    }
+}
+
+fn merge(known: &Value, drives: &mut [MachineDrive]) {
+    let lent = drives.iter_mut().filter(|drive| drive.is_lent());
+    let mut same = lent.filter(|drive| known["address"] == *drive.address);
+    if let Some(drive) = same.next() {
+        let text = |name: &str| known[name].as_str().map(str::to_owned);
+        drive.model = text("model").or(drive.model.take());
+        drive.serial = text("serial").or(drive.serial.take());
+        drive.former_bytes = known["bytes"].as_u64().or(drive.former_bytes);
     }
 }
 
@@ -198,6 +227,7 @@ fn as_json(root: &Path, drives: &[MachineDrive]) -> Value {
                 "numa_node": drive.numa_node,
                 "model": drive.model,
                 "serial": drive.serial,
+                "bytes": Some(drive.bytes()).filter(|bytes| *bytes > 0),
                 "openers": openers(root, drive),
                 "namespaces": namespaces.collect::<Vec<_>>(),
             })
@@ -242,8 +272,39 @@ mod tests {
             numa_node: Some(1),
             ..MachineDrive::default()
         };
-        let text = as_text(Path::new("/nonexistent"), &[used, lent]);
+        let recorded = MachineDrive {
+            address: "0000:03:00.0".into(),
+            model: Some("Model Y".into()),
+            serial: Some("S3".into()),
+            former_bytes: Some(3_840_755_982_336),
+            ..lent.clone()
+        };
+        let mut all = [used, lent, recorded];
+        let text = as_text(Path::new("/nonexistent"), &all);
         let lines: Vec<&str> = text.lines().collect();
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        let third = words(lines[3]);
+        assert!(
+            third.starts_with("0000:03:00.0 Model Y S3 3.84 TB vfio-pci 8 1"),
+            "{third}"
+        );
+        let second = words(lines[2]);
+        assert!(
+            second.starts_with("0000:02:00.0 - - - vfio-pci"),
+            "{second}"
+        );
+        let of_appliance = |address: &str| json!({ "address": address, "model": "Model Z", "serial": "S2", "bytes": 1_000_000 });
+        merge(&of_appliance("0000:02:00.0"), &mut all);
+        merge(&of_appliance("0000:01:00.0"), &mut all);
+        let text = as_text(Path::new("/nonexistent"), &all);
+        assert!(
+            words(&text).contains("0000:02:00.0 Model Z S2 1.00 MB vfio-pci"),
+            "{text}"
+        );
+        assert!(
+            words(&text).contains("0000:01:00.0 Model X S1 1.92 TB nvme"),
+            "the kernel's: {text}"
+        );
         assert!(lines[1].contains("1.92 TB") && lines[1].ends_with("mounted on /srv"));
         assert!(lines[2].contains("vfio-pci") && lines[2].ends_with("lent to user space"));
     }

@@ -147,6 +147,13 @@ fn bound_and_given_back(lab: &mut Lab) -> Result<()> {
         ensure!(said["group_mates"] == serde_json::json!([]), "{said:#}");
         lend(lab, drive)?;
         ensure!(driver(lab, drive)? == "vfio-pci");
+        let lent = listed(lab, drive)?;
+        for known in ["model", "serial", "bytes"] {
+            ensure!(
+                lent[known] == said[known],
+                "it was {said:#}, lent it is {lent:#}"
+            );
+        }
         refused(lab, drive, "bound to vfio-pci already")?;
         give_back(lab, drive, 1)?;
     }
@@ -235,8 +242,7 @@ fn health_and_firmware_shown(lab: &mut Lab) -> Result<()> {
     detach(lab)
 }
 
-/// 512 and 4096 bytes, one namespace and two, write cache on and off: fio's own check, a file system,
-/// and the write cache told to hosts as it is.
+/// 512 and 4096 bytes, one namespace and two, write cache on and off: fio's own check, and a file system.
 fn every_format_verified(lab: &mut Lab) -> Result<()> {
     let all = [
         (&PLAIN, 1),
@@ -310,12 +316,19 @@ pub(super) fn detach(lab: &Lab) -> Result<()> {
     lab.inside()?.stop(&lab.guest)
 }
 
+/// Whether the kernel takes a device to have a volatile write cache.
+pub(super) fn write_cache(lab: &Lab, device: &str) -> Result<String> {
+    let script = format!("cat /sys/block/$(basename {device})/queue/write_cache");
+    Ok(lab.guest.run(&script)?.trim().to_owned())
+}
+
 /// What corebay's own driver, the io_uring disk over the kernel's driver and the kernel itself wrote,
 /// each of the others reads.
 fn same_data_as_the_kernels(lab: &mut Lab) -> Result<()> {
     let kernels = give_back(lab, &PLAIN, 1)?;
     let by_uring = || format!("device = {{ path = \"{kernels}\" }}");
     put(lab, &kernels, "/tmp/one")?;
+    let cache = write_cache(lab, &kernels)?;
     let device = attach(lab, by_uring())?;
     same(lab, &device, "/tmp/one").context("io_uring after the kernel")?;
     put(lab, &device, "/tmp/two")?;
@@ -324,6 +337,11 @@ fn same_data_as_the_kernels(lab: &mut Lab) -> Result<()> {
     lend(lab, &PLAIN)?;
     let device = attach(lab, format!("nvme = {{ serial = \"{}\" }}", PLAIN.serial))?;
     same(lab, &device, "/tmp/two").context("our driver after io_uring")?;
+    let ours = write_cache(lab, &device)?;
+    ensure!(
+        (&*cache, &*ours) == ("write back", "write back"),
+        "the drive is {cache} to the kernel, {ours} as it is served"
+    );
     put(lab, &device, "/tmp/three")?;
     detach(lab)?;
     let kernels = give_back(lab, &PLAIN, 1)?;

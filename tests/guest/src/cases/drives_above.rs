@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::drives::{
     LOAD_LIMIT, driver, give_back, gone, lend, of_drive, put, put_back, ready_again, refused, same,
-    still_runs, tear_out,
+    still_runs, tear_out, write_cache,
 };
 use crate::fio::Fio;
 use crate::hardware::{Drive, EUI64, IN_A_SLOT, PLAIN, SECOND_WAY, SHARED, TWO_NAMESPACES};
@@ -227,6 +227,11 @@ fn member_torn_out_under_load(lab: &mut Lab) -> Result<()> {
     put_back(lab)?;
     until(lab, "array status mirror", good).context("with the drive again")?;
     load.wait()?.success().context("the load on the mirror")?;
+    let said = lab.inside()?.output(&lab.guest);
+    ensure!(
+        said.contains("what it missed is brought up to date") && !said.contains("rebuilt whole"),
+        "more than what it missed: {said}"
+    );
     same(lab, &device, "/tmp/kept")?;
     ask(lab, "array scrub mirror")?;
     let scrubbed = |said: &Value| !said["scrubbed"].is_null();
@@ -239,6 +244,7 @@ fn member_torn_out_under_load(lab: &mut Lab) -> Result<()> {
 /// host finds its volume with all that it held.
 fn pool_torn_out_under_load(lab: &mut Lab) -> Result<()> {
     put_back(lab)?;
+    let kernels = write_cache(lab, &give_back(lab, &IN_A_SLOT, 1)?)?;
     blank(lab, &IN_A_SLOT, 1)?;
     let text = format!(
         "[[disk]]\nname = \"slot\"\n{}
@@ -249,6 +255,11 @@ fn pool_torn_out_under_load(lab: &mut Lab) -> Result<()> {
     let made = ask(lab, "volume create tank/one --size 64MiB --export")?;
     let nsid = made["export"]["nsid"].as_u64().context("an NSID")?;
     let (_, device) = lab.attach(u32::try_from(nsid)?, "-i 1")?;
+    let ours = write_cache(lab, &device)?;
+    ensure!(
+        (&*kernels, &*ours) == ("write through", "write through"),
+        "the drive is {kernels}, its volume {ours}"
+    );
     put(lab, &device, "/tmp/kept")?;
     ask(lab, "snapshot create tank/one@before")?;
     let load = Fio::verify_for(&device, 60).options(&["--offset=16m"]);
