@@ -114,6 +114,13 @@ impl Assembled {
         self.shared.unended.of(role)
     }
 
+    /// The roles and stripes that a rebuild could not make because too much of them is lost. A write or a
+    /// deallocation of all of such a stripe lets the next rebuild make it.
+    #[must_use]
+    pub fn lost_stripes(&self) -> Vec<(usize, u64)> {
+        self.shared.stepped_over()
+    }
+
     /// Regions are not known to be equal since a crash: a resync is due.
     #[must_use]
     pub fn needs_resync(&self) -> bool {

@@ -3,13 +3,14 @@
 //! # Order
 //! 1. Both superblock copies of every disk are read. The newest state of the array among them counts;
 //!    by it each disk is a member, a spare or refused.
-//! 2. Where members' dirty maps differ, all get what these say together: a mark counts only once all have
-//!    it. A crash amid this leaves each member the map before. Then the state is written anew with the roles that have no member as failed. From here on a member
+//! 2. The state is written anew with the roles that have no member as failed. From here on a member
 //!    that was not there is stale, whatever its own superblock says; before, nothing was changed, and
 //!    it may come back. This also repairs copies that were damaged.
-//! 3. The journal is replayed (`recovery.rs`). A crash here replays it again, to the same result.
-//! 4. The state is written with the next epoch: the journal's records are void, new ones may begin.
-//! 5. Where a crash may have left the copies of the mirrored zone unequal, they are made equal.
+//! 3. Where members' dirty maps differ, which a crash amid a write of them leaves, all get the marks of
+//!    all: a mark counts only once every member has it.
+//! 4. The journal is replayed (`recovery.rs`). A crash here replays it again, to the same result.
+//! 5. The state is written with the next epoch: the journal's records are void, new ones may begin.
+//! 6. Where a crash may have left the copies of the mirrored zone unequal, they are made equal.
 
 use std::{fmt, rc::Rc, time::Duration};
 
@@ -26,7 +27,7 @@ use crate::{
     geometry::{Geometry, MAP_OFFSETS, SUPERBLOCK_OFFSETS},
     journal::Ring,
     recovery,
-    shared::Shared,
+    shared::{Set, Shared},
     state::{ArrayState, RoleState, Uuid},
     superblock::{BadSuperblock, SUPERBLOCK_BYTES, Superblock},
     watch::within,
@@ -304,7 +305,8 @@ async fn assemble_with<D: Disk>(
     let members: Vec<Option<D>> = roles
         .map(|place| place.and_then(|place| disks[place].take()))
         .collect();
-    let (dirty, members) = read_marks(&superblock, members, took_stale, reactor, scratch).await;
+    let (maps, members) = read_maps(&superblock, members, reactor, scratch).await;
+    let (dirty, behind) = settle_marks(&superblock, &maps, took_stale);
     let volatile = |disk: &Option<Rc<D>>| disk.as_ref().is_some_and(|d| d.info().volatile_cache);
     let deallocates = |disk: &Option<Rc<D>>| {
         disk.as_ref()
@@ -330,7 +332,7 @@ async fn assemble_with<D: Disk>(
     };
     let array =
         Array::open(&assembled, members, reactor, scratch).map_err(|_| AssembleError::NoMemory)?;
-    start(&array, &mut report)
+    start(&array, behind, &mut report)
         .await
         .map_err(AssembleError::Member)?;
     if took_stale {
@@ -344,11 +346,17 @@ async fn assemble_with<D: Disk>(
     })
 }
 
-/// Steps 2 to 4.
-async fn start<D: Disk>(array: &Array<D>, report: &mut Report) -> Result<(), DiskError> {
+/// Steps 2 to 6. `behind` is there where members' maps differ.
+async fn start<D: Disk>(
+    array: &Array<D>,
+    behind: Option<Set>,
+    report: &mut Report,
+) -> Result<(), DiskError> {
     let core = &array.core;
-    core.level_maps().await?;
     core.change(|_| Ok(true)).await?;
+    if let Some(behind) = behind {
+        core.level_maps(behind).await?;
+    }
     let mut next = 0;
     if core.shared.geometry.is_journaled() {
         let replay = recovery::replay(core).await?;
@@ -605,20 +613,19 @@ fn judge<D: Disk>(
     Ok(Some(role))
 }
 
-/// The marks of all members together. Where none has a good map, or `all` says so, everything is marked.
-async fn read_marks<D: Disk>(
+/// The newest map of each member, by role.
+async fn read_maps<D: Disk>(
     superblock: &Superblock,
     members: Vec<Option<D>>,
-    all: bool,
     reactor: &Reactor,
     pool: &BufferPool,
-) -> (DirtyMap, Vec<Option<Rc<D>>>) {
+) -> (Vec<MemberMap>, Vec<Option<Rc<D>>>) {
     let geometry: &Geometry = &superblock.geometry;
     let members: Vec<Option<Rc<D>>> = members.into_iter().map(|m| m.map(Rc::new)).collect();
     let stripes = region_stripes(geometry.stripes());
-    let (mut marks, mut sequence) = (Marks::none(), 0);
     let mut maps = Vec::new();
-    for disk in members.iter().flatten() {
+    for (role, disk) in members.iter().enumerate() {
+        let Some(disk) = disk else { continue };
         let mut own: Option<(u64, Marks)> = None;
         for offset in MAP_OFFSETS {
             let buffer = pool.allocate(MAP_BYTES).await;
@@ -633,20 +640,37 @@ async fn read_marks<D: Disk>(
                 own = Some(read);
             }
         }
-        if let Some((own_sequence, own_marks)) = &own {
-            marks.add(own_marks);
-            sequence = sequence.max(*own_sequence);
-        }
-        maps.push(own);
+        maps.push((role, own));
     }
-    if all || maps.iter().all(Option::is_none) {
-        marks = Marks::all(regions(geometry.stripes()));
+    (maps, members)
+}
+
+/// A role, and the sequence and the marks of its member's newest map, if that has a good one.
+type MemberMap = (usize, Option<(u64, Marks)>);
+
+/// The marks of all members together; everything is marked where none has a good map, or where stale
+/// members were taken. And, unless all members have just these, who has to get them first: see
+/// [`level_maps`](crate::engine::Core::level_maps).
+fn settle_marks(
+    superblock: &Superblock,
+    maps: &[MemberMap],
+    took_stale: bool,
+) -> (DirtyMap, Option<Set>) {
+    let stripes = superblock.geometry.stripes();
+    let good = || maps.iter().filter_map(|(_, map)| map.as_ref());
+    let newest = good().map(|(sequence, _)| *sequence).max().unwrap_or(0);
+    let mut marks = Marks::none();
+    good().for_each(|(_, own)| marks.add(own));
+    if took_stale || good().next().is_none() {
+        marks = Marks::all(regions(stripes));
     }
-    let same = |own: &Option<(u64, Marks)>| {
-        own.as_ref()
-            .is_some_and(|own| own.0 == sequence && own.1 == marks)
-    };
-    let level = maps.iter().all(same);
-    let dirty = DirtyMap::new(geometry.stripes(), &marks, sequence, level);
-    (dirty, members)
+    let dirty = DirtyMap::new(stripes, &marks, newest);
+    let elsewhere = |(sequence, _): &(u64, Marks)| sequence % 2 != newest % 2;
+    let behind = maps
+        .iter()
+        .filter(|(_, map)| map.as_ref().is_none_or(elsewhere));
+    let behind = behind.map(|(role, _)| *role).collect();
+    let all = Some((newest, marks));
+    let level = maps.iter().all(|(_, map)| *map == all);
+    (dirty, (!level).then_some(behind))
 }

@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering;
 use corebay_core::disk::{Disk, DiskError, Durability};
 
 use crate::{
+    dirty::Marks,
     engine::{Core, Ends, Fan, Outcome, Transfer, one},
     geometry::{MAP_OFFSETS, SUPERBLOCK_OFFSETS},
     shared::{Set, Tally},
@@ -206,15 +207,6 @@ impl<D: Disk> Core<D> {
         Box::pin(self.write_marks(|| !dirty.is_written(region))).await
     }
 
-    /// Members do not have the same map, as a crash may leave them: gives all the one that says most. It
-    /// gets the highest sequence that was found, so that who has only the one before keeps it meanwhile.
-    pub(crate) async fn level_maps(&self) -> Outcome {
-        match self.shared.dirty.is_level() {
-            true => Ok(()),
-            false => Box::pin(self.write_marks(|| true)).await,
-        }
-    }
-
     /// Writes the map for a member that has just been taken in: were it among those without any, all would
     /// be taken for marked.
     pub(crate) async fn give_map(&self) -> Outcome {
@@ -236,23 +228,54 @@ impl<D: Disk> Core<D> {
         outcome
     }
 
+    /// Gives every member the marks of all, before any of them counts. `behind` are those whose newest
+    /// map does not lie at the place of the newest of all, or that have none.
+    ///
+    /// 1. They get the marks with the newest sequence; what was their newest lies at the other place.
+    /// 2. Now nobody's newest lies at the place of the next sequence: all get the marks with that.
+    ///
+    /// A crash amid either leaves each member what it had or what all had together.
+    pub(crate) async fn level_maps(&self, behind: Set) -> Outcome {
+        let shared = &self.shared;
+        let locked = shared.marking.acquire(&self.parking, 0).await;
+        let (marks, newest) = (shared.dirty.marks(), shared.dirty.sequence());
+        let behind = Set(behind.0 & self.written_roles().0);
+        let failed = self.write_map_to(behind, &marks, newest).await;
+        let mut outcome = Ok(());
+        for role in failed.iter() {
+            outcome = outcome.and(Box::pin(self.record_failure(role)).await.map(drop));
+        }
+        if outcome.is_ok() {
+            outcome = self.write_map().await;
+        }
+        shared.marking.release(locked);
+        outcome
+    }
+
+    /// The roles to whose members it could not be written.
+    async fn write_map_to(&self, roles: Set, marks: &Marks, sequence: u64) -> Set {
+        let shared = &self.shared;
+        let mut buffer = self.map_buffer().await;
+        let bytes = marks.encode(shared.array, shared.dirty.region_stripes(), sequence);
+        buffer.bytes_mut().copy_from_slice(&bytes);
+        let at = MAP_OFFSETS[(sequence % 2) as usize];
+        let at = shared.geometry.member_lba(at);
+        let mut fan = Fan::new();
+        for role in roles.iter() {
+            let write = Transfer::Write(one(buffer.clone()), Durability::Durable);
+            fan.add(role, self.transfer(role, at, || write).await);
+        }
+        let ends = fan.land(self).await;
+        ends.failed.union(ends.unreadable)
+    }
+
     /// With the map's lock held.
     async fn write_map(&self) -> Outcome {
         let shared = &self.shared;
         loop {
             let (marks, sequence) = shared.dirty.next();
-            let mut buffer = self.map_buffer().await;
-            let bytes = marks.encode(shared.array, shared.dirty.region_stripes(), sequence);
-            buffer.bytes_mut().copy_from_slice(&bytes);
-            let at = MAP_OFFSETS[(sequence % 2) as usize];
-            let at = shared.geometry.member_lba(at);
-            let mut fan = Fan::new();
-            for role in self.written_roles().iter() {
-                let write = Transfer::Write(one(buffer.clone()), Durability::Durable);
-                fan.add(role, self.transfer(role, at, || write).await);
-            }
-            let ends = fan.land(self).await;
-            let failed = ends.failed.union(ends.unreadable);
+            let roles = self.written_roles();
+            let failed = self.write_map_to(roles, &marks, sequence).await;
             if failed.is_empty() {
                 shared.dirty.wrote(&marks);
                 return Ok(());

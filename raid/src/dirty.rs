@@ -9,7 +9,8 @@
 //!   looks for the mark after; [`DirtyMap::unmark_idle`] takes the mark first and looks for writers
 //!   after: one of the two sees the other.
 //! - The map has two places on each member, written in turn, each with its sequence and checksum: a
-//!   torn write leaves the one before. Between members marks add up.
+//!   torn write leaves the one before. Between members marks add up, and a mark that is on some of
+//!   them alone is written to all as the array is assembled, before it counts.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -162,14 +163,11 @@ pub(crate) struct DirtyMap {
     pub(crate) unequal: Bits,
     writers: Box<[AtomicU32]>,
     sequence: AtomicU64,
-    /// All members had the same map when it was found.
-    level: bool,
 }
 
 impl DirtyMap {
-    /// The map of an array of so many stripes, with these marks on its members. Where these do not all
-    /// have the same (`level`), the next one that is written has the highest sequence once more.
-    pub(crate) fn new(stripes: u64, marks: &Marks, sequence: u64, level: bool) -> Self {
+    /// The map of an array of so many stripes, with these marks on its members.
+    pub(crate) fn new(stripes: u64, marks: &Marks, sequence: u64) -> Self {
         let region_stripes = region_stripes(stripes);
         let regions = regions(stripes);
         let map = Self {
@@ -179,11 +177,7 @@ impl DirtyMap {
             written: Bits::new(),
             unequal: Bits::new(),
             writers: (0..regions).map(|_| AtomicU32::new(0)).collect(),
-            sequence: AtomicU64::new(match level {
-                true => sequence,
-                false => sequence.saturating_sub(1),
-            }),
-            level,
+            sequence: AtomicU64::new(sequence),
         };
         map.wanted.store(marks);
         map.written.store(marks);
@@ -229,11 +223,6 @@ impl DirtyMap {
         self.wanted.load()
     }
 
-    /// All members had the same map when it was found.
-    pub(crate) fn is_level(&self) -> bool {
-        self.level
-    }
-
     /// Some mark is wanted that is not on the members.
     pub(crate) fn has_unwritten(&self) -> bool {
         let words = self.wanted.0.iter().zip(&self.written.0);
@@ -248,7 +237,12 @@ impl DirtyMap {
         self.wanted.set(region);
     }
 
-    /// What is to be written now, its sequence, and its place. With the map's lock held.
+    /// The sequence of the newest map. With the map's lock held.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence.load(Ordering::SeqCst)
+    }
+
+    /// What is to be written now, and its sequence. With the map's lock held.
     pub(crate) fn next(&self) -> (Marks, u64) {
         let sequence = self.sequence.fetch_add(1, Ordering::SeqCst) + 1;
         (self.wanted.load(), sequence)
@@ -340,7 +334,7 @@ mod tests {
 
     #[test]
     fn a_mark_goes_only_where_nobody_writes() {
-        let map = DirtyMap::new(64, &Marks::none(), 0, true);
+        let map = DirtyMap::new(64, &Marks::none(), 0);
         assert!(!map.enter(0) && !map.enter(1));
         let (marks, sequence) = map.next();
         assert_eq!((marks.count(), sequence), (2, 1));

@@ -6,12 +6,14 @@
 //! - roles without a member were recorded as failed before, so nobody can bring back a part, or its
 //!   absence, that was not considered;
 //! - a part that cannot be read is made of the others and written into its slot first, so that it is
-//!   there from then on;
-//! - where a later record has some of the same rows, what lies in place may be of that one, and does not
-//!   tell what the part was. The others are carried out then, and its rows are made of all the rest once
-//!   all records are: they belong together by then.
+//!   there from then on.
+//!
+//! What lies in place may be of a later record already, and then says nothing about an earlier one. A
+//! part that cannot be made without such rows is left out. Once all records are in place, what no later
+//! one has changed of it is made of the rows of the others, as for a strip that is lost. A crash before
+//! that leaves it out again.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use corebay_core::{
     disk::{Disk, DiskError, Durability, Space},
@@ -19,7 +21,7 @@ use corebay_core::{
 };
 
 use crate::{
-    engine::{Core, Ends, Fan, Outcome, Scratch, Segments, Transfer, one},
+    engine::{Core, Fan, Outcome, Scratch, Segments, Transfer, one},
     geometry::RECORD_HEADER_BYTES,
     journal::{RecordHeader, RecordKind, replay_from},
     read::{gather, make},
@@ -44,6 +46,57 @@ struct Found {
     unreadable: Vec<Set>,
 }
 
+/// What a record changes.
+struct Change {
+    stripe: u64,
+    rows: Range<u32>,
+    /// None where it is not complete: nothing of it is in place then.
+    roles: Set,
+}
+
+/// Which rows in place are not what they were when a record was made.
+#[derive(Default)]
+struct Course {
+    /// All records, in their order.
+    changes: Vec<Change>,
+    /// How many of them have been carried out.
+    done: usize,
+    /// By stripe and row of one block: the roles whose part was left out, and that none has changed since.
+    left_out: BTreeMap<(u64, u32), Set>,
+    block: u32,
+}
+
+impl Course {
+    /// The roles whose rows in place say nothing about the record that is carried out now.
+    fn strange(&self, stripe: u64, rows: &Range<u32>) -> Set {
+        let meets = |change: &&Change| {
+            change.stripe == stripe && change.rows.start < rows.end && rows.start < change.rows.end
+        };
+        let later = self.changes[self.done + 1..].iter().filter(meets);
+        let later = later.map(|change| change.roles);
+        let left_out = self
+            .left_out
+            .range((stripe, rows.start)..(stripe, rows.end));
+        let left_out = left_out.map(|(_, roles)| *roles);
+        later.chain(left_out).fold(Set::default(), Set::union)
+    }
+
+    /// The record has been carried out now for these roles, and left out for those.
+    fn carried_out(&mut self, stripe: u64, rows: &Range<u32>, roles: Set, left_out: Set) {
+        let blocks = self
+            .left_out
+            .range_mut((stripe, rows.start)..(stripe, rows.end));
+        blocks.for_each(|(_, left)| *left = left.without(roles));
+        if left_out.is_empty() {
+            return;
+        }
+        for row in rows.clone().step_by(self.block as usize) {
+            let left = self.left_out.entry((stripe, row)).or_default();
+            *left = left.union(left_out);
+        }
+    }
+}
+
 /// Reads the journals and carries out what is complete.
 pub(crate) async fn replay<D: Disk>(core: &Core<D>) -> Result<Replay, DiskError> {
     let shared = &core.shared;
@@ -59,23 +112,27 @@ pub(crate) async fn replay<D: Disk>(core: &Core<D>) -> Result<Replay, DiskError>
             writes.entry(header.sequence).or_default().push(header);
         }
     }
-    let (mut count, mut unmade) = (0, Vec::new());
+    let unreadable = |sequence: u64| found.unreadable[shared.ring.slot(sequence) as usize];
+    let change = |(&sequence, parts): (&u64, &Vec<&RecordHeader>)| Change {
+        stripe: parts[0].stripe,
+        rows: parts[0].rows.clone(),
+        roles: complete(core, parts, unreadable(sequence))
+            .map_or(Set::default(), |all| all.expected),
+    };
+    let mut course = Course {
+        changes: writes.iter().map(change).collect(),
+        block: shared.geometry.block_size().bytes() as u32,
+        ..Course::default()
+    };
+    let mut count = 0;
     for (sequence, parts) in &writes {
-        let unreadable = found.unreadable[shared.ring.slot(*sequence) as usize];
-        let first = parts[0];
-        let meets = |later: &&RecordHeader| {
-            let apart = later.rows.end <= first.rows.start || first.rows.end <= later.rows.start;
-            later.stripe == first.stripe && !apart
-        };
-        let mut later = writes.range(sequence + 1..).flat_map(|(_, parts)| parts);
-        let overwritten = later.any(meets);
-        if let Some(left_out) = replay_one(core, parts, unreadable, overwritten).await? {
+        if replay_one(core, parts, unreadable(*sequence), &mut course).await? {
             count += 1;
-            unmade.extend(left_out.iter().map(|role| (role, first)));
         }
+        course.done += 1;
     }
-    for (role, header) in unmade {
-        make_anew(core, role, header).await?;
+    for ((stripe, row), roles) in &course.left_out {
+        make_left_out(core, *stripe, *row..row + course.block, *roles).await?;
     }
     if shared.is_volatile() {
         core.flush_members().await?;
@@ -146,58 +203,76 @@ fn belongs<D: Disk>(core: &Core<D>, header: &RecordHeader, slot: u64, role: usiz
             .is_empty()
 }
 
-/// Carries out a write, if none of its parts is missing; the roles whose part could not be read and was
-/// left out, as that is possible only where the write was `overwritten`.
-async fn replay_one<D: Disk>(
+/// The roles that have a part in a record which is complete.
+struct Complete {
+    expected: Set,
+    /// Of these, the ones whose header cannot be read.
+    unreadable: Set,
+}
+
+/// By its headers: nothing where one is missing.
+fn complete<D: Disk>(
     core: &Core<D>,
     parts: &[&RecordHeader],
     headers_unreadable: Set,
-    overwritten: bool,
-) -> Result<Option<Set>, DiskError> {
-    let (shared, first) = (&core.shared, parts[0]);
-    let geometry = shared.geometry;
+) -> Option<Complete> {
+    let first = parts[0];
     let same = |part: &&RecordHeader| {
         (part.stripe, &part.rows, part.kind, part.participants)
             == (first.stripe, &first.rows, first.kind, first.participants)
     };
-    if !parts.iter().all(same) {
-        return Ok(None);
-    }
-    let out = Set::first(geometry.roles()).without(core.written_roles());
-    let mut expected = Set(first.participants).without(out);
+    let expected = Set(first.participants & core.written_roles().0);
     let there: Set = parts.iter().map(|part| usize::from(part.role)).collect();
-    let mut unreadable = headers_unreadable.without(there);
-    if !expected.without(there).without(unreadable).is_empty() {
-        return Ok(None);
-    }
-    let mut left_out = Set::default();
+    let unreadable = headers_unreadable.without(there);
+    let all = expected.without(there).without(unreadable).is_empty();
+    (all && parts.iter().all(same)).then_some(Complete {
+        expected,
+        unreadable: Set(unreadable.0 & expected.0),
+    })
+}
+
+/// Carries out a write, if none of its parts is missing.
+async fn replay_one<D: Disk>(
+    core: &Core<D>,
+    parts: &[&RecordHeader],
+    headers_unreadable: Set,
+    course: &mut Course,
+) -> Result<bool, DiskError> {
+    let (shared, first) = (&core.shared, parts[0]);
+    let geometry = shared.geometry;
+    let Some(complete) = complete(core, parts, headers_unreadable) else {
+        return Ok(false);
+    };
+    let (mut expected, mut left_out) = (complete.expected, Set::default());
     let mut scratch = Scratch::new();
     let bytes = (first.rows.end - first.rows.start) as usize;
     if first.kind == RecordKind::Write {
         let strips = std::iter::repeat_n(bytes, geometry.roles());
         let header = std::iter::once(geometry.block_size().bytes());
         core.scratch(strips.chain(header), &mut scratch).await;
-        let Some(ends) = read_parts(core, parts, &scratch).await? else {
-            return Ok(None);
+        let Some(lost) = read_parts(core, parts, &scratch).await? else {
+            return Ok(false);
         };
-        // Of a member that failed just now nobody misses anything, and its buffer may not be its own.
-        expected = expected.without(ends.failed);
-        unreadable = unreadable.union(ends.unreadable);
-        let unreadable = Set(unreadable.0 & expected.0);
-        let good = expected.without(unreadable);
-        if overwritten && !unreadable.is_empty() {
-            let index_of = |role| geometry.index_of(first.stripe, role);
-            let lost: Set = unreadable.iter().map(index_of).collect();
-            if core.plan(lost.union(shared.absent(first.stripe))).is_none() {
-                return Ok(None);
+        // Whose member failed meanwhile has no part in it any more.
+        expected = Set(expected.0 & core.written_roles().0);
+        let unreadable = Set(complete.unreadable.union(lost).0 & expected.0);
+        let strange = course.strange(first.stripe, &first.rows);
+        let parts = Parts {
+            good: expected.without(unreadable),
+            unreadable,
+            strange,
+        };
+        if !unreadable.is_empty() && !mend(core, first, &parts, &mut scratch).await? {
+            let index = |role| geometry.index_of(first.stripe, role);
+            let lost: Set = unreadable.iter().map(index).collect();
+            let later = core.plan(lost.union(shared.absent(first.stripe)));
+            if strange.is_empty() || later.is_none() {
+                return Ok(false);
             }
-            (left_out, expected) = (unreadable, good);
-        } else if !unreadable.is_empty()
-            && !mend(core, first, good, unreadable, &mut scratch).await?
-        {
-            return Ok(None);
+            left_out = unreadable;
         }
     }
+    let roles = expected.without(left_out);
     if !shared.is_whole() {
         core.mark(first.stripe).await?;
         shared.dirty.leave(shared.dirty.region_of(first.stripe));
@@ -205,7 +280,7 @@ async fn replay_one<D: Disk>(
     let at = geometry.row_lba(first.stripe, first.rows.start);
     let blocks = geometry.block_size().blocks_in(bytes as u64);
     let mut fan = Fan::new();
-    for role in expected.iter() {
+    for role in roles.iter() {
         let transfer = match first.kind {
             RecordKind::Write => {
                 let from = one(scratch[geometry.index_of(first.stripe, role)].clone());
@@ -217,42 +292,51 @@ async fn replay_one<D: Disk>(
     }
     let ends = fan.land(core).await;
     core.fail_all(ends.failed.union(ends.unreadable)).await?;
-    Ok(Some(left_out))
+    course.carried_out(first.stripe, &first.rows, roles, left_out);
+    Ok(true)
 }
 
-/// Makes a role's rows of those of the others, all records having been carried out. What cannot be made
-/// stays as it is: more is lost there than the level bears.
-async fn make_anew<D: Disk>(core: &Core<D>, role: usize, header: &RecordHeader) -> Outcome {
-    let (shared, stripe) = (&core.shared, header.stripe);
+/// Makes the row of a block on roles whose part was left out of what lies in place on the others. Where
+/// more than the redundancy is lost, what lies there stays.
+async fn make_left_out<D: Disk>(
+    core: &Core<D>,
+    stripe: u64,
+    row: Range<u32>,
+    roles: Set,
+) -> Outcome {
+    let (shared, bytes) = (&core.shared, (row.end - row.start) as usize);
     let geometry = shared.geometry;
-    let own = Set::default().with(geometry.index_of(stripe, role));
-    if shared.absent(stripe).meets(own) {
+    let roles = Set(roles.0 & core.written_roles().0);
+    if roles.is_empty() {
         return Ok(());
     }
-    let bytes = (header.rows.end - header.rows.start) as usize;
-    let mut lost = own;
+    let wanted: Set = roles
+        .iter()
+        .map(|role| geometry.index_of(stripe, role))
+        .collect();
+    let mut unreadable = wanted;
     let mut scratch = Scratch::new();
-    loop {
-        lost = lost.union(shared.absent(stripe));
-        let Some(plan) = core.plan(lost) else {
+    let plan = loop {
+        let Some(plan) = core.plan(unreadable.union(shared.absent(stripe))) else {
             return Ok(());
         };
         scratch.clear();
-        let lengths = std::iter::repeat_n(bytes, plan.sources().len() + 1);
+        let lengths = std::iter::repeat_n(bytes, plan.sources().len() + roles.len());
         core.scratch(lengths, &mut scratch).await;
-        let more = gather(core, stripe, &header.rows, plan.sources(), &scratch).await;
-        if !more.is_empty() {
-            lost = lost.union(more);
-            continue;
+        let more = gather(core, stripe, &row, plan.sources(), &scratch).await;
+        if more.is_empty() {
+            break plan;
         }
-        let mut plan_lost = plan.lost().iter();
-        let number = plan_lost.position(|&index| own.has(index));
-        let mut made = scratch.pop().expect("one more than sources");
+        unreadable = unreadable.union(more);
+    };
+    let at = geometry.row_lba(stripe, row.start);
+    for index in wanted.without(shared.absent(stripe)).iter() {
+        let number = plan.lost().iter().position(|&lost| lost == index);
+        let mut made = scratch.pop().expect("one for each");
         make(&plan, number.expect("it is lost"), &scratch, &mut made);
-        let at = geometry.row_lba(stripe, header.rows.start);
-        let from: Segments = std::iter::once(made).collect();
-        return write_durably(core, role, at, from).await;
+        write_durably(core, geometry.role_of(stripe, index), at, one(made)).await?;
     }
+    Ok(())
 }
 
 /// Reads the data of parts, each into the buffer of its strip. The roles whose data cannot be read;
@@ -261,7 +345,7 @@ async fn read_parts<D: Disk>(
     core: &Core<D>,
     parts: &[&RecordHeader],
     scratch: &Scratch,
-) -> Result<Option<Ends>, DiskError> {
+) -> Result<Option<Set>, DiskError> {
     let geometry = core.shared.geometry;
     let at = places(core, parts[0].sequence).1;
     let mut fan = Fan::new();
@@ -280,16 +364,27 @@ async fn read_parts<D: Disk>(
             return Ok(None);
         }
     }
-    Ok(Some(ends))
+    Ok(Some(ends.unreadable))
 }
 
-/// Makes the parts of `unreadable` roles of the good ones and of what lies in place, and writes them
+/// The roles that have a part in a record.
+struct Parts {
+    good: Set,
+    unreadable: Set,
+    /// Roles, these or others, whose rows in place are not what they were then.
+    strange: Set,
+}
+
+/// Makes the parts that cannot be read of the good ones and of what lies in place, and writes them
 /// into their slots. False where that is not possible.
 async fn mend<D: Disk>(
     core: &Core<D>,
     header: &RecordHeader,
-    good: Set,
-    unreadable: Set,
+    Parts {
+        good,
+        unreadable,
+        strange,
+    }: &Parts,
     scratch: &mut Scratch,
 ) -> Result<bool, DiskError> {
     let (shared, stripe) = (&core.shared, header.stripe);
@@ -297,7 +392,8 @@ async fn mend<D: Disk>(
     let index_of = |role: usize| geometry.index_of(stripe, role);
     let parts: Set = good.iter().map(index_of).collect();
     let mut lost: Set = unreadable.iter().map(index_of).collect();
-    lost = lost.union(shared.absent(stripe).without(parts));
+    let strange: Set = strange.iter().map(index_of).collect();
+    lost = lost.union(shared.absent(stripe).union(strange).without(parts));
     let plan = loop {
         let Some(plan) = core.plan(lost) else {
             return Ok(false);

@@ -107,6 +107,65 @@ impl Tally {
     }
 }
 
+/// The most stripes that a rebuild steps over.
+const HOLES_MAX: usize = 64;
+
+/// Stripes that rebuilds could not make, because too much of them is lost, and stepped over: their role
+/// is not good there, however far the rebuild is. Changed with the stripe locked.
+#[derive(Debug)]
+struct Holes {
+    count: AtomicU32,
+    /// The stripe and the role, or 0.
+    places: [AtomicU64; HOLES_MAX],
+}
+
+impl Holes {
+    fn new() -> Self {
+        Self {
+            count: AtomicU32::new(0),
+            places: std::array::from_fn(|_| AtomicU64::new(0)),
+        }
+    }
+
+    fn code(role: usize, stripe: u64) -> u64 {
+        1 << 63 | stripe << 5 | role as u64
+    }
+
+    fn all(&self) -> impl Iterator<Item = (usize, u64)> {
+        let codes = self.places.iter().map(|place| place.load(Ordering::SeqCst));
+        codes
+            .filter(|code| *code != 0)
+            .map(|code| ((code & 31) as usize, (code & !(1 << 63)) >> 5))
+    }
+
+    fn has(&self, role: usize, stripe: u64) -> bool {
+        self.count.load(Ordering::SeqCst) > 0 && self.all().any(|hole| hole == (role, stripe))
+    }
+
+    /// False where there are too many.
+    fn dig(&self, role: usize, stripe: u64) -> bool {
+        if self.has(role, stripe) {
+            return true;
+        }
+        let code = Self::code(role, stripe);
+        let (done, looked) = (Ordering::SeqCst, Ordering::SeqCst);
+        let mut places = self.places.iter();
+        let dug = places.any(|place| place.compare_exchange(0, code, done, looked).is_ok());
+        self.count.fetch_add(u32::from(dug), Ordering::SeqCst);
+        dug
+    }
+
+    fn fill(&self, is: impl Fn(usize, u64) -> bool) {
+        for place in &self.places {
+            let code = place.load(Ordering::SeqCst);
+            if code != 0 && is((code & 31) as usize, (code & !(1 << 63)) >> 5) {
+                place.store(0, Ordering::SeqCst);
+                self.count.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -120,6 +179,7 @@ pub(crate) struct Shared {
     good: [AtomicU64; ROLES_MAX],
     /// Roles that are good in all regions that are not in `missed`, too.
     delta: AtomicU32,
+    holes: Holes,
     /// Regions that members being rebuilt missed.
     missed: Bits,
     whole: AtomicBool,
@@ -166,6 +226,7 @@ impl Shared {
             template: superblock,
             good: std::array::from_fn(|_| AtomicU64::new(0)),
             delta: AtomicU32::new(0),
+            holes: Holes::new(),
             missed: dirty.empty_bits(),
             whole: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
@@ -206,7 +267,10 @@ impl Shared {
         for (role, record) in state.roles.iter().enumerate() {
             let stripes = match record.state {
                 RoleState::Active => u64::MAX,
-                RoleState::Failed => 0,
+                RoleState::Failed => {
+                    self.holes.fill(|of, _| of == role);
+                    0
+                }
                 RoleState::Rebuilding {
                     stripes,
                     delta: yes,
@@ -282,11 +346,36 @@ impl Shared {
 
     /// True where a role's member holds what it should at a stripe.
     pub(crate) fn is_good(&self, role: usize, stripe: u64) -> bool {
-        stripe < self.good(role)
+        let made = stripe < self.good(role)
             || (Set(self.delta.load(Ordering::SeqCst)).has(role)
                 && !self.missed.get(self.dirty.region_of(stripe)))
             // A rebuild may have stepped over it just before all was said to be missed.
-            || stripe < self.good(role)
+            || stripe < self.good(role);
+        made && !self.holes.has(role, stripe)
+    }
+
+    /// A rebuild could not make a stripe of a role, and steps over it; false where there are too many of
+    /// these. With the stripe locked.
+    pub(crate) fn step_over(&self, role: usize, stripe: u64) -> bool {
+        self.holes.dig(role, stripe)
+    }
+
+    /// A stripe of a role has been made. With the stripe locked.
+    pub(crate) fn made(&self, role: usize, stripe: u64) {
+        self.holes.fill(|of, at| (of, at) == (role, stripe));
+    }
+
+    /// The roles and stripes that rebuilds stepped over, in the stripes' order.
+    pub(crate) fn stepped_over(&self) -> Vec<(usize, u64)> {
+        let mut all: Vec<_> = self.holes.all().collect();
+        all.sort_unstable_by_key(|&(role, stripe)| (stripe, role));
+        all
+    }
+
+    /// The first stripe of a role that a rebuild stepped over.
+    pub(crate) fn first_stepped_over(&self, role: usize) -> Option<u64> {
+        let own = self.holes.all().filter(|(of, _)| *of == role);
+        own.map(|(_, stripe)| stripe).min()
     }
 
     /// The strips of a stripe, by index, that are not to be had.

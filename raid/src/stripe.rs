@@ -94,9 +94,11 @@ async fn rebuild<D: Disk>(core: &Core<D>, run: &Run, role: usize, stripe: u64) {
     let shared = &core.shared;
     let locked = shared.stripes.acquire(&core.parking, stripe).await;
     if run.goes_on(shared, role) && !shared.is_good(role, stripe) {
-        let done = rebuild_stripe(core, role, stripe).await;
-        if let Err(error) = done {
-            run.fail(error);
+        match rebuild_stripe(core, role, stripe).await {
+            Ok(()) => shared.made(role, stripe),
+            // The stripes after it can be made.
+            Err(SweepError::Lost { .. }) if shared.step_over(role, stripe) => {}
+            Err(error) => run.fail(error),
         }
     }
     let in_turn = || (!run.goes_on(shared, role) || shared.good(role) >= stripe).then_some(());

@@ -11,7 +11,9 @@
 //!    stripes' order, while the stripe is still locked.
 //! 3. From time to time the new member is flushed and the progress recorded. After a crash it goes on
 //!    there: stripes after it are made again.
-//! 4. At the end it is flushed once more and the state becomes *active*.
+//! 4. A stripe of which too much is lost to make it is stepped over: the member does not count there, and
+//!    the rebuild does not end. It is tried again from time to time: a write of all of the stripe mends it.
+//! 5. At the end it is flushed once more and the state becomes *active*.
 //!
 //! A member that comes back is rebuilt in the same way, but counts at once in all regions that are not
 //! marked as written since it went.
@@ -341,7 +343,8 @@ impl<D: Disk> Array<D> {
     /// a time goes over an array.
     ///
     /// # Errors
-    /// Where the role is not rebuilding (any more), or what it needs is lost.
+    /// Where the role is not rebuilding (any more), or what it needs of some stripes is lost: all others
+    /// have been made then, see [`Assembled::lost_stripes`](crate::array::Assembled::lost_stripes).
     pub async fn rebuild(&self, role: usize, pace: Pace) -> Result<(), SweepError> {
         let (core, shared) = (&self.core, &self.core.shared);
         let mut convoy = Convoy::new(core, pace, shared.geometry.data() + 1);
@@ -357,6 +360,10 @@ impl<D: Disk> Array<D> {
             self.record(role).await?;
         }
         swept?;
+        if let Some(stripe) = shared.first_stepped_over(role) {
+            self.record(role).await?;
+            return Err(SweepError::Lost { stripe });
+        }
         core.flush_members().await?;
         core.change(|state| {
             let rebuilt = convoy.run.goes_on(shared, role);
@@ -380,6 +387,13 @@ impl<D: Disk> Array<D> {
     ) -> Result<(), SweepError> {
         let shared = &self.core.shared;
         let total = shared.geometry.stripes();
+        for (_, stripe) in shared
+            .stepped_over()
+            .into_iter()
+            .filter(|(of, _)| *of == role)
+        {
+            convoy.start(|run| Work::Rebuild(run, role, stripe)).await?;
+        }
         let mut next = shared.good(role);
         let mut recorded = next;
         while next < total {
@@ -419,11 +433,14 @@ impl<D: Disk> Array<D> {
 
     /// Records on the members how far a rebuild is.
     async fn record(&self, role: usize) -> Outcome {
-        let done = self.core.shared.good(role);
+        let good = self.core.shared.good(role);
+        // After a restart it goes on at the first that it has stepped over.
+        let first = self.core.shared.first_stepped_over(role);
+        let done = first.map_or(good, |first| first.min(good));
         self.core.flush_members().await?;
         self.core
             .change(|state| match &mut state.roles[role].state {
-                RoleState::Rebuilding { stripes, .. } => {
+                RoleState::Rebuilding { stripes, .. } if *stripes != done => {
                     *stripes = done;
                     Ok(true)
                 }

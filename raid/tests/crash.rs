@@ -20,6 +20,9 @@ use crate::support::{
     power::{Power, PowerDisk},
 };
 
+/// Where a member's journal begins: it has no mirrored zone.
+const JOURNAL: u64 = 128 << 10;
+
 /// What a run is made of.
 #[derive(Clone, Copy)]
 struct Case {
@@ -30,6 +33,8 @@ struct Case {
     losses: usize,
     /// A member fails amid the work before the crash, and is there again after it.
     fails: bool,
+    /// Of how many members nothing of their journals can be read after it.
+    forget: usize,
     /// Who works at the same time, how much, and how many blocks at most at a time.
     workers: u64,
     operations: usize,
@@ -112,6 +117,11 @@ fn crash(case: &Case, base: &Machine, model: &Model, seed: u64, cut: u64, nested
     drop((bench, array));
     machine.lose_power();
     machine.media[failing].borrow_mut().gone = false;
+    for member in (failing..).take(case.forget) {
+        let journal = machine.geometry.member_lba(JOURNAL).0..machine.geometry.row_lba(0, 0).0;
+        let mut medium = machine.media[member % machine.media.len()].borrow_mut();
+        medium.bad.extend(journal);
+    }
     let lost = victims(case, machine.media.len(), &mut rng);
     let here = |member: &usize| !lost.contains(member);
     let mut members: Vec<usize> = machine.all().into_iter().filter(here).collect();
@@ -233,9 +243,21 @@ fn case(level: Level, roles: usize, losses: usize) -> Case {
         tears: false,
         losses,
         fails: false,
+        forget: 0,
         workers: 3,
         operations: 4,
         longest: 48,
+    }
+}
+
+/// Many small writes to few stripes, so that records which may still be wanted meet in the same rows.
+fn unreadable(level: Level, roles: usize, forget: usize) -> Case {
+    Case {
+        forget,
+        volatile: true,
+        operations: 8,
+        longest: 8,
+        ..case(level, roles, 0)
     }
 }
 
@@ -259,6 +281,8 @@ crash_tests! {
     raid5_with_a_member_failing: Case { fails: true, volatile: true, ..case(Level::Raid5, 4, 0) }, 120;
     raid6_with_a_member_failing_and_another_lost: Case { fails: true, volatile: true, ..case(Level::Raid6, 5, 1) }, 130;
     raid1_with_a_member_failing: Case { fails: true, ..case(Level::Mirrored, 3, 1) }, 140;
+    raid5_with_a_journal_that_cannot_be_read: unreadable(Level::Raid5, 3, 1), 150;
+    raid6_with_two_journals_that_cannot_be_read: unreadable(Level::Raid6, 5, 2), 160;
     raid1: case(Level::Mirrored, 2, 0), 70;
     raid1_losing_two_legs: Case { volatile: true, ..case(Level::Mirrored, 3, 2) }, 80;
     raid1_torn: Case { volatile: true, tears: true, ..case(Level::Mirrored, 2, 0) }, 90;

@@ -3,6 +3,7 @@
 mod allocations;
 mod conformance;
 mod crash;
+mod lost;
 mod members;
 mod parity;
 mod parity_allocations;

@@ -26,18 +26,18 @@ use crate::support::{
 
 const BLOCKS: u64 = 160;
 
-type Shared = Rc<Array<PowerDisk>>;
+pub type Shared = Rc<Array<PowerDisk>>;
 
 /// A machine, its model, and what runs on it.
-struct Rig {
-    machine: Machine,
+pub struct Rig {
+    pub machine: Machine,
     model: Rc<RefCell<Model>>,
-    bench: Bench,
+    pub bench: Bench,
     seed: u64,
 }
 
 impl Rig {
-    fn new(wish: Wish, volatile: bool) -> Self {
+    pub fn new(wish: Wish, volatile: bool) -> Self {
         let power = Power::new(3, false);
         Self {
             machine: Machine::new(wish, volatile, &power),
@@ -51,11 +51,11 @@ impl Rig {
         self.machine.assemble(&self.bench, members).unwrap()
     }
 
-    fn all(&self) -> Shared {
+    pub fn all(&self) -> Shared {
         self.assemble(&self.machine.all()).unwrap().0
     }
 
-    fn work(&mut self, array: &Shared, operations: usize) {
+    pub fn work(&mut self, array: &Shared, operations: usize) {
         self.seed += 1;
         let worker = Worker {
             array: array.clone(),
@@ -70,7 +70,7 @@ impl Rig {
     }
 
     /// Reads everything and holds it against the model.
-    fn verify(&self, array: &Shared) {
+    pub fn verify(&self, array: &Shared) {
         let read = settle(
             array.clone(),
             self.model.clone(),
@@ -80,20 +80,20 @@ impl Rig {
         self.bench.run(read).unwrap();
     }
 
-    fn rebuild(&self, array: &Shared, role: usize) -> Result<(), SweepError> {
+    pub fn rebuild(&self, array: &Shared, role: usize) -> Result<(), SweepError> {
         let array = array.clone();
         let rebuild = async move { array.rebuild(role, Pace::default()).await };
         self.bench.run(rebuild).unwrap()
     }
 
-    fn mismatches(&self, array: &Shared) -> u64 {
+    pub fn mismatches(&self, array: &Shared) -> u64 {
         let array = array.clone();
         let scrub = async move { array.scrub(Pace::default()).await };
         self.bench.run(scrub).unwrap().unwrap().mismatch_count
     }
 }
 
-fn redundant() -> Vec<(Wish, usize)> {
+pub fn redundant() -> Vec<(Wish, usize)> {
     let size = BlockSize::B512;
     vec![
         (small(Level::Mirrored, 3, size), 2),

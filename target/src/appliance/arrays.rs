@@ -327,6 +327,13 @@ impl ArrayMedium {
             role,
             "the disk is there again"
         );
+        if self.assembled().lost().any(|lost| lost == role) {
+            warn!(
+                array = self.name,
+                role, "without redundancy, a restart of corebay alone takes it in again"
+            );
+            return;
+        }
         // A member that nobody missed yet has missed nothing either, but its old disk is gone.
         if record.is_some_and(|record| record.state != RoleState::Failed) {
             let (answer, _) = mpsc::channel();

@@ -10,6 +10,7 @@
 use std::{
     collections::BTreeSet,
     sync::{Arc, atomic::Ordering, mpsc},
+    time::Duration,
 };
 
 use corebay_conf::{Appliance, Size, appliance::Level, array_words, limits::ARRAYS_MAX};
@@ -37,6 +38,9 @@ use super::{
 /// Tasks of an array that may wait for its scratch memory while it is made.
 const WAITERS: usize = 512;
 
+/// How often memory is looked at that a silent disk has kept.
+const RECLAIM: Duration = Duration::from_secs(1);
+
 /// Does what one of these methods says; `None` for other methods.
 pub fn manage(
     main: &mut Main,
@@ -60,7 +64,9 @@ struct Job {
     is_new: bool,
     /// No start looks for it unless it is kept.
     keep: bool,
+    /// For each core, of so many bytes.
     regions: Vec<Region>,
+    bytes: usize,
     claims: Vec<String>,
     answer: Answer,
 }
@@ -380,6 +386,7 @@ impl Main {
             is_new,
             keep,
             regions,
+            bytes,
             claims,
             answer,
         };
@@ -394,12 +401,23 @@ impl Main {
     }
 
     /// The first core has found an array, or has not.
-    fn array_was_found(&mut self, job: Job, found: Result<Found, crate::cli::Failure>) {
+    fn array_was_found(&mut self, mut job: Job, mut found: Result<Found, crate::cli::Failure>) {
         let media = &mut self.exports.media;
         for claim in &job.claims {
             media.claimed().remove(claim);
         }
         media.is_assembling &= job.is_new;
+        let kept = self.cores - job.regions.len();
+        match media.reserve.take(job.bytes, kept) {
+            Some(others) => job.regions.extend(others),
+            None => {
+                let message = "a disk does not answer, and no memory is left but what it keeps";
+                found = found.and(Err(crate::cli::Failure::new(
+                    message,
+                    "take that disk away",
+                )));
+            }
+        }
         let (plan, answer) = (job.finding.plan, job.answer);
         let opened = match found {
             Ok(found) => {
@@ -607,19 +625,35 @@ impl Main {
 async fn work(core: &tend::MachineCore, mut job: Job) {
     let pool = BufferPool::new(job.regions.remove(0), WAITERS);
     let devices = &core.environment.devices;
-    let mut found = match job.is_new {
+    let found = match job.is_new {
         true => job.finding.make_new(devices, &pool).await,
         false => job.finding.find(devices, &pool).await,
     };
     match pool.reclaim() {
         Ok(region) => job.regions.insert(0, region),
-        Err(_) => {
-            let message = "its memory is still in use";
-            found = Err(crate::cli::Failure::new(message, "look at the log"));
-        }
+        Err(pool) => give_back_later(core, pool),
     }
     let keeper = &core.environment.keeper;
     keeper.then(move |main| main.array_was_found(job, found));
+}
+
+/// A disk that was looked at and does not answer keeps the buffer that it was given: the memory comes back
+/// once it has ended that.
+fn give_back_later(core: &tend::MachineCore, mut pool: BufferPool) {
+    let own = core.clone();
+    core.spawn_control(async move {
+        loop {
+            match pool.reclaim() {
+                Ok(region) => {
+                    let keeper = &own.environment.keeper;
+                    keeper.then(move |main| main.exports.media.reserve.give(region));
+                    return;
+                }
+                Err(still) => pool = still,
+            }
+            own.reactor.sleep(RECLAIM).await;
+        }
+    });
 }
 
 /// Shuts every core's door, and waits for what is within.

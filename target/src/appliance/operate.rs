@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, atomic::Ordering, mpsc};
 use corebay_conf::{Appliance, appliance::Store};
 use corebay_core::units::Time;
 use corebay_raid::{
+    array::Assembled,
     geometry::Consistency,
     state::{RoleRecord, RoleState},
 };
@@ -286,7 +287,8 @@ fn describe(array: &ArrayMedium, now: Time) -> Value {
         .iter()
         .any(|role| matches!(role.state, RoleState::Rebuilding { .. }));
     let ending = array.ending.load(Ordering::SeqCst);
-    let word = match (assembled.is_stopped(), state.is_whole(), rebuilding) {
+    let is_stopped = assembled.is_stopped() || assembled.lost().next().is_some();
+    let word = match (is_stopped, state.is_whole(), rebuilding) {
         _ if ending => "stopping",
         (true, ..) => "stopped",
         (_, true, _) => "good",
@@ -317,7 +319,10 @@ fn describe(array: &ArrayMedium, now: Time) -> Value {
     });
     let trouble = array.trouble.lock();
     let trouble = trouble.unwrap_or_else(PoisonError::into_inner).clone();
-    let trouble = trouble.or_else(|| assembled.is_stopped().then(|| STOPPED.to_owned()));
+    let trouble = trouble.or_else(|| is_stopped.then(|| STOPPED.to_owned()));
+    let lost = lost_stripes(&assembled);
+    let trouble = trouble.or_else(|| lost.first().map(|(first, _)| first.clone()));
+    let lost: Vec<_> = lost.into_iter().map(|(_, stripe)| stripe).collect();
     json!({
         "name": array.name,
         "uuid": assembled.uuid().to_string(),
@@ -335,6 +340,7 @@ fn describe(array: &ArrayMedium, now: Time) -> Value {
         "refused": refused,
         "sweep": tending.sweep.as_ref().map(|sweep| progress(array, sweep, now)),
         "resync_due": assembled.needs_resync(),
+        "lost_stripes": lost,
         "scrubbed": scrubbed,
         "scrub_every_seconds": array.scrub_every.map(|every| every.as_secs()),
         "scrub_in_seconds": next,
@@ -352,14 +358,33 @@ fn describe(array: &ArrayMedium, now: Time) -> Value {
 const STOPPED: &str =
     "it has lost more members than it bears; once they are there again, restart corebay";
 
+/// The stripes that keep a rebuild from ending, each with what there is to say about it.
+fn lost_stripes(assembled: &Assembled) -> Vec<(String, Value)> {
+    let (geometry, lost) = (assembled.geometry(), assembled.lost_stripes());
+    let blocks = geometry.block_size().blocks_in(geometry.stripe_bytes());
+    let (count, each) = (lost.len(), lost.into_iter());
+    each.map(|(role, stripe)| {
+        let first = stripe * blocks;
+        let last = first + blocks - 1;
+        let said = format!(
+            "some of blocks {first} to {last} cannot be read on as many members as role {role} needs to be \
+             rebuilt ({count} such stripes); write or deallocate all of these blocks, and the rebuild ends"
+        );
+        (said, json!({ "role": role, "stripe": stripe, "first_block": first, "blocks": blocks }))
+    })
+    .collect()
+}
+
 /// The members, and how they answer.
 fn describe_members(array: &ArrayMedium) -> Vec<Value> {
     let assembled = array.assembled();
-    let slow: Vec<usize> = assembled.slow().collect();
+    let (slow, lost): (Vec<usize>, Vec<usize>) =
+        (assembled.slow().collect(), assembled.lost().collect());
     let roles = assembled.state().roles;
     let members = array.members().into_iter().zip(roles).enumerate();
     let member = |(role, (disk, record)): (usize, (Option<Named>, RoleRecord))| {
         let word = match record.state {
+            RoleState::Active if lost.contains(&role) => "failed",
             RoleState::Active => "active",
             RoleState::Failed => "failed",
             RoleState::Rebuilding { .. } => "rebuilding",

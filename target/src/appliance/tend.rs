@@ -416,7 +416,9 @@ impl Tender {
         let state = self.medium.assembled().state();
         match state.roles.get(role).map(|record| record.state) {
             Some(RoleState::Failed) => Ok(()),
-            Some(_) => Err(format!("role {role} has a member that has not failed")),
+            Some(_) => Err(format!(
+                "role {role} has a member that has not failed; `corebay array fail` gives it up"
+            )),
             None => Err(format!("there is no role {role}")),
         }
     }
@@ -496,11 +498,15 @@ impl Tender {
             return None;
         }
         let state = assembled.state();
-        let mut roles = state.roles.iter().enumerate();
-        let rebuilding = roles.find_map(|(role, record)| match record.state {
+        let roles = state.roles.iter().enumerate();
+        let rebuilding = roles.filter_map(|(role, record)| match record.state {
             RoleState::Rebuilding { stripes, .. } => Some((role, stripes)),
             _ => None,
         });
+        // Who has stripes that could not be made comes after the others, which may supply them.
+        let lost = assembled.lost_stripes();
+        let wanting = |(role, _): &(usize, u64)| lost.iter().any(|(of, _)| of == role);
+        let rebuilding = rebuilding.min_by_key(wanting);
         let is_time = self.core.reactor.now() >= self.resync_from.get();
         if assembled.needs_resync() && is_time && !assembled.is_stopped() {
             return Some((SweepKind::Resync, 0));
