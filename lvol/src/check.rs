@@ -1,27 +1,22 @@
 //! The check of a pool: does what it holds agree with itself?
 //!
 //! Everything that can be counted twice is: references of nodes and extents, blocks of volumes, free
-//! extents. What is found is told in words; nothing is changed. A pool that is open goes on meanwhile: its
-//! maps are looked at in one go, its pages on the disk while no checkpoint writes any.
-
-use std::collections::BTreeMap;
+//! extents. What is found is told in words; nothing is changed but damaged copies, which are mended. A pool
+//! that is open goes on meanwhile: its pages on the disk are looked at while no checkpoint writes any, its
+//! maps piece by piece while records wait to take effect.
 
 use corebay_core::disk::{Disk, DiskError, Durability};
 
 use crate::{
     device::{Device, TRANSFER_BYTES, copies_at},
     error::PoolError,
-    format::{
-        COPIES, Extent, PAGE_BYTES, SUPERBLOCK_AT, crc32c,
-        page::{COUNTS_PER_PAGE, Entry, Node, NodeId},
-        root::TABLES,
-        superblock::Superblock,
-    },
+    format::{COPIES, PAGE_BYTES, SUPERBLOCK_AT, crc32c, root::TABLES, superblock::Superblock},
     import::read,
     manage::Pool,
     owner::ImportOptions,
-    pool::{PoolContext, Shared},
-    state::{Missing, State, map::owners_of},
+    pool::{PAGES_MAX, PoolContext, Shared},
+    state::{Missing, State},
+    walk::Walk,
 };
 
 /// The most problems that are told one by one.
@@ -45,7 +40,7 @@ pub struct CheckReport {
 }
 
 impl CheckReport {
-    fn tell(&mut self, problem: String) {
+    pub(crate) fn tell(&mut self, problem: String) {
         if self.problems.len() < PROBLEMS_MAX {
             self.problems.push(problem);
         } else {
@@ -70,9 +65,14 @@ impl<D: Disk> Pool<D> {
     /// Checks the pool while it is open. All its metadata are read into memory.
     ///
     /// # Errors
-    /// Where the disk fails.
+    /// Where the disk fails, or that are more pages than may be there.
     pub async fn check(&self) -> Result<CheckReport, PoolError> {
-        self.shared.check().await
+        let shared = &self.shared;
+        let pages = shared.state.borrow().nodes.ids().count();
+        if pages > shared.page_limit.get().max(PAGES_MAX) {
+            return Err(PoolError::TooLarge);
+        }
+        shared.check().await
     }
 }
 
@@ -80,7 +80,7 @@ impl<D: Disk> Shared<D> {
     async fn check(&self) -> Result<CheckReport, PoolError> {
         let mut report = CheckReport::default();
         let before = self.device.repairs.get();
-        // All of them are looked at in one go.
+        // All of them stay until they have been looked at.
         let _relying = self.rely();
         loop {
             let missing = self.state.borrow().all_missing();
@@ -105,8 +105,11 @@ impl<D: Disk> Shared<D> {
         self.scrub_roots(&mut report).await?;
         self.scrub(&mut report).await?;
         report.damaged_copies += self.device.repairs.get() - before;
-        // From here on in one go: nothing changes meanwhile.
-        Walk::default().state(&self.state.borrow(), &mut report);
+        // No reference changes from here on. Hosts' reads and overwrites go on; what needs a record waits.
+        let _places = self.places_stay.acquire(1).await;
+        let _maps = self.maps_stay.acquire(1).await;
+        let walk = Walk::new(&self.state.borrow());
+        walk.run(&self.state, &mut report).await;
         Ok(report)
     }
 }
@@ -254,143 +257,5 @@ impl State {
             .filter(|id| self.counts.body(*id).is_none());
         let nodes = nodes.map(Missing::Node);
         nodes.chain(counts.map(Missing::Counts)).collect()
-    }
-}
-
-/// What was counted by following every map.
-#[derive(Default)]
-struct Walk {
-    nodes: BTreeMap<NodeId, u32>,
-    extents: BTreeMap<Extent, u32>,
-    /// The blocks that are mapped under a node.
-    blocks: BTreeMap<NodeId, u64>,
-}
-
-impl Walk {
-    fn state(mut self, state: &State, report: &mut CheckReport) {
-        for pair in &state.places.chunks {
-            pair.iter().for_each(|extent| self.extent(*extent));
-        }
-        for id in state.volumes.ids() {
-            let Some(record) = state.volumes.body(id) else {
-                report.tell(format!("volume {id} is not in memory"));
-                continue;
-            };
-            report.volumes += 1;
-            let blocks = self.node(state, record.root, record.height, report);
-            let living = record.kind != crate::format::page::Kind::Dying;
-            if living && blocks != record.mapped {
-                report.tell(format!(
-                    "volume {id} ({:?}) says that {} blocks are mapped, its map {blocks}",
-                    record.name, record.mapped
-                ));
-            }
-        }
-        self.compare_nodes(state, report);
-        self.compare_extents(state, report);
-        report.pages = state.nodes.ids().count() as u64;
-        report.extents = self.extents.len() as u64;
-    }
-
-    fn extent(&mut self, extent: Extent) {
-        *self.extents.entry(extent).or_default() += 1;
-    }
-
-    /// Follows a reference to a node; the blocks that are mapped under it.
-    fn node(&mut self, state: &State, id: NodeId, height: u8, report: &mut CheckReport) -> u64 {
-        if id == 0 {
-            return 0;
-        }
-        let references = self.nodes.entry(id).or_default();
-        *references += 1;
-        if *references > 1 {
-            return self.blocks.get(&id).copied().unwrap_or(0);
-        }
-        let blocks = match state.nodes.body(id) {
-            Some(Node::Inner(children)) if height > 0 => children
-                .iter()
-                .map(|child| self.node(state, *child, height - 1, report))
-                .sum(),
-            Some(Node::Leaf(leaf)) if height == 0 => leaf
-                .entries
-                .iter()
-                .map(|entry| self.entry(state, entry, report))
-                .sum(),
-            Some(_) => {
-                report.tell(format!("node {id} is of the wrong kind"));
-                0
-            }
-            None => {
-                report.tell(format!("node {id} is referred to and is not there"));
-                0
-            }
-        };
-        self.blocks.insert(id, blocks);
-        blocks
-    }
-
-    fn entry(&mut self, state: &State, entry: &Entry, report: &mut CheckReport) -> u64 {
-        let Entry::Fragments(page) = entry else {
-            let Some((extent, valid)) = entry.single() else {
-                return 0;
-            };
-            self.extent(extent);
-            return valid.count();
-        };
-        let references = self.nodes.entry(*page).or_default();
-        *references += 1;
-        let first = *references == 1;
-        let Ok(fragments) = state.fragments(*page) else {
-            report.tell(format!("page {page} of fragments is not there"));
-            return 0;
-        };
-        if first {
-            owners_of(fragments)
-                .into_iter()
-                .for_each(|extent| self.extent(extent));
-        }
-        fragments.owners.iter().filter(|owner| **owner != 0).count() as u64
-    }
-
-    fn compare_nodes(&self, state: &State, report: &mut CheckReport) {
-        for id in state.nodes.ids() {
-            let (says, has) = (state.nodes.number(id), self.nodes.get(&id).copied());
-            if has != Some(says) {
-                let has = has.unwrap_or(0);
-                report.tell(format!("node {id} counts {says} references and has {has}"));
-            }
-        }
-    }
-
-    fn compare_extents(&self, state: &State, report: &mut CheckReport) {
-        let total = state.layout.extents();
-        for page in 0..state.counts.len() {
-            let first = u64::from(page) * COUNTS_PER_PAGE as u64;
-            let last = (first + COUNTS_PER_PAGE as u64).min(total);
-            let mut free = 0;
-            for number in first..last {
-                let says = state.references(Extent(number)).unwrap_or(0);
-                let has = self.extents.get(&Extent(number)).copied().unwrap_or(0);
-                free += u32::from(says == 0);
-                if says != has {
-                    report.tell(format!(
-                        "extent {number} counts {says} references and has {has}"
-                    ));
-                }
-            }
-            let says = state.counts.number(page);
-            if says != free {
-                report.tell(format!(
-                    "page {page} of counts has {free} free extents, not {says}"
-                ));
-            }
-        }
-        if self
-            .extents
-            .last_key_value()
-            .is_some_and(|(last, _)| last.0 >= total)
-        {
-            report.tell("a map leads beyond the disk".to_owned());
-        }
     }
 }

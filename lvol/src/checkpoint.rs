@@ -206,14 +206,16 @@ impl<D: Disk> Shared<D> {
             let count = (0..most).take_while(follows).count();
             let (now, later) = rest.split_at(count);
             let bytes: Vec<u8> = now.iter().flat_map(|(_, page)| *page).collect();
-            self.device.write_copies(at, &bytes).await?;
+            self.write_again(async || self.device.write_copies(at, &bytes).await)
+                .await?;
             self.metadata_written
                 .set(self.metadata_written.get() + bytes.len() as u64);
             rest = later;
         }
         let generation = sealed.superblock.generation;
         let root_at = [layout.root_at(0, generation), layout.root_at(1, generation)];
-        self.device.write_copies(root_at, &sealed.root).await?;
+        self.write_again(async || self.device.write_copies(root_at, &sealed.root).await)
+            .await?;
         #[cfg(corebay_fault)]
         let early = corebay_core::fault::is(corebay_core::fault::Fault::PoolSuperblockEarly);
         #[cfg(not(corebay_fault))]
@@ -221,7 +223,8 @@ impl<D: Disk> Shared<D> {
         if !early {
             self.device.flush().await?;
         }
-        self.device.write_superblocks(&sealed.superblock).await?;
+        self.write_again(async || self.device.write_superblocks(&sealed.superblock).await)
+            .await?;
         Ok(())
     }
 }

@@ -43,6 +43,8 @@ pub enum PoolError {
     WrongKind,
     /// A table is full.
     TooMany,
+    /// Its maps are more than may be in memory while it is open.
+    TooLarge,
 }
 
 impl fmt::Display for PoolError {
@@ -71,6 +73,11 @@ impl fmt::Display for PoolError {
             Self::InUse => write!(f, "blocks in use would be cut off"),
             Self::WrongKind => write!(f, "that cannot be done to this kind of volume"),
             Self::TooMany => write!(f, "there are too many of them"),
+            Self::TooLarge => write!(
+                f,
+                "the pool's maps do not fit into memory beside what is served of it: check it while nobody \
+                 has it open (`corebay pool check --offline`)"
+            ),
         }
     }
 }

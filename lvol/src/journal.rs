@@ -304,15 +304,20 @@ impl<D: Disk> Shared<D> {
                 true => Durability::Cached,
                 false => durability,
             };
-        let (first, second) = both(
-            self.device.write(at[0], bytes, durability),
-            self.device.write(at[1], bytes, durability),
-        )
-        .await;
-        first.and(second)?;
+        let batch = &bytes[..];
+        self.write_again(async || {
+            let (first, second) = both(
+                self.device.write(at[0], batch, durability),
+                self.device.write(at[1], batch, durability),
+            )
+            .await;
+            first.and(second)
+        })
+        .await?;
         journal
             .bytes_written
             .set(journal.bytes_written.get() + bytes.len() as u64);
+        let _maps = self.maps_stay.acquire(1).await;
         let relying = self.rely();
         if self.state.borrow().evictions > 0 {
             // What they need was in memory when they were appended.

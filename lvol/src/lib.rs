@@ -85,6 +85,7 @@ mod state;
 mod sync;
 mod trim;
 mod volume;
+mod walk;
 
 pub use across::{PoolCore, PoolHandle, VolumeHandle};
 pub use check::{CheckReport, check};

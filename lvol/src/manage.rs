@@ -373,7 +373,12 @@ impl<D: Disk> Pool<D> {
         let busy = flat.counts.handles.load(Ordering::SeqCst) > 0;
         let deleted = match busy {
             true => Err(PoolError::Busy),
-            false => self.change(&[Record::Delete { volume: id.0 }]).await,
+            false => {
+                // What other cores have asked for goes on though nobody waits for it any more.
+                let _frozen = self.freeze([id.0]).await;
+                self.shared.drained().await;
+                self.change(&[Record::Delete { volume: id.0 }]).await
+            }
         };
         if deleted.is_err() {
             flat.gone.store(false, Ordering::SeqCst);

@@ -80,6 +80,8 @@ pub(crate) struct Shared<D: Disk> {
     /// Held while a page's place must not be given to another page, and while a checkpoint writes pages to
     /// the places that it has given them.
     pub places_stay: Rc<Permits>,
+    /// Held while records take effect, and by whoever looks at all maps piece by piece.
+    pub maps_stay: Rc<Permits>,
     /// What other cores know.
     pub common: Arc<Common>,
     /// The home core's own looks.
@@ -102,14 +104,19 @@ pub(crate) struct Shared<D: Disk> {
     relying: Cell<u32>,
 }
 
+/// Tasks that wait to look at all of a pool, or for those that do.
+const STAYERS_MAX: usize = 256;
+
 /// Nodes that may be in memory, unless it is said otherwise: about a gigabyte.
-const PAGES_MAX: usize = 512 << 10;
+pub(crate) const PAGES_MAX: usize = 512 << 10;
 
 /// Pages that an operation reads before it relies on what is in memory; none needs so many.
 const LOADS_MAX: u32 = 160;
 
-/// How often, and after which pause, a page is read again that has to be read.
+/// How often, and after which pause, a page is read again that has to be read, and metadata are written
+/// again.
 const RETRIES: u32 = 20;
+const WRITE_RETRIES: u32 = 4;
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 impl<D: Disk> Shared<D> {
@@ -136,7 +143,8 @@ impl<D: Disk> Shared<D> {
             closed: Cell::new(false),
             metadata_written: Cell::new(0),
             dying: Signal::default(),
-            places_stay: Permits::new(1, 2),
+            places_stay: Permits::new(1, STAYERS_MAX),
+            maps_stay: Permits::new(1, STAYERS_MAX),
             limbo: RefCell::default(),
             awaited: Cell::new(0),
             thawed: Signal::default(),
@@ -272,6 +280,24 @@ impl<D: Disk> Shared<D> {
             self.reactor.sleep(RETRY_PAUSE).await;
         }
         self.prepare(record).await
+    }
+
+    /// Writes metadata; again where the disk says that it could not: the same bytes to the same places,
+    /// and nobody was told that they are there. After a time-out the old ones may still be on their way.
+    pub async fn write_again(
+        &self,
+        write: impl AsyncFn() -> Result<(), DiskError>,
+    ) -> Result<(), DiskError> {
+        for _ in 0..WRITE_RETRIES {
+            match write().await {
+                Err(error @ (DiskError::WriteFault | DiskError::NoSpace)) => {
+                    warn!("pool {}: {error}; it is written again", self.name());
+                }
+                ended => return ended,
+            }
+            self.reactor.sleep(RETRY_PAUSE).await;
+        }
+        write().await
     }
 
     /// Extents and slots that left the maps go to limbo.

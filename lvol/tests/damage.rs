@@ -156,6 +156,23 @@ fn a_lost_batch_amid_the_journal_is_told() {
 }
 
 #[test]
+fn a_write_of_metadata_that_fails_is_done_again() {
+    let medium = Medium::new(BlockSize::B512, 8 << 20, false, 1);
+    let node = Node::create(&medium);
+    for count in 1..4 {
+        medium.fail_next_writes(count);
+        let id = node.create_volume(&format!("v{count}"), BLOCKS);
+        medium.fail_next_writes(count);
+        node.checkpoint();
+        assert!(!node.pool.status().failed);
+        let volume = node.open(id);
+        node.write(&volume, 1, 1, 7, Durability::Cached).unwrap();
+    }
+    drop(node);
+    Node::import(&medium).unwrap().checked();
+}
+
+#[test]
 fn a_newer_format_is_refused() {
     let (medium, _) = pool();
     let mut page = medium.bytes(SUPERBLOCK_AT[1], 512);

@@ -111,7 +111,13 @@ fn what_goes_along_with_a_slow_write_is_kept_though_the_snapshot_is_deleted() {
 }
 
 #[test]
-fn a_clearing_whose_caller_is_gone_ends_before_the_volume_shrinks() {
+fn a_clearing_whose_caller_is_gone_ends_before_the_volume_shrinks_or_goes() {
+    for deletes in [false, true] {
+        clear_without_a_caller(deletes);
+    }
+}
+
+fn clear_without_a_caller(deletes: bool) {
     const LEAVES: u64 = 40;
     let medium = medium(24);
     let blocks = LEAVES * PER_LEAF;
@@ -134,9 +140,16 @@ fn a_clearing_whose_caller_is_gone_ends_before_the_volume_shrinks() {
     other.spawn(drop_after(1, clearing));
     other.turn();
     other.turn();
-    let resized = resize(&node, id, (LEAVES - 1) * PER_LEAF + 1);
-    turn_both(&node, &other, "the new size", || resized.is_there());
-    assert_eq!(resized.take(), Ok(()));
+    let far = (!deletes).then_some(far);
+    let ended = match deletes {
+        false => resize(&node, id, (LEAVES - 1) * PER_LEAF + 1),
+        true => {
+            let pool = node.pool.clone();
+            node.core.spawn(async move { pool.delete(id).await })
+        }
+    };
+    turn_both(&node, &other, "the new size", || ended.is_there());
+    assert_eq!(ended.take(), Ok(()));
     for _ in 0..200 {
         node.core.turn();
     }

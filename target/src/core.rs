@@ -210,7 +210,12 @@ impl<E: Environment> Core<E> {
     /// True where an I/O command may take a task slot.
     #[must_use]
     pub fn has_free_slot(&self) -> bool {
-        self.reactor.executor().free() > CONTROL_SLOTS
+        self.free_slots() > 0
+    }
+
+    /// Task slots that I/O commands may still take.
+    pub fn free_slots(&self) -> usize {
+        self.reactor.executor().free().saturating_sub(CONTROL_SLOTS)
     }
 
     /// A key that no other queue of this core has.

@@ -27,7 +27,8 @@
 //! complete and as hosts take and send their data or are cut off.
 
 //! Invariants of in-capsule data: at least half of the pool is for complete commands, which wait for
-//! disks alone. Capsules whose data are still arriving hold at most a quarter
+//! disks, and for the limits of what they go to. Of that a host takes a block only if what it then holds
+//! was free, as of payload: those that wait for a limit leave room for others. Capsules whose data are still arriving hold at most a quarter
 //! ([`Memory::begin_capsule`]; beyond it they arrive in their connection's staging buffer, and take a
 //! block once they are complete, [`Memory::complete_capsule`]); fused commands, whose first half may
 //! wait for its second, at most another ([`Memory::fused_max`]). Complete capsules that find no block
@@ -56,6 +57,9 @@ pub const PAYLOAD_BYTES_MIN: usize = 4 * BLOCK_BYTES_MAX;
 
 /// One part in so many of the payload pool is its reserve.
 pub const PAYLOAD_RESERVE_PART: usize = 4;
+
+/// How many times as many task slots as it leaves to others a host may have.
+const SLOTS_AHEAD: usize = 4;
 
 const _: () = assert!(PAYLOAD_BYTES_MIN / PAYLOAD_RESERVE_PART >= BLOCK_BYTES_MAX);
 
@@ -116,10 +120,11 @@ impl Memory {
 
     /// A buffer for in-capsule data that have not all arrived yet, where there is room for such.
     #[must_use]
-    pub fn begin_capsule(&self, len: usize) -> Option<(Buffer, Arriving)> {
+    pub fn begin_capsule(&self, share: &HostShare, len: usize) -> Option<(Buffer, Arriving)> {
         let (block, arriving) = (block_bytes(len), self.arriving.get());
         let most = self.in_capsule.total_bytes() / IN_CAPSULE_PART;
-        if arriving + block > most || !self.capsule_line.borrow().is_empty() {
+        let line = !self.capsule_line.borrow().is_empty();
+        if arriving + block > most || line || !share.admits_capsule(block, self) {
             return None;
         }
         let buffer = self.in_capsule.try_allocate(len)?;
@@ -129,17 +134,21 @@ impl Memory {
     }
 
     /// A buffer for the in-capsule data of queue `key`, all of which have arrived. Where there is
-    /// none it is in line from then on, and says so when it asks again.
+    /// none it is in line from then on; unless its host holds so much that it keeps nobody waiting.
     #[must_use]
-    pub fn complete_capsule(&self, key: QueueKey, in_line: bool, len: usize) -> Option<Buffer> {
+    pub fn complete_capsule(&self, key: QueueKey, share: &HostShare, len: usize) -> Option<Buffer> {
         let mut line = self.capsule_line.borrow_mut();
+        if !share.admits_capsule(block_bytes(len), self) {
+            line.retain(|each| *each != key);
+            return None;
+        }
         if line.front().is_none_or(|first| *first == key)
             && let Some(buffer) = self.in_capsule.try_allocate(len)
         {
             line.pop_front();
             return Some(buffer);
         }
-        if !in_line {
+        if !line.contains(&key) {
             line.push_back(key);
         }
         None
@@ -167,6 +176,10 @@ impl Memory {
 #[derive(Debug, Default)]
 pub struct HostShare {
     held: Cell<usize>,
+    /// Blocks of in-capsule data of its commands.
+    capsules: Cell<usize>,
+    /// Task slots that its commands have.
+    running: Cell<usize>,
     /// Fused commands.
     fused: Cell<usize>,
     /// The host moves at least as much as it holds between two looks.
@@ -210,6 +223,37 @@ impl HostShare {
             self.first.set((!fits).then_some((key, own != 0)));
         }
         fits
+    }
+
+    fn admits_capsule(&self, block: usize, memory: &Memory) -> bool {
+        let held = self.capsules.get();
+        held == 0 || held + block <= memory.in_capsule.free_bytes()
+    }
+
+    /// Counts in-capsule blocks that a command has, or has had.
+    pub fn hold_capsule(&self, block: usize) {
+        self.capsules.set(self.capsules.get() + block);
+    }
+
+    /// Counts them no more.
+    pub fn let_capsule_go(&self, block: usize) {
+        self.capsules.set(self.capsules.get() - block);
+    }
+
+    /// True where a command of the host may have one of so many free task slots: commands that wait for a
+    /// limit keep theirs, so a host has at most [`SLOTS_AHEAD`] times as many as it leaves to others.
+    pub fn may_run(&self, free: usize) -> bool {
+        self.running.get() < free.saturating_mul(SLOTS_AHEAD)
+    }
+
+    /// So many of its commands begin to execute.
+    pub fn run(&self, commands: usize) {
+        self.running.set(self.running.get() + commands);
+    }
+
+    /// So many of them have ended.
+    pub fn end_run(&self, commands: usize) {
+        self.running.set(self.running.get() - commands);
     }
 
     /// The queue `key` waits no longer.
@@ -350,38 +394,70 @@ mod tests {
 
     #[test]
     fn complete_capsules_get_memory_in_the_order_in_which_they_came() {
-        let memory = memory();
+        let (memory, share) = (memory(), HostShare::default());
         let mut held = Vec::new();
-        while let Some(buffer) = memory.complete_capsule(QueueKey(1), false, 4096) {
+        while let Some(buffer) = memory.complete_capsule(QueueKey(1), &share, 4096) {
             held.push(buffer);
         }
         memory.leave_capsule_line(QueueKey(1));
-        let ask = |key, in_line, len| memory.complete_capsule(QueueKey(key), in_line, len);
-        assert!(ask(2, false, 8192).is_none());
-        assert!(ask(3, false, 4096).is_none());
+        let ask = |key, len| memory.complete_capsule(QueueKey(key), &share, len);
+        assert!(ask(2, 8192).is_none());
+        assert!(ask(3, 4096).is_none());
         held.truncate(held.len() - 1);
         for (key, len) in [(3, 4096), (2, 8192), (3, 4096)] {
-            assert!(ask(key, true, len).is_none(), "the first needs more");
+            assert!(ask(key, len).is_none(), "the first needs more");
         }
-        assert!(memory.begin_capsule(100).is_none());
+        assert!(memory.begin_capsule(&share, 100).is_none());
         held.clear();
-        assert!(ask(3, true, 4096).is_none());
-        assert!(ask(2, true, 8192).is_some());
-        assert!(ask(3, true, 4096).is_some());
-        assert!(ask(9, false, 4096).is_some(), "nobody is in line");
+        assert!(ask(3, 4096).is_none());
+        assert!(ask(2, 8192).is_some());
+        assert!(ask(3, 4096).is_some());
+        assert!(ask(9, 4096).is_some(), "nobody is in line");
+    }
+
+    #[test]
+    fn a_host_whose_commands_wait_leaves_memory_and_slots() {
+        let (memory, limited) = (memory(), HostShare::default());
+        let mut held = Vec::new();
+        while let Some(buffer) = memory.complete_capsule(QueueKey(1), &limited, 4096) {
+            held.push(buffer);
+            limited.hold_capsule(4096);
+        }
+        let pool = &memory.in_capsule;
+        assert_eq!(pool.free_bytes() * 2, pool.total_bytes());
+        assert!(memory.begin_capsule(&limited, 4096).is_none());
+        // It is not in line, where it would keep others waiting.
+        let other = HostShare::default();
+        held.extend(memory.complete_capsule(QueueKey(2), &other, 4096));
+        assert!(memory.begin_capsule(&other, 4096).is_some());
+        limited.let_capsule_go(held.len() * 4096 - 4096);
+        assert!(
+            memory
+                .complete_capsule(QueueKey(1), &limited, 4096)
+                .is_some()
+        );
+        let mut free = TASKS_PER_CORE;
+        while limited.may_run(free) {
+            limited.run(1);
+            free -= 1;
+        }
+        assert!(free > TASKS_PER_CORE / 6, "{free}");
+        assert!(other.may_run(free));
+        limited.end_run(1);
+        assert!(limited.may_run(free + 1));
     }
 
     #[test]
     fn arriving_capsules_leave_most_of_the_memory() {
-        let memory = memory();
+        let (memory, share) = (memory(), HostShare::default());
         let mut held = Vec::new();
-        while let Some(arriving) = memory.begin_capsule(5000) {
+        while let Some(arriving) = memory.begin_capsule(&share, 5000) {
             held.push(arriving);
         }
         let pool = &memory.in_capsule;
         assert_eq!(pool.free_bytes() * 4, pool.total_bytes() * 3);
         held.pop();
-        assert!(memory.begin_capsule(1).is_some(), "one has arrived");
+        assert!(memory.begin_capsule(&share, 1).is_some(), "one has arrived");
     }
 
     #[test]

@@ -373,6 +373,7 @@ fn a_full_pool_refuses_what_needs_space_and_warns_before() {
     // A second pool, made while it runs; a thick volume takes its space at once.
     appliance.refuses("pool create q --disk a", "beneath the pool \"p\"");
     appliance.refuses("pool create q --disk c", "no disk or array \"c\"");
+    appliance.refuses("pool create q --disk b --warn-at 97", "before it is urgent");
     appliance.does("pool create q --disk b --warn-at 90");
     appliance.refuses("volume create v --size 1MiB", "several pools");
     appliance.refuses("volume create q/v --size 1GiB --thick", "not enough space");
@@ -386,7 +387,17 @@ fn a_full_pool_refuses_what_needs_space_and_warns_before() {
     appliance.refuses("pool import other --disk b", "is \"q\" with the UUID");
     appliance.refuses("pool create other --disk b", "is \"q\" with the UUID");
     appliance.refuses("pool create q --disk b", "`corebay pool import` opens it");
-    appliance.does("pool import q --disk b");
+    // Two orders at once open it once; one that is there already is known by its UUID, too.
+    let uuid = std::thread::scope(|scope| {
+        let one = || scope.spawn(|| appliance.does("pool import q --disk b")["uuid"].clone());
+        let both = [one(), one(), one()];
+        let both = both.map(|one| one.join().unwrap());
+        assert!(both.iter().all(|uuid| *uuid == both[0]));
+        both[0].as_str().unwrap().to_uppercase()
+    });
+    appliance.does(&format!("pool import {uuid} --disk b"));
+    let pools = appliance.does("pool list");
+    assert_eq!(pools.as_array().map(Vec::len), Some(2));
     appliance.writes(1, 1);
     appliance.does("pool destroy q --force");
     appliance.does("pool create r --disk b");

@@ -44,6 +44,8 @@ struct State {
     changes: u64,
     stop_after: Option<u64>,
     stopped: bool,
+    /// So many writes fail, and none after them.
+    fail_next: u32,
     fail_writes: bool,
     fail_reads: bool,
     deallocated: u64,
@@ -71,6 +73,7 @@ impl Medium {
             changes: 0,
             stop_after: None,
             stopped: false,
+            fail_next: 0,
             fail_writes: false,
             fail_reads: false,
             deallocated: 0,
@@ -144,6 +147,11 @@ impl Medium {
 
     pub fn has_stopped(&self) -> bool {
         self.state.borrow().stopped
+    }
+
+    /// So many writes fail from now on.
+    pub fn fail_next_writes(&self, count: u32) {
+        self.state.borrow_mut().fail_next = count;
     }
 
     pub fn fail_writes(&self, fail: bool) {
@@ -351,7 +359,9 @@ impl Disk for MediumDisk {
     ) -> Result<(), DiskError> {
         self.pause().await;
         let state = &mut *self.medium.state.borrow_mut();
-        if state.fail_writes {
+        let fails_now = state.fail_next > 0;
+        state.fail_next -= u32::from(fails_now);
+        if state.fail_writes || fails_now {
             return Err(DiskError::WriteFault);
         }
         let size = self.info().block_size.bytes();

@@ -30,16 +30,17 @@ pub struct Asking {
     /// How results are printed
     #[arg(short, long, value_enum, default_value_t, global = true)]
     pub output: Format,
-    /// How long the appliance may take; what it began by then it still ends
-    #[arg(
-        long,
-        value_name = "TIME",
-        default_value = "60s",
-        global = true,
-        value_parser = deadline
-    )]
-    pub timeout: Duration,
+    /// How long the appliance may take; what it began by then it still ends [default: 60s; 24h for streams,
+    /// images, inflating and checks]
+    #[arg(long, value_name = "TIME", global = true, value_parser = deadline)]
+    pub timeout: Option<Duration>,
 }
+
+/// How long is waited where nothing is said.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The same for what takes as long as there is to copy or to look at.
+const TIMEOUT_OF_WORK: Duration = Duration::from_secs(86_400);
 
 fn deadline(text: &str) -> Result<Duration, String> {
     let time: TimeSpan = text.parse().map_err(|error| format!("{error}"))?;
@@ -63,6 +64,19 @@ impl Client {
     /// # Errors
     /// Where no appliance answers.
     pub fn connect(asking: &Asking) -> Result<Self, Failure> {
+        Self::connect_for(asking, TIMEOUT)
+    }
+
+    /// Connects for what may take long.
+    ///
+    /// # Errors
+    /// As `connect`.
+    pub fn connect_for_work(asking: &Asking) -> Result<Self, Failure> {
+        Self::connect_for(asking, TIMEOUT_OF_WORK)
+    }
+
+    fn connect_for(asking: &Asking, timeout: Duration) -> Result<Self, Failure> {
+        let timeout = asking.timeout.unwrap_or(timeout);
         let paths = match &asking.control {
             Some(path) => vec![path.clone()],
             None => SOCKETS.iter().map(PathBuf::from).collect(),
@@ -78,11 +92,11 @@ impl Client {
                 "start it (`corebay serve`), or name its socket with --control",
             )
         })?;
-        let limited = stream.set_read_timeout(Some(asking.timeout + ANSWER_MARGIN));
+        let limited = stream.set_read_timeout(Some(timeout + ANSWER_MARGIN));
         limited.map_err(|error| Failure::new(error.to_string(), ""))?;
         Ok(Self {
             stream: BufReader::new(stream),
-            timeout: asking.timeout,
+            timeout,
         })
     }
 

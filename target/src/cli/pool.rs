@@ -136,7 +136,11 @@ fn act(args: &Args) -> Result<ExitCode, Failure> {
         } => appliance::check_pool(path)?,
         action => {
             let (method, params) = request(action);
-            Client::connect(&args.asking)?.call(&format!("pool.{method}"), &params)?
+            let mut client = match action {
+                Action::Check { .. } => Client::connect_for_work(&args.asking)?,
+                _ => Client::connect(&args.asking)?,
+            };
+            client.call(&format!("pool.{method}"), &params)?
         }
     };
     match (args.asking.output, &args.action) {

@@ -135,7 +135,7 @@ impl<T: FromStr + Copy> FromStr for Limit<T> {
 /// Does what is asked, and shows how far it is.
 pub fn act(action: &Action, asking: &Asking) -> Result<(), Failure> {
     let (method, params) = request(action)?;
-    let mut client = Client::connect(asking)?;
+    let mut client = Client::connect_for_work(asking)?;
     let progress = Progress::start(asking);
     let result = client.call(&format!("volume.{method}"), &params);
     drop(progress);

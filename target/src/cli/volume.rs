@@ -170,8 +170,11 @@ fn act(args: &Args) -> Result<(), Failure> {
         return stream::act(action, &args.asking);
     }
     let (method, params) = request(&args.action);
-    let mut client = Client::connect(&args.asking)?;
     let long = matches!(args.action, Action::Inflate { .. });
+    let mut client = match long {
+        true => Client::connect_for_work(&args.asking)?,
+        false => Client::connect(&args.asking)?,
+    };
     let progress = long.then(|| stream::Progress::start(&args.asking));
     let result = client.call(&format!("volume.{method}"), &params);
     drop(progress);

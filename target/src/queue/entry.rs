@@ -39,6 +39,8 @@ pub(super) struct Entry<E: Environment> {
     pub buffer: Option<Buffer>,
     /// Bytes of the payload block that is counted in the host's share.
     pub held: usize,
+    /// Bytes of the block of in-capsule data that is counted there.
+    pub capsule: usize,
     /// The other half of a fused command.
     pub partner: Option<EntryId>,
     pub counts_as_fused: bool,
@@ -58,6 +60,7 @@ impl<E: Environment> Entry<E> {
             conflicts: false,
             buffer: None,
             held: 0,
+            capsule: 0,
             partner: None,
             counts_as_fused: false,
             aborted: false,
@@ -73,6 +76,7 @@ impl<E: Environment> Entry<E> {
 /// What a removed entry had taken, to be given back.
 pub(super) struct Removed {
     pub held: usize,
+    pub capsule: usize,
     pub counts_as_fused: bool,
 }
 
@@ -145,6 +149,7 @@ impl<E: Environment> Entries<E> {
         let entry = self.get_mut(id)?;
         let removed = Removed {
             held: std::mem::take(&mut entry.held),
+            capsule: std::mem::take(&mut entry.capsule),
             counts_as_fused: std::mem::take(&mut entry.counts_as_fused),
         };
         entry.stage = Stage::Free;

@@ -7,9 +7,10 @@
 //! 2. `Data` (writes whose data did not come in the capsule): the transport fetches the data. It
 //!    waits for its own host only.
 //! 3. `Partner` (fused commands): the other half's data.
-//! 4. `Slot`: it waits for a task slot. Slots come back when disks complete, whatever hosts do.
-//! 5. `Running`: its task executes; it waits for disks, and for scratch memory, whose holders wait
-//!    for disks only.
+//! 4. `Slot`: it waits for a task slot. Slots come back when disks complete, whatever hosts do; those
+//!    whose commands wait for a volume's limit come back at its rate, and are a part of all.
+//! 5. `Running`: its task executes; it waits for disks, for limits, and for scratch memory, whose holders
+//!    wait for disks only.
 //! 6. `Responding`: the transport sends. Its entry and buffer are free once all was handed over.
 //!
 //! Invariants:
@@ -296,6 +297,8 @@ pub struct Queue<E: Environment, W> {
     parked: RefCell<VecDeque<EntryId>>,
     in_turn: Cell<bool>,
     held_bytes: Cell<usize>,
+    /// The same of in-capsule data.
+    capsules: Cell<usize>,
     stalled_for: Cell<Duration>,
     running: Cell<usize>,
     fused_first: Cell<Option<EntryId>>,
@@ -324,6 +327,7 @@ impl<E: Environment, W: Wire> Queue<E, W> {
             parked: RefCell::default(),
             in_turn: Cell::new(false),
             held_bytes: Cell::new(0),
+            capsules: Cell::new(0),
             stalled_for: Cell::default(),
             running: Cell::new(0),
             fused_first: Cell::new(None),
@@ -354,8 +358,13 @@ impl<E: Environment, W: Wire> Queue<E, W> {
     pub fn bind(&self, binding: Binding<E>) {
         let depth = binding.depth;
         // What Connect itself holds was counted to a host not known yet.
-        self.core.shares.strangers.give_back(self.held_bytes.get());
+        let strangers = &self.core.shares.strangers;
+        strangers.give_back(self.held_bytes.get());
         binding.share.take(self.held_bytes.get());
+        strangers.let_capsule_go(self.capsules.get());
+        binding.share.hold_capsule(self.capsules.get());
+        strangers.end_run(self.running.get());
+        binding.share.run(self.running.get());
         assert!(
             self.binding.set(binding).is_ok(),
             "a queue is connected once"
@@ -366,7 +375,7 @@ impl<E: Environment, W: Wire> Queue<E, W> {
     }
 
     /// What its host holds of the core's memory.
-    fn share(&self) -> &Rc<HostShare> {
+    pub(crate) fn share(&self) -> &Rc<HostShare> {
         self.binding()
             .map_or(&self.core.shares.strangers, |binding| &binding.share)
     }
@@ -536,12 +545,18 @@ impl<E: Environment, W: Wire> Queue<E, W> {
             Transfer::FromHost(len) => in_capsule.map(|data| data.truncated(len)),
             _ => None,
         };
+        if let Some(data) = &data {
+            let block = block_bytes(data.len());
+            self.capsules.set(self.capsules.get() + block);
+            self.share().hold_capsule(block);
+            self.with_entry(id, |entry| entry.capsule = block);
+        }
         let fuse = match &operation {
             Operation::Io(operation) => operation.fuse(),
             _ => Fuse::Normal,
         };
         let alone = fuse == Fuse::Normal && self.fused_first.get().is_none();
-        if alone && !self.in_turn.get() && !self.core.has_waiting() && self.core.has_free_slot() {
+        if alone && !self.in_turn.get() && !self.core.has_waiting() && self.may_run() {
             // Nobody waits: it goes through its stages at once.
             if let Transfer::ToHost(len) = transfer {
                 data = self.take_memory(id, len, false).ok();
@@ -641,6 +656,14 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         self.core.wait_in_turn(self.clone());
     }
 
+    /// Whether a command may have a task slot now. What keeps a host's controllers alive is not held
+    /// against its share.
+    fn may_run(&self) -> bool {
+        let free = self.core.free_slots();
+        let is_io = self.binding().is_some_and(|binding| binding.qid != 0);
+        free > 0 && (!is_io || self.share().may_run(free))
+    }
+
     /// The first waiting command gets its buffer, if there is one.
     fn pump_memory(self: &Rc<Self>) -> Pumped {
         let Some(id) = self.waiting_for_memory.borrow().front().copied() else {
@@ -696,7 +719,7 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         if self.waiting_for_slot.borrow().is_empty() {
             return Pumped::Nothing;
         }
-        if !self.core.has_free_slot() {
+        if !self.may_run() {
             return Pumped::NoSlot;
         }
         let Some(id) = self.waiting_for_slot.borrow_mut().pop_front() else {
@@ -742,20 +765,24 @@ impl<E: Environment, W: Wire> Queue<E, W> {
             return;
         }
         let sends_data = done.data.is_some();
-        let Some((cid, held_idle, held)) = self.entries.borrow_mut().get_mut(id).map(|entry| {
-            entry.stage = Stage::Responding;
-            entry.operation = None;
-            let held = if sends_data {
-                0
-            } else {
-                std::mem::take(&mut entry.held)
-            };
-            (entry.sqe.cid.get(), entry.buffer.take(), held)
-        }) else {
+        let Some((cid, held_idle, held, capsule)) =
+            self.entries.borrow_mut().get_mut(id).map(|entry| {
+                entry.stage = Stage::Responding;
+                entry.operation = None;
+                let capsule = std::mem::take(&mut entry.capsule);
+                let held = if sends_data {
+                    0
+                } else {
+                    std::mem::take(&mut entry.held)
+                };
+                (entry.sqe.cid.get(), entry.buffer.take(), held, capsule)
+            })
+        else {
             return;
         };
         drop(held_idle);
         self.give_back(held);
+        self.let_capsule_go(capsule);
         let (sqid, disabled) = self
             .binding()
             .map_or((0, false), |b| (b.qid, b.flow_control_disabled));
@@ -795,6 +822,7 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         let idle = entries.in_use() == 0;
         drop(entries);
         self.give_back(removed.held);
+        self.let_capsule_go(removed.capsule);
         if removed.counts_as_fused {
             self.core.shares.end_fused(self.share());
         }
@@ -810,8 +838,14 @@ impl<E: Environment, W: Wire> Queue<E, W> {
         self.share().give_back(block);
     }
 
+    fn let_capsule_go(&self, block: usize) {
+        self.capsules.set(self.capsules.get() - block);
+        self.share().let_capsule_go(block);
+    }
+
     fn job_ended(&self) {
         self.running.set(self.running.get() - 1);
+        self.share().end_run(1);
         if self.closed.get()
             && self.running.get() == 0
             && let Some(binding) = self.binding()

@@ -26,6 +26,7 @@ impl<E: Environment, W: Wire> Queue<E, W> {
     ) {
         self.set_stage(id, Stage::Running);
         self.running.set(self.running.get() + 1);
+        self.share().run(1);
         let reactor = &self.core.reactor;
         let started = match (operation, first) {
             (Operation::Io(operation), None) => {

@@ -646,9 +646,9 @@ impl<E: Environment> Receiver<E> {
         let memory = &queue.core.memory;
         let complete = staged >= *len + if *digest { DIGEST_BYTES } else { 0 };
         if complete {
-            *buffer = memory.complete_capsule(queue.key, self.waiting_for_memory, *len);
+            *buffer = memory.complete_capsule(queue.key, queue.share(), *len);
             self.waiting_for_memory = buffer.is_none();
-        } else if let Some((room, place)) = memory.begin_capsule(*len) {
+        } else if let Some((room, place)) = memory.begin_capsule(queue.share(), *len) {
             *buffer = Some(room);
             *arriving = Some(place);
         }

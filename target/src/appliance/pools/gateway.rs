@@ -269,7 +269,9 @@ fn opening_of(
     let (orders::What::PoolCreate(on) | orders::What::PoolImport(on)) = what else {
         return Ok(None);
     };
-    if let Some(pool) = media.pools.on(&on.disk).filter(|pool| *pool != on.pool) {
+    // A UUID is compared by who knows it.
+    let is_other = |pool: &String| *pool != on.pool && uuid::Uuid::parse_str(&on.pool).is_err();
+    if let Some(pool) = media.pools.on(&on.disk).filter(is_other) {
         return Err(RpcError::conflict(format!(
             "\"{}\" is beneath the pool \"{pool}\"",
             on.disk

@@ -181,6 +181,15 @@ impl Home {
 
     /// Opens a pool, or makes it where that is asked and its disk is blank.
     pub async fn open(&self, opening: &Opening) -> Result<Rc<OpenPool>, String> {
+        if let Some(label) = self.label(opening).await
+            && let Some(open) = self.by_uuid(&label.uuid)
+            && !open.pool.status().failed
+        {
+            return Err(format!(
+                "the pool of its UUID is open already, on \"{}\": one of them is a copy",
+                open.on
+            ));
+        }
         let memory = self.memory.borrow_mut().pop();
         let memory = memory
             .ok_or("there is no memory for another pool: raise reactor.memory, or restart")?;

@@ -199,7 +199,8 @@ fn image_source(file: File, path: &str) -> Result<Stream, Failure> {
 /// Something that takes long.
 pub struct Work {
     what: &'static str,
-    pool: String,
+    /// The pool may get another name meanwhile.
+    pool: Rc<OpenPool>,
     name: String,
     done_bytes: Cell<u64>,
     total_bytes: Cell<u64>,
@@ -239,11 +240,11 @@ impl Home {
     /// What is under way.
     pub fn describe_work(&self, pool: Option<&str>) -> Value {
         let work = self.work.borrow();
-        let wanted = |work: &&Rc<Work>| pool.is_none_or(|pool| work.pool == pool);
+        let wanted = |work: &&Rc<Work>| pool.is_none_or(|pool| work.pool.pool.name() == pool);
         let work = work.iter().filter(wanted).map(|work| {
             json!({
                 "what": work.what,
-                "pool": work.pool,
+                "pool": work.pool.pool.name(),
                 "name": work.name,
                 "done_bytes": work.done_bytes.get(),
                 "total_bytes": work.total_bytes.get(),
@@ -254,10 +255,9 @@ impl Home {
 
     /// Nothing is taken from hosts for what cannot be done while work is under way: on a volume, or on any
     /// of the pool.
-    pub fn refuse_at_work(&self, pool: &OpenPool, name: Option<&str>) -> Result<(), RpcError> {
-        let of = pool.pool.name();
+    pub fn refuse_at_work(&self, pool: &Rc<OpenPool>, name: Option<&str>) -> Result<(), RpcError> {
         let all = self.work.borrow();
-        let mut all = all.iter().filter(|work| work.pool == of);
+        let mut all = all.iter().filter(|work| Rc::ptr_eq(&work.pool, pool));
         match all.find(|work| name.is_none_or(|name| work.name == name)) {
             Some(work) => Err(RpcError::refused(format!(
                 "the {} of \"{}\" is under way: wait for its end, or end it (`corebay volume cancel`)",
@@ -270,12 +270,12 @@ impl Home {
     fn begin(
         &self,
         what: &'static str,
-        (pool, name): (&OpenPool, &str),
+        (pool, name): (&Rc<OpenPool>, &str),
         total_bytes: u64,
     ) -> Working<'_> {
         let work = Rc::new(Work {
             what,
-            pool: pool.pool.name(),
+            pool: pool.clone(),
             name: name.to_owned(),
             done_bytes: Cell::new(0),
             total_bytes: Cell::new(total_bytes),
@@ -295,7 +295,7 @@ impl Home {
         let all = self.work.borrow();
         let mut found = all
             .iter()
-            .filter(|work| work.pool == of && work.name == name)
+            .filter(|work| Rc::ptr_eq(&work.pool, &pool) && work.name == name)
             .peekable();
         if found.peek().is_none() {
             let message = format!("nothing is under way on \"{name}\"");
@@ -513,21 +513,36 @@ impl Home {
         let made = identity(&begun);
         let made = pool.pool.create_volume(&made, blocks, false).await;
         let id = made.map_err(refusal)?;
-        let image = pool.pool.write_image(id).map_err(refusal)?;
-        while let Some(piece) = self.pull(&working, &from).await? {
-            let piece = piece.map_err(|error| RpcError::refused(format!("the image: {error}")))?;
-            let written = image.write(&piece).await;
-            written.map_err(|error| refusal(PoolError::from(error)))?;
-            working.done(piece.at + piece.bytes.len() as u64);
+        if let Err(why) = self.fill(&pool, id, &working, &from).await {
+            // Its space may be what is missing.
+            let _ = pool.pool.delete(id).await;
+            return Err(why);
         }
-        let finished = image.finish().await;
-        finished.map_err(|error| refusal(PoolError::from(error)))?;
         let noted = pool.pool.set_attributes(id, which.as_bytes()).await;
         noted.map_err(refusal)?;
         pool.pool.rename(id, name).await.map_err(refusal)?;
         self.attach_named().await;
         self.export_and_describe(&pool, id, import.export.as_ref())
             .await
+    }
+
+    /// Writes an image's pieces to a volume, durably.
+    async fn fill(
+        &self,
+        pool: &OpenPool,
+        id: VolumeId,
+        working: &Working<'_>,
+        from: &Receiver<io::Result<Piece>>,
+    ) -> Result<(), RpcError> {
+        let image = pool.pool.write_image(id).map_err(refusal)?;
+        while let Some(piece) = self.pull(working, from).await? {
+            let piece = piece.map_err(|error| RpcError::refused(format!("the image: {error}")))?;
+            let written = image.write(&piece).await;
+            written.map_err(|error| refusal(PoolError::from(error)))?;
+            working.done(piece.at + piece.bytes.len() as u64);
+        }
+        let finished = image.finish().await;
+        finished.map_err(|error| refusal(PoolError::from(error)))
     }
 
     /// Copies all that a volume shares with others.

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use corebay_conf::{Nqn, Size};
 use corebay_core::units::Time;
 use corebay_lvol::{
-    Export, Identity, Rate, VolumeId,
+    Export, Identity, Rate, Thresholds, VolumeId,
     error::PoolError,
     format::page::{Kind, VolumeRecord},
 };
@@ -202,23 +202,33 @@ impl Home {
     }
 
     async fn create_pool(&self, on: &PoolOn, opening: Option<Opening>, create: bool) -> Outcome {
-        if let Some(pool) = self.find(&on.pool) {
-            return match pool.on == on.disk {
-                true => Ok(describe_pool(&pool)),
-                false => Err(RpcError::conflict(format!(
+        // Whatever was there when the order came: another one may have been performed since.
+        let is_it = |pool: &&Rc<OpenPool>| is_called(pool, &on.pool) || pool.on == on.disk;
+        let open = self.pools.borrow().iter().find(is_it).cloned();
+        if let Some(pool) = open {
+            return match (is_called(&pool, &on.pool), pool.on == on.disk) {
+                (true, true) => {
+                    set_thresholds(&pool, on).await?;
+                    Ok(describe_pool(&pool))
+                }
+                _ => Err(RpcError::conflict(format!(
                     "the pool \"{}\" lies on \"{}\"",
-                    on.pool, pool.on
+                    pool.pool.name(),
+                    pool.on
                 ))),
             };
         }
         let mut opening =
             opening.ok_or_else(|| RpcError::conflict("the disk is used otherwise"))?;
         check_name(&on.pool)?;
+        if create {
+            thresholds_of(on, Thresholds::default())?;
+        }
         opening.create = create;
         self.refuse_another(on, &opening).await?;
         let pool = self.open(&opening).await.map_err(RpcError::refused)?;
         let (name, uuid) = (pool.pool.name(), Uuid::from_bytes(pool.pool.uuid()));
-        if name != on.pool && uuid.to_string() != on.pool {
+        if !is_called(&pool, &on.pool) {
             pool.pool.close().await.map_err(refusal)?;
             self.forget(&pool).await;
             return Err(RpcError::conflict(format!(
@@ -228,6 +238,7 @@ impl Home {
         }
         self.keep_added().await?;
         self.attach_all_kept().await;
+        set_thresholds(&pool, on).await?;
         Ok(describe_pool(&pool))
     }
 
@@ -242,7 +253,7 @@ impl Home {
             "the pool on \"{}\" is \"{}\" with the UUID {uuid}",
             on.disk, label.name
         );
-        if label.name != on.pool && uuid.to_string() != on.pool {
+        if label.name != on.pool && !is_uuid(&on.pool, label.uuid) {
             return Err(RpcError::conflict(there));
         }
         if opening.create && !self.is_ours(&label) {
@@ -811,6 +822,45 @@ pub fn check_name(name: &str) -> Result<(), RpcError> {
             name.escape_debug()
         ))),
     }
+}
+
+/// The thresholds that a pool is to have which has those `before`.
+fn thresholds_of(on: &PoolOn, before: Thresholds) -> Result<Thresholds, RpcError> {
+    let wanted = Thresholds {
+        warning_percent: on.warn_at.unwrap_or(before.warning_percent),
+        critical_percent: on.critical_at.unwrap_or(before.critical_percent),
+        ..before
+    };
+    let (warning, critical) = (wanted.warning_percent, wanted.critical_percent);
+    match warning < critical && critical <= 100 {
+        true => Ok(wanted),
+        false => Err(RpcError::params(format!(
+            "a warning at {warning}% has to come before it is urgent, at {critical}%: say --warn-at and \
+             --critical-at"
+        ))),
+    }
+}
+
+async fn set_thresholds(pool: &OpenPool, on: &PoolOn) -> Result<(), RpcError> {
+    let before = pool.pool.thresholds();
+    if (on.warn_at, on.critical_at) == (None, None) {
+        return Ok(());
+    }
+    let wanted = thresholds_of(on, before)?;
+    let set = match wanted == before {
+        true => Ok(()),
+        false => pool.pool.set_thresholds(&wanted).await,
+    };
+    set.map_err(refusal)
+}
+
+/// Whether a pool is the one of this name or UUID.
+fn is_called(pool: &OpenPool, name: &str) -> bool {
+    pool.pool.name() == name || is_uuid(name, pool.pool.uuid())
+}
+
+fn is_uuid(text: &str, uuid: [u8; 16]) -> bool {
+    Uuid::parse_str(text).is_ok_and(|parsed| parsed.into_bytes() == uuid)
 }
 
 /// What is there is something else.
