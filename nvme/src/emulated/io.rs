@@ -58,25 +58,21 @@ impl State {
             nvm::WRITE => {
                 let data = self.fetch_data(entry, &fields, block_size)?;
                 let namespace = self.namespace(nsid).ok_or(Status::INTERNAL_ERROR)?;
-                namespace.medium.write(fields.slba, &data, cached);
-                Ok(())
+                namespace.medium.write(fields.slba, &data, cached)
             }
             nvm::COMPARE => {
                 let data = self.fetch_data(entry, &fields, block_size)?;
-                let medium = &self.namespace(nsid).ok_or(Status::INTERNAL_ERROR)?.medium;
+                let medium = &mut self.namespace(nsid).ok_or(Status::INTERNAL_ERROR)?.medium;
                 let mut there = vec![0; data.len()];
-                medium.read(fields.slba, &mut there);
+                medium.read(fields.slba, &mut there)?;
                 match there == data {
                     true => Ok(()),
                     false => Err(Status::COMPARE_FAILURE.with_dnr()),
                 }
             }
             nvm::VERIFY => {
-                let medium = &self.namespace(nsid).ok_or(Status::INTERNAL_ERROR)?.medium;
-                match medium.any_bad(fields.slba, blocks) {
-                    true => Err(Status::UNRECOVERED_READ_ERROR.with_dnr()),
-                    false => Ok(()),
-                }
+                let medium = &mut self.namespace(nsid).ok_or(Status::INTERNAL_ERROR)?.medium;
+                medium.verify(fields.slba, blocks)
             }
             nvm::WRITE_ZEROES => {
                 self.check_zeroes_limit(&fields, block_size)?;
@@ -85,8 +81,7 @@ impl State {
                     return Err(Status::INVALID_FIELD.with_dnr());
                 }
                 let medium = &mut self.namespace(nsid).ok_or(Status::INTERNAL_ERROR)?.medium;
-                medium.clear(fields.slba, blocks, cached);
-                Ok(())
+                medium.clear(fields.slba, blocks, cached)
             }
             nvm::WRITE_UNCORRECTABLE => {
                 let medium = &mut self.namespace(nsid).ok_or(Status::INTERNAL_ERROR)?.medium;
@@ -138,12 +133,9 @@ impl State {
         size: BlockSize,
     ) -> Result<(), Status> {
         let bytes = self.data_bytes(fields, size)?;
-        let medium = &self.namespace(nsid).ok_or(Status::INTERNAL_ERROR)?.medium;
-        if medium.any_bad(fields.slba, u64::from(fields.blocks)) {
-            return Err(Status::UNRECOVERED_READ_ERROR.with_dnr());
-        }
+        let medium = &mut self.namespace(nsid).ok_or(Status::INTERNAL_ERROR)?.medium;
         let mut data = vec![0; bytes];
-        medium.read(fields.slba, &mut data);
+        medium.read(fields.slba, &mut data)?;
         let metadata = vec![0xAD; self.metadata_bytes(entry, fields)];
         if !metadata.is_empty() {
             self.memory
@@ -234,7 +226,7 @@ impl State {
                 return Err(Status::LBA_OUT_OF_RANGE.with_dnr());
             }
             if leaves_zeroes {
-                medium.clear(at, blocks, cached);
+                medium.clear(at, blocks, cached)?;
             }
         }
         Ok(())

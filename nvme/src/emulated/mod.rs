@@ -26,6 +26,7 @@ use corebay_core::{
     units::{BlockSize, Time},
 };
 
+pub use medium::Backing;
 pub use options::{EmulatedFaults, EmulatedNamespace, EmulatedOptions};
 pub use state::EmulatedCounters;
 
@@ -199,6 +200,13 @@ impl Emulated {
         self.lock().pending.len()
     }
 
+    /// From now on a namespace's blocks are kept there; what it held is lost.
+    pub fn keep_on(&self, nsid: u32, backing: Box<dyn Backing>) {
+        if let Some(namespace) = self.lock().namespace(nsid) {
+            namespace.medium.backing = Some(backing);
+        }
+    }
+
     /// A namespace's block as it lies on the medium, cached or not.
     #[must_use]
     pub fn block(&self, nsid: u32, lba: u64) -> Option<Vec<u8>> {
@@ -206,7 +214,7 @@ impl Emulated {
         let namespace = state.namespace(nsid)?;
         let size: BlockSize = namespace.medium.block_size;
         let mut bytes = vec![0; size.bytes()];
-        namespace.medium.read(lba, &mut bytes);
+        namespace.medium.read(lba, &mut bytes).ok()?;
         Some(bytes)
     }
 }

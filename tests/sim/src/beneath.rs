@@ -1,5 +1,5 @@
 //! What lies beneath the namespaces of an appliance, as a plan: disks, NVMe drives, arrays of disks,
-//! pools over a disk.
+//! pools over one of these.
 //!
 //! Invariants:
 //! - What a host must never see stays forbidden in every world: a plan draws only faults that what it
@@ -8,7 +8,7 @@
 //! - Silent faults of a member strike what an array keeps twice and checks: superblocks and dirty maps.
 //!   Of data an array keeps no checksum, so a rotten block of them is read as it is; that is promised to
 //!   nobody, and not drawn. Nor is the journal's rot: it protects from crashes, not from media.
-//! - Of a pool's metadata the first copies alone are struck, which the second ones mend. Its data have
+//! - Of the metadata of a pool over a disk the first copies alone are struck, which the second ones mend. Its data have
 //!   no second copy: where the medium tears, hosts may be told that a block is lost.
 //! - An array with parity and without a journal promises nothing to what is lost in the same crash:
 //!   where processes end, its members do not fail, and where its media tear, hosts may be told that a
@@ -56,16 +56,16 @@ pub enum FloorPlan {
     Drive(DrivePlan),
     /// An array of disks.
     Array(ArrayPlan),
-    /// A volume of a pool over a disk.
+    /// A volume of a pool.
     Pool(PoolPlan),
 }
 
 /// A pool with one volume.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct PoolPlan {
-    /// The disk beneath it.
-    pub medium: MediumOptions,
-    /// What goes wrong with the first copies of its metadata.
+    /// What it lies on: a disk, a drive or an array.
+    pub base: Box<FloorPlan>,
+    /// What goes wrong with the first copies of its metadata, where that is a disk.
     pub faults: MediumFaults,
     /// The volume's blocks.
     pub blocks: u64,
@@ -84,6 +84,8 @@ pub struct DrivePlan {
     pub blocks: u64,
     /// It has a volatile write cache.
     pub volatile_cache: bool,
+    /// A power cut may lose a block that was being written.
+    pub tears: bool,
     /// It takes SGLs.
     pub sgl: bool,
     /// It has doorbells in memory.
@@ -128,9 +130,36 @@ impl FloorPlan {
     pub fn media(&self) -> Vec<MediumOptions> {
         match self {
             Self::Disk(medium) => vec![*medium],
-            Self::Drive(_) => Vec::new(),
+            Self::Drive(drive) => vec![drive.medium()],
             Self::Array(array) => vec![array.member; array.wish.roles + array.spares],
-            Self::Pool(pool) => vec![pool.medium],
+            Self::Pool(pool) => pool.base.media(),
+        }
+    }
+
+    /// What a pool lies on; itself where it is none.
+    #[must_use]
+    pub fn base(&self) -> &Self {
+        match self {
+            Self::Pool(pool) => &pool.base,
+            _ => self,
+        }
+    }
+
+    /// The drive that it is or lies on.
+    #[must_use]
+    pub fn drive(&self) -> Option<&DrivePlan> {
+        match self.base() {
+            Self::Drive(drive) => Some(drive),
+            _ => None,
+        }
+    }
+
+    /// The array that it is or lies on.
+    #[must_use]
+    pub fn array(&self) -> Option<&ArrayPlan> {
+        match self.base() {
+            Self::Array(array) => Some(array),
+            _ => None,
         }
     }
 
@@ -140,7 +169,9 @@ impl FloorPlan {
         match self {
             Self::Disk(_) | Self::Drive(_) => plain,
             Self::Array(array) if array.victims.contains(&place) => array.faults,
-            Self::Pool(pool) => pool.faults,
+            Self::Pool(pool) if matches!(*pool.base, Self::Disk(_)) => pool.faults,
+            // A pool bears no fault of a drive.
+            Self::Pool(pool) => pool.base.faults(place, MediumFaults::default()),
             Self::Array(_) => MediumFaults::default(),
         }
     }
@@ -152,16 +183,19 @@ impl FloorPlan {
         match self {
             Self::Disk(medium) => medium.tears || plain.are_told(),
             // A command outlives so many resets, and a drive so many lost admin commands.
-            Self::Drive(drive) => drive.faults != EmulatedFaults::default(),
+            Self::Drive(drive) => {
+                drive.tears || drive.faults != EmulatedFaults::default() || plain.are_told()
+            }
             Self::Array(array) => array.may_fail(),
-            Self::Pool(pool) => pool.medium.tears,
+            Self::Pool(pool) => pool.base.may_fail(&MediumFaults::default()),
         }
     }
 
     /// True where the controllers of its drives do nothing wrong by themselves.
     #[must_use]
     pub fn has_sound_drives(&self) -> bool {
-        !matches!(self, Self::Drive(drive) if drive.faults != EmulatedFaults::default())
+        self.drive()
+            .is_none_or(|drive| drive.faults == EmulatedFaults::default())
     }
 
     /// The one namespace that all of it is.
@@ -175,8 +209,9 @@ impl FloorPlan {
                 let volatile = array.member.volatile_cache && !geometry.is_journaled();
                 (geometry.block_size(), geometry.blocks(), volatile)
             }
-            Self::Pool(PoolPlan { medium, blocks, .. }) => {
-                (medium.block_size, *blocks, medium.volatile_cache)
+            Self::Pool(PoolPlan { base, blocks, .. }) => {
+                let base = base.namespace(floor);
+                (base.block_size, *blocks, base.volatile_cache)
             }
         };
         NamespacePlan {
@@ -195,7 +230,7 @@ impl FloorPlan {
             // A write to a stripe waits for several operations one after the other, and for its turn.
             Self::Array(array) => (&mut array.member.latency, tail_max / 10),
             // And one to a pool for a batch of its journal, and the one before.
-            Self::Pool(pool) => (&mut pool.medium.latency, tail_max / 10),
+            Self::Pool(pool) => return pool.base.hurry(tail_max / 10),
         };
         latency.tail = latency.tail.min(most);
         if most < tail_max {
@@ -205,6 +240,23 @@ impl FloorPlan {
 }
 
 impl DrivePlan {
+    /// What its namespace's blocks lie on.
+    fn medium(&self) -> MediumOptions {
+        MediumOptions {
+            block_size: self.block_size,
+            blocks: self.blocks,
+            volatile_cache: self.volatile_cache,
+            tears: self.tears,
+            // The controller takes the time.
+            latency: Latency {
+                min: Duration::ZERO,
+                spread: Duration::ZERO,
+                tail_one_in: 0,
+                tail: Duration::ZERO,
+            },
+        }
+    }
+
     /// Draws one.
     pub fn draw(rng: &mut Rng, around: &Circumstances) -> Self {
         let mut faults = EmulatedFaults::default();
@@ -226,6 +278,7 @@ impl DrivePlan {
             block_size: pick(rng, &[BlockSize::B512, BlockSize::B4096]),
             blocks: pick(rng, &[16, 64, 200]),
             volatile_cache: !rng.once_in(3),
+            tears: rng.once_in(4),
             sgl: rng.once_in(2),
             shadow_doorbells: rng.once_in(2),
             latency: (
@@ -238,21 +291,32 @@ impl DrivePlan {
 }
 
 impl PoolPlan {
-    /// Draws one. The disk is large enough for the volume and all that the pool keeps of it.
+    /// Draws one. What it lies on is large enough for the volume and all that the pool keeps of it.
     pub fn draw(rng: &mut Rng, around: &Circumstances) -> Self {
         let block_size = pick(rng, &[BlockSize::B512, BlockSize::B4096]);
-        let disk_bytes: u64 = match block_size {
+        let bytes: u64 = match block_size {
             BlockSize::B512 => 16 << 20,
             BlockSize::B4096 => 64 << 20,
         };
-        Self {
-            medium: MediumOptions {
+        let base = match rng.below(6) {
+            0 => FloorPlan::Drive(DrivePlan {
                 block_size,
-                blocks: block_size.blocks_in(disk_bytes),
+                blocks: block_size.blocks_in(bytes),
+                // A pool whose disk fails a write takes no change any more.
+                faults: EmulatedFaults::default(),
+                ..DrivePlan::draw(rng, around)
+            }),
+            1 | 2 => FloorPlan::Array(ArrayPlan::draw_for_pool(rng, around)),
+            _ => FloorPlan::Disk(MediumOptions {
+                block_size,
+                blocks: block_size.blocks_in(bytes),
                 volatile_cache: !rng.once_in(3),
                 tears: rng.once_in(4),
                 latency: latency(rng),
-            },
+            }),
+        };
+        Self {
+            base: Box::new(base),
             faults: match !around.calm && rng.once_in(2) {
                 true => Self::faults(rng, block_size),
                 false => MediumFaults::default(),
@@ -283,11 +347,11 @@ impl PoolPlan {
     pub fn script(medium: MediumOptions) -> Self {
         let block_size = BlockSize::B4096;
         Self {
-            medium: MediumOptions {
+            base: Box::new(FloorPlan::Disk(MediumOptions {
                 block_size,
                 blocks: block_size.blocks_in(16 << 20),
                 ..medium
-            },
+            })),
             faults: MediumFaults::default(),
             blocks: 24,
             thick: false,
@@ -361,6 +425,19 @@ impl ArrayPlan {
         // With a member lost, wrong parity would make wrong data.
         let safe = plan.victims.is_empty() && !plan.member.tears;
         plan.parity_rots = !around.calm && safe && plan.geometry().parity() > 0 && rng.once_in(2);
+        plan
+    }
+
+    /// Draws one that is large enough for a pool, and gives it what it has been told to keep.
+    fn draw_for_pool(rng: &mut Rng, around: &Circumstances) -> Self {
+        let mut plan = Self::draw(rng, around);
+        while plan.redundancy() == 0 || plan.wish.block_size != BlockSize::B512 {
+            plan = Self::draw(rng, around);
+        }
+        let geometry = plan.geometry();
+        let of_data = (16u64 << 20).div_ceil(geometry.stripe_bytes());
+        let bytes = geometry.data_offset() + of_data * u64::from(STRIP_BYTES);
+        plan.member.blocks = plan.member.block_size.blocks_in(bytes);
         plan
     }
 

@@ -7,7 +7,6 @@ use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use corebay_core::{
     arena::Arena,
-    buffer::BufferPool,
     dma::DmaRegion,
     reactor::Reactor,
     rng::Rng,
@@ -29,12 +28,12 @@ use crate::{
     beneath::{ArrayPlan, FloorPlan},
     disk::Queues,
     pool,
-    store::{ArrayStore, Bays, DRIVE_NSID, DriveStore, Opener, Store},
+    store::{ArrayStore, Bays, DRIVE_NSID, DriveStore, Opener, Scratch, Store},
     trace::Trace,
 };
 
 /// Its task slots.
-const TASK_SLOTS: usize = 16;
+const TASK_SLOTS: usize = 64;
 
 /// The most time that somebody takes to make what lies on a floor.
 const CREATION_MAX: Time = Time(100_000_000_000);
@@ -80,19 +79,20 @@ pub struct Boot {
 }
 
 impl Boot {
-    /// Begins to look for what lies on these floors. `scratch` is memory of the first core.
+    /// Begins to look for what lies on these floors. `scratch` is memory of each core.
     #[must_use]
     pub fn start(
         floors: &[Arc<Bays>],
-        scratch: &[Option<BufferPool>],
+        scratch: &[Vec<Scratch>],
         memories: &[Memory],
         trace: &Trace,
         now: Time,
     ) -> Self {
         let reactor = Reactor::new(CoreId(0), TASK_SLOTS, now);
         let queues = Queues::default();
-        let opener = Opener::new(&reactor, &queues, trace, scratch);
+        let opener = Opener::new(&reactor, &queues, trace, &scratch[0]);
         let found = Outcome::default();
+        let scratch = scratch.to_vec();
         let (floors, into) = (floors.to_vec(), found.clone());
         let controllers: Rc<RefCell<Vec<_>>> = Rc::default();
         let (memories, kept) = (memories.to_vec(), controllers.clone());
@@ -100,7 +100,11 @@ impl Boot {
             let mut stores = Ok(Vec::new());
             for (index, bays) in floors.iter().enumerate() {
                 let store = match &bays.controller {
-                    Some(emulated) => bring_up(&opener, emulated, &memories, &kept).await,
+                    Some(emulated) => {
+                        let more = scratch.iter().map(|core| core[index].clone());
+                        let memories: Vec<_> = memories.iter().cloned().zip(more).collect();
+                        bring_up(&opener, emulated, &memories, &kept).await
+                    }
                     None => find(&opener, index, bays).await,
                 };
                 let named = store.map_err(|what| format!("floor {index}: {what}"));
@@ -156,7 +160,7 @@ fn spawn(reactor: &Reactor, task: impl Future<Output = ()> + 'static) {
 async fn bring_up(
     opener: &Opener,
     emulated: &Emulated,
-    memories: &[Memory],
+    memories: &[(Memory, Scratch)],
     kept: &Rc<RefCell<Vec<Controller<EmulatedDevice>>>>,
 ) -> Result<Store, String> {
     let options = DriverOptions {
@@ -182,20 +186,22 @@ async fn bring_up(
     if drive.namespace(DRIVE_NSID).is_none() || drive.queues() < memories.len() {
         return Err("the drive is not what it was".into());
     }
-    let windows = |memory: &Memory| {
+    let windows = |(memory, more): &(Memory, Scratch)| {
         let pools = [&memory.payload, &memory.in_capsule, &memory.scratch];
-        DmaWindows::new(&pools.map(|pool| emulated.map(&pool.arena_memory())))
+        let all = pools.into_iter().chain(more.all());
+        let mapped: Vec<_> = all.map(|pool| emulated.map(&pool.arena_memory())).collect();
+        DmaWindows::new(&mapped)
     };
     let windows = memories.iter().map(windows).collect();
     Ok(Store::Drive(Arc::new(DriveStore { drive, windows })))
 }
 
 async fn find(opener: &Opener, floor: usize, bays: &Arc<Bays>) -> Result<Store, String> {
-    match &bays.plan {
-        // A pool is imported by the core that is its home.
-        FloorPlan::Disk(_) | FloorPlan::Pool(_) => Ok(Store::Disk(bays.media().swap_remove(0))),
+    // A pool is imported by the core that is its home.
+    match bays.plan.base() {
         FloorPlan::Array(plan) => find_array(opener, floor, bays, plan).await,
-        FloorPlan::Drive(_) => Err("a drive without a controller".into()),
+        // A drive's medium is written offline, before the world begins.
+        _ => Ok(Store::Disk(bays.media().swap_remove(0))),
     }
 }
 
@@ -214,7 +220,8 @@ async fn find_array(
             disks.push(disk);
         }
     }
-    let pool = opener.scratch[floor].clone().expect("an array has some");
+    let scratch = opener.scratch[floor].array.clone();
+    let pool = scratch.expect("an array has some");
     let assembled = assemble(disks, None, &opener.reactor, &pool).await;
     let Assembly { array, report, .. } = assembled.map_err(|error| error.to_string())?;
     let mut holders = vec![None; plan.wish.roles];
@@ -265,39 +272,38 @@ async fn find_array(
 /// Says why that is not possible.
 pub fn make(
     floors: &[Arc<Bays>],
-    scratch: &[Option<BufferPool>],
+    scratch: &[Scratch],
     trace: &Trace,
     rng: &mut Rng,
 ) -> Result<(), String> {
     for (index, bays) in floors.iter().enumerate() {
-        let media = bays.media();
-        if let FloorPlan::Pool(plan) = bays.plan {
-            let (rng, buffers) = (Rng::from_seed(rng.next_u64()), scratch[index].clone());
+        if let Some(plan) = bays.plan.array() {
+            let mut rng = Rng::from_seed(rng.next_u64());
+            let (media, wish) = (bays.media(), plan.wish);
+            let pool = scratch[index].array.clone().expect("an array has some");
+            alone(scratch, trace, async move |opener| {
+                let disks = media.iter().map(|medium| opener.open_leaf(medium));
+                let disks: Vec<_> = disks.collect::<Result<_, _>>().expect("plugged in");
+                let made = create(&disks, wish, "sim", &[], &mut rng, &pool).await;
+                made.map(drop).map_err(|error| error.to_string())
+            })?;
+        }
+        if let FloorPlan::Pool(plan) = &bays.plan {
+            let (plan, bays) = (plan.clone(), bays.clone());
+            let (rng, buffers) = (Rng::from_seed(rng.next_u64()), scratch[index].pool.clone());
             alone(scratch, trace, async move |opener| {
                 let buffers = buffers.expect("a pool has some");
-                pool::create(opener, &buffers, &media[0], plan, rng).await
+                let base = find(opener, index, &bays).await?;
+                pool::create(opener, &buffers, &base, &plan, rng).await
             })?;
-            continue;
         }
-        let FloorPlan::Array(plan) = &bays.plan else {
-            continue;
-        };
-        let mut rng = Rng::from_seed(rng.next_u64());
-        let wish = plan.wish;
-        let pool = scratch[index].clone().expect("an array has some");
-        alone(scratch, trace, async move |opener| {
-            let disks = media.iter().map(|medium| opener.open_leaf(medium));
-            let disks: Vec<_> = disks.collect::<Result<_, _>>().expect("plugged in");
-            let made = create(&disks, wish, "sim", &[], &mut rng, &pool).await;
-            made.map(drop).map_err(|error| error.to_string())
-        })?;
     }
     Ok(())
 }
 
 /// Runs a task to its end, with nothing else in the world.
 fn alone<T: 'static>(
-    scratch: &[Option<BufferPool>],
+    scratch: &[Scratch],
     trace: &Trace,
     task: impl AsyncFnOnce(&Opener) -> Result<T, String> + 'static,
 ) -> Result<T, String> {
@@ -308,6 +314,7 @@ fn alone<T: 'static>(
     let into = outcome.clone();
     spawn(&reactor, async move {
         let ended = task(&opener).await;
+        opener.close();
         *into.borrow_mut() = Some(ended);
     });
     let mut now = Time(0);

@@ -289,11 +289,7 @@ impl DiskQueue {
         let mut at = operation.at;
         for buffer in &operation.buffers {
             for bytes in buffer.bytes().chunks(block) {
-                let content = match bytes.iter().all(|byte| *byte == 0) {
-                    true => Content::Zeroes,
-                    false => Content::Bytes(bytes.into()),
-                };
-                action(at, content)?;
+                action(at, Content::of(bytes))?;
                 at += 1;
             }
         }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use corebay_core::{buffer::BufferPool, reactor::Reactor, rng::Rng, units::Time};
+use corebay_core::{reactor::Reactor, rng::Rng, units::Time};
 use corebay_nvme::{emulated::Emulated, pcie::PciDevice};
 use corebay_target::memory::Memory;
 
@@ -24,8 +24,8 @@ use crate::{
     net::Hub,
     node::{Node, Surroundings, memory},
     operator::{Assignment, SharedLedger},
-    plan::NodePlan,
-    store::{Bays, Store, scratch},
+    plan::{NodePlan, pick},
+    store::{Bays, Scratch, Store, scratch},
     trace::{Trace, event, lock},
 };
 
@@ -92,7 +92,7 @@ pub struct Machine {
     plan: NodePlan,
     memories: Vec<Memory>,
     /// By core and floor.
-    scratch: Vec<Vec<Option<BufferPool>>>,
+    scratch: Vec<Vec<Scratch>>,
     life: Life,
     rng: Rng,
     hub: Hub,
@@ -173,7 +173,7 @@ impl Machine {
                 nsid,
                 floor,
                 pause_micros_max: pool.orders?,
-                tears: pool.medium.tears,
+                tears: pool.base.may_fail(&MediumFaults::default()),
                 ledger: self.ledgers[floor].clone(),
             })
         };
@@ -285,9 +285,10 @@ impl Machine {
 
     /// What drives had taken they have done by then, or not: nobody will ask.
     fn interrupt_drives(&mut self, now: Time) {
-        let toss = self.rng.once_in(2);
-        for drive in self.drives().filter(|_| toss) {
-            drive.poll(now.plus(Duration::from_secs(1)));
+        // All of it, what takes no longer, or nothing.
+        let until = pick(&mut self.rng, &[1_000_000, 2_000, 200, 20, 0]);
+        for drive in self.drives() {
+            drive.poll(now.plus(Duration::from_micros(until)));
             drive.poll(now);
         }
     }
@@ -346,7 +347,7 @@ impl Machine {
             Life::Draining(node, until) if node.is_drained() || now >= *until => {
                 self.end_draining(now)
             }
-            Life::Closing(node, _) if node.has_closed() => {
+            Life::Closing(node, _) if node.has_closed() || node.has_failed_store() => {
                 self.note("has closed its pools and ends");
                 self.kill_process(now)
             }
@@ -373,13 +374,13 @@ impl Machine {
             .plan
             .floors
             .iter()
-            .all(|floor| matches!(floor, FloorPlan::Disk(_) | FloorPlan::Pool(_)))
+            .all(|floor| matches!(floor.base(), FloorPlan::Disk(_)))
         {
             let stores = media.into_iter().map(Store::Disk).collect();
             return self.start_cores(stores, None, now);
         }
         self.note("starts and looks for its stores");
-        let (scratch, memories) = (&self.scratch[0], &self.memories);
+        let (scratch, memories) = (&self.scratch, &self.memories);
         let boot = Boot::start(&self.floors, scratch, memories, &self.trace, now);
         self.life = Life::Booting(boot);
         Ok(())
@@ -417,7 +418,7 @@ impl Machine {
 
     /// An array that bears nothing may not be found at once.
     fn may_fail_to_boot(&self) -> bool {
-        let bears_nothing = |floor: &FloorPlan| match floor {
+        let bears_nothing = |floor: &FloorPlan| match floor.base() {
             FloorPlan::Disk(_) | FloorPlan::Pool(_) => false,
             // It may be pulled out meanwhile.
             FloorPlan::Drive(_) => true,
@@ -458,6 +459,12 @@ impl Machine {
     /// The target has its pools, and serves its hosts from now on.
     fn end_opening(&mut self, opened: Result<(), String>, now: Time) -> Result<(), String> {
         if let Err(what) = opened {
+            if self.process().is_some_and(Node::has_failed_store) {
+                self.note(&format!("does not start: {what}"));
+                self.kill_process(now)?;
+                self.life = Life::Off(now.plus(AFTER_FAILED_BOOT));
+                return Ok(());
+            }
             return Err(format!("appliance {}: {what}", self.index));
         }
         let life = std::mem::replace(&mut self.life, Life::Off(now));
@@ -483,7 +490,8 @@ impl Machine {
 
     /// No host has anything to do with the target any more, or it was waited for long enough.
     fn end_draining(&mut self, now: Time) -> Result<(), String> {
-        let closes = |node: &Node| node.has_pools() && node.is_drained();
+        let closes =
+            |node: &Node| node.has_pools() && node.is_drained() && !node.has_failed_store();
         let life = std::mem::replace(&mut self.life, Life::Off(now));
         match life {
             Life::Draining(node, _) if closes(&node) => {
@@ -556,12 +564,26 @@ impl Machine {
         for model in self.common.iter().flat_map(|all| &all.models[self.index]) {
             model.borrow_mut().crash(OPERATOR);
         }
-        let held = self.scratch.iter().flatten().flatten();
+        let held = self.scratch.iter().flatten().flat_map(Scratch::all);
         let held = held
             .map(|pool| pool.total_bytes() - pool.free_bytes())
             .sum::<usize>();
+        // What another core had begun on a pool's home core keeps the pool until that core's word comes
+        // (`lvol/src/across.rs`), and nobody turns any more. What the pool had in flight on an array or a
+        // drive then keeps its buffers: that memory ends with the process.
+        let outlives = |floor: &FloorPlan| {
+            let pool = matches!(floor, FloorPlan::Pool(_));
+            pool && !matches!(floor.base(), FloorPlan::Disk(_))
+        };
         match held {
             0 => Ok(()),
+            _ if self.plan.floors.iter().any(outlives) => {
+                self.note("ends amid a write of another core: its scratch memory is made anew");
+                for of_core in &mut self.scratch {
+                    *of_core = scratch(&self.plan.floors);
+                }
+                Ok(())
+            }
             _ => Err(format!(
                 "the end of the process leaves {held} bytes of scratch memory"
             )),
@@ -632,11 +654,9 @@ impl Machine {
     pub fn move_member(&mut self, now: Time) {
         let all = self.floors.iter();
         let arrays: Vec<_> = all
-            .filter_map(|bays| match &bays.plan {
-                FloorPlan::Array(plan) if plan.loses_members() => {
-                    Some((bays.clone(), plan.clone()))
-                }
-                _ => None,
+            .filter_map(|bays| {
+                let plan = bays.plan.array().filter(|plan| plan.loses_members())?;
+                Some((bays.clone(), plan.clone()))
             })
             .collect();
         if arrays.is_empty() {
@@ -660,6 +680,19 @@ impl Machine {
         }
     }
 
+    /// Its pools are to be checked.
+    pub fn check_pools(&self) {
+        if let Some(node) = self.running() {
+            node.check_pools(&self.findings);
+        }
+    }
+
+    /// True once they are.
+    #[must_use]
+    pub fn has_checked_pools(&self) -> bool {
+        self.running().is_some_and(Node::has_checked)
+    }
+
     /// Its arrays are to be scrubbed.
     pub fn scrub(&self) {
         if let Some(node) = self.running() {
@@ -672,7 +705,7 @@ impl Machine {
         for bays in &self.floors {
             for medium in bays.media() {
                 medium.set_full(false);
-                if matches!(bays.plan, FloorPlan::Array(_)) {
+                if bays.plan.array().is_some() {
                     medium.set_gone(false);
                 }
             }

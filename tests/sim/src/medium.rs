@@ -117,6 +117,17 @@ pub enum Content {
     Lost,
 }
 
+impl Content {
+    /// A block with these bytes.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        match bytes.iter().all(|byte| *byte == 0) {
+            true => Self::Zeroes,
+            false => Self::Bytes(bytes.into()),
+        }
+    }
+}
+
 struct State {
     options: MediumOptions,
     faults: MediumFaults,

@@ -12,7 +12,6 @@ use std::{
 
 use corebay_core::{
     arena::Arena,
-    buffer::BufferPool,
     disk::DiskError,
     mesh::{Port, Wakeups, mesh},
     reactor::Reactor,
@@ -42,7 +41,7 @@ use crate::{
     operator::{Assignment, Operator},
     plan::NodePlan,
     pool::OWN_TASKS,
-    store::{AnyDisk, ArrayStore, Opener, Store},
+    store::{AnyDisk, ArrayStore, Opener, Scratch, Store},
     tend::Tender,
     trace::Trace,
 };
@@ -128,6 +127,7 @@ pub struct Node {
     floors: Rc<RefCell<Vec<Store>>>,
     opened: Outcome,
     closed: Rc<Cell<bool>>,
+    checked: Rc<Cell<bool>>,
     /// Operators are to end, and how many have not.
     leaving: Rc<Cell<bool>>,
     operating: Rc<Cell<usize>>,
@@ -148,7 +148,7 @@ pub struct Surroundings<'a> {
     /// The memory of its cores, which all its lives use one after the other.
     pub memories: &'a [Memory],
     /// Their scratch memory, by core and floor.
-    pub scratch: &'a [Vec<Option<BufferPool>>],
+    pub scratch: &'a [Vec<Scratch>],
     /// The run's trace.
     pub trace: &'a Trace,
     /// Where it listens.
@@ -198,6 +198,7 @@ impl Node {
             floors: Rc::new(RefCell::new(floors)),
             opened: Outcome::default(),
             closed: Rc::default(),
+            checked: Rc::default(),
             leaving: Rc::default(),
             operating: Rc::default(),
             plan: plan.clone(),
@@ -220,17 +221,14 @@ impl Node {
         }
         let (core, count) = (self.cores[0].core.clone(), self.cores.len());
         let (floors, opened) = (self.floors.clone(), self.opened.clone());
-        let media: Vec<_> = self
+        let stores: Vec<_> = self
             .pool_floors()
             .map(|at| (at, floors.borrow()[at].clone()))
             .collect();
         self.cores[0].core.spawn_control(async move {
             let mut outcome = Ok(());
-            for (at, store) in media {
-                let Store::Disk(medium) = store else {
-                    unreachable!("a pool that nobody has imported yet")
-                };
-                match core.environment.opener.import(at, &medium, count).await {
+            for (at, store) in stores {
+                match core.environment.opener.import(at, &store, count).await {
                     Ok(pool) => floors.borrow_mut()[at] = Store::Pool(pool),
                     Err(what) => outcome = Err(format!("the pool on floor {at}: {what}")),
                 }
@@ -270,11 +268,17 @@ impl Node {
         self.stores = namespaces.map(|each| floors[each.floor].clone()).collect();
         self.attach_all()?;
         let mut rng = Rng::from_seed(self.seed);
-        for array in floors.iter().filter_map(array_of) {
+        for array in floors.iter().filter_map(Store::array) {
             Tender::start(&self.cores[0].core, array, findings, rng.next_u64())?;
             self.tenders += TASKS_OF_TENDER;
         }
-        self.tenders += OWN_TASKS * self.pool_floors().count();
+        for pool in floors
+            .iter()
+            .filter(|store| matches!(store, Store::Pool(_)))
+        {
+            let trims = pool.base().info().deallocate_granularity.is_some();
+            self.tenders += OWN_TASKS - usize::from(!trims);
+        }
         for task in operators {
             let Store::Pool(store) = &floors[task.floor] else {
                 unreachable!("pools have been imported")
@@ -283,7 +287,8 @@ impl Node {
             let pool = core.environment.opener.home_pool(store);
             let pool = pool.expect("its home is the first core");
             let until = (&self.leaving, &self.operating);
-            Operator::start(core, (task, pool), findings, until, rng.next_u64());
+            let operated = (task, pool, store.base.clone());
+            Operator::start(core, operated, findings, until, rng.next_u64());
             self.tenders += 1;
         }
         let tcp = &self.cores[0].tcp;
@@ -319,6 +324,24 @@ impl Node {
             }
             closed.set(true);
         });
+    }
+
+    /// Checks the pools once more, before the end.
+    pub fn check_pools(&self, findings: &Findings) {
+        let (core, findings) = (self.cores[0].core.clone(), findings.clone());
+        let checked = self.checked.clone();
+        self.cores[0].core.spawn_control(async move {
+            if let Err(what) = core.environment.opener.check_pools().await {
+                findings.report(what);
+            }
+            checked.set(true);
+        });
+    }
+
+    /// True once they are checked.
+    #[must_use]
+    pub fn has_checked(&self) -> bool {
+        self.checked.get()
     }
 
     /// True once the pools are closed.
@@ -459,7 +482,7 @@ impl Node {
     }
 
     fn arrays(&self) -> impl Iterator<Item = &Arc<ArrayStore>> {
-        self.stores.iter().filter_map(array_of)
+        self.stores.iter().filter_map(Store::array)
     }
 
     /// True where no array lacks a member.
@@ -516,13 +539,6 @@ fn tell(core: &Rc<Core<SimEnvironment>>, subsystem: &Subsystem<Store>, nsid: u32
     for controller in subsystem.controllers() {
         controller.namespace_changed(nsid);
         report(core, &controller, Event::NamespaceAttributeChanged);
-    }
-}
-
-fn array_of(store: &Store) -> Option<&Arc<ArrayStore>> {
-    match store {
-        Store::Array(array) => Some(array),
-        Store::Disk(_) | Store::Drive(_) | Store::Pool(_) => None,
     }
 }
 

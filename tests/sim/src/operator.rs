@@ -28,7 +28,7 @@ use crate::{
     model::{OPERATOR, WriteEnd},
     node::SimEnvironment,
     pool::{VOLUME, uuid},
-    store::Leaf,
+    store::{Base, Store},
     trace::event,
 };
 
@@ -87,7 +87,8 @@ pub struct Assignment {
 pub struct Operator {
     core: Rc<Core<SimEnvironment>>,
     task: Assignment,
-    pool: Pool<Leaf>,
+    pool: Pool<Base>,
+    base: Store,
     findings: Findings,
     /// The pool is about to be closed.
     leaving: Rc<Cell<bool>>,
@@ -126,7 +127,7 @@ impl Operator {
     /// Begins to work on the home core of its pool, until `leaving`.
     pub fn start(
         core: &Rc<Core<SimEnvironment>>,
-        (task, pool): (Assignment, Pool<Leaf>),
+        (task, pool, base): (Assignment, Pool<Base>, Store),
         findings: &Findings,
         (leaving, working): (&Rc<Cell<bool>>, &Rc<Cell<usize>>),
         seed: u64,
@@ -135,6 +136,7 @@ impl Operator {
             core: core.clone(),
             task,
             pool,
+            base,
             findings: findings.clone(),
             leaving: leaving.clone(),
             working: working.clone(),
@@ -175,7 +177,9 @@ impl Operator {
         self.task.common.trace.note(words, || {
             format!("appliance {node}, the operator of floor {floor} {what}: {ended}")
         });
-        if let Err(Failure::Wrong(wrong)) = outcome {
+        if let Err(Failure::Wrong(wrong)) = outcome
+            && !self.is_cut_off()
+        {
             self.findings
                 .report(format!("the operator of floor {floor} {what}: {wrong}"));
         }
@@ -200,6 +204,12 @@ impl Operator {
             _ => return,
         };
         self.tell(what, outcome);
+    }
+
+    /// Its drive was pulled out: nothing that fails is anybody's fault, and what was ordered last may
+    /// have been done.
+    fn is_cut_off(&self) -> bool {
+        self.base.has_failed_drive()
     }
 
     fn identity(&self, rng: &mut Rng) -> Identity {
@@ -232,6 +242,13 @@ impl Operator {
             .map(change)
     }
 
+    /// An order that made something has failed.
+    fn forget_failed(&self, name: &str) {
+        if !self.is_cut_off() {
+            self.forget(name);
+        }
+    }
+
     fn forget(&self, name: &str) {
         let mut ledger = self.task.ledger.borrow_mut();
         ledger.kept.retain(|kept| kept.name != name);
@@ -246,7 +263,7 @@ impl Operator {
         self.pool.find(name).ok_or_else(missing)
     }
 
-    fn open(&self, name: &str) -> Result<Volume<Leaf>, Failure> {
+    fn open(&self, name: &str) -> Result<Volume<Base>, Failure> {
         Ok(self.pool.open(self.find(name)?)?)
     }
 
@@ -254,8 +271,8 @@ impl Operator {
     async fn read(&self, name: &str) -> Result<Vec<u64>, Failure> {
         let volume = self.open(name)?;
         let (size, blocks) = (volume.info().block_size.bytes(), volume.info().blocks);
-        let pool = self.core.environment.opener.scratch[self.task.floor].clone();
-        let pool = pool.expect("a pool has some");
+        let scratch = self.core.environment.opener.scratch[self.task.floor].clone();
+        let pool = scratch.pool.expect("a pool has some");
         let mut step = ((16 << 10) / size) as u64;
         let mut found = Vec::new();
         let mut at = 0;
@@ -298,7 +315,7 @@ impl Operator {
         let until = self.model().borrow().now();
         let outcome = match taken {
             Err(error) => {
-                self.forget(&name);
+                self.forget_failed(&name);
                 Err(error.into())
             }
             Ok(_) => {
@@ -332,7 +349,7 @@ impl Operator {
                 self.compare(&name).await
             }
             Err(error) => {
-                self.forget(&name);
+                self.forget_failed(&name);
                 Err(error.into())
             }
         }
@@ -347,12 +364,15 @@ impl Operator {
         let (size, blocks) = (volume.info().block_size.bytes(), volume.info().blocks);
         let at = rng.below(blocks);
         let mark = content::mark(self.task.common.new_value(), at);
-        let pool = self.core.environment.opener.scratch[self.task.floor].clone();
-        let mut buffer = pool.expect("a pool has some").allocate(size).await;
+        let scratch = self.core.environment.opener.scratch[self.task.floor].clone();
+        let mut buffer = scratch.pool.expect("a pool has some").allocate(size).await;
         content::fill(&mut buffer.bytes_mut(), CLONE_NSID, mark);
         self.with(&name, |kept| kept.under_way = Some((at as usize, mark)));
         let from = std::slice::from_ref(&buffer);
         let written = volume.write(Lba(at), from, Durability::Durable).await;
+        if written.is_err() && self.is_cut_off() {
+            return Ok(());
+        }
         self.with(&name, |kept| {
             kept.under_way = None;
             if let (Ok(()), Some(content)) = (&written, &mut kept.content) {
@@ -373,6 +393,7 @@ impl Operator {
         let outcome = self.pool.roll_back(volume, to).await;
         let end = match outcome {
             Ok(()) => WriteEnd::Done,
+            Err(_) if self.is_cut_off() => WriteEnd::Lost,
             Err(_) => WriteEnd::Refused,
         };
         self.model().borrow_mut().end_write(ticket, true, end);
@@ -386,6 +407,7 @@ impl Operator {
         let outcome = self.pool.delete(id).await;
         match outcome {
             Ok(()) => self.forget(&name),
+            Err(_) if self.is_cut_off() => {}
             Err(_) => drop(self.with(&name, |kept| kept.uncertain = false)),
         }
         Ok(outcome?)

@@ -319,11 +319,8 @@ impl Plan {
         let any = |kinds: &[Mischief]| kinds.iter().any(|kind| self.mischief.contains(kind));
         floor.may_fail(&self.medium_faults)
             || self.workload.weights[SPOIL] != 0
-            || match floor {
-                FloorPlan::Disk(_) => any(&[Mischief::DiskFull, Mischief::DiskGone]),
-                FloorPlan::Drive(_) => any(&[Mischief::DriveGone]),
-                FloorPlan::Array(_) | FloorPlan::Pool(_) => false,
-            }
+            || matches!(floor, FloorPlan::Disk(_)) && any(&[Mischief::DiskFull, Mischief::DiskGone])
+            || floor.drive().is_some() && any(&[Mischief::DriveGone])
     }
 
     /// A namespace of this appliance whose commands may fail so: what is asked of all of them may, too.
@@ -337,8 +334,8 @@ impl Plan {
     /// Drops what strikes nothing that there is: it would only take the place of something else.
     fn drop_idle_mischief(&mut self) {
         let disks = self.has(|floor| matches!(floor, FloorPlan::Disk(_)));
-        let drives = self.has(|floor| matches!(floor, FloorPlan::Drive(_)));
-        let arrays = self.has(|floor| matches!(floor, FloorPlan::Array(_)));
+        let drives = self.has(|floor| floor.drive().is_some());
+        let arrays = self.has(|floor| floor.array().is_some());
         self.mischief.retain(|kind| match kind {
             Mischief::DiskFull | Mischief::DiskGone => disks,
             Mischief::DriveFatal | Mischief::DriveGone => drives,

@@ -3,8 +3,8 @@
 //!
 //! Invariants:
 //! - A pool's home is the first core. Each other core has a part of it, which it opens once.
-//! - Whatever ended the life before, a pool that was imported agrees with itself. It has no faults
-//!   beneath it, so it neither fails nor is refused.
+//! - Whatever ended the life before, a pool that was imported agrees with itself. Nothing beneath it
+//!   fails but a drive that is pulled out, so it neither fails nor is refused otherwise.
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
@@ -22,14 +22,14 @@ use corebay_lvol::{
 
 use crate::{
     beneath::PoolPlan,
-    medium::SimMedium,
-    store::{Leaf, Opener},
+    store::{Base, Opener, Store},
 };
 
 /// The buffers of a pool.
 pub const POOL_BYTES: usize = 1 << 20;
 
-/// Tasks that a pool has on its home core for as long as it is open.
+/// Tasks that a pool has on its home core for as long as it is open; one of them tells its disk what is
+/// free, where that takes it.
 pub const OWN_TASKS: usize = 4;
 
 /// The same, and whoever runs it.
@@ -45,15 +45,16 @@ const LOOK: Duration = Duration::from_millis(1);
 pub struct PoolStore {
     handle: PoolHandle,
     volume: VolumeHandle,
-    medium: SimMedium,
+    /// What it lies on.
+    pub base: Store,
 }
 
 /// One core's part of a pool.
 pub struct OpenPool {
     store: Arc<PoolStore>,
-    part: Rc<PoolCore<Leaf>>,
+    part: Rc<PoolCore<Base>>,
     /// On the first core.
-    home: Option<Pool<Leaf>>,
+    home: Option<Pool<Base>>,
 }
 
 impl PoolStore {
@@ -69,13 +70,13 @@ impl Opener {
     ///
     /// # Errors
     /// Where that cannot be.
-    pub fn open_volume(&self, store: &Arc<PoolStore>) -> Result<Volume<Leaf>, DiskError> {
+    pub fn open_volume(&self, store: &Arc<PoolStore>) -> Result<Volume<Base>, DiskError> {
         let mut pools = self.pools.borrow_mut();
         let known = pools.iter().find(|open| Arc::ptr_eq(&open.store, store));
         let part = match known {
             Some(open) => open.part.clone(),
             None => {
-                let disk = self.open_leaf(&store.medium)?;
+                let disk = self.open_base(&store.base)?;
                 let part = PoolCore::open(&store.handle, &self.reactor, disk);
                 let part = part.map_err(|_| DiskError::Gone)?;
                 pools.push(OpenPool {
@@ -90,19 +91,19 @@ impl Opener {
         Volume::open(&part, &store.volume).map_err(|_| DiskError::Gone)
     }
 
-    /// Imports the pool on a medium, and checks it. This core is its home.
+    /// Imports the pool that lies on a store, and checks it. This core is its home.
     ///
     /// # Errors
     /// Says what is wrong with it.
     pub async fn import(
         &self,
         floor: usize,
-        medium: &SimMedium,
+        base: &Store,
         cores: usize,
     ) -> Result<Arc<PoolStore>, String> {
         let told = |error: PoolError| error.to_string();
-        let disk = self.open_leaf(medium).map_err(|error| error.to_string())?;
-        let buffers = self.scratch[floor].as_ref();
+        let disk = self.open_base(base).map_err(|error| error.to_string())?;
+        let buffers = self.scratch[floor].pool.as_ref();
         let context = context(&self.reactor, buffers.expect("a pool has some"));
         let pool = Pool::import(&context, disk).await.map_err(told)?;
         let report = pool.check().await.map_err(told)?;
@@ -114,7 +115,7 @@ impl Opener {
         let store = Arc::new(PoolStore {
             handle,
             volume: pool.volume_handle(volume).map_err(told)?,
-            medium: medium.clone(),
+            base: base.clone(),
         });
         self.pools.borrow_mut().push(OpenPool {
             store: store.clone(),
@@ -129,14 +130,16 @@ impl Opener {
     /// # Errors
     /// Says what is wrong with one.
     pub async fn close_pools(&self) -> Result<(), String> {
-        for pool in self.home_pools() {
+        for (pool, base) in self.home_pools() {
             let closed = loop {
                 match pool.close().await {
                     Err(PoolError::Busy) => self.reactor.sleep(LOOK).await,
                     ended => break ended,
                 }
             };
-            closed.map_err(|error| format!("a pool is not closed: {error}"))?;
+            if !base.has_failed_drive() {
+                closed.map_err(|error| format!("a pool is not closed: {error}"))?;
+            }
         }
         Ok(())
     }
@@ -144,38 +147,53 @@ impl Opener {
     /// True where a pool takes no change any more.
     #[must_use]
     pub fn has_failed_pool(&self) -> bool {
-        self.home_pools().iter().any(|pool| pool.status().failed)
+        let pools = self.home_pools();
+        pools.iter().any(|(pool, _)| pool.status().failed)
     }
 
     /// A pool whose home this core is.
     #[must_use]
-    pub fn home_pool(&self, store: &Arc<PoolStore>) -> Option<Pool<Leaf>> {
+    pub fn home_pool(&self, store: &Arc<PoolStore>) -> Option<Pool<Base>> {
         let pools = self.pools.borrow();
         let open = pools.iter().find(|open| Arc::ptr_eq(&open.store, store));
         open?.home.clone()
     }
 
-    fn home_pools(&self) -> Vec<Pool<Leaf>> {
+    /// With what they lie on.
+    fn home_pools(&self) -> Vec<(Pool<Base>, Store)> {
         let pools = self.pools.borrow();
-        pools.iter().filter_map(|open| open.home.clone()).collect()
+        let home = |open: &OpenPool| Some((open.home.clone()?, open.store.base.clone()));
+        pools.iter().filter_map(home).collect()
+    }
+
+    /// Checks the pools whose home this core is.
+    ///
+    /// # Errors
+    /// Says what is wrong with one.
+    pub async fn check_pools(&self) -> Result<(), String> {
+        for (pool, _) in self.home_pools() {
+            let report = pool.check().await.map_err(|error| error.to_string())?;
+            if !report.problems.is_empty() || report.more != 0 {
+                return Err(format!("at the end: {report:?}"));
+            }
+        }
+        Ok(())
     }
 }
 
-/// Makes a pool with its volume on a blank medium.
+/// Makes a pool with its volume on something blank.
 ///
 /// # Errors
 /// Says why that is not possible.
 pub async fn create(
     opener: &Opener,
     buffers: &BufferPool,
-    medium: &SimMedium,
-    plan: PoolPlan,
+    base: &Store,
+    plan: &PoolPlan,
     mut rng: Rng,
 ) -> Result<(), String> {
     let told = |error: PoolError| error.to_string();
-    let disk = opener
-        .open_leaf(medium)
-        .map_err(|error| error.to_string())?;
+    let disk = opener.open_base(base).map_err(|error| error.to_string())?;
     let options = CreateOptions {
         name: "sim".into(),
         uuid: uuid(&mut rng),

@@ -1,5 +1,5 @@
 //! What namespaces lie on, as a running target has it: disks, NVMe drives, arrays of disks, and
-//! volumes of pools.
+//! volumes of pools over any of these.
 //!
 //! Invariants:
 //! - A bay holds one medium at a time. Whatever is unplugged loses its power, and with it its cache.
@@ -24,15 +24,18 @@ use corebay_core::{
 };
 use corebay_lvol::Volume;
 use corebay_nvme::{
-    emulated::{Emulated, EmulatedFaults, EmulatedNamespace, EmulatedOptions, EmulatedRegisters},
+    emulated::{
+        Backing, Emulated, EmulatedFaults, EmulatedNamespace, EmulatedOptions, EmulatedRegisters,
+    },
     pcie::{DmaWindows, Drive, NvmeDisk, Queue},
+    spec::status::Status,
 };
 use corebay_raid::array::{Array, Assembled};
 
 use crate::{
     beneath::{DrivePlan, FloorPlan},
     disk::{Queues, SimDisk},
-    medium::{MediumFaults, SimMedium, Supply},
+    medium::{Content, MediumFaults, SimMedium, Supply},
     pool::{OpenPool, POOL_BYTES, PoolStore},
     trace::{Trace, lock},
 };
@@ -40,9 +43,85 @@ use crate::{
 /// Tasks of an array that may wait for its scratch memory.
 const SCRATCH_WAITERS: usize = 512;
 
+/// A drive's medium, as its controller sees it.
+#[derive(Clone)]
+struct Platter(SimMedium);
+
+impl std::fmt::Debug for Platter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Platter")
+    }
+}
+
+/// What a command ends with whose medium fails.
+fn status_of(error: DiskError) -> Status {
+    match error {
+        DiskError::UnrecoveredRead => Status::UNRECOVERED_READ_ERROR.with_dnr(),
+        DiskError::WriteFault => Status::WRITE_FAULT.with_dnr(),
+        _ => Status::INTERNAL_ERROR.with_dnr(),
+    }
+}
+
+impl Platter {
+    /// Writes each block; where the medium has a fault, only some of them, and says so.
+    fn put(
+        &self,
+        blocks: impl Iterator<Item = (u64, Content)>,
+        cached: bool,
+    ) -> Result<(), Status> {
+        let fails = self.0.fails_write();
+        for (at, content) in blocks {
+            if !fails || self.0.toss() {
+                self.0.write(at, content, !cached).map_err(status_of)?;
+            }
+        }
+        match fails {
+            true => Err(status_of(DiskError::WriteFault)),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Backing for Platter {
+    fn read(&mut self, at: u64, into: &mut [u8]) -> Result<(), Status> {
+        let size = self.0.options().block_size.bytes();
+        for (at, block) in (at..).zip(into.chunks_mut(size)) {
+            match self.0.read(at).map_err(status_of)? {
+                Content::Bytes(bytes) => block.copy_from_slice(&bytes),
+                Content::Zeroes | Content::Lost => block.fill(0),
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, at: u64, from: &[u8], cached: bool) -> Result<(), Status> {
+        let size = self.0.options().block_size.bytes();
+        self.put((at..).zip(from.chunks(size).map(Content::of)), cached)
+    }
+
+    fn clear(&mut self, at: u64, blocks: u64, cached: bool) -> Result<(), Status> {
+        let zeroes = (at..at + blocks).map(|at| (at, Content::Zeroes));
+        self.put(zeroes, cached)
+    }
+
+    fn spoil(&mut self, at: u64, blocks: u64) {
+        for at in at..at + blocks {
+            let _: Result<(), DiskError> = self.0.write(at, Content::Lost, false);
+        }
+    }
+
+    fn flush(&mut self) {
+        self.0.flush(self.0.order());
+    }
+
+    fn lose_power(&mut self) {
+        self.0.cut_power();
+    }
+}
+
 /// A controller that was just powered on.
-fn controller(plan: &DrivePlan, seed: u64) -> Emulated {
-    Emulated::new(EmulatedOptions {
+fn controller(plan: &DrivePlan, medium: &SimMedium, seed: u64) -> Emulated {
+    let controller = Emulated::new(EmulatedOptions {
         volatile_cache: plan.volatile_cache,
         sgl: plan.sgl,
         shadow_doorbells: plan.shadow_doorbells,
@@ -50,7 +129,9 @@ fn controller(plan: &DrivePlan, seed: u64) -> Emulated {
         latency: plan.latency,
         seed,
         ..EmulatedOptions::default()
-    })
+    });
+    controller.keep_on(DRIVE_NSID, Box::new(Platter(medium.clone())));
+    controller
 }
 
 /// Where the media beneath one floor are plugged in.
@@ -79,21 +160,19 @@ impl Bays {
     ) -> Arc<Self> {
         let media = plan.media();
         let media = media.iter();
+        let media: Vec<_> = media
+            .map(|options| SimMedium::new(*options, seed(), supply))
+            .collect();
         Arc::new(Self {
             plan: plan.clone(),
             plain_faults,
             rotten: Mutex::default(),
             calm: AtomicBool::new(true),
             supply: supply.clone(),
-            media: Mutex::new(
-                media
-                    .map(|options| SimMedium::new(*options, seed(), supply))
-                    .collect(),
-            ),
-            controller: match plan {
-                FloorPlan::Drive(drive) => Some(controller(drive, seed())),
-                _ => None,
-            },
+            controller: plan
+                .drive()
+                .map(|drive| controller(drive, &media[0], seed())),
+            media: Mutex::new(media),
         })
     }
 
@@ -119,7 +198,7 @@ impl Bays {
 
     /// What a drive's controller does wrong, or nothing.
     pub fn set_drive_faults(&self, on: bool) {
-        if let (FloorPlan::Drive(plan), Some(controller)) = (&self.plan, &self.controller) {
+        if let (Some(plan), Some(controller)) = (self.plan.drive(), &self.controller) {
             let on = on && !self.calm.load(Ordering::Relaxed);
             controller.set_faults(if on {
                 plan.faults
@@ -175,6 +254,32 @@ pub enum Store {
     Array(Arc<ArrayStore>),
     /// A pool's volume.
     Pool(Arc<PoolStore>),
+}
+
+impl Store {
+    /// What a pool lies on; itself where it is none.
+    #[must_use]
+    pub fn base(&self) -> &Self {
+        match self {
+            Self::Pool(pool) => &pool.base,
+            _ => self,
+        }
+    }
+
+    /// The array that it is or lies on.
+    #[must_use]
+    pub fn array(&self) -> Option<&Arc<ArrayStore>> {
+        match self.base() {
+            Self::Array(array) => Some(array),
+            _ => None,
+        }
+    }
+
+    /// True where it is a drive that was given up, or lies on one.
+    #[must_use]
+    pub fn has_failed_drive(&self) -> bool {
+        matches!(self.base(), Self::Drive(store) if store.drive.has_failed())
+    }
 }
 
 /// A drive that was brought up.
@@ -277,14 +382,36 @@ pub enum Leaf {
 /// One core's array.
 pub type CoreArray = Rc<Array<Leaf>>;
 
-/// One core's way to a store.
-pub enum AnyDisk {
+/// One core's way to what is no pool's volume.
+pub enum Base {
     /// To a disk.
     Leaf(Leaf),
     /// To an array.
     Array(CoreArray),
+}
+
+/// One core's way to a store.
+pub enum AnyDisk {
+    /// To a disk or an array.
+    Base(Base),
     /// To a pool's volume.
-    Volume(Volume<Leaf>),
+    Volume(Volume<Base>),
+}
+
+/// A core's memory for what lies on a floor, beside that for its hosts' data.
+#[derive(Clone, Default)]
+pub struct Scratch {
+    /// For an array.
+    pub array: Option<BufferPool>,
+    /// For a pool.
+    pub pool: Option<BufferPool>,
+}
+
+impl Scratch {
+    /// Both.
+    pub fn all(&self) -> impl Iterator<Item = &BufferPool> {
+        self.array.iter().chain(&self.pool)
+    }
 }
 
 /// What a core opens stores with.
@@ -295,8 +422,8 @@ pub struct Opener {
     pub queues: Queues,
     /// The run's trace.
     pub trace: Trace,
-    /// By floor, the core's scratch memory for an array or a pool.
-    pub scratch: Vec<Option<BufferPool>>,
+    /// By floor, the core's scratch memory.
+    pub scratch: Vec<Scratch>,
     arrays: RefCell<Vec<(Arc<ArrayStore>, CoreArray)>>,
     drives: RefCell<Vec<Rc<Queue<EmulatedRegisters>>>>,
     /// The core's parts of pools.
@@ -306,12 +433,7 @@ pub struct Opener {
 impl Opener {
     /// A core's, which has opened nothing yet.
     #[must_use]
-    pub fn new(
-        reactor: &Reactor,
-        queues: &Queues,
-        trace: &Trace,
-        scratch: &[Option<BufferPool>],
-    ) -> Self {
+    pub fn new(reactor: &Reactor, queues: &Queues, trace: &Trace, scratch: &[Scratch]) -> Self {
         Self {
             reactor: reactor.clone(),
             queues: queues.clone(),
@@ -329,10 +451,21 @@ impl Opener {
     /// Where its medium is gone.
     pub fn open(&self, store: &Store) -> Result<AnyDisk, DiskError> {
         Ok(match store {
-            Store::Disk(medium) => AnyDisk::Leaf(self.open_leaf(medium)?),
-            Store::Drive(drive) => AnyDisk::Leaf(Leaf::Drive(self.open_drive(drive)?)),
-            Store::Array(array) => AnyDisk::Array(self.open_array(array)?),
             Store::Pool(pool) => AnyDisk::Volume(self.open_volume(pool)?),
+            base => AnyDisk::Base(self.open_base(base)?),
+        })
+    }
+
+    /// Opens this core's way to a store that is no pool's volume.
+    ///
+    /// # Errors
+    /// Where its medium is gone.
+    pub fn open_base(&self, store: &Store) -> Result<Base, DiskError> {
+        Ok(match store {
+            Store::Disk(medium) => Base::Leaf(self.open_leaf(medium)?),
+            Store::Drive(drive) => Base::Leaf(Leaf::Drive(self.open_drive(drive)?)),
+            Store::Array(array) => Base::Array(self.open_array(array)?),
+            Store::Pool(_) => unreachable!("a pool lies on no pool"),
         })
     }
 
@@ -379,7 +512,7 @@ impl Opener {
             corebay_raid::state::RoleState::Failed => None,
             _ => medium.and_then(|medium| self.open_leaf(&medium).ok()),
         });
-        let scratch = self.scratch[store.floor].as_ref();
+        let scratch = self.scratch[store.floor].array.as_ref();
         let scratch = scratch.ok_or(DiskError::NoSpace)?;
         let array = Array::open(&store.assembled, members.collect(), &self.reactor, scratch)?;
         let array = Rc::new(array);
@@ -396,31 +529,29 @@ impl Opener {
 
     /// Lets go of what is open.
     pub fn close(&self) {
+        drop(self.pools.take());
         drop(self.arrays.take());
         drop(self.drives.take());
-        drop(self.pools.take());
     }
 }
 
 /// A core's scratch memory, by floor.
 #[must_use]
-pub fn scratch(floors: &[FloorPlan]) -> Vec<Option<BufferPool>> {
-    let pool = |floor: &FloorPlan| {
-        let bytes = match floor {
-            FloorPlan::Array(array) => Assembled::scratch_bytes(&array.geometry()),
-            FloorPlan::Pool(_) => POOL_BYTES,
-            FloorPlan::Disk(_) | FloorPlan::Drive(_) => return None,
-        };
+pub fn scratch(floors: &[FloorPlan]) -> Vec<Scratch> {
+    let buffers = |bytes: usize| {
         let mut arena = Arena::lazy(bytes).expect("memory for an array or a pool");
         let region = arena.take(bytes).expect("all of the arena");
-        Some(BufferPool::new(region, SCRATCH_WAITERS))
+        BufferPool::new(region, SCRATCH_WAITERS)
     };
-    floors.iter().map(pool).collect()
+    let of = |floor: &FloorPlan| Scratch {
+        array: floor
+            .array()
+            .map(|array| buffers(Assembled::scratch_bytes(&array.geometry()))),
+        pool: matches!(floor, FloorPlan::Pool(_)).then(|| buffers(POOL_BYTES)),
+    };
+    floors.iter().map(of).collect()
 }
 
 disk_of_kinds!(Leaf { Disk, Drive });
-disk_of_kinds!(AnyDisk {
-    Leaf,
-    Array,
-    Volume
-});
+disk_of_kinds!(Base { Leaf, Array });
+disk_of_kinds!(AnyDisk { Base, Volume });

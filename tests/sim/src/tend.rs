@@ -13,7 +13,6 @@ use corebay_raid::{
 use corebay_target::core::Core;
 
 use crate::{
-    beneath::FloorPlan,
     machine::Findings,
     medium::{MediumFaults, SimMedium},
     node::SimEnvironment,
@@ -114,8 +113,8 @@ impl Tender {
             let outcome = match known {
                 true => self.array.take_back(role).await,
                 false => {
-                    let scratch = self.core.environment.opener.scratch[self.store.floor].as_ref();
-                    let pool = scratch.expect("an array has some").clone();
+                    let scratch = &self.core.environment.opener.scratch[self.store.floor];
+                    let pool = scratch.array.clone().expect("an array has some");
                     let replaced = self.array.replace(role, &mut rng, &pool).await;
                     replaced.map(drop)
                 }
@@ -202,7 +201,7 @@ impl Tender {
     /// A bit of parity changes by itself.
     fn rot_parity(&self) {
         let bays = &self.store.bays;
-        let FloorPlan::Array(plan) = &bays.plan else {
+        let Some(plan) = bays.plan.array() else {
             return;
         };
         if !plan.parity_rots || bays.is_calm() || !self.array.assembled().state().is_whole() {

@@ -193,6 +193,10 @@ impl World {
         self.until("the hosts end", |world| {
             world.clients().all(Client::has_ended)
         })?;
+        self.machines.iter().for_each(Machine::check_pools);
+        self.until("the pools are checked", |world| {
+            world.machines.iter().all(Machine::has_checked_pools)
+        })?;
         self.until_without_leaks()?;
         if let Some(leak) = self.clients().find_map(Client::leaks) {
             return Err(leak);
