@@ -13,21 +13,19 @@ use crate::{cut_everywhere, plan::Script, run_seed};
 fn seeds_max(fault: Fault) -> u64 {
     match fault {
         Fault::FuaIgnored
-        | Fault::FlushSkipped
         | Fault::CompletionLost
         | Fault::ScratchLeaked
         | Fault::FusedUnlocked
-        | Fault::FusedLocksOneCore
+        | Fault::CopyUngated
         | Fault::EdgeForgotten
-        | Fault::CacheOffIgnored
+        | Fault::QueuesOutliveReset
         | Fault::AckBeforeWrite
-        | Fault::ArrayJournalSkipped
-        | Fault::ArrayJournalCached => 40,
-        Fault::WrongFlush | Fault::PoolDataUnflushed => 60,
-        Fault::CopyUngated | Fault::FormerNotAwaited => 150,
-        Fault::PoolSuperblockEarly | Fault::QueuesOutliveReset => 350,
-        Fault::DriverForgetsReset => 1_500,
-        Fault::ArrayUnmarksEarly => 750,
+        | Fault::PoolSuperblockEarly => 40,
+        Fault::FlushSkipped | Fault::PoolDataUnflushed => 50,
+        Fault::WrongFlush | Fault::CacheOffIgnored => 70,
+        Fault::ArrayJournalSkipped | Fault::ArrayJournalCached | Fault::ArrayUnmarksEarly => 85,
+        Fault::FormerNotAwaited | Fault::FusedLocksOneCore => 110,
+        Fault::DriverForgetsReset => 160,
         // Scripts, each cut after every change.
         Fault::PoolJournalCached => 3,
     }
