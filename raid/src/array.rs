@@ -153,11 +153,12 @@ impl Assembled {
         self.shared.counters()
     }
 
-    /// The stripes that the sweep under way has done, and all there are.
+    /// The stripes that the sweep under way has done, and all that it goes over: a resync, those of
+    /// regions that may be unequal.
     #[must_use]
     pub fn progress(&self) -> (u64, u64) {
-        let done = self.shared.swept.load(Ordering::Relaxed);
-        (done, self.shared.geometry.stripes())
+        let all = self.shared.to_sweep.load(Ordering::Relaxed);
+        (self.shared.swept.load(Ordering::Relaxed), all)
     }
 
     /// What its disks are.

@@ -312,11 +312,8 @@ async fn assemble_with<D: Disk>(
         disk.as_ref()
             .is_some_and(|d| d.info().deallocate_granularity.is_some())
     };
-    let atomic_write_bytes = members
-        .iter()
-        .flatten()
-        .map(|disk| disk.info().atomic_write_bytes)
-        .min();
+    let there = members.iter().flatten();
+    let atomic_write_bytes = there.map(|disk| disk.info().atomic_write_bytes).min();
     let volatile = members.iter().any(volatile);
     let deallocates = members.iter().all(deallocates);
     let members: Vec<Option<D>> = members

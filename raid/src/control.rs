@@ -409,6 +409,12 @@ impl<D: Disk> Core<D> {
         }
     }
 
+    /// A sweep begins that goes over so many stripes.
+    pub(crate) fn begin_sweep(&self, stripes: u64) {
+        self.set_swept(0);
+        self.shared.to_sweep.store(stripes, Ordering::Relaxed);
+    }
+
     /// How far a sweep is.
     pub(crate) fn set_swept(&self, stripes: u64) {
         self.shared.swept.store(stripes, Ordering::Relaxed);

@@ -416,7 +416,8 @@ impl<D: Disk> Core<D> {
         Some(plan)
     }
 
-    /// The place for the superblocks, by role. With the update lock held.
+    /// The place for the superblocks, by role. With the update lock held. Where members that were given
+    /// up keep all that are ready, as more of them may than the level bears at a time, another one.
     pub(crate) async fn superblock_buffer(&self) -> Buffer {
         self.parking
             .until(|| {
@@ -424,14 +425,18 @@ impl<D: Disk> Core<D> {
                     .iter()
                     .find(|buffer| !buffer.is_used())
                     .cloned()
+                    .or_else(|| self.pool.try_allocate(self.superblocks[0].len()))
             })
             .await
     }
 
-    /// The place for the dirty map. With the map's lock held.
+    /// The place for the dirty map, in the same way. With the map's lock held.
     pub(crate) async fn map_buffer(&self) -> Buffer {
         self.parking
-            .until(|| self.maps.iter().find(|buffer| !buffer.is_used()).cloned())
+            .until(|| {
+                let own = self.maps.iter().find(|buffer| !buffer.is_used());
+                own.cloned().or_else(|| self.pool.try_allocate(MAP_BYTES))
+            })
             .await
     }
 

@@ -212,11 +212,14 @@ pub(crate) struct Shared {
     pub(crate) unended: Unended,
     /// The stripes that the sweep under way has done.
     pub(crate) swept: AtomicU64,
+    /// And those that it goes over.
+    pub(crate) to_sweep: AtomicU64,
 }
 
 impl Shared {
     pub(crate) fn new(superblock: Superblock, dirty: DirtyMap, ring: Ring, volatile: bool) -> Self {
-        let locks = superblock.geometry.stripes().min(STRIPE_LOCKS_MAX);
+        let stripes = superblock.geometry.stripes();
+        let locks = stripes.min(STRIPE_LOCKS_MAX);
         let shared = Self {
             array: superblock.array,
             geometry: superblock.geometry,
@@ -247,6 +250,7 @@ impl Shared {
             activity: Activity::new(),
             unended: Unended::new(),
             swept: AtomicU64::new(0),
+            to_sweep: AtomicU64::new(stripes),
         };
         let state = shared.state().clone();
         shared.missed.store(&shared.dirty.marks());

@@ -387,6 +387,7 @@ impl<D: Disk> Array<D> {
     ) -> Result<(), SweepError> {
         let shared = &self.core.shared;
         let total = shared.geometry.stripes();
+        self.core.begin_sweep(total);
         for (_, stripe) in shared
             .stepped_over()
             .into_iter()
@@ -458,14 +459,16 @@ impl<D: Disk> Array<D> {
         let (core, shared) = (&self.core, &self.core.shared);
         let mut convoy = Convoy::new(core, pace, checked_buffers(&shared.geometry));
         let dirty = &shared.dirty;
-        let mut lost = 0;
-        for region in 0..dirty.regions() {
-            if !dirty.unequal.get(region) {
-                continue;
-            }
+        let stripes_of = |region: usize| {
             let first = region as u64 * dirty.region_stripes();
-            let last = (first + dirty.region_stripes()).min(shared.geometry.stripes());
-            for stripe in first..last {
+            first..(first + dirty.region_stripes()).min(shared.geometry.stripes())
+        };
+        let count = |region| stripes_of(region).count() as u64;
+        let unequal = (0..dirty.regions()).filter(|region| dirty.unequal.get(*region));
+        core.begin_sweep(unequal.clone().map(count).sum());
+        let (mut lost, mut done) = (0, 0);
+        for region in unequal {
+            for stripe in stripes_of(region) {
                 convoy.start(|run| Work::Check(run, stripe)).await?;
             }
             convoy.drain().await?;
@@ -473,6 +476,8 @@ impl<D: Disk> Array<D> {
                 0 => dirty.unequal.clear(region),
                 more => lost += more,
             }
+            done += count(region);
+            core.set_swept(done);
         }
         self.tidy().await?;
         match lost {
@@ -489,6 +494,7 @@ impl<D: Disk> Array<D> {
     pub async fn scrub(&self, pace: Pace) -> Result<Scrubbed, SweepError> {
         let (core, shared) = (&self.core, &self.core.shared);
         let mut convoy = Convoy::new(core, pace, checked_buffers(&shared.geometry));
+        core.begin_sweep(shared.geometry.stripes());
         for stripe in 0..shared.geometry.stripes() {
             convoy.start(|run| Work::Check(run, stripe)).await?;
             core.set_swept((stripe + 1).saturating_sub(convoy.flights.len() as u64));
@@ -514,7 +520,7 @@ impl<D: Disk> Array<D> {
         self.core.unmark().await
     }
 
-    /// The stripes that a sweep under way has done, and all there are.
+    /// The stripes that a sweep under way has done, and all that it goes over.
     #[must_use]
     pub fn progress(&self) -> (u64, u64) {
         self.assembled().progress()

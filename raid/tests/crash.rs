@@ -152,7 +152,10 @@ fn crash(case: &Case, base: &Machine, model: &Model, seed: u64, cut: u64, nested
     if !may_be_lost {
         let sweeping = array.clone();
         let scrubbed = bench.run(async move {
+            let is_due = sweeping.assembled().needs_resync();
             sweeping.resync(Pace::default()).await?;
+            let (done, all) = sweeping.progress();
+            assert!(done == all && is_due == (all > 0), "{done} of {all}");
             sweeping.scrub(Pace::default()).await
         });
         let scrubbed = scrubbed.unwrap().unwrap();

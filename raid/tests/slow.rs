@@ -642,6 +642,35 @@ impl Rig {
     }
 }
 
+/// Each keeps the buffer of the map that was written to it, and more of them fall silent one after the
+/// other than may at a time.
+#[test]
+fn members_that_fall_silent_for_good_in_turn_use_nothing_up() {
+    let rig = Rig::new(Level::Mirrored, 2);
+    let mut silent = rig.devices[1].clone();
+    let mut all = vec![silent.clone()];
+    for turn in 0..4 {
+        silent.holds.set(true);
+        // To a region that nobody has written.
+        let write = rig.write(turn * 16 * 4, 4096, 1);
+        rig.pass(DEADLINE * 6 / 5);
+        assert_eq!(write.take(), Some(Ok(())), "turn {turn}");
+        assert_eq!(rig.state(1), RoleState::Failed);
+        silent = Rc::default();
+        all.push(silent.clone());
+        let medium = RamMedium::new(SIZE, rig.media[1].info().blocks).unwrap();
+        let fresh = member(&medium, &rig.faults[1], &silent, &rig.reactor);
+        rig.array.set_member(1, Some(fresh));
+        let (array, pool) = (rig.array.clone(), rig.pool.clone());
+        let replaced =
+            rig.start(async move { array.replace(1, &mut Rng::from_seed(turn), &pool).await });
+        rig.pass(Duration::from_secs(1));
+        assert!(replaced.take().expect("it has ended").is_ok());
+    }
+    all.iter().for_each(|state| state.let_go());
+    rig.pass(Duration::from_millis(1));
+}
+
 #[test]
 fn sweeps_have_several_stripes_in_flight() {
     let rig = Rig::new(Level::Raid5, 4);

@@ -692,6 +692,7 @@ fn damaged_and_newer_superblocks_are_told_apart() {
     serving.end();
     let said = refused(&["--config", text(&rig.configure(&["r"]))]);
     assert!(said.contains("too few members"), "{said}");
+    assert!(said.contains("--lose NAME"), "{said}");
 }
 
 /// CRC32C, bit by bit.

@@ -713,6 +713,7 @@ impl Finding {
                 let missing: Vec<String> = missing
                     .map(|(name, _)| format!("disk \"{name}\": it could not be opened"))
                     .chain(self.refusals(there, devices, pool).await)
+                    .chain([super::operate::TOO_FEW.to_owned()])
                     .collect();
                 missing.join("; ")
             }

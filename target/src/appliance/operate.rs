@@ -354,6 +354,11 @@ fn describe(array: &ArrayMedium, now: Time) -> Value {
     })
 }
 
+/// What to do where an array has too few members to be assembled.
+pub const TOO_FEW: &str = "connect those that are missing; if they are lost, `corebay array assemble NAME \
+    DISK... --lose NAME` takes stale ones and loses what was written without them: on an appliance whose \
+    configuration does not name the array, as it does not start without it";
+
 /// Why an array takes nothing more, and what mends it.
 const STOPPED: &str =
     "it has lost more members than it bears; once they are there again, restart corebay";
