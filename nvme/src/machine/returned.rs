@@ -155,6 +155,29 @@ mod tests {
         assert_eq!(find(machine.root(), &lost), None, "it is another drive");
     }
 
+    /// A drive that returned formatted, say, is shut down, and counts as lost as it was seen then.
+    #[test]
+    fn a_drive_that_was_refused_is_left_alone_until_it_is_bound_anew() {
+        let machine = FakeMachine::new();
+        machine.drive(SLOT, "vfio-pci", 7);
+        let lost = lost(&machine);
+        let bind_anew = |aside: &str| {
+            let link = device_folder(machine.root(), SLOT).join("driver");
+            fs::rename(&link, machine.root().join(aside)).unwrap();
+            machine.set_driver(SLOT, "vfio-pci");
+        };
+        bind_anew("first");
+        let returned = Some(Found::Lent(SLOT.into()));
+        assert_eq!(find(machine.root(), &lost), returned);
+        let refused = Lost {
+            seen: Sighting::of(machine.root(), SLOT),
+            ..lost
+        };
+        assert_eq!(find(machine.root(), &refused), None, "as it was refused");
+        bind_anew("second");
+        assert_eq!(find(machine.root(), &refused), returned);
+    }
+
     #[test]
     fn the_kernels_new_drive_of_that_serial_number_is_found() {
         let machine = FakeMachine::new();

@@ -595,7 +595,10 @@ impl<R: Registers> Drop for Queue<R> {
             seat.set_gate(Gate::Vacant);
             return;
         }
-        inner.kit.ring.ring_doorbells();
+        // What was given up is not touched any more: its function may be amid a reset.
+        if !inner.over {
+            inner.kit.ring.ring_doorbells();
+        }
         seat.set_gate(Gate::Vacant);
         seat.put_kit(inner.kit);
     }
