@@ -41,7 +41,7 @@ const OFF_MICROS_MAX: [u64; 3] = [100, 5_000, 100_000];
 const BETWEEN_FATAL: Duration = Duration::from_millis(600);
 
 /// The same where all else of the drives works.
-const BETWEEN_FATAL_OF_SOUND: Duration = Duration::from_millis(20);
+const BETWEEN_FATAL_OF_SOUND: Duration = Duration::from_millis(100);
 
 /// How long a target waits that did not find what lies beneath its namespaces.
 const AFTER_FAILED_BOOT: Duration = Duration::from_millis(50);

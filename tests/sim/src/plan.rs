@@ -292,7 +292,9 @@ impl Plan {
     #[must_use]
     pub fn is_calm(&self) -> bool {
         let disturbed = self.mischief.iter().any(Mischief::disturbs) || self.cut_by_hand;
-        !disturbed && self.medium_faults.stuck == 0 && !self.workload.resets
+        // A drive that loses too many admin commands is given up, and the target started anew in the end.
+        let sound = self.floors().all(FloorPlan::has_sound_drives);
+        !disturbed && sound && self.medium_faults.stuck == 0 && !self.workload.resets
     }
 
     /// What the namespaces of all appliances lie on.

@@ -25,7 +25,7 @@ fn seeds_max(fault: Fault) -> u64 {
         Fault::WrongFlush | Fault::CacheOffIgnored => 70,
         Fault::ArrayJournalSkipped | Fault::ArrayJournalCached | Fault::ArrayUnmarksEarly => 85,
         Fault::FormerNotAwaited | Fault::FusedLocksOneCore => 110,
-        Fault::DriverForgetsReset => 160,
+        Fault::DriverForgetsReset => 500,
         // Scripts, each cut after every change.
         Fault::PoolJournalCached => 3,
     }
