@@ -90,21 +90,34 @@ impl<D: Disk> Pool<D> {
     /// Everything that is exported, in the order of the volumes' numbers.
     #[must_use]
     pub fn exports(&self) -> Vec<(VolumeId, VolumeRecord, Export)> {
-        let exported = |(id, record): (VolumeId, VolumeRecord)| {
-            let export = record.export.clone().filter(|_| record.kind != Kind::Dying);
-            export.map(|export| (id, record, export))
+        let state = self.shared.state.borrow();
+        let exported = |id| {
+            let record = state.volumes.body(id)?;
+            let export = record.export.as_ref()?;
+            let lives = record.kind != Kind::Dying;
+            lives.then(|| (VolumeId(id), record.clone(), export.clone()))
         };
-        self.volumes().into_iter().filter_map(exported).collect()
+        state.volumes.ids().filter_map(exported).collect()
+    }
+
+    /// The exports in one subsystem. Only these are copied: it is asked for each of many.
+    #[must_use]
+    pub fn exports_in(&self, subsystem: &str) -> Vec<Export> {
+        let state = self.shared.state.borrow();
+        let exported = |id| {
+            let record = state.volumes.body(id)?;
+            let export = record.export.as_ref()?;
+            let is_it = record.kind != Kind::Dying && export.subsystem == subsystem;
+            is_it.then(|| export.clone())
+        };
+        state.volumes.ids().filter_map(exported).collect()
     }
 
     /// A number that nobody has in a subsystem: the lowest.
     #[must_use]
     pub fn free_nsid(&self, subsystem: &str) -> u32 {
-        let exports = self.exports();
-        let of_it = exports
-            .iter()
-            .filter(|(_, _, export)| export.subsystem == subsystem);
-        let taken: Vec<u32> = of_it.map(|(_, _, export)| export.nsid).collect();
+        let of_it = self.exports_in(subsystem);
+        let taken: Vec<u32> = of_it.iter().map(|export| export.nsid).collect();
         (1..)
             .find(|nsid| !taken.contains(nsid))
             .expect("fewer volumes than numbers")

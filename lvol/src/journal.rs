@@ -24,7 +24,7 @@ use tracing::error;
 use crate::{
     error::PoolError,
     format::{
-        BATCH_BYTES_MAX, COPIES, PAGE_BYTES,
+        BATCH_BYTES_MAX, COPIES, Layout, PAGE_BYTES,
         record::{BATCH_HEADER_BYTES, Batch, Record},
     },
     pool::Shared,
@@ -288,32 +288,7 @@ impl<D: Disk> Shared<D> {
         if self.failed.get() {
             return Err(PoolError::Failed);
         }
-        #[cfg(corebay_fault)]
-        let unflushed = corebay_core::fault::is(corebay_core::fault::Fault::PoolDataUnflushed);
-        #[cfg(not(corebay_fault))]
-        let unflushed = false;
-        if !unflushed {
-            self.device.flush().await?;
-        }
-        let at: [u64; COPIES] =
-            std::array::from_fn(|copy| layout.journal_at(copy) + page * PAGE_BYTES as u64);
-        let durability = Durability::Durable;
-        #[cfg(corebay_fault)]
-        let durability =
-            match corebay_core::fault::is(corebay_core::fault::Fault::PoolJournalCached) {
-                true => Durability::Cached,
-                false => durability,
-            };
-        let batch = &bytes[..];
-        self.write_again(async || {
-            let (first, second) = both(
-                self.device.write(at[0], batch, durability),
-                self.device.write(at[1], batch, durability),
-            )
-            .await;
-            first.and(second)
-        })
-        .await?;
+        self.write_batch(&layout, page, bytes).await?;
         journal
             .bytes_written
             .set(journal.bytes_written.get() + bytes.len() as u64);
@@ -346,6 +321,36 @@ impl<D: Disk> Shared<D> {
             self.want_checkpoint();
         }
         Ok(())
+    }
+
+    /// Writes a batch durably, in both copies, after the data that it makes readable.
+    async fn write_batch(&self, layout: &Layout, page: u64, batch: &[u8]) -> Result<(), PoolError> {
+        #[cfg(corebay_fault)]
+        let unflushed = corebay_core::fault::is(corebay_core::fault::Fault::PoolDataUnflushed);
+        #[cfg(not(corebay_fault))]
+        let unflushed = false;
+        if !unflushed {
+            self.device.flush().await?;
+        }
+        let at: [u64; COPIES] =
+            std::array::from_fn(|copy| layout.journal_at(copy) + page * PAGE_BYTES as u64);
+        let durability = Durability::Durable;
+        #[cfg(corebay_fault)]
+        let durability =
+            match corebay_core::fault::is(corebay_core::fault::Fault::PoolJournalCached) {
+                true => Durability::Cached,
+                false => durability,
+            };
+        self.write_again(async || {
+            let (first, second) = both(
+                self.device.write(at[0], batch, durability),
+                self.device.write(at[1], batch, durability),
+            )
+            .await;
+            first.and(second)
+        })
+        .await
+        .map_err(PoolError::from)
     }
 
     fn take_effect(&self, records: &[Record]) -> Result<(), PoolError> {

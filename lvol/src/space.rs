@@ -266,8 +266,11 @@ impl<D: Disk> Pool<D> {
     /// # Errors
     /// Where there is no such volume.
     pub fn namespace_space(&self, id: VolumeId) -> Result<NamespaceSpace, PoolError> {
-        let record = self.volume(id)?;
         let state = self.shared.state.borrow();
+        let record = state.volume(id.0)?;
+        if record.kind == Kind::Dying {
+            return Err(PoolError::NotFound);
+        }
         let thin = !record.thick && record.kind == Kind::Volume;
         let free = state
             .available_soon()

@@ -484,6 +484,16 @@ fn volumes_go_in_and_out_and_are_limited() {
         &format!("volume import third {other_image}"),
         "is there already",
     );
+    appliance.serving.end();
+}
+
+#[test]
+fn clones_stand_by_themselves_and_limits_hold() {
+    let folder = tempfile::tempdir().unwrap();
+    let appliance = Appliance::start(folder.path());
+    appliance.writes(1, 1);
+    appliance.does("snapshot create volume-1@one");
+    appliance.does("volume create third --size 64MiB --export");
     // A clone that stands by itself, and one that takes its origin's place.
     appliance.does("volume clone volume-1@one own");
     appliance.does("volume inflate own");

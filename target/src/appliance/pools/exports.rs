@@ -302,10 +302,9 @@ impl Home {
     /// What all pools keep of a subsystem's exports.
     fn exports_of(&self, nqn: &Nqn) -> Vec<Export> {
         let pools = self.pools.borrow();
-        let exports = pools.iter().flat_map(|pool| pool.pool.exports());
+        let exports = pools.iter();
         exports
-            .map(|(.., export)| export)
-            .filter(|export| export.subsystem == nqn.as_str())
+            .flat_map(|pool| pool.pool.exports_in(nqn.as_str()))
             .collect()
     }
 

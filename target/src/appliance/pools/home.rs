@@ -275,7 +275,10 @@ impl Home {
                 ));
             }
             Err(error @ PoolError::Corrupt(_)) => {
-                return Err(format!("{error}; `corebay pool check` says what it finds"));
+                return Err(format!(
+                    "{error}; `corebay pool check --offline PATH` says what it finds, once no \
+                     appliance uses the file or device"
+                ));
             }
             Err(error) => return Err(error.to_string()),
         };
