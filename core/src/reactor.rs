@@ -155,6 +155,12 @@ impl Reactor {
         self.inner.added.set(true);
     }
 
+    /// The sources that it has.
+    #[must_use]
+    pub fn sources(&self) -> usize {
+        self.inner.sources.borrow().len()
+    }
+
     /// Makes one turn at time `now`; returns how much there was to do.
     pub fn poll_once(&self, now: Time) -> usize {
         let inner = &*self.inner;

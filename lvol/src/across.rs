@@ -229,7 +229,6 @@ pub struct PoolCore<D: Disk> {
     pub(crate) looks: Rc<Looks>,
     pub(crate) disk: Rc<D>,
     pub(crate) gather: Gather,
-    pub(crate) reactor: Reactor,
     seat: Seat<D>,
     /// Volumes may take writes again: looked at in each turn.
     pub(crate) thawed: Signal,
@@ -279,7 +278,6 @@ impl<D: Disk> PoolCore<D> {
             looks: shared.looks.clone(),
             disk: shared.device.disk.clone(),
             gather: Gather::new(&shared.device.disk),
-            reactor: shared.reactor.clone(),
             seat: Seat::Home(shared.clone()),
             thawed: Signal::default(),
         });
@@ -312,7 +310,6 @@ impl<D: Disk> PoolCore<D> {
             looks: Rc::new(Looks::new(common.epochs.clone(), Some(port.core().0))),
             gather: Gather::new(&disk),
             disk,
-            reactor: reactor.clone(),
             seat: Seat::Away(away),
             thawed: Signal::default(),
         });

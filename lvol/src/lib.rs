@@ -41,7 +41,8 @@
 //!   part at a time), `promote`.
 //! - Space: `watch` (events for whoever runs the pool), `space_level`, `thresholds`, `set_thresholds`,
 //!   `namespace_space` (NSZE, NCAP, NUSE), `volume_space` (exclusive and shared bytes), `status`.
-//! - Limits: `set_limits` ([`Limits`]); every [`Volume`] holds to them by itself, on all cores together.
+//! - Limits: `set_limits` ([`Limits`]); what hosts may do to a
+//!   [`Volume`], on all cores together; who passes on their commands asks it when each may begin.
 //! - Space beneath: `set_trim_rate`, `trim_free` (free extents are told to the disk in the background).
 //! - Exports: `set_namespace_ids`, `set_export`, `exports`, `free_nsid`, `set_attributes`.
 //! - Streams: `send` gives a [`Sender`], whose `next` makes a frame at a time for any sink; `receive` a

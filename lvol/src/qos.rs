@@ -4,17 +4,19 @@
 //! - All cores draw from the same buckets, each a single atomic word: no lock, and where nothing is
 //!   limited, one load on the fast path.
 //! - A bucket is a point in time: when all that was admitted so far would have been done at the rate. An
-//!   operation moves it on by its own cost, at once, and waits until it is no further ahead than the
-//!   burst. So each waits as long as it must, once, and they go on in the order they came.
+//!   operation moves it on by its own cost, at once, and may begin once it is no further ahead than the
+//!   burst.
+//! - Nothing waits here, nor in a volume: that is for who passes on hosts' commands, who holds nothing
+//!   meanwhile that others need ([`Disk::admit`]).
 //! - An operation larger than a burst is admitted like any other; the next ones wait the longer.
-//! - Whoever waits looks up now and then: another limit holds for those who wait, too.
+//! - Limits have a generation: another limit holds for those who wait, too.
 
-use std::{
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    time::Duration,
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use corebay_core::{
+    disk::{Admission, Cost, Direction, Disk},
+    units::Time,
 };
-
-use corebay_core::{disk::Disk, reactor::Reactor, units::Time};
 
 use crate::{
     error::PoolError,
@@ -25,18 +27,7 @@ use crate::{
     manage::{Pool, VolumeId},
 };
 
-/// The longest sleep of an operation before it looks whether its limit is still the same.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
-
 const NANOS: u128 = 1_000_000_000;
-
-/// What an operation does, as far as it is limited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Direction {
-    Read,
-    /// Also deallocation and zeroes, which have no bytes.
-    Write,
-}
 
 /// One limit.
 #[derive(Debug, Default)]
@@ -113,32 +104,28 @@ impl Qos {
         self.limited.load(Ordering::Relaxed)
     }
 
-    /// When an operation may begin that comes now.
-    fn take(&self, direction: Direction, bytes: u64, now: Time) -> Time {
-        let buckets = match direction {
+    /// Changes with the limits.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Counts operations as if they came at `at`.
+    pub fn admit(&self, cost: Cost, at: Time) -> Admission {
+        // Read first: what is counted by limits that have just changed is counted again.
+        let generation = self.generation();
+        if !self.is_limited() {
+            return Admission {
+                from: at,
+                generation,
+            };
+        }
+        let buckets = match cost.direction {
             Direction::Read => &self.read,
             Direction::Write => &self.write,
         };
-        let operations = buckets[0].take(1, now.0);
-        Time(operations.max(buckets[1].take(bytes, now.0)))
-    }
-
-    /// Waits until an operation may begin.
-    pub async fn admit(&self, reactor: &Reactor, direction: Direction, bytes: u64) {
-        while self.is_limited() {
-            let generation = self.generation.load(Ordering::Acquire);
-            let from = self.take(direction, bytes, reactor.now());
-            loop {
-                let now = reactor.now();
-                if from <= now {
-                    return;
-                }
-                reactor.sleep_until(from.min(now.plus(LOOK_AGAIN))).await;
-                if self.generation.load(Ordering::Acquire) != generation {
-                    break;
-                }
-            }
-        }
+        let operations = buckets[0].take(cost.operations, at.0);
+        let from = Time(operations.max(buckets[1].take(cost.bytes, at.0)));
+        Admission { from, generation }
     }
 }
 
@@ -179,12 +166,21 @@ mod tests {
         Rate { per_second, burst }
     }
 
+    fn take(qos: &Qos, direction: Direction, bytes: u64, at: Time) -> Time {
+        let cost = Cost {
+            direction,
+            operations: 1,
+            bytes,
+        };
+        qos.admit(cost, at).from
+    }
+
     /// How many operations of `bytes` begin before `end`, where each comes when the one before it has
     /// begun.
     fn begun(qos: &Qos, bytes: u64, from: u64, end: u64) -> u64 {
         let (mut now, mut count) = (from, 0);
         loop {
-            now = qos.take(Direction::Write, bytes, Time(now)).0.max(now);
+            now = take(qos, Direction::Write, bytes, Time(now)).0.max(now);
             if now >= end {
                 return count;
             }
@@ -204,7 +200,7 @@ mod tests {
         let count = begun(&qos, 1 << 20, later, later + SECOND / 2);
         assert!((550..=551).contains(&count), "{count}");
         assert!(qos.is_limited());
-        let read = qos.take(Direction::Read, 1 << 30, Time(start));
+        let read = take(&qos, Direction::Read, 1 << 30, Time(start));
         assert_eq!(read, Time(start), "reads are not limited");
     }
 
@@ -223,9 +219,9 @@ mod tests {
     fn an_operation_larger_than_the_burst_begins_and_is_paid_by_the_next() {
         let qos = Qos::default();
         qos.set(&limits(Rate::default(), rate(1 << 20, 4096)));
-        let first = qos.take(Direction::Write, 1 << 20, Time(SECOND));
+        let first = take(&qos, Direction::Write, 1 << 20, Time(SECOND));
         assert!(first.0 <= SECOND);
-        let second = qos.take(Direction::Write, 4096, Time(SECOND));
+        let second = take(&qos, Direction::Write, 4096, Time(SECOND));
         let wait = second.0 - SECOND;
         assert!((990_000_000..SECOND).contains(&wait), "{wait}");
     }
@@ -234,10 +230,10 @@ mod tests {
     fn the_largest_and_the_smallest_rates_do_not_overflow() {
         let qos = Qos::default();
         qos.set(&limits(rate(1, u64::MAX), rate(u64::MAX, u64::MAX)));
-        assert!(qos.take(Direction::Write, u64::MAX, Time(5)).0 <= 5);
+        assert!(take(&qos, Direction::Write, u64::MAX, Time(5)).0 <= 5);
         qos.set(&limits(rate(1, 0), rate(1, 0)));
         for _ in 0..3 {
-            let _ = qos.take(Direction::Write, u64::MAX, Time(u64::MAX));
+            let _ = take(&qos, Direction::Write, u64::MAX, Time(u64::MAX));
         }
         qos.set(&Limits::default());
         assert!(!qos.is_limited());

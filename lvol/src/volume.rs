@@ -33,8 +33,8 @@ use std::{
 use arrayvec::ArrayVec;
 use corebay_core::{
     buffer::Buffer,
-    disk::{Disk, DiskError, DiskInfo, Durability, SEGMENTS_MAX, Space},
-    units::Lba,
+    disk::{Admission, Cost, Disk, DiskError, DiskInfo, Durability, SEGMENTS_MAX, Space},
+    units::{Lba, Time},
 };
 
 use crate::{
@@ -44,7 +44,6 @@ use crate::{
     format::{BLOCKS_PER_EXTENT, Extent, page::LEAF_EXTENTS, record::Record},
     journal::Ticket,
     pool::Shared,
-    qos::Direction,
     slow::parts_of,
     state::{Missing, map::Run},
 };
@@ -140,13 +139,6 @@ impl<D: Disk> Volume<D> {
         }
         // Whoever sees that it is thawed sees the generation, too.
         Ok(!flat.frozen.load(Ordering::Acquire))
-    }
-
-    /// Waits for the volume's limits. Nothing is held meanwhile.
-    async fn admit(&self, direction: Direction, blocks: u64) {
-        let bytes = blocks << self.core.common.info.block_size.shift();
-        let reactor = &self.core.reactor;
-        self.flat.qos.admit(reactor, direction, bytes).await;
     }
 
     /// Whoever freezes the volume waits until this is dropped; waits while it is frozen.
@@ -289,9 +281,6 @@ impl<D: Disk> Volume<D> {
             return Ok(());
         }
         self.check(at, blocks)?;
-        if self.flat.qos.is_limited() {
-            self.admit(Direction::Write, 0).await;
-        }
         loop {
             let look = self.core.looks.begin();
             let takes = self.takes_writes_to(at, blocks);
@@ -348,13 +337,20 @@ impl<D: Disk> Disk for Volume<D> {
         }
     }
 
+    fn is_limited(&self) -> bool {
+        self.flat.qos.is_limited()
+    }
+
+    fn admit(&self, cost: Cost, at: Time) -> Admission {
+        self.flat.qos.admit(cost, at)
+    }
+
+    fn limits_generation(&self) -> u64 {
+        self.flat.qos.generation()
+    }
+
     async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
         let blocks = self.check_buffers(at, into)?;
-        if self.flat.qos.is_limited() {
-            self.admit(Direction::Read, blocks).await;
-            // It may have become smaller meanwhile.
-            self.check(at, blocks)?;
-        }
         let look = self.core.looks.begin();
         match self.run(at.0, at.0 + blocks) {
             Some(run) if run.blocks as u64 == blocks => {
@@ -382,9 +378,6 @@ impl<D: Disk> Disk for Volume<D> {
         durability: Durability,
     ) -> Result<(), DiskError> {
         let blocks = self.check_buffers(at, from)?;
-        if self.flat.qos.is_limited() {
-            self.admit(Direction::Write, blocks).await;
-        }
         loop {
             let look = self.core.looks.begin();
             let takes = self.takes_writes_to(at, blocks);

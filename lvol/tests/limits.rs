@@ -5,14 +5,38 @@ use std::{rc::Rc, time::Duration};
 use crate::support::{Medium, MediumDisk, Node, named};
 use corebay_conformance::{Outcome, TestCore};
 use corebay_core::{
-    disk::{Disk, DiskError, Durability},
+    disk::{Cost, Direction, Disk, DiskError, Durability},
     mesh::Wakeups,
-    reactor::MachineClock,
+    reactor::{MachineClock, Reactor},
     units::{BlockSize, Lba, Time},
 };
 use corebay_lvol::{Limits, PoolCore, Rate, Volume, VolumeId};
 
 const BLOCKS: u64 = 1024;
+
+/// Waits as who passes on hosts' commands does.
+async fn admitted(volume: &Volume<MediumDisk>, reactor: &Reactor, cost: Cost) {
+    loop {
+        let mut at = reactor.now();
+        let admission = volume.admit(cost, at);
+        while volume.limits_generation() == admission.generation {
+            if admission.from <= at {
+                return;
+            }
+            let look = at.plus(Duration::from_millis(10));
+            reactor.sleep_until(admission.from.min(look)).await;
+            at = reactor.now();
+        }
+    }
+}
+
+fn cost(direction: Direction, bytes: usize) -> Cost {
+    Cost {
+        direction,
+        operations: 1,
+        bytes: bytes as u64,
+    }
+}
 
 /// Cores that turn together, in one time.
 struct Bench {
@@ -92,8 +116,15 @@ impl Bench {
             let volume = self.volumes[(number % 2) as usize].clone();
             let buffer = core.buffer(4096 * blocks as usize);
             let at = Lba(number * blocks % (BLOCKS - blocks));
+            let reactor = core.reactor.clone();
             core.spawn(async move {
                 let buffers = std::slice::from_ref(&buffer);
+                let direction = if reads {
+                    Direction::Read
+                } else {
+                    Direction::Write
+                };
+                admitted(&volume, &reactor, cost(direction, buffer.len())).await;
                 match reads {
                     true => volume.read(at, buffers).await,
                     false => volume.write(at, buffers, Durability::Cached).await,
@@ -208,8 +239,11 @@ fn what_waited_while_the_volume_shrank_is_refused() {
         .into_iter()
         .zip(&bench.volumes)
     {
-        let volume = volume.clone();
-        waiting.push(core.spawn(async move { volume.deallocate(Lba(512), 64).await }));
+        let (volume, reactor) = (volume.clone(), core.reactor.clone());
+        waiting.push(core.spawn(async move {
+            admitted(&volume, &reactor, cost(Direction::Write, 0)).await;
+            volume.deallocate(Lba(512), 64).await
+        }));
     }
     let (pool, id) = (bench.node.pool.clone(), bench.id);
     let resized = (bench.node.core).spawn(async move { pool.resize(id, 32, true).await });
@@ -243,7 +277,9 @@ fn a_read_that_waited_while_the_volume_shrank_finds_no_other_blocks() {
     };
     let read = |bench: &Bench, at| {
         let (volume, buffer) = (bench.volumes[0].clone(), bench.node.core.buffer(4096));
+        let reactor = bench.node.core.reactor.clone();
         bench.node.core.spawn(async move {
+            admitted(&volume, &reactor, cost(Direction::Read, 4096)).await;
             let read = volume.read(Lba(at), std::slice::from_ref(&buffer)).await;
             read.map(|()| buffer.bytes().iter().all(|byte| *byte == 0))
         })

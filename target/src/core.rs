@@ -36,6 +36,7 @@ use crate::{
     limits::{HOUSEKEEPING_INTERVAL, IN_CAPSULE_BYTES_MAX, Limits, SQUEEZE_AFTER, TASKS_PER_CORE},
     memory::{HostShares, Memory},
     namespace::{Namespace, NamespaceSpec, NamespaceTable, WriteGate},
+    pace::{self, Lines, Pacer},
     queue::{Pumped, QueueControl, QueueKey},
     subsystem::{Registry, SubsystemId},
 };
@@ -72,6 +73,8 @@ pub struct Core<E: Environment> {
     pub memory: Memory,
     /// Who holds how much of it.
     pub shares: HostShares,
+    /// Who waits for the limits of namespaces.
+    pub pacer: Pacer<E>,
     port: Port<Message<E>>,
     tables: RefCell<HashMap<SubsystemId, Rc<Table<E>>>>,
     /// Namespaces that are open here and attached nowhere yet.
@@ -112,6 +115,7 @@ impl<E: Environment> Core<E> {
             limits,
             memory,
             shares,
+            pacer: Pacer::default(),
             port,
             tables: RefCell::default(),
             staged: RefCell::default(),
@@ -137,6 +141,7 @@ impl<E: Environment> Core<E> {
                 keeper.housekeeping();
             }
         });
+        core.spawn_control(pace::run(core.clone()));
         core
     }
 
@@ -332,6 +337,7 @@ impl<E: Environment> Core<E> {
             disk: self.environment.open(&spec.medium)?,
             spec,
             gate: Rc::new(WriteGate::new(TASKS_PER_CORE)),
+            lines: Lines::default(),
         })
     }
 
@@ -434,6 +440,7 @@ impl<E: Environment> Core<E> {
         drop(self.waiting.take());
         drop(self.first_for_memory.take());
         self.shares.clear();
+        self.pacer.clear();
         drop(self.backlog.take());
         drop(self.adopters.take());
         drop(self.locked.take());

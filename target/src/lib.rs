@@ -26,6 +26,7 @@ pub mod limits;
 mod lost;
 pub mod memory;
 pub mod namespace;
+pub mod pace;
 pub mod queue;
 pub mod subsystem;
 pub mod tcp;

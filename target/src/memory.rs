@@ -240,8 +240,8 @@ impl HostShare {
         self.capsules.set(self.capsules.get() - block);
     }
 
-    /// True where a command of the host may have one of so many free task slots: commands that wait for a
-    /// limit keep theirs, so a host has at most [`SLOTS_AHEAD`] times as many as it leaves to others.
+    /// True where a command of the host may have one of so many free task slots: commands on a disk that does
+    /// not answer keep theirs, so a host has at most [`SLOTS_AHEAD`] times as many as it leaves to others.
     pub fn may_run(&self, free: usize) -> bool {
         self.running.get() < free.saturating_mul(SLOTS_AHEAD)
     }

@@ -20,6 +20,8 @@ use std::{
 
 use corebay_core::{disk::DiskInfo, sync::FifoWait, units::Lba};
 
+use crate::pace::Lines;
+
 /// Who a namespace is, wherever it is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Identity {
@@ -108,6 +110,8 @@ pub struct Namespace<D, M> {
     /// Orders this core's writes with fused commands. It outlives the namespace's being detached, for
     /// as long as commands execute that came before: who attaches it again finds the same gate.
     pub gate: Rc<WriteGate>,
+    /// Who waits for its limits.
+    pub lines: Lines,
 }
 
 type Slot<D, M> = Option<Rc<Namespace<D, M>>>;
@@ -140,13 +144,19 @@ impl<D, M> NamespaceTable<D, M> {
         if slots.len() <= index {
             slots.resize_with(index + 1, || None);
         }
-        slots[index] = Some(Rc::new(namespace));
+        if let Some(before) = slots[index].replace(Rc::new(namespace)) {
+            before.lines.detached();
+        }
     }
 
     /// Detaches a namespace; commands that execute on it end as they would have.
     pub fn detach(&self, nsid: u32) -> Option<Rc<Namespace<D, M>>> {
         let index = usize::try_from(nsid.checked_sub(1)?).ok()?;
-        self.slots.borrow_mut().get_mut(index)?.take()
+        let detached = self.slots.borrow_mut().get_mut(index)?.take();
+        if let Some(namespace) = &detached {
+            namespace.lines.detached();
+        }
+        detached
     }
 
     /// All attached namespaces, by ascending NSID.

@@ -22,6 +22,28 @@ macro_rules! disk_of_kinds {
                 }
             }
 
+            fn is_limited(&self) -> bool {
+                match self {
+                    $(Self::$kind(disk) => disk.is_limited(),)+
+                }
+            }
+
+            fn admit(
+                &self,
+                cost: $crate::disk::Cost,
+                at: $crate::units::Time,
+            ) -> $crate::disk::Admission {
+                match self {
+                    $(Self::$kind(disk) => disk.admit(cost, at),)+
+                }
+            }
+
+            fn limits_generation(&self) -> u64 {
+                match self {
+                    $(Self::$kind(disk) => disk.limits_generation(),)+
+                }
+            }
+
             async fn read(
                 &self,
                 at: $crate::units::Lba,

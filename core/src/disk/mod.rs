@@ -20,6 +20,8 @@
 //!   Deallocating is a hint in space, never in content: also where nothing is freed, zeroes are read.
 //! - **Errors.** After a failed write each of its blocks is old or new. An error tells about its own
 //!   command only, except [`DiskError::Gone`], which is final for this value.
+//! - **Limits.** An operation never waits in the disk for the disk's limits: whoever passes on what hosts
+//!   ask for asks [`admit`](Disk::admit) before, and waits with nothing in hand that others need.
 //! - **Ends.** Each operation ends exactly once. Dropping its future does not end it: the buffers
 //!   stay with the disk until the device is done with them.
 //!
@@ -36,7 +38,7 @@ use std::{fmt, future::Future};
 
 use crate::{
     buffer::{BLOCK_BYTES_MAX, Buffer},
-    units::{BlockSize, Lba},
+    units::{BlockSize, Lba, Time},
 };
 
 /// The most bytes of one read or write.
@@ -167,10 +169,54 @@ impl fmt::Display for DiskError {
 
 impl std::error::Error for DiskError {}
 
+/// Which of a disk's limits an operation is held to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Reading.
+    Read,
+    /// Writing, deallocating, zeroing.
+    Write,
+}
+
+/// What operations count for where a disk is limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// What they do.
+    pub direction: Direction,
+    /// How many they are.
+    pub operations: u64,
+    /// The bytes that they transfer.
+    pub bytes: u64,
+}
+
+/// When operations may begin that were counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Admission {
+    /// From this point in time on.
+    pub from: Time,
+    /// Under these limits; once [`Disk::limits_generation`] is another, they are to be counted anew.
+    pub generation: u64,
+}
+
 /// One core's way to a disk. See the module for the contract.
 pub trait Disk: 'static {
     /// What the disk is.
     fn info(&self) -> DiskInfo;
+
+    /// True where operations may have to wait before they begin.
+    fn is_limited(&self) -> bool {
+        false
+    }
+
+    /// Counts operations against the disk's limits as if they came at `at`.
+    fn admit(&self, _cost: Cost, _at: Time) -> Admission {
+        Admission::default()
+    }
+
+    /// Changes with the limits.
+    fn limits_generation(&self) -> u64 {
+        0
+    }
 
     /// Reads blocks from `at` on into `into`.
     fn read(&self, at: Lba, into: &[Buffer]) -> impl Future<Output = Result<(), DiskError>>;

@@ -35,6 +35,9 @@ pub async fn compare_and_write<E: Environment>(
     data: (Option<Buffer>, Option<Buffer>),
 ) -> (Done, Done) {
     let both = |status| (Done::status(status), Done::status(status));
+    for (namespace, cost) in compare.cost().into_iter().chain(second.cost()) {
+        namespace.disk.admit(cost, core.reactor.now());
+    }
     let (Operation::Compare(blocks, _), Operation::Write(_, durability, _)) = (compare, second)
     else {
         return both(Status::INVALID_FIELD.with_dnr());

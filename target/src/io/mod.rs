@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use corebay_core::{
     buffer::Buffer,
-    disk::{Disk, DiskError, Durability, Space},
+    disk::{Cost, Direction, Disk, DiskError, Durability, Space},
     units::Lba,
 };
 use corebay_nvme::spec::{
@@ -84,6 +84,48 @@ impl<E: Environment> Operation<E> {
             Self::Write(_, _, fuse) | Self::Compare(_, fuse) => *fuse,
             _ => Fuse::Normal,
         }
+    }
+
+    /// True where its namespace is limited.
+    #[must_use]
+    pub fn is_limited(&self) -> bool {
+        let namespace = self.namespace();
+        namespace.is_some_and(|namespace| namespace.disk.is_limited())
+    }
+
+    fn namespace(&self) -> Option<&Ns<E>> {
+        match self {
+            Self::Read(blocks)
+            | Self::Write(blocks, ..)
+            | Self::Compare(blocks, _)
+            | Self::WriteZeroes(blocks, ..)
+            | Self::WriteUncorrectable(blocks)
+            | Self::Verify(blocks) => Some(&blocks.namespace),
+            Self::Flush(namespace) => namespace.as_ref(),
+            Self::DatasetManagement(namespace, ..) | Self::Copy(namespace, ..) => Some(namespace),
+        }
+    }
+
+    /// Where it counts against limits, and what. What a Copy moves counts once that is known.
+    #[must_use]
+    pub fn cost(&self) -> Option<(&Ns<E>, Cost)> {
+        let (direction, operations, bytes) = match self {
+            Self::Read(blocks) | Self::Compare(blocks, _) | Self::Verify(blocks) => {
+                (Direction::Read, 1, bytes_of(blocks))
+            }
+            Self::Write(blocks, ..) => (Direction::Write, 1, bytes_of(blocks)),
+            Self::WriteZeroes(..) | Self::WriteUncorrectable(_) => (Direction::Write, 1, 0),
+            Self::DatasetManagement(_, ranges, true) | Self::Copy(_, _, ranges, _) => {
+                (Direction::Write, *ranges, 0)
+            }
+            Self::DatasetManagement(_, _, false) | Self::Flush(_) => return None,
+        };
+        let cost = Cost {
+            direction,
+            operations: operations as u64,
+            bytes: bytes as u64,
+        };
+        Some((self.namespace()?, cost))
     }
 
     /// Namespace and blocks, for the commands that can be fused.

@@ -6,7 +6,7 @@
 
 use corebay_core::{
     buffer::Buffer,
-    disk::{Disk, Durability},
+    disk::{Cost, Direction, Disk, Durability},
     units::Lba,
 };
 use corebay_nvme::spec::{
@@ -156,6 +156,7 @@ pub async fn copy<E: Environment>(
     if let Err(status) = check_copy(namespace, to, ranges, data) {
         return Done::status(status);
     }
+    count_copied(core, namespace, ranges, data);
     let piece = core.memory.scratch_piece().await;
     let mut to = to;
     for index in 0..ranges {
@@ -174,6 +175,29 @@ pub async fn copy<E: Environment>(
         }
     }
     Done::SUCCESS
+}
+
+/// Counts what a Copy reads and writes, where its namespace is limited: what comes next waits for it. Its
+/// writes were counted as operations before it began.
+fn count_copied<E: Environment>(
+    core: &Core<E>,
+    namespace: &Namespace<E::Disk, E::Medium>,
+    ranges: usize,
+    data: &Buffer,
+) {
+    if !namespace.disk.is_limited() {
+        return;
+    }
+    let blocks = (0..ranges).filter_map(|index| Some(copy_range(data, index).ok()?.1));
+    let bytes = namespace.spec.info.block_size.bytes_of(blocks.sum());
+    for (direction, operations) in [(Direction::Read, ranges as u64), (Direction::Write, 0)] {
+        let cost = Cost {
+            direction,
+            operations,
+            bytes,
+        };
+        namespace.disk.admit(cost, core.reactor.now());
+    }
 }
 
 fn check_copy<D: Disk, M>(

@@ -7,7 +7,7 @@ use corebay_core::units::Time;
 use corebay_nvme::spec::status::Status;
 use tracing::{debug, info};
 
-use super::{Done, Pumped, Queue, QueueControl, Stage, Wire};
+use super::{Done, EntryId, Pumped, Queue, QueueControl, Stage, Wire};
 use crate::{environment::Environment, fabrics, limits::SQUEEZE_AFTER, memory::HostShare};
 
 impl<E: Environment, W: Wire> Queue<E, W> {
@@ -44,6 +44,17 @@ impl<E: Environment, W: Wire> QueueControl for Queue<E, W> {
             self.in_turn.set(false);
         }
         slot
+    }
+
+    fn admitted(self: Rc<Self>, id: EntryId) {
+        self.with_entry(id, |entry| {
+            assert_eq!(
+                entry.stage,
+                Stage::Limit,
+                "who waits for limits has its entry"
+            );
+        });
+        self.go_on(id);
     }
 
     fn housekeeping(self: Rc<Self>, now: Time) {
@@ -94,6 +105,7 @@ impl<E: Environment, W: Wire> QueueControl for Queue<E, W> {
         debug!(queue = self.key.0, core = %self.core.id(), why, "closing a connection");
         self.wire.close();
         self.fused_first.set(None);
+        self.core.pacer.leave(self.key, None);
         self.waiting_for_memory.borrow_mut().clear();
         self.share().leave_line(self.key);
         self.waiting_for_slot.borrow_mut().clear();
@@ -145,6 +157,11 @@ impl<E: Environment, W: Wire> QueueControl for Queue<E, W> {
         };
         match stage {
             _ if fused => false,
+            Stage::Limit => {
+                self.core.pacer.leave(self.key, Some(id));
+                self.finish(id, Done::status(Status::ABORT_REQUESTED));
+                true
+            }
             Stage::Memory | Stage::Slot => {
                 self.forget_waiting(id);
                 self.finish(id, Done::status(Status::ABORT_REQUESTED));

@@ -18,6 +18,7 @@ pub struct EntryId(pub u16);
 pub(super) enum Stage {
     /// The entry is not in use.
     Free,
+    Limit,
     Memory,
     Data,
     Partner,

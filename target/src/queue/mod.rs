@@ -2,16 +2,17 @@
 //!
 //! A command goes through these stages; what it may wait for at each is why nothing dead-locks:
 //!
-//! 1. `Memory`: it waits in turn for a payload buffer. Buffers come back when hosts take or send
+//! 1. `Limit`: where its namespace is limited, it waits until it may begin, with nothing in hand but the
+//!    data that came in its capsule ([`pace`](crate::pace)).
+//! 2. `Memory`: it waits in turn for a payload buffer. Buffers come back when hosts take or send
 //!    data, or disks complete.
-//! 2. `Data` (writes whose data did not come in the capsule): the transport fetches the data. It
+//! 3. `Data` (writes whose data did not come in the capsule): the transport fetches the data. It
 //!    waits for its own host only.
-//! 3. `Partner` (fused commands): the other half's data.
-//! 4. `Slot`: it waits for a task slot. Slots come back when disks complete, whatever hosts do; those
-//!    whose commands wait for a volume's limit come back at its rate, and are a part of all.
-//! 5. `Running`: its task executes; it waits for disks, for limits, and for scratch memory, whose holders
-//!    wait for disks only.
-//! 6. `Responding`: the transport sends. Its entry and buffer are free once all was handed over.
+//! 4. `Partner` (fused commands): the other half's data.
+//! 5. `Slot`: it waits for a task slot. Slots come back when disks complete, whatever hosts do.
+//! 6. `Running`: its task executes; it waits for disks, and for scratch memory, whose holders wait
+//!    for disks only.
+//! 7. `Responding`: the transport sends. Its entry and buffer are free once all was handed over.
 //!
 //! Invariants:
 //! - Each command is answered once, or ends with its connection.
@@ -261,6 +262,9 @@ pub enum Pumped {
 pub trait QueueControl {
     /// Lets one waiting command go on; with `memory` also one that waits for a buffer.
     fn pump(self: Rc<Self>, memory: bool) -> Pumped;
+
+    /// A command may begin that waited for the limits of its namespace.
+    fn admitted(self: Rc<Self>, id: EntryId);
 
     /// Looks after time-outs.
     fn housekeeping(self: Rc<Self>, now: Time);
@@ -555,8 +559,10 @@ impl<E: Environment, W: Wire> Queue<E, W> {
             Operation::Io(operation) => operation.fuse(),
             _ => Fuse::Normal,
         };
+        let is_limited = matches!(&operation, Operation::Io(operation) if operation.is_limited());
         let alone = fuse == Fuse::Normal && self.fused_first.get().is_none();
-        if alone && !self.in_turn.get() && !self.core.has_waiting() && self.may_run() {
+        if alone && !is_limited && !self.in_turn.get() && !self.core.has_waiting() && self.may_run()
+        {
             // Nobody waits: it goes through its stages at once.
             if let Transfer::ToHost(len) = transfer {
                 data = self.take_memory(id, len, false).ok();
@@ -566,15 +572,48 @@ impl<E: Environment, W: Wire> Queue<E, W> {
                 return;
             }
         }
-        let has_data = data.is_some();
         self.with_entry(id, |entry| {
             entry.operation = Some(operation);
             entry.transfer = transfer;
             entry.buffer = data;
         });
-        if !self.pair(id, fuse) {
+        if !self.pair(id, fuse) || is_limited && fuse == Fuse::Normal && self.wait_for_limits(id) {
             return;
         }
+        self.go_on(id);
+    }
+
+    /// True where a command has to wait for the limits of its namespace, and does from now on. The halves
+    /// of fused commands do not: they are few, and are counted when they execute.
+    fn wait_for_limits(&self, id: EntryId) -> bool {
+        let mut entries = self.entries.borrow_mut();
+        let Some(entry) = entries.get_mut(id) else {
+            return false;
+        };
+        let Some(Operation::Io(operation)) = &entry.operation else {
+            return false;
+        };
+        let Some((namespace, cost)) = operation.cost() else {
+            return false;
+        };
+        let core = &self.core;
+        let who = (self.key, id);
+        if core.pacer.enter(namespace, cost, who, core.reactor.now()) {
+            return false;
+        }
+        entry.stage = Stage::Limit;
+        true
+    }
+
+    /// A command that no limit keeps goes on.
+    fn go_on(self: &Rc<Self>, id: EntryId) {
+        let found = self.entries.borrow().get(id).map(|entry| {
+            let has_data = entry.buffer.is_some();
+            (entry.transfer, has_data)
+        });
+        let Some((transfer, has_data)) = found else {
+            return;
+        };
         match transfer {
             Transfer::FromHost(_) if has_data => self.data_ready(id),
             Transfer::None => self.data_ready(id),

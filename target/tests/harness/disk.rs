@@ -1,17 +1,24 @@
 //! The disks of the tests: memory, nothing, or memory with faults; each notes what it is asked.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use corebay_core::{
     buffer::Buffer,
     disk::{
-        Disk, DiskError, DiskInfo, Durability, Space,
+        Admission, Cost, Direction, Disk, DiskError, DiskInfo, Durability, Space,
         fault::{FaultDisk, Faults},
         null::{NullDisk, NullReads},
         ram::{RamDisk, RamMedium},
     },
     reactor::Reactor,
-    units::{BlockSize, Lba},
+    units::{BlockSize, Lba, Time},
 };
 
 /// What a disk was asked to do.
@@ -36,6 +43,17 @@ pub enum Kind {
     Broken(BlockSize, u64),
     /// Memory, with the faults of the core that opens it.
     Fault(Arc<RamMedium>),
+    /// Memory, with limits.
+    Limited(Arc<RamMedium>, Arc<Limit>),
+}
+
+/// Limits: so many operations a second, in each direction, without a burst; none where that is 0.
+#[derive(Default)]
+pub struct Limit {
+    pub per_second: AtomicU64,
+    pub generation: AtomicU64,
+    /// When what was admitted would be done.
+    done: [AtomicU64; 2],
 }
 
 #[derive(Clone)]
@@ -54,6 +72,7 @@ enum Inner {
 pub struct TestDisk {
     inner: Inner,
     volatile_cache: bool,
+    limit: Option<Arc<Limit>>,
     calls: Calls,
 }
 
@@ -70,7 +89,9 @@ macro_rules! each {
 impl TestDisk {
     pub fn open(medium: &Medium, faults: &Faults, calls: &Calls, reactor: &Reactor) -> Self {
         let inner = match &medium.kind {
-            Kind::Ram(medium) => Inner::Ram(RamDisk::new(medium.clone(), reactor)),
+            Kind::Ram(medium) | Kind::Limited(medium, _) => {
+                Inner::Ram(RamDisk::new(medium.clone(), reactor))
+            }
             Kind::Null(size, blocks) | Kind::Broken(size, blocks) => {
                 Inner::Null(NullDisk::new(*size, *blocks, NullReads::Zeroes))
             }
@@ -80,7 +101,12 @@ impl TestDisk {
                 reactor,
             )),
         };
+        let limit = match &medium.kind {
+            Kind::Limited(_, limit) => Some(limit.clone()),
+            _ => None,
+        };
         Self {
+            limit,
             inner,
             volatile_cache: medium.volatile_cache,
             calls: calls.clone(),
@@ -102,7 +128,7 @@ impl TestDisk {
 impl Medium {
     pub fn info(&self) -> DiskInfo {
         let info = match &self.kind {
-            Kind::Ram(medium) | Kind::Fault(medium) => medium.info(),
+            Kind::Ram(medium) | Kind::Fault(medium) | Kind::Limited(medium, _) => medium.info(),
             Kind::Null(size, blocks) | Kind::Broken(size, blocks) => {
                 NullDisk::new(*size, *blocks, NullReads::Zeroes).info()
             }
@@ -121,6 +147,30 @@ impl Disk for TestDisk {
             volatile_cache: self.volatile_cache,
             ..info
         }
+    }
+
+    fn is_limited(&self) -> bool {
+        let limit = self.limit.as_ref();
+        limit.is_some_and(|limit| limit.per_second.load(Ordering::Relaxed) > 0)
+    }
+
+    fn admit(&self, cost: Cost, at: Time) -> Admission {
+        let Some(limit) = self.limit.as_ref().filter(|_| self.is_limited()) else {
+            return Admission::default();
+        };
+        let done = &limit.done[usize::from(cost.direction == Direction::Write)];
+        let from = done.load(Ordering::Relaxed).max(at.0);
+        let each = 1_000_000_000 / limit.per_second.load(Ordering::Relaxed);
+        done.store(from + each * cost.operations, Ordering::Relaxed);
+        Admission {
+            from: Time(from),
+            generation: self.limits_generation(),
+        }
+    }
+
+    fn limits_generation(&self) -> u64 {
+        let limit = self.limit.as_ref();
+        limit.map_or(0, |limit| limit.generation.load(Ordering::Relaxed))
     }
 
     async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {

@@ -8,7 +8,7 @@ use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -33,7 +33,7 @@ use corebay_target::{
 };
 
 use super::{
-    disk::{Call, Calls, Kind, Medium, TestDisk},
+    disk::{Call, Calls, Kind, Limit, Medium, TestDisk},
     net::{Hub, MemNetwork, MemStream},
 };
 
@@ -146,6 +146,17 @@ pub fn faulty(size: BlockSize, blocks: u64) -> Medium {
         kind: Kind::Fault(RamMedium::new(size, blocks).unwrap()),
         volatile_cache: false,
     }
+}
+
+/// A disk in memory with limits, and these.
+pub fn limited(size: BlockSize, blocks: u64, per_second: u64) -> (Medium, Arc<Limit>) {
+    let limit = Arc::new(Limit::default());
+    limit.per_second.store(per_second, Ordering::Relaxed);
+    let medium = Medium {
+        kind: Kind::Limited(RamMedium::new(size, blocks).unwrap(), limit.clone()),
+        volatile_cache: false,
+    };
+    (medium, limit)
 }
 
 /// A disk that keeps nothing.
@@ -388,6 +399,7 @@ impl World {
             let free = node.reactor.executor().free();
             assert_eq!(free, node.free_tasks.get(), "a task slot leaks");
             assert_eq!(node.core.shares.fused(), 0, "a fused command waits");
+            assert_eq!(node.core.pacer.waiting(), 0, "a command waits for limits");
         }
     }
 

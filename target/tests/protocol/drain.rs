@@ -9,7 +9,7 @@ use corebay_core::{
 use corebay_nvme::spec::command::{admin, nvm};
 use corebay_target::{
     memory::HostShare,
-    queue::{Pumped, QueueControl, QueueKey},
+    queue::{EntryId, Pumped, QueueControl, QueueKey},
 };
 
 use crate::harness::{
@@ -165,6 +165,8 @@ impl QueueControl for Noting {
     fn pump(self: Rc<Self>, _memory: bool) -> Pumped {
         Pumped::Nothing
     }
+
+    fn admitted(self: Rc<Self>, _id: EntryId) {}
 
     fn housekeeping(self: Rc<Self>, _now: Time) {
         self.noted.borrow_mut().push(self.key);

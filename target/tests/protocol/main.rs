@@ -18,6 +18,7 @@ mod fair;
 mod fused;
 mod fuzz;
 mod io;
+mod limits;
 mod machine;
 mod malformed;
 mod robust;
