@@ -847,7 +847,8 @@ fn an_array_is_operated_over_the_control_socket() {
     assert!(ok, "{said}");
     assert_eq!(wait_until_good(&socket)["members"][1]["disk"], "d");
     // A spare steps in by itself.
-    assert!(array(&socket, &["spare", "r", "e"]).0);
+    let (ok, said) = array(&socket, &["spare", "r", "e"]);
+    assert!(ok && said.contains("the next start"), "{said}");
     assert!(array(&socket, &["fail", "r", "0"]).0);
     let start = Instant::now();
     while array_status(&socket)["members"][0]["disk"] != "e" {

@@ -275,7 +275,14 @@ fn spare(
     tending.forget(name);
     tending.spares.push(disk);
     drop(tending);
-    kept_as_it_is(&array, state)?
+    let done = kept_as_it_is(&array, state)??;
+    Ok(match array.kept.load(Ordering::SeqCst) {
+        true => done,
+        false => json!({ "note": format!(
+            "the next start does not know it: name \"{name}\" in `spares` of [[array]] \"{}\", too",
+            array.name
+        ) }),
+    })
 }
 
 fn describe(array: &ArrayMedium, now: Time) -> Value {

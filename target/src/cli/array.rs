@@ -270,7 +270,10 @@ fn act(args: &Args) -> Result<(), Failure> {
     if !is_look {
         match args.asking.output {
             Format::Json => println!("{result}"),
-            Format::Text => println!("done"),
+            Format::Text => match result["note"].as_str() {
+                Some(note) => println!("done; {note}"),
+                None => println!("done"),
+            },
         }
         let Some(array) = array.filter(|_| args.watch) else {
             return Ok(());
