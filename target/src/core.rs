@@ -56,6 +56,9 @@ type FusedTurns = HashMap<(SubsystemId, u32), VecDeque<Reply<()>>>;
 /// Task slots that I/O commands leave free, for the control path.
 const CONTROL_SLOTS: usize = 64;
 
+/// Task slots that a core holds from its start on: of its housekeeping, and of those who wait for limits.
+pub const STANDING_TASKS: usize = 2;
+
 /// What takes over a connection that another core has accepted.
 pub type Adopter = Rc<dyn Fn(Box<dyn Any + Send>)>;
 

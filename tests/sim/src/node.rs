@@ -21,7 +21,7 @@ use corebay_core::{
 use corebay_nvme::spec::nqn::Nqn;
 use corebay_target::{
     controller::Event,
-    core::{Core, Message, Reply},
+    core::{Core, Message, Reply, STANDING_TASKS},
     environment::{Environment, NotKept},
     fabrics::report,
     feature::FeatureChange,
@@ -191,7 +191,7 @@ impl Node {
             .map(|port| start_core(around, &registry, &queues, &count, port, now))
             .collect();
         let node = Self {
-            free_tasks: plan.target.task_slots - 1,
+            free_tasks: plan.target.task_slots - STANDING_TASKS,
             cores,
             keeper,
             stores: Vec::new(),
