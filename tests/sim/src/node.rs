@@ -54,7 +54,7 @@ pub fn subsystem(node: usize) -> Nqn {
 }
 
 /// Tasks that tend an array.
-const TASKS_OF_TENDER: usize = 3;
+pub const TASKS_OF_TENDER: usize = 3;
 
 /// What came of something that a task does.
 type Outcome = Rc<RefCell<Option<Result<(), String>>>>;

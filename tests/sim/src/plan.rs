@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use corebay_core::{rng::Rng, units::BlockSize};
 use corebay_target::{
+    core::STANDING_TASKS,
     limits::Limits,
     tcp::{DigestPolicy, TcpOptions},
 };
@@ -15,6 +16,7 @@ use crate::{
     beneath::{ArrayPlan, Circumstances, DrivePlan, FloorPlan, NamespacePlan, PoolPlan},
     medium::{Latency, MediumFaults, MediumOptions},
     net::NetProfile,
+    node::TASKS_OF_TENDER,
     pool::TASKS_OF_POOL,
     workload::COMMANDS,
 };
@@ -411,6 +413,8 @@ fn draw_node(rng: &mut Rng, circumstances: &Circumstances) -> NodePlan {
     let pools = floors
         .iter()
         .filter(|floor| matches!(floor, FloorPlan::Pool(_)));
+    // What the appliance itself keeps is not taken from the commands' few.
+    target.task_slots += STANDING_TASKS + floors.len() * TASKS_OF_TENDER;
     target.task_slots += pools.count() * TASKS_OF_POOL;
     let namespaces = floors.iter().enumerate();
     NodePlan {
