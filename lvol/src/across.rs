@@ -642,6 +642,7 @@ pub(crate) fn share<D: Disk>(
     *common.ports.lock().unwrap_or_else(PoisonError::into_inner) = ports;
     let _ = shared.desk.port.set(port.clone());
     let source = HomeSource {
+        shared: Rc::downgrade(shared),
         core: Rc::downgrade(core),
         port,
     };
@@ -653,6 +654,7 @@ pub(crate) fn share<D: Disk>(
 
 /// What wakes the home core of a pool that is shared.
 struct HomeSource<D: Disk> {
+    shared: Weak<Shared<D>>,
     core: Weak<PoolCore<D>>,
     port: Rc<Port<Message>>,
 }
@@ -679,6 +681,15 @@ impl<D: Disk> PollSource for HomeSource<D> {
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
         self.port.wake_fd()
+    }
+}
+
+impl<D: Disk> Drop for HomeSource<D> {
+    /// Slow writes of cores that will say no more hold the pool, which holds them.
+    fn drop(&mut self) {
+        if let Some(shared) = self.shared.upgrade() {
+            drop(shared.desk.writes.take());
+        }
     }
 }
 
