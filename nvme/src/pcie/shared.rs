@@ -341,6 +341,12 @@ impl<R: Registers> Drive<R> {
         matches!(self.load_state().phase, Phase::Failed | Phase::FailedUnsafe)
     }
 
+    /// True while the controller is reset, and takes no commands.
+    #[must_use]
+    pub fn is_resetting(&self) -> bool {
+        self.load_state().phase == Phase::Quiesced
+    }
+
     /// How often the controller was reset since it was brought up.
     #[must_use]
     pub fn resets(&self) -> u64 {

@@ -55,6 +55,13 @@ impl Keeper {
         controllers.iter().any(|each| each.drive().has_failed())
     }
 
+    /// True where a drive is being reset.
+    #[must_use]
+    pub fn resets_drive(&self) -> bool {
+        let controllers = self.controllers.borrow();
+        controllers.iter().any(|each| each.drive().is_resetting())
+    }
+
     /// Its controllers are given up, as the end of the process does it.
     pub fn give_up(&self) {
         for controller in self.controllers.borrow().iter() {

@@ -712,6 +712,12 @@ impl Machine {
         }
     }
 
+    /// True where a drive is being reset.
+    #[must_use]
+    pub fn resets_drive(&self) -> bool {
+        self.process().is_some_and(Node::resets_drive)
+    }
+
     /// No more faults: what is broken for good is replaced.
     ///
     /// # Errors

@@ -127,6 +127,7 @@ pub struct Node {
     floors: Rc<RefCell<Vec<Store>>>,
     opened: Outcome,
     closed: Rc<Cell<bool>>,
+    checking: Cell<bool>,
     checked: Rc<Cell<bool>>,
     /// Operators are to end, and how many have not.
     leaving: Rc<Cell<bool>>,
@@ -198,6 +199,7 @@ impl Node {
             floors: Rc::new(RefCell::new(floors)),
             opened: Outcome::default(),
             closed: Rc::default(),
+            checking: Cell::default(),
             checked: Rc::default(),
             leaving: Rc::default(),
             operating: Rc::default(),
@@ -326,8 +328,11 @@ impl Node {
         });
     }
 
-    /// Checks the pools once more, before the end.
+    /// Checks the pools once more, before the end; once.
     pub fn check_pools(&self, findings: &Findings) {
+        if self.checking.replace(true) {
+            return;
+        }
         let (core, findings) = (self.cores[0].core.clone(), findings.clone());
         let checked = self.checked.clone();
         self.cores[0].core.spawn_control(async move {
@@ -497,6 +502,12 @@ impl Node {
     pub fn has_failed_store(&self) -> bool {
         let drive = self.keeper.as_ref().is_some_and(Keeper::has_failed_drive);
         drive || self.arrays().any(|array| array.assembled.is_stopped())
+    }
+
+    /// True where a drive is being reset.
+    #[must_use]
+    pub fn resets_drive(&self) -> bool {
+        self.keeper.as_ref().is_some_and(Keeper::resets_drive)
     }
 
     /// Its arrays are to be scrubbed.

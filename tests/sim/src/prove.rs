@@ -19,12 +19,12 @@ fn seeds_max(fault: Fault) -> u64 {
         | Fault::CopyUngated
         | Fault::EdgeForgotten
         | Fault::QueuesOutliveReset
-        | Fault::AckBeforeWrite
-        | Fault::PoolSuperblockEarly => 40,
-        Fault::FlushSkipped | Fault::PoolDataUnflushed => 50,
+        | Fault::AckBeforeWrite => 40,
+        Fault::FlushSkipped => 50,
         Fault::WrongFlush | Fault::CacheOffIgnored => 70,
         Fault::ArrayJournalSkipped | Fault::ArrayJournalCached | Fault::ArrayUnmarksEarly => 85,
         Fault::FormerNotAwaited | Fault::FusedLocksOneCore => 110,
+        Fault::PoolSuperblockEarly | Fault::PoolDataUnflushed => 260,
         Fault::DriverForgetsReset => 500,
         // Scripts, each cut after every change.
         Fault::PoolJournalCached => 3,

@@ -175,6 +175,11 @@ impl World {
         }
         self.work()?;
         self.calm_down()?;
+        // A reset that lost a command before fails only now, and its drive is given up.
+        self.until("the drives are reset", |world| {
+            !world.machines.iter().any(Machine::resets_drive)
+        })?;
+        self.calm_down()?;
         if self.common.plan.cut_at_end {
             for index in 0..self.machines.len() {
                 self.cut_power(index)?;
@@ -193,8 +198,9 @@ impl World {
         self.until("the hosts end", |world| {
             world.clients().all(Client::has_ended)
         })?;
-        self.machines.iter().for_each(Machine::check_pools);
         self.until("the pools are checked", |world| {
+            // A script may cut the power amid it.
+            world.machines.iter().for_each(Machine::check_pools);
             world.machines.iter().all(Machine::has_checked_pools)
         })?;
         self.until_without_leaks()?;
