@@ -544,6 +544,13 @@ pub(super) fn put_back(lab: &Lab) -> Result<()> {
     let there = format!("[ -e /sys/bus/pci/devices/{}/driver ]", IN_A_SLOT.address);
     let is_there = lab.guest.attempt(&there, Duration::from_secs(20))?.status == 0;
     if !is_there {
+        // The kernel takes the slot's power once the drive is gone: a new one would go with it.
+        let off = format!(
+            "p=$(grep -l {}$ /sys/bus/pci/slots/*/address) && grep -qx 0 ${{p%address}}power",
+            &IN_A_SLOT.address[..IN_A_SLOT.address.len() - 2]
+        );
+        let powerless = lab.guest.until(&off, Duration::from_secs(30));
+        powerless.context("the slot keeps its power")?;
         // The emulator may still be taking the last one apart.
         let start = Instant::now();
         while let Err(error) = lab.guest.monitor()?.execute(&IN_A_SLOT.to_add()) {
