@@ -11,10 +11,7 @@
 use std::{
     fs::File,
     mem::MaybeUninit,
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd},
-        unix::fs::FileExt,
-    },
+    os::unix::fs::FileExt,
     ptr,
     sync::{
         OnceLock,
@@ -148,18 +145,15 @@ fn replace(range: &Range) -> bool {
     let Some(Some(installed)) = INSTALLED.get() else {
         return false;
     };
-    let start = range.start.load(Ordering::Acquire);
-    let ones: BorrowedFd<'_> = installed.ones.as_fd();
-    debug_assert!(ones.as_raw_fd() >= 0 && start > TAKEN);
     // SAFETY: the pages replaced are those of one mapping of registers, which its owner unmaps only after
     // the range is free again; they are accessed by volatile reads and writes alone.
     let mapped = unsafe {
         rustix::mm::mmap(
-            ptr::with_exposed_provenance_mut(start),
+            ptr::with_exposed_provenance_mut(range.start.load(Ordering::Acquire)),
             range.bytes.load(Ordering::Relaxed),
             ProtFlags::READ | ProtFlags::WRITE,
             MapFlags::PRIVATE | MapFlags::FIXED,
-            ones,
+            &installed.ones,
             0,
         )
     };

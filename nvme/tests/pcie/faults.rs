@@ -20,6 +20,24 @@ fn slow() -> EmulatedOptions {
     }
 }
 
+/// As [`slow`], and to be disabled within half a second.
+fn soon_overdue() -> EmulatedOptions {
+    EmulatedOptions {
+        cap: EmulatedOptions::default().cap.with_to(1),
+        ..slow()
+    }
+}
+
+/// It answers nothing, and stops only by a reset of its function.
+fn stuck(reset_takes: Duration) -> EmulatedFaults {
+    EmulatedFaults {
+        stuck_ready: true,
+        slow_function_reset: reset_takes,
+        hang: true,
+        ..EmulatedFaults::default()
+    }
+}
+
 fn start_many(bench: &Bench, count: u64) -> Vec<Outcome<Result<(), DiskError>>> {
     (0..count)
         .map(|number| bench.start_write(number, number as u8 + 1, 1, Durability::Cached))
@@ -284,17 +302,10 @@ fn a_controller_that_hangs_for_good_is_given_up() {
 
 #[test]
 fn one_that_cannot_be_disabled_gets_a_function_reset() {
-    let bench = Bench::new(EmulatedOptions {
-        cap: EmulatedOptions::default().cap.with_to(1),
-        ..slow()
-    });
+    let bench = Bench::new(soon_overdue());
     let writes = start_many(&bench, 8);
     bench.world.turn();
-    bench.emulated().set_faults(EmulatedFaults {
-        stuck_ready: true,
-        hang: true,
-        ..EmulatedFaults::default()
-    });
+    bench.emulated().set_faults(stuck(Duration::ZERO));
     bench.emulated().fail_fatally();
     bench.world.turn_for(Duration::from_millis(700));
     bench.emulated().set_faults(EmulatedFaults::default());
@@ -304,17 +315,12 @@ fn one_that_cannot_be_disabled_gets_a_function_reset() {
 
 #[test]
 fn where_nothing_stops_the_device_its_memory_is_never_used_again() {
-    let bench = Bench::new(EmulatedOptions {
-        cap: EmulatedOptions::default().cap.with_to(1),
-        ..slow()
-    });
+    let bench = Bench::new(soon_overdue());
     let writes = start_many(&bench, 8);
     bench.world.turn();
     bench.emulated().set_faults(EmulatedFaults {
-        stuck_ready: true,
         stuck_function: true,
-        hang: true,
-        ..EmulatedFaults::default()
+        ..stuck(Duration::ZERO)
     });
     bench.emulated().fail_fatally();
     let outcomes = ends(&bench, writes);
@@ -485,24 +491,11 @@ fn a_drive_that_hangs_does_not_hang_another() {
     assert!(ends(&bench, writes).iter().all(Result::is_err));
 }
 
-fn stuck(reset_takes: Duration) -> EmulatedFaults {
-    EmulatedFaults {
-        stuck_ready: true,
-        slow_function_reset: reset_takes,
-        hang: true,
-        ..EmulatedFaults::default()
-    }
-}
-
 /// Both have the same keeper. The emulated controller panics where it is touched amid its reset.
 #[test]
 fn a_function_that_takes_long_to_reset_keeps_no_other_drive_waiting() {
-    let options = EmulatedOptions {
-        cap: EmulatedOptions::default().cap.with_to(1),
-        ..slow()
-    };
-    let dead = Bench::new(options.clone());
-    let alive = Emulated::new(options);
+    let dead = Bench::new(soon_overdue());
+    let alive = Emulated::new(soon_overdue());
     assert_eq!(alive.map(&dead.world.memory()), dead.world.window);
     let source = std::rc::Rc::new(alive.clone());
     dead.world.reactor.add_source(source);
@@ -541,10 +534,7 @@ fn a_function_that_takes_long_to_reset_keeps_no_other_drive_waiting() {
 
 #[test]
 fn a_reset_of_the_function_that_never_ends_costs_the_drive_and_its_buffers() {
-    let bench = Bench::new(EmulatedOptions {
-        cap: EmulatedOptions::default().cap.with_to(1),
-        ..slow()
-    });
+    let bench = Bench::new(soon_overdue());
     let writes = start_many(&bench, 8);
     bench.world.turn();
     bench
