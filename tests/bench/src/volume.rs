@@ -229,13 +229,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     if wanted("ram") {
         let (bare, under) = (bench.ram()?, bench.ram()?);
-        bench.compare("ram", arguments.rounds, Rc::new(bare), under)?;
+        bench.compare("ram", arguments.rounds, bare, under)?;
     }
     for (name, level, members) in [("mirror", Level::Mirrored, 2), ("raid5", Level::Raid5, 4)] {
         if wanted(name) {
             let bare = bench.array(level, members)?;
             let under = bench.array(level, members)?;
-            bench.compare(name, arguments.rounds, Rc::new(bare), under)?;
+            bench.compare(name, arguments.rounds, bare, under)?;
         }
     }
     bench.depth()?;
@@ -256,12 +256,20 @@ impl Bench {
         Ok(RamMedium::new(BlockSize::B4096, self.disk_blocks)?)
     }
 
-    fn ram(&self) -> Result<RamDisk> {
-        let disk = RamDisk::new(self.medium()?, &self.reactor);
-        self.touched(disk)
+    fn kept<D>(&self, below: D) -> Kept<D> {
+        Kept {
+            below: Rc::new(below),
+            reactor: self.reactor.clone(),
+            takes: Duration::ZERO,
+        }
     }
 
-    fn array(&self, level: Level, members: usize) -> Result<Array<RamDisk>> {
+    fn ram(&self) -> Result<Kept<RamDisk>> {
+        let disk = RamDisk::new(self.medium()?, &self.reactor);
+        self.touched(self.kept(disk))
+    }
+
+    fn array(&self, level: Level, members: usize) -> Result<Kept<Array<RamDisk>>> {
         let disks = (0..members).map(|_| Ok(RamDisk::new(self.medium()?, &self.reactor)));
         let disks = disks.collect::<Result<Vec<_>>>()?;
         let (reactor, scratch) = (self.reactor.clone(), self.scratch.clone());
@@ -274,7 +282,7 @@ impl Bench {
             let found = assemble(disks, None, &reactor, &scratch).await;
             found.map_err(|error| anyhow!("{error}"))
         })??;
-        self.touched(made.array)
+        self.touched(self.kept(made.array))
     }
 
     /// Memory that was never touched is dear; that is not what is asked here.
@@ -330,8 +338,14 @@ impl Bench {
         })??)
     }
 
-    fn compare<D: Disk>(&self, name: &str, rounds: usize, bare: Rc<D>, under: D) -> Result<()> {
-        let pool = self.pool(under)?;
+    fn compare<D: Disk>(
+        &self,
+        name: &str,
+        rounds: usize,
+        bare: Kept<D>,
+        under: Kept<D>,
+    ) -> Result<()> {
+        let bare = Rc::new(bare);
         let row = |what| Row {
             what,
             bare: Vec::new(),
@@ -349,6 +363,8 @@ impl Bench {
         let (mut records, mut pages) = (Vec::new(), Vec::new());
         self.measure(&bare, Work::Write, (self.blocks, DEPTH), "")?;
         for _ in 0..rounds {
+            // A new pool gives out the same space again, of which every byte was touched.
+            let pool = self.pool(under.clone())?;
             let (id, volume) = self.volume(&pool)?;
             let all = self.blocks;
             let before = pool.status();
@@ -395,6 +411,7 @@ impl Bench {
             add(6, one, first_one);
             drop(volume);
             self.delete(&pool, vec![id])?;
+            self.run(async move { pool.close().await })??;
         }
         show(name, &rows);
         println!(
@@ -402,16 +419,14 @@ impl Bench {
             median(records),
             median(pages)
         );
-        let closed = pool.clone();
-        self.run(async move { closed.close().await })??;
         Ok(())
     }
 
     /// How many writes of the disk one after the other a first write waits for.
     fn depth(&self) -> Result<()> {
-        let disk = SlowDisk {
-            below: RamDisk::new(self.medium()?, &self.reactor),
-            reactor: self.reactor.clone(),
+        let disk = Kept {
+            takes: SLOW,
+            ..self.kept(RamDisk::new(self.medium()?, &self.reactor))
         };
         let pool = self.pool(disk)?;
         let (_, volume) = self.volume(&pool)?;
@@ -489,24 +504,47 @@ fn show(name: &str, rows: &[Row]) {
     println!("{}", table.markdown());
 }
 
-/// A disk that takes a while for everything.
-struct SlowDisk {
-    below: RamDisk,
+/// A disk that gives no memory back, so that a write into what was freed does not ask the system for it
+/// anew; where `takes` is not zero, a read or a write takes that long.
+struct Kept<D> {
+    below: Rc<D>,
     reactor: Reactor,
+    takes: Duration,
 }
 
-impl Disk for SlowDisk {
+impl<D> Clone for Kept<D> {
+    fn clone(&self) -> Self {
+        Self {
+            below: self.below.clone(),
+            reactor: self.reactor.clone(),
+            takes: self.takes,
+        }
+    }
+}
+
+impl<D> Kept<D> {
+    async fn wait(&self) {
+        if !self.takes.is_zero() {
+            self.reactor.sleep(self.takes).await;
+        }
+    }
+}
+
+impl<D: Disk> Disk for Kept<D> {
     fn info(&self) -> DiskInfo {
-        self.below.info()
+        DiskInfo {
+            deallocate_granularity: None,
+            ..self.below.info()
+        }
     }
 
     async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
-        self.reactor.sleep(SLOW).await;
+        self.wait().await;
         self.below.read(at, into).await
     }
 
     async fn write(&self, at: Lba, from: &[Buffer], how: Durability) -> Result<(), DiskError> {
-        self.reactor.sleep(SLOW).await;
+        self.wait().await;
         self.below.write(at, from, how).await
     }
 
