@@ -109,16 +109,6 @@ impl Common {
         self.ended.set(self.ended.get() + lost);
     }
 
-    /// The commands under way, for the report of a run that hangs.
-    #[must_use]
-    pub fn under_way(&self) -> Vec<String> {
-        let under_way = self.under_way.borrow();
-        under_way
-            .iter()
-            .map(|(number, (host, what))| format!("host {host} command {number} {what}"))
-            .collect()
-    }
-
     /// Says what has begun and never ended.
     #[must_use]
     pub fn commands_left(&self) -> Option<String> {
@@ -131,7 +121,7 @@ impl Common {
             .sum();
         let under_way = self.under_way.borrow();
         (left != 0 || operations != 0 || !under_way.is_empty()).then(|| {
-            format!("{left} commands, {operations} operations, {under_way:?} have never ended")
+            format!("{left} commands, {operations} operations, {under_way:?} have not ended")
         })
     }
 

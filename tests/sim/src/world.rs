@@ -203,12 +203,13 @@ impl World {
             world.machines.iter().for_each(Machine::check_pools);
             world.machines.iter().all(Machine::has_checked_pools)
         })?;
+        // An operator's last order may take longer than the hosts.
+        self.until("every operation ends", |world| {
+            world.common.commands_left().is_none()
+        })?;
         self.until_without_leaks()?;
         if let Some(leak) = self.clients().find_map(Client::leaks) {
             return Err(leak);
-        }
-        if let Some(left) = self.common.commands_left() {
-            return Err(left);
         }
         for machine in &mut self.machines {
             machine.kill(self.now)?;
@@ -294,9 +295,10 @@ impl World {
     }
 
     fn hang(&self, what: &str) -> String {
-        let under_way = self.common.under_way();
         let patience = PATIENCE.as_secs();
-        format!("{patience} s were not enough until {what}; under way: {under_way:?}")
+        let left = self.common.commands_left();
+        let left = left.unwrap_or_else(|| "no command is under way".to_owned());
+        format!("{patience} s were not enough until {what}: {left}")
     }
 
     /// Every core turns about once, in any order; then time leaps if nobody had anything to do.
