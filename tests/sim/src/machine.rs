@@ -554,12 +554,16 @@ impl Machine {
     fn end(&mut self, now: Time) -> Result<(), String> {
         let most = OFF_MICROS_MAX[self.rng.below(OFF_MICROS_MAX.len() as u64) as usize];
         let off = Duration::from_micros(self.rng.below(most));
-        match std::mem::replace(&mut self.life, Life::Off(now.plus(off))) {
+        let life = std::mem::replace(&mut self.life, Life::Off(now.plus(off)));
+        let in_order = matches!(&life, Life::Closing(node, _) if node.has_closed());
+        match life {
             Life::Running(node)
             | Life::Draining(node, _)
             | Life::Opening(node)
             | Life::Closing(node, _) => node.end()?,
-            Life::Booting(_) | Life::Off(_) => {}
+            // What it holds goes before it is asked what is left.
+            Life::Booting(boot) => drop(boot),
+            Life::Off(_) => {}
         }
         for model in self.common.iter().flat_map(|all| &all.models[self.index]) {
             model.borrow_mut().crash(OPERATOR);
@@ -570,10 +574,13 @@ impl Machine {
             .sum::<usize>();
         // What another core had begun on a pool's home core keeps the pool until that core's word comes
         // (`lvol/src/across.rs`), and nobody turns any more. What the pool had in flight on an array or a
-        // drive then keeps its buffers: that memory ends with the process.
+        // drive then keeps its buffers: that memory ends with the process. After an end in order, or with a
+        // single core, nothing may be left.
         let outlives = |floor: &FloorPlan| {
             let pool = matches!(floor, FloorPlan::Pool(_));
             pool && !matches!(floor.base(), FloorPlan::Disk(_))
+                && !in_order
+                && self.plan.target.cores > 1
         };
         match held {
             0 => Ok(()),
