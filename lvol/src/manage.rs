@@ -212,6 +212,23 @@ impl<D: Disk> Pool<D> {
         }
     }
 
+    /// What `look` says of a volume, without a copy of it.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn with_volume<R>(
+        &self,
+        id: VolumeId,
+        look: impl FnOnce(&VolumeRecord) -> R,
+    ) -> Result<R, PoolError> {
+        let state = self.shared.state.borrow();
+        let record = state.volume(id.0)?;
+        match record.kind {
+            Kind::Dying => Err(PoolError::NotFound),
+            _ => Ok(look(record)),
+        }
+    }
+
     /// A volume or snapshot that is whole.
     pub(crate) fn whole_volume(&self, id: VolumeId) -> Result<VolumeRecord, PoolError> {
         let record = self.volume(id)?;

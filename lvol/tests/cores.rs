@@ -455,6 +455,40 @@ impl Drop for Home {
     }
 }
 
+/// A controller that moves a pool to and fro, a drive that comes and goes.
+#[test]
+fn a_pool_that_comes_and_goes_leaves_nothing_to_be_polled() {
+    let medium = RamMedium::new(BlockSize::B4096, 4096).unwrap();
+    let cores = [0, 1].map(|number| TestCore::new(number, MachineClock::new()));
+    let mut sources = Vec::new();
+    for round in 0..5 {
+        let disk = || RamDisk::new(medium.clone(), &cores[0].reactor);
+        let (context, own) = (support::context(&cores[0]), disk());
+        let pool: Pool<RamDisk> = cores[0].run(async move {
+            match round {
+                0 => Pool::create(&context, own, &options()).await,
+                _ => Pool::import(&context, own).await,
+            }
+            .expect("a pool")
+        });
+        let handle = pool.share(2, Wakeups::None).expect("shared");
+        let away = RamDisk::new(medium.clone(), &cores[1].reactor);
+        let part = PoolCore::open(&handle, &cores[1].reactor, away).unwrap();
+        for core in &cores {
+            core.turn();
+        }
+        sources.push([0, 1].map(|core: usize| cores[core].reactor.sources()));
+        drop((part, handle));
+        cores[0].run(async move { pool.close().await }).unwrap();
+        for _ in 0..3 {
+            for core in &cores {
+                core.turn();
+            }
+        }
+    }
+    assert_eq!(sources[1], sources[4], "{sources:?}");
+}
+
 impl SharedBed {
     fn new(block_size: BlockSize) -> Self {
         let medium = RamMedium::new(block_size, block_size.blocks_in(MEDIUM_BYTES)).unwrap();

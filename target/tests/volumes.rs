@@ -6,8 +6,9 @@
 )]
 
 use std::{
-    fs,
+    fs::{self, File},
     net::TcpStream,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -400,8 +401,33 @@ fn a_full_pool_refuses_what_needs_space_and_warns_before() {
     assert_eq!(pools.as_array().map(Vec::len), Some(2));
     appliance.writes(1, 1);
     appliance.does("pool destroy q --force");
+    // Also where the answer was lost.
+    appliance.does("pool destroy q --force");
     appliance.does("pool create r --disk b");
     drop(admin);
+    appliance.serving.end();
+}
+
+#[test]
+fn a_pool_that_cannot_be_opened_is_checked_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let appliance = Appliance::start(folder.path());
+    appliance.serving.end();
+    // All but the superblocks.
+    let file = File::options()
+        .write(true)
+        .open(folder.path().join("pool-1.img"))
+        .unwrap();
+    file.write_all_at(&vec![0x55; 16 << 20], 1 << 20).unwrap();
+    let appliance = Appliance::start(folder.path());
+    assert_eq!(appliance.does("pool list")[0]["state"], "unavailable");
+    let why = appliance.run("pool check").expect_err("it is damaged");
+    assert!(
+        why.contains("damaged") && !why.contains("not available"),
+        "{why}"
+    );
+    appliance.refuses("pool export pool-1", "is not available");
+    appliance.refuses("pool destroy pool-1 --force", "is not available");
     appliance.serving.end();
 }
 
@@ -558,6 +584,10 @@ fn what_is_refused_because_of_work_takes_nothing_from_hosts() {
     }
     appliance.refuses("pool destroy pool-1 --force", "is under way");
     appliance.refuses("pool export pool-1", "is under way");
+    // Whatever the pool is called by now.
+    appliance.does("pool rename pool-1 other");
+    appliance.refuses("pool export other", "is under way");
+    appliance.does("pool rename other pool-1");
     appliance.reads(1, 1);
     // It ends by order, though nothing comes any more.
     appliance.refuses("volume cancel volume-1", "nothing is under way");

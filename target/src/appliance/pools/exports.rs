@@ -5,7 +5,11 @@
 //!   the hosts of all its exports, and goes with the last of them.
 //! - A namespace is shown once every core has opened it, and taken back before any core closes it.
 
-use std::{collections::BTreeSet, rc::Rc, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    sync::Arc,
+};
 
 use corebay_conf::{
     Nqn,
@@ -18,7 +22,7 @@ use corebay_target::{
     fabrics::{end_association, report},
     limits::NAMESPACES_MAX,
     namespace::{Identity, Live, NamespaceSpec},
-    subsystem::{Access, Registry, Subsystem, SubsystemNames},
+    subsystem::{Access, Registry, Subsystem, SubsystemId, SubsystemNames},
 };
 use tracing::{info, warn};
 
@@ -81,12 +85,14 @@ pub fn subsystem_for(
 impl Home {
     /// Exports what pools say, into subsystems that there are. What does not fit is told of.
     pub async fn attach_kept(&self, kept: Vec<(KeptExport, Arc<Subsystem<Medium>>)>) {
+        self.admit_all(kept.iter().map(|(_, subsystem)| subsystem));
         for (kept, subsystem) in kept {
             let Some(pool) = self.by_uuid(&kept.pool) else {
                 continue;
             };
             let nsid = kept.export.nsid;
-            if let Err(why) = self.attach(&pool, kept.id, &subsystem, nsid, None).await {
+            let shown = self.show_new(&pool, kept.id, &subsystem, nsid, None).await;
+            if let Err(why) = shown {
                 let name = pool.pool.volume(kept.id).map(|record| record.name);
                 let (pool, volume) = (pool.pool.name(), name.unwrap_or_default());
                 warn!("the volume {pool}/{volume} is not exported: {why}");
@@ -199,6 +205,19 @@ impl Home {
         nsid: u32,
         configured: Option<&Namespace>,
     ) -> Result<(), String> {
+        let shown = self.show_new(pool, id, subsystem, nsid, configured).await;
+        self.admit(subsystem);
+        shown
+    }
+
+    async fn show_new(
+        &self,
+        pool: &Rc<OpenPool>,
+        id: VolumeId,
+        subsystem: &Arc<Subsystem<Medium>>,
+        nsid: u32,
+        configured: Option<&Namespace>,
+    ) -> Result<(), String> {
         if subsystem.namespace(nsid).is_some() {
             let nqn = &subsystem.names.nqn;
             return Err(format!("{nqn} has another namespace {nsid}"));
@@ -207,7 +226,7 @@ impl Home {
     }
 
     /// Opens a volume on every core, and shows it to hosts as a namespace that is either not there, or
-    /// this volume's from before.
+    /// this volume's from before. Who may connect is said by [`admit`](Self::admit).
     pub async fn show(
         &self,
         pool: &Rc<OpenPool>,
@@ -235,7 +254,6 @@ impl Home {
             nsid,
         };
         pool.attached.borrow_mut().insert(id, entry);
-        self.admit(subsystem);
         self.tell(subsystem, nsid);
         info!(pool = pool.pool.name(), volume = record.name, subsystem = %subsystem.names.nqn, nsid, "exported");
         Ok(())
@@ -280,13 +298,29 @@ impl Home {
             return;
         }
         let exports = self.exports_of(&subsystem.names.nqn);
-        let access = match exports.iter().any(|export| export.allow_any_host) {
-            true => Access::Any,
-            false => {
-                let hosts = exports.iter().flat_map(|export| &export.hosts);
-                Access::Hosts(hosts.filter_map(|host| host.parse().ok()).collect())
+        self.admit_as(subsystem, access_of(exports.iter()));
+    }
+
+    /// The same for many, which looks at all exports once.
+    pub fn admit_all<'s>(&self, subsystems: impl Iterator<Item = &'s Arc<Subsystem<Medium>>>) {
+        let mut exports: BTreeMap<String, Vec<Export>> = BTreeMap::new();
+        for pool in self.pools.borrow().iter() {
+            for (.., export) in pool.pool.exports() {
+                let of_it = exports.entry(export.subsystem.clone()).or_default();
+                of_it.push(export);
             }
-        };
+        }
+        let subsystems: BTreeMap<SubsystemId, _> = subsystems.map(|each| (each.id, each)).collect();
+        for (id, subsystem) in subsystems {
+            if self.made.borrow().contains(&id) {
+                let of_it = exports.get(subsystem.names.nqn.as_str());
+                let access = access_of(of_it.into_iter().flatten());
+                self.admit_as(subsystem, access);
+            }
+        }
+    }
+
+    fn admit_as(&self, subsystem: &Arc<Subsystem<Medium>>, access: Access) {
         if subsystem.access() == access {
             return;
         }
@@ -331,6 +365,15 @@ impl Home {
             report(&self.core, &controller, Event::DiscoveryLogChanged);
         }
     }
+}
+
+/// Whom these exports admit, all together.
+fn access_of<'e>(exports: impl Iterator<Item = &'e Export> + Clone) -> Access {
+    if exports.clone().any(|export| export.allow_any_host) {
+        return Access::Any;
+    }
+    let hosts = exports.flat_map(|export| &export.hosts);
+    Access::Hosts(hosts.filter_map(|host| host.parse().ok()).collect())
 }
 
 fn spec_of(

@@ -21,8 +21,8 @@ use serde_json::Value;
 use tracing::warn;
 
 use super::{
-    Home, KeptExport, NamedVolume, Opening, Order, PoolBook, PoolMemory, named_volumes, orders,
-    streams, subsystem_for,
+    DiskClaim, Home, KeptExport, NamedVolume, Opening, Order, PoolBook, PoolMemory, named_volumes,
+    orders, streams, subsystem_for,
 };
 use crate::{
     appliance::{
@@ -243,6 +243,7 @@ pub fn order(
     let order = deadline(params).and_then(|timeout| {
         Ok(Order {
             opening: opening_of(&what, appliance, media, state)?,
+            claim: claim_of(&what, media),
             stream: streams::open(&what)?,
             what,
             deadline: now.plus(timeout),
@@ -259,6 +260,16 @@ pub fn order(
     Some(Reply::Later(outcome))
 }
 
+/// Until the order has ended, no array is made of its disk.
+fn claim_of(what: &orders::What, media: &Media) -> Option<DiskClaim> {
+    match what {
+        orders::What::PoolCreate(on) | orders::What::PoolImport(on) => {
+            Some(media.pools.claim(&on.disk, &on.pool))
+        }
+        _ => None,
+    }
+}
+
 /// The disk or array that an order names, where it is free.
 fn opening_of(
     what: &orders::What,
@@ -271,7 +282,7 @@ fn opening_of(
     };
     // A UUID is compared by who knows it.
     let is_other = |pool: &String| *pool != on.pool && uuid::Uuid::parse_str(&on.pool).is_err();
-    if let Some(pool) = media.pools.on(&on.disk).filter(is_other) {
+    if let Some(pool) = media.pools.known_on(&on.disk).filter(is_other) {
         return Err(RpcError::conflict(format!(
             "\"{}\" is beneath the pool \"{pool}\"",
             on.disk

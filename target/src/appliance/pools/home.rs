@@ -10,8 +10,8 @@ use std::{
 
 use corebay_core::{buffer::BufferPool, disk::DiskInfo, mesh::Wakeups, sync::Permits};
 use corebay_lvol::{
-    CreateOptions, Export, Identity, ImportOptions, Owner, Pool, PoolContext, PoolCore, PoolLabel,
-    SpaceLevel, Thresholds, VolumeId,
+    CheckReport, CreateOptions, Export, Identity, ImportOptions, Owner, Pool, PoolContext,
+    PoolCore, PoolLabel, SpaceLevel, Thresholds, VolumeId,
     error::PoolError,
     format::page::{Kind, VolumeRecord},
 };
@@ -27,9 +27,15 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::{
-    KnownPool, NamedVolume, PoolBook, PoolMemory, exports::Attached, in_turn, streams::Work,
+    KnownPool, NamedVolume, PoolBook, PoolMemory,
+    exports::Attached,
+    in_turn,
+    streams::{IMPORTING, Work},
 };
-use crate::appliance::environment::{Floor, MachineEnvironment, Medium};
+use crate::appliance::{
+    control::RpcError,
+    environment::{Floor, MachineEnvironment, Medium},
+};
 
 /// How often sizes and use are looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -92,6 +98,8 @@ pub struct Home {
     pub named: RefCell<Vec<NamedVolume>>,
     /// Of pools that may still be opened.
     pub memory: RefCell<Vec<BufferPool>>,
+    /// Pools that could not be opened at the start.
+    pub closed: RefCell<Vec<Opening>>,
     /// What takes long and is under way.
     pub work: RefCell<Vec<Rc<Work>>>,
     /// The appliance, as its pools know it.
@@ -126,6 +134,7 @@ impl Home {
             usual: RefCell::new(usual),
             named: RefCell::default(),
             memory: RefCell::new(memory.into_pools()),
+            closed: RefCell::default(),
             work: RefCell::default(),
             owner,
         });
@@ -153,6 +162,7 @@ impl Home {
                 }
                 Err(problem) => {
                     warn!("pool \"{name}\" is not available: {problem}");
+                    self.closed.borrow_mut().push(opening.clone());
                     self.book.pools().push(KnownPool {
                         name,
                         on: opening.on,
@@ -177,6 +187,37 @@ impl Home {
             }
         }
         kept
+    }
+
+    /// What a pool that could not be opened would be opened from; without a name, of the only pool there is.
+    pub fn closed(&self, name: Option<&str>) -> Option<Opening> {
+        let closed = self.closed.borrow();
+        match (name, closed.as_slice()) {
+            (Some(name), all) => all.iter().find(|opening| opening.name == name).cloned(),
+            (None, [only]) if self.pools.borrow().is_empty() => Some(only.clone()),
+            (None, _) => None,
+        }
+    }
+
+    /// Checks a pool that could not be opened. Nothing is written.
+    ///
+    /// # Errors
+    /// Where its disk cannot be opened.
+    pub async fn check_closed(
+        &self,
+        opening: &Opening,
+    ) -> Result<Result<CheckReport, PoolError>, RpcError> {
+        let floor = self.core.environment.open_floor(&opening.medium);
+        let floor = floor.map_err(|error| RpcError::refused(error.to_string()))?;
+        let memory = self.memory.borrow_mut().pop();
+        let memory = memory.ok_or_else(|| RpcError::refused("there is no memory for it now"))?;
+        let context = PoolContext {
+            reactor: self.core.reactor.clone(),
+            buffers: memory.clone(),
+        };
+        let checked = corebay_lvol::check(&context, floor).await;
+        self.memory.borrow_mut().push(memory);
+        Ok(checked)
     }
 
     /// Opens a pool, or makes it where that is asked and its disk is blank.
@@ -204,7 +245,9 @@ impl Home {
                     problem: None,
                     added: opening.added,
                 });
+                self.closed.borrow_mut().retain(|old| old.on != opening.on);
                 info!(pool = name, on = opening.on, "open");
+                tell_leftovers(&pool);
                 self.pools.borrow_mut().push(pool.clone());
                 Ok(pool)
             }
@@ -456,9 +499,8 @@ impl Home {
                 low,
             };
             for (id, attached) in pool.attached.borrow().iter() {
-                if let Ok(record) = pool.pool.volume(*id) {
-                    refresh(&attached.medium.live, *id, &record, pool);
-                }
+                let live = &attached.medium.live;
+                let _ = (pool.pool).with_volume(*id, |record| refresh(live, *id, record, pool));
                 let subsystem = &attached.subsystem;
                 let entry = spare.entry(subsystem.id);
                 let (_, least) = entry.or_insert_with(|| (subsystem.clone(), this));
@@ -473,6 +515,19 @@ impl Home {
                     report(&self.core, &controller, Event::SpareBelowThreshold);
                 }
             }
+        }
+    }
+}
+
+/// What an import of an image that did not end has left takes space.
+fn tell_leftovers(pool: &OpenPool) {
+    for (_, record) in pool.pool.volumes() {
+        if record.kind == Kind::Volume && record.name.ends_with(IMPORTING) {
+            warn!(
+                pool = pool.pool.name(),
+                volume = record.name,
+                "an import of an image did not end: import it again, or `corebay volume delete` this"
+            );
         }
     }
 }

@@ -83,21 +83,60 @@ pub struct KnownPool {
     pub added: bool,
 }
 
-/// What all threads know of the pools. Written by the home core.
+/// What all threads know of the pools. Written by the home core, and claims by the main thread.
 #[derive(Clone, Default)]
-pub struct PoolBook(Arc<Mutex<Vec<KnownPool>>>);
+pub struct PoolBook {
+    pools: Arc<Mutex<Vec<KnownPool>>>,
+    /// Disks that orders under way may put a pool on, and what these call it.
+    claims: Arc<Mutex<Vec<(String, String)>>>,
+}
+
+/// For as long as this is there, nobody makes an array of a disk.
+pub struct DiskClaim {
+    book: PoolBook,
+    disk: String,
+}
+
+impl Drop for DiskClaim {
+    fn drop(&mut self) {
+        let mut claims = self.book.claims();
+        if let Some(at) = claims.iter().position(|(disk, _)| *disk == self.disk) {
+            claims.remove(at);
+        }
+    }
+}
 
 impl PoolBook {
     /// The pools.
     pub fn pools(&self) -> MutexGuard<'_, Vec<KnownPool>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn claims(&self) -> MutexGuard<'_, Vec<(String, String)>> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The pool that lies on a disk or an array.
-    pub fn on(&self, disk: &str) -> Option<String> {
+    fn known_on(&self, disk: &str) -> Option<String> {
         let pools = self.pools();
         let known = pools.iter().find(|pool| pool.on == disk);
         known.map(|pool| pool.name.clone())
+    }
+
+    /// The same, also of a pool that is about to.
+    pub fn on(&self, disk: &str) -> Option<String> {
+        self.known_on(disk).or_else(|| {
+            let claims = self.claims();
+            let claimed = claims.iter().find(|(claimed, _)| claimed == disk);
+            claimed.map(|(_, pool)| pool.clone())
+        })
+    }
+
+    /// An order is about to make or open a pool on a disk.
+    fn claim(&self, disk: &str, pool: &str) -> DiskClaim {
+        self.claims().push((disk.to_owned(), pool.to_owned()));
+        let (book, disk) = (self.clone(), disk.to_owned());
+        DiskClaim { book, disk }
     }
 
     /// The pools that were added while the process ran, by what they lie on.

@@ -4,7 +4,7 @@ use corebay_core::units::Time;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Opening, streams::Stream};
+use super::{DiskClaim, Opening, streams::Stream};
 use crate::appliance::control::RpcError;
 
 /// An order, and until when it may begin.
@@ -15,6 +15,8 @@ pub struct Order {
     pub opening: Option<Opening>,
     /// The file or pipe that it reads or writes.
     pub stream: Option<Stream>,
+    /// Keeps that disk from arrays until the order has ended.
+    pub claim: Option<DiskClaim>,
     /// What has not begun by then does not begin.
     pub deadline: Time,
 }

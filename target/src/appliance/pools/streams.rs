@@ -32,6 +32,9 @@ use crate::{
     cli::Failure,
 };
 
+/// What the name of a volume ends in until all of its image is there.
+pub const IMPORTING: &str = ".importing";
+
 /// Pieces that may be on their way.
 const PIECES_MAX: usize = 16;
 
@@ -201,7 +204,10 @@ pub struct Work {
     what: &'static str,
     /// The pool may get another name meanwhile.
     pool: Rc<OpenPool>,
+    /// What it was called when the work began.
     name: String,
+    /// What it needs: a snapshot's base, too.
+    of: Vec<VolumeId>,
     done_bytes: Cell<u64>,
     total_bytes: Cell<u64>,
     /// Somebody has ordered its end.
@@ -209,6 +215,22 @@ pub struct Work {
 }
 
 impl Work {
+    /// What it is called now.
+    fn name(&self) -> String {
+        let record = self.of.first().map(|id| self.pool.pool.volume(*id));
+        let record = record.and_then(Result::ok);
+        record.map_or_else(|| self.name.clone(), |record| record.name)
+    }
+
+    /// True where it is work on this volume, or on any of the pool.
+    fn is_on(&self, pool: &Rc<OpenPool>, name: Option<&str>) -> bool {
+        let is_named = |name: &str| match self.of.is_empty() {
+            true => self.name == name,
+            false => pool.pool.find(name).is_some_and(|id| self.of.contains(&id)),
+        };
+        Rc::ptr_eq(&self.pool, pool) && name.is_none_or(is_named)
+    }
+
     fn refuse_cancelled(&self) -> Result<(), RpcError> {
         match self.is_cancelled.get() {
             true => Err(RpcError::refused(format!(
@@ -245,7 +267,7 @@ impl Home {
             json!({
                 "what": work.what,
                 "pool": work.pool.pool.name(),
-                "name": work.name,
+                "name": work.name(),
                 "done_bytes": work.done_bytes.get(),
                 "total_bytes": work.total_bytes.get(),
             })
@@ -257,11 +279,11 @@ impl Home {
     /// of the pool.
     pub fn refuse_at_work(&self, pool: &Rc<OpenPool>, name: Option<&str>) -> Result<(), RpcError> {
         let all = self.work.borrow();
-        let mut all = all.iter().filter(|work| Rc::ptr_eq(&work.pool, pool));
-        match all.find(|work| name.is_none_or(|name| work.name == name)) {
+        match all.iter().find(|work| work.is_on(pool, name)) {
             Some(work) => Err(RpcError::refused(format!(
                 "the {} of \"{}\" is under way: wait for its end, or end it (`corebay volume cancel`)",
-                work.what, work.name
+                work.what,
+                work.name()
             ))),
             None => Ok(()),
         }
@@ -271,12 +293,14 @@ impl Home {
         &self,
         what: &'static str,
         (pool, name): (&Rc<OpenPool>, &str),
+        of: &[VolumeId],
         total_bytes: u64,
     ) -> Working<'_> {
         let work = Rc::new(Work {
             what,
             pool: pool.clone(),
             name: name.to_owned(),
+            of: of.to_vec(),
             done_bytes: Cell::new(0),
             total_bytes: Cell::new(total_bytes),
             is_cancelled: Cell::new(false),
@@ -295,7 +319,7 @@ impl Home {
         let all = self.work.borrow();
         let mut found = all
             .iter()
-            .filter(|work| Rc::ptr_eq(&work.pool, &pool) && work.name == name)
+            .filter(|work| work.is_on(&pool, Some(name)))
             .peekable();
         if found.peek().is_none() {
             let message = format!("nothing is under way on \"{name}\"");
@@ -380,7 +404,9 @@ impl Home {
             other => refusal(other),
         })?;
         let size = pool.info.block_size;
-        let working = self.begin("send", (&pool, &record.name), size.bytes_of(record.blocks));
+        let needed: Vec<VolumeId> = [id].into_iter().chain(from).collect();
+        let bytes = size.bytes_of(record.blocks);
+        let working = self.begin("send", (&pool, &record.name), &needed, bytes);
         let (mut out, mut more, mut sent) = (Vec::new(), true, 0u64);
         while more {
             more = sender.next(&mut out).await.map_err(refusal)?;
@@ -416,7 +442,7 @@ impl Home {
             rename: snapshot_of,
         };
         let size = pool.info.block_size;
-        let working = self.begin("receive", (&pool, name), 0);
+        let working = self.begin("receive", (&pool, name), &[], 0);
         let mut receiver = pool.pool.receive(&options);
         let mut done: Option<VolumeId> = None;
         while let Some(piece) = self.pull(&working, &from).await? {
@@ -471,7 +497,7 @@ impl Home {
         };
         let (pool, id, record) = self.volume(&export.volume)?;
         let mut image = pool.pool.read_image(id).map_err(refusal)?;
-        let working = self.begin("export", (&pool, &record.name), image.len());
+        let working = self.begin("export", (&pool, &record.name), &[id], image.len());
         let length = ImagePart::Length(image.len());
         let mut going = self.push(&working, &to, length).await?;
         while going && let Some(piece) = image.next().await.map_err(refusal)? {
@@ -495,7 +521,7 @@ impl Home {
         let (pool, name) = self.place(&import.volume)?;
         check_name(name)?;
         let blocks = length.div_ceil(pool.info.block_size.bytes() as u64);
-        let begun = format!("{name}.importing");
+        let begun = format!("{name}{IMPORTING}");
         if let Some(id) = pool.pool.find(name) {
             let record = pool.pool.volume(id).map_err(refusal)?;
             if record.attributes != which.as_bytes() {
@@ -509,7 +535,7 @@ impl Home {
             // Where it is under way, it is busy.
             pool.pool.delete(left).await.map_err(refusal)?;
         }
-        let working = self.begin("import", (&pool, name), length);
+        let working = self.begin("import", (&pool, name), &[], length);
         let made = identity(&begun);
         let made = pool.pool.create_volume(&made, blocks, false).await;
         let id = made.map_err(refusal)?;
@@ -552,6 +578,7 @@ impl Home {
         let working = self.begin(
             "inflate",
             (&pool, &record.name),
+            &[id],
             size.bytes_of(record.blocks),
         );
         let mut inflate = pool.pool.inflate(id).map_err(refusal)?;

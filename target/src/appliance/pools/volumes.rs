@@ -49,13 +49,19 @@ impl Home {
             opening,
             stream,
             deadline,
+            claim: _claim,
         } = order;
         match what {
             What::PoolList(of) => Ok(json!(self.describe_pools(of.pool.as_deref()))),
             What::PoolStatus(of) => Ok(describe_pool(&self.pool_or_only(of.pool.as_deref())?)),
             What::PoolCheck(of) => {
-                let pool = self.pool_or_only(of.pool.as_deref())?;
-                let checked = pool.pool.check().await;
+                let checked = match self.closed(of.pool.as_deref()) {
+                    Some(opening) => self.check_closed(&opening).await?,
+                    None => {
+                        let pool = self.pool_or_only(of.pool.as_deref())?;
+                        pool.pool.check().await
+                    }
+                };
                 checked
                     .map(|report| describe_check(&report))
                     .map_err(refusal)
@@ -286,7 +292,6 @@ impl Home {
         if new {
             self.made.borrow_mut().insert(subsystem.id);
             self.core.environment.keeper.restore(&subsystem).await;
-            self.admit(&subsystem);
             self.tell_discovery();
         }
         Ok(subsystem)
@@ -334,13 +339,15 @@ impl Home {
         ended
     }
 
+    fn is_known(&self, name: &str) -> bool {
+        self.book.pools().iter().any(|known| known.name == name)
+    }
+
     async fn release_pool(&self, name: &str, deadline: Time) -> Outcome {
         let pool = match self.pool(name) {
             Ok(pool) => pool,
             // What could not be opened was not released either.
-            Err(why) if self.book.pools().iter().any(|known| known.name == name) => {
-                return Err(why);
-            }
+            Err(why) if self.is_known(name) => return Err(why),
             // It was released before, or never there.
             Err(_) => return Ok(json!({ "pool": name, "state": "released" })),
         };
@@ -355,7 +362,13 @@ impl Home {
     }
 
     async fn destroy_pool(&self, of: &PoolDestroy, deadline: Time) -> Outcome {
-        let pool = self.pool(&of.pool)?;
+        let pool = match self.pool(&of.pool) {
+            Ok(pool) => pool,
+            // What could not be opened was not destroyed either.
+            Err(why) if self.is_known(&of.pool) => return Err(why),
+            // It was destroyed before, or never there.
+            Err(_) => return Ok(json!({ "pool": of.pool, "state": "destroyed" })),
+        };
         self.refuse_at_work(&pool, None)?;
         let volumes = pool.pool.volumes();
         let alive = volumes
