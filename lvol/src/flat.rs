@@ -7,7 +7,8 @@
 //! - The home core alone writes it, after a record has taken effect and before that is told to
 //!   anybody. All cores read it, while they [look](crate::epoch).
 //! - Its memory only grows; a slot that an entry named is used for another entry only when no look
-//!   from before is left.
+//!   from before is left. Entries name only so many slots ([`publish`](crate::publish)), and a segment of
+//!   entries is a millionth of the blocks that it is for.
 //! - A block is the volume's own, to be written in place, where its entry carries the volume's present
 //!   generation: a snapshot takes all of them away by another generation.
 

@@ -25,6 +25,7 @@ use crate::{
         record::Record,
     },
     pool::{Frozen, PoolContext, Shared},
+    publish::SlotLimits,
     space::SpaceLevel,
     volume::Volume,
 };
@@ -631,6 +632,18 @@ impl<D: Disk> Pool<D> {
     pub fn set_page_limit(&self, pages: usize) {
         self.shared.page_limit.set(pages);
         self.shared.evict();
+    }
+
+    /// How many extents, partly written or with blocks in several places, all cores may know of each kind
+    /// without asking: each takes 48 bytes, or a KiB.
+    pub fn set_slot_limits(&self, partial: usize, fragments: usize) {
+        self.shared.flat.borrow_mut().limits = SlotLimits { partial, fragments };
+    }
+
+    /// Such extents that all cores know.
+    #[must_use]
+    pub fn slots_in_use(&self) -> usize {
+        self.shared.flat.borrow().slots()
     }
 
     /// Pages of maps that are in memory.

@@ -5,6 +5,8 @@
 //!   answered finds what was promised, on every core.
 //! - A slot that no entry names any more is released like an extent, and used again once no look from
 //!   before is left.
+//! - Entries name at most so many slots ([`SlotLimits`]), but for one operation's: beyond that the entry that
+//!   has named one for the longest is forgotten, and is found again where it is asked for.
 
 use std::{
     ops::Range,
@@ -33,19 +35,74 @@ pub(crate) enum Slot {
     Fragments(u64),
 }
 
+/// An extent of a volume: the volume's number and the extent's. No volume has the number 0.
+type Owner = (u32, u32);
+
+const NOBODY: Owner = (0, 0);
+
 /// Numbers of slots.
 #[derive(Debug, Default)]
 struct Numbers {
     free: Vec<u64>,
-    next: u64,
+    /// Whose entry names each slot.
+    owners: Vec<Owner>,
+    /// How many have an owner.
+    used: usize,
+    /// Where the search for one that is given back goes on: slots are taken behind it again, so those
+    /// before it were taken the longest ago.
+    hand: usize,
 }
 
 impl Numbers {
-    fn take(&mut self) -> u64 {
-        self.free.pop().unwrap_or_else(|| {
-            self.next += 1;
-            self.next - 1
-        })
+    fn take(&mut self, owner: Owner) -> u64 {
+        self.used += 1;
+        if let Some(number) = self.free.pop() {
+            self.owners[at(number)] = owner;
+            return number;
+        }
+        self.owners.push(owner);
+        self.owners.len() as u64 - 1
+    }
+
+    fn leave(&mut self, number: u64) {
+        self.owners[at(number)] = NOBODY;
+        self.used -= 1;
+    }
+
+    /// Whose slot is to be given back where there are more than `most`; not that of `spared`.
+    fn oldest_beyond(&mut self, most: usize, spared: Owner) -> Option<Owner> {
+        if self.used <= most {
+            return None;
+        }
+        for _ in 0..self.owners.len() {
+            self.hand = (self.hand + 1) % self.owners.len();
+            let owner = self.owners[self.hand];
+            if owner != NOBODY && owner != spared {
+                return Some(owner);
+            }
+        }
+        None
+    }
+}
+
+fn at(number: u64) -> usize {
+    usize::try_from(number).expect("a slot's number")
+}
+
+/// How many slots entries may name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SlotLimits {
+    pub partial: usize,
+    pub fragments: usize,
+}
+
+impl Default for SlotLimits {
+    /// About 400 and 520 MiB.
+    fn default() -> Self {
+        Self {
+            partial: 8 << 20,
+            fragments: 512 << 10,
+        }
     }
 }
 
@@ -61,6 +118,7 @@ pub(crate) struct Flat {
     volumes: Vec<Option<Arc<FlatVolume>>>,
     partial: Numbers,
     fragments: Numbers,
+    pub limits: SlotLimits,
     /// Slots that no entry names any more.
     pub released: Vec<Slot>,
 }
@@ -85,9 +143,34 @@ impl Flat {
 
     fn leave(&mut self, word: Word) {
         match word.kind {
-            Kind::Partial => self.released.push(Slot::Partial(word.number)),
-            Kind::Fragments => self.released.push(Slot::Fragments(word.number)),
+            Kind::Partial => {
+                self.partial.leave(word.number);
+                self.released.push(Slot::Partial(word.number));
+            }
+            Kind::Fragments => {
+                self.fragments.leave(word.number);
+                self.released.push(Slot::Fragments(word.number));
+            }
             Kind::Unknown | Kind::Hole | Kind::Whole => {}
+        }
+    }
+
+    /// Slots that entries name.
+    pub fn slots(&self) -> usize {
+        self.partial.used + self.fragments.used
+    }
+
+    /// Forgets entries where too many name slots, but for the one of `spared`.
+    fn give_back(&mut self, spared: Owner) {
+        let limits = self.limits;
+        while let Some((volume, index)) = (self.partial.oldest_beyond(limits.partial, spared))
+            .or_else(|| self.fragments.oldest_beyond(limits.fragments, spared))
+        {
+            let known = self.volume(volume).cloned();
+            let known = known.expect("entries go with their volume");
+            let entry = known.entry(index.into());
+            known.set_entry(index.into(), Word::UNKNOWN);
+            self.leave(entry);
         }
     }
 
@@ -134,6 +217,7 @@ impl Flat {
     fn show(&mut self, slots: &Slots, volume: &FlatVolume, index: u64, view: View<'_>) {
         let before = volume.entry(index);
         let present = volume.own.load(Ordering::Relaxed);
+        let owner = (volume.id, u32::try_from(index).expect("fewer than 2^32"));
         let word = |kind, own, number| Word { kind, own, number };
         let generation = |own| if own { present } else { 0 };
         let after = match view {
@@ -151,7 +235,7 @@ impl Flat {
                 let number = if keep {
                     before.number
                 } else {
-                    self.partial.take()
+                    self.partial.take(owner)
                 };
                 let slot = slots.partial(number);
                 for (place, bits) in slot[1..].iter().zip(valid.0) {
@@ -163,7 +247,7 @@ impl Flat {
             View::Fragments(fragments, own) => {
                 let number = match before.kind {
                     Kind::Fragments => before.number,
-                    _ => self.fragments.take(),
+                    _ => self.fragments.take(owner),
                 };
                 show_fragments(slots, number, fragments, generation(own));
                 word(Kind::Fragments, 0, number)
@@ -172,6 +256,7 @@ impl Flat {
         if after != before {
             volume.set_entry(index, after);
             self.leave(before);
+            self.give_back(owner);
         }
     }
 }
@@ -222,6 +307,9 @@ impl<D: Disk> Shared<D> {
     /// Brings what is known of an extent of a volume up to date.
     pub fn publish(&self, volume: u32, index: u64) {
         self.publish_from(&self.state.borrow(), volume, index);
+        if !self.flat.borrow().released.is_empty() {
+            self.collect_released();
+        }
     }
 
     fn publish_more(&self, volume: u32, index: u64, more: More) -> bool {

@@ -66,6 +66,10 @@ impl World {
         let medium = Medium::new(BlockSize::B4096, 48 << 20, seed.is_multiple_of(2), seed);
         medium.soil();
         let node = Node::create(&medium);
+        if seed.is_multiple_of(3) {
+            // What cores know of the volume is forgotten all the time.
+            node.pool.set_slot_limits(1, 1);
+        }
         let id = node.create_volume("v", BLOCKS);
         let handle = node.pool.share(CORES, Wakeups::None).unwrap();
         let volume = node.pool.volume_handle(id).unwrap();

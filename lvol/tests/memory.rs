@@ -78,6 +78,54 @@ fn maps_are_read_again_where_they_do_not_fit_into_memory() {
     all(&node, id, &model, "after a crash");
 }
 
+#[test]
+fn what_cores_know_of_a_volume_takes_the_memory_that_it_may() {
+    const EXTENTS: u64 = 150;
+    const MOST: usize = 16;
+    let medium = Medium::new(BlockSize::B4096, 512 << 20, true, 1);
+    let node = Node::create(&medium);
+    node.pool.set_slot_limits(MOST, MOST);
+    let id = node.create_volume("v", EXTENTS * 256);
+    let volume = node.open(id);
+    let mut model = Model::new(EXTENTS * 2);
+    let mut rng = Rng::from_seed(3);
+    let mut write = |node: &Node, model: &mut Model, number: u64, tag: u64| {
+        let at = number / 2 * 256 + number % 2;
+        node.write(&volume, at, 1, tag, Durability::Cached).unwrap();
+        model.begin(number, 1, tag);
+        model.sure(number, 1);
+        let number = rng.below(EXTENTS * 2);
+        let newest = *model.blocks[number as usize].last().unwrap();
+        let at = number / 2 * 256 + number % 2;
+        assert_eq!(node.tags(&volume, at, 1), [newest]);
+        assert!(node.pool.slots_in_use() <= 2 * MOST);
+    };
+    // Extents with some blocks, then such as lie in two extents each.
+    (0..EXTENTS).for_each(|extent| write(&node, &mut model, extent * 2, 1 + extent));
+    assert_eq!(node.pool.slots_in_use(), MOST);
+    let snapshot = node.snapshot(id, "s");
+    let before = model.clone();
+    (0..EXTENTS).for_each(|extent| write(&node, &mut model, extent * 2 + 1, 1000 + extent));
+    assert_eq!(node.pool.slots_in_use(), MOST);
+    let taken = node.open(snapshot);
+    for number in 0..EXTENTS * 2 {
+        let newest = |model: &Model| *model.blocks[number as usize].last().unwrap();
+        let at = number / 2 * 256 + number % 2;
+        assert_eq!(node.tags(&volume, at, 1), [newest(&model)]);
+        assert_eq!(node.tags(&taken, at, 1), [newest(&before)]);
+    }
+    assert!(node.pool.slots_in_use() <= 2 * MOST);
+    // Nothing is named for those that are gone.
+    drop((volume, taken));
+    for id in [snapshot, id] {
+        node.run(move |pool| async move { pool.delete(id).await })
+            .unwrap();
+    }
+    node.settle();
+    assert_eq!(node.pool.slots_in_use(), 0);
+    node.checked();
+}
+
 /// A pool whose one volume has so many leaves, none of which is in memory; each has fragments.
 fn cold(medium: &Medium, leaves: u64) -> Node {
     let node = Node::create(medium);

@@ -319,7 +319,10 @@ impl<E: Environment> Core<E> {
         match gates.get(&name).and_then(Weak::upgrade) {
             Some(gate) => namespace.gate = gate,
             None => {
-                gates.retain(|_, gate| gate.strong_count() > 0);
+                // Not each time: many may be attached one after the other.
+                if gates.len() == gates.capacity() {
+                    gates.retain(|_, gate| gate.strong_count() > 0);
+                }
                 gates.insert(name, Rc::downgrade(&namespace.gate));
             }
         }

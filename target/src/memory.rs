@@ -28,8 +28,9 @@
 
 //! Invariants of in-capsule data: at least half of the pool is for complete commands, which wait for
 //! disks, and for the limits of what they go to. Of that a host takes a block only if what it then holds
-//! was free, as of payload: those that wait for a limit leave room for others. Capsules whose data are still arriving hold at most a quarter
-//! ([`Memory::begin_capsule`]; beyond it they arrive in their connection's staging buffer, and take a
+//! was free, as of payload; and of the last [`IN_CAPSULE_PART`]th hosts with commands that wait for a limit
+//! take one block each: however many such there are, they leave room for others. Capsules whose data are
+//! still arriving hold at most a quarter ([`Memory::begin_capsule`]; beyond it they arrive in their connection's staging buffer, and take a
 //! block once they are complete, [`Memory::complete_capsule`]); fused commands, whose first half may
 //! wait for its second, at most another ([`Memory::fused_max`]). Complete capsules that find no block
 //! free get theirs in the order in which they came.
@@ -81,7 +82,7 @@ pub struct Memory {
 }
 
 /// One part in so many of the in-capsule pool is for capsules that are still arriving, and as much
-/// for fused commands.
+/// for fused commands, and for hosts that wait for no limit.
 const IN_CAPSULE_PART: usize = 4;
 
 /// Holds its block's place among the capsules that are still arriving.
@@ -178,6 +179,8 @@ pub struct HostShare {
     held: Cell<usize>,
     /// Blocks of in-capsule data of its commands.
     capsules: Cell<usize>,
+    /// Commands that wait for the limits of their namespace.
+    limited: Cell<usize>,
     /// Task slots that its commands have.
     running: Cell<usize>,
     /// Fused commands.
@@ -227,7 +230,22 @@ impl HostShare {
 
     fn admits_capsule(&self, block: usize, memory: &Memory) -> bool {
         let held = self.capsules.get();
-        held == 0 || held + block <= memory.in_capsule.free_bytes()
+        let pool = &memory.in_capsule;
+        let kept = match self.limited.get() {
+            0 => 0,
+            _ => pool.total_bytes() / IN_CAPSULE_PART,
+        };
+        held == 0 || held + block + kept <= pool.free_bytes()
+    }
+
+    /// One more of its commands waits for the limits of its namespace.
+    pub fn wait_for_limits(&self) {
+        self.limited.set(self.limited.get() + 1);
+    }
+
+    /// So many of them wait no more.
+    pub fn limits_passed(&self, commands: usize) {
+        self.limited.set(self.limited.get() - commands);
     }
 
     /// Counts in-capsule blocks that a command has, or has had.
@@ -445,6 +463,30 @@ mod tests {
         assert!(other.may_run(free));
         limited.end_run(1);
         assert!(limited.may_run(free + 1));
+    }
+
+    #[test]
+    fn many_hosts_that_wait_for_limits_leave_memory_to_those_that_do_not() {
+        let memory = memory();
+        let (pool, mut held) = (&memory.in_capsule, Vec::new());
+        for _ in 0..40 {
+            let limited = HostShare::default();
+            while let Some(buffer) = memory.complete_capsule(QueueKey(1), &limited, 4096) {
+                held.push(buffer);
+                limited.hold_capsule(4096);
+                limited.wait_for_limits();
+            }
+        }
+        let left = pool.total_bytes() / IN_CAPSULE_PART - 40 * 4096;
+        assert!(pool.free_bytes() >= left, "{}", pool.free_bytes());
+        let other = HostShare::default();
+        let mut count = 0;
+        while let Some(buffer) = memory.complete_capsule(QueueKey(2), &other, 4096) {
+            held.push(buffer);
+            other.hold_capsule(4096);
+            count += 1;
+        }
+        assert!(count * 4096 >= left / 2, "{count}");
     }
 
     #[test]

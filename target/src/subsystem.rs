@@ -95,6 +95,7 @@ pub struct Registry<M> {
 #[derive(Debug)]
 struct RegistryState<M> {
     subsystems: Vec<Arc<Subsystem<M>>>,
+    by_nqn: BTreeMap<Nqn, Arc<Subsystem<M>>>,
     listens: Vec<Listen>,
     referrals: Vec<Referral>,
     generation: u64,
@@ -122,6 +123,7 @@ impl<M> Default for Registry<M> {
         };
         let state = RegistryState {
             subsystems: Vec::new(),
+            by_nqn: BTreeMap::new(),
             listens: Vec::new(),
             referrals: Vec::new(),
             generation: 1,
@@ -150,6 +152,8 @@ impl<M> Registry<M> {
         state.next_id += 1;
         let subsystem = Arc::new(Subsystem::new(id, names, access, ports));
         state.subsystems.push(subsystem.clone());
+        let nqn = subsystem.names.nqn.clone();
+        state.by_nqn.insert(nqn, subsystem.clone());
         state.generation += 1;
         subsystem
     }
@@ -159,7 +163,12 @@ impl<M> Registry<M> {
         let mut state = lock(&self.state);
         let index = state.subsystems.iter().position(|s| s.id == id)?;
         state.generation += 1;
-        Some(state.subsystems.remove(index))
+        let removed = state.subsystems.remove(index);
+        let is_it = |known: &Arc<Subsystem<M>>| known.id == id;
+        if state.by_nqn.get(&removed.names.nqn).is_some_and(is_it) {
+            state.by_nqn.remove(&removed.names.nqn);
+        }
+        Some(removed)
     }
 
     /// Replaces where hosts connect.
@@ -198,11 +207,7 @@ impl<M> Registry<M> {
         if *nqn == self.discovery.names.nqn {
             return Some(self.discovery.clone());
         }
-        lock(&self.state)
-            .subsystems
-            .iter()
-            .find(|s| s.names.nqn == *nqn)
-            .cloned()
+        lock(&self.state).by_nqn.get(nqn).cloned()
     }
 
     /// Counts up, for what is dealt out in turn.

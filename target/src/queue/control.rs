@@ -54,6 +54,7 @@ impl<E: Environment, W: Wire> QueueControl for Queue<E, W> {
                 "who waits for limits has its entry"
             );
         });
+        self.limits_passed(1);
         self.go_on(id);
     }
 
@@ -106,6 +107,7 @@ impl<E: Environment, W: Wire> QueueControl for Queue<E, W> {
         self.wire.close();
         self.fused_first.set(None);
         self.core.pacer.leave(self.key, None);
+        self.limits_passed(self.limited.get());
         self.waiting_for_memory.borrow_mut().clear();
         self.share().leave_line(self.key);
         self.waiting_for_slot.borrow_mut().clear();
@@ -159,6 +161,7 @@ impl<E: Environment, W: Wire> QueueControl for Queue<E, W> {
             _ if fused => false,
             Stage::Limit => {
                 self.core.pacer.leave(self.key, Some(id));
+                self.limits_passed(1);
                 self.finish(id, Done::status(Status::ABORT_REQUESTED));
                 true
             }

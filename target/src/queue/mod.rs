@@ -303,6 +303,8 @@ pub struct Queue<E: Environment, W> {
     held_bytes: Cell<usize>,
     /// The same of in-capsule data.
     capsules: Cell<usize>,
+    /// Commands that wait for the limits of their namespace.
+    limited: Cell<usize>,
     stalled_for: Cell<Duration>,
     running: Cell<usize>,
     fused_first: Cell<Option<EntryId>>,
@@ -332,6 +334,7 @@ impl<E: Environment, W: Wire> Queue<E, W> {
             in_turn: Cell::new(false),
             held_bytes: Cell::new(0),
             capsules: Cell::new(0),
+            limited: Cell::new(0),
             stalled_for: Cell::default(),
             running: Cell::new(0),
             fused_first: Cell::new(None),
@@ -602,7 +605,15 @@ impl<E: Environment, W: Wire> Queue<E, W> {
             return false;
         }
         entry.stage = Stage::Limit;
+        self.limited.set(self.limited.get() + 1);
+        self.share().wait_for_limits();
         true
+    }
+
+    /// So many commands wait for limits no more.
+    fn limits_passed(&self, commands: usize) {
+        self.limited.set(self.limited.get() - commands);
+        self.share().limits_passed(commands);
     }
 
     /// A command that no limit keeps goes on.

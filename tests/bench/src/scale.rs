@@ -46,6 +46,9 @@ pub struct Arguments {
     /// GiB that are mapped for the memory that maps take.
     #[arg(long, default_value_t = 1024)]
     mapped_gib: u64,
+    /// GiB of extents whose blocks lie in two places each, as writes after a snapshot leave them.
+    #[arg(long, default_value_t = 128)]
+    fragments_gib: u64,
     /// Only the rows whose name holds this.
     #[arg(long, default_value = "")]
     only: String,
@@ -366,12 +369,33 @@ fn mapped(arguments: &Arguments, row: &str, blocks: u64) -> Result<Found> {
     let places = move || (0..all).step_by(EXTENT as usize);
     filled.life.write(volume, blocks, places())?;
     let found = crash(filled, row, "v", places().collect())?;
-    let tib = arguments.mapped_gib as f64 / 1024.0;
+    tell_memory(&found, arguments.mapped_gib);
+    Ok(found)
+}
+
+/// Every extent has a block that a snapshot has too, and one that was written after it.
+fn fragments(arguments: &Arguments, row: &str) -> Result<Found> {
+    let filled = Filled::new(arguments)?;
+    let all = arguments.fragments_gib << 18;
+    let (id, volume) = filled.volume("v".to_owned(), all)?;
+    let places = move |block| (block..all).step_by(EXTENT as usize);
+    filled.life.write(volume.clone(), 1, places(0))?;
+    let (pool, list) = (filled.pool.clone(), [(id, named("s".to_owned()))]);
+    let taken = filled.life.run(async move { pool.snapshot(&list).await })?;
+    taken?;
+    filled.life.write(volume, 1, places(1))?;
+    let found = crash(filled, row, "v", places(0).collect())?;
+    tell_memory(&found, arguments.fragments_gib);
+    Ok(found)
+}
+
+fn tell_memory(found: &Found, gib: u64) {
+    let tib = gib as f64 / 1024.0;
     println!(
-        "{row}: {:.1} MiB of memory for each TiB.",
+        "{}: {:.1} MiB of memory for each TiB.",
+        found.name,
         found.grown as f64 / tib / f64::from(1 << 20),
     );
-    Ok(found)
 }
 
 /// Measures and prints.
@@ -388,7 +412,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         "a read then, us",
     ]);
     type Row<'a> = (String, Box<dyn Fn(&str) -> Result<Found> + 'a>);
-    let rows: [Row<'_>; 5] = [
+    let rows: [Row<'_>; 6] = [
         (
             format!("{} volumes", arguments.volumes),
             Box::new(|row| many_volumes(arguments, row)),
@@ -408,6 +432,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         (
             format!("{} GiB in single blocks of extents", arguments.mapped_gib),
             Box::new(|row| mapped(arguments, row, 1)),
+        ),
+        (
+            format!("{} GiB in fragments", arguments.fragments_gib),
+            Box::new(|row| fragments(arguments, row)),
         ),
     ];
     for (row, measure) in &rows {
