@@ -10,8 +10,8 @@
 //!
 //! # Opening one, step by step
 //! 1. The newest superblock names the root; a superblock that is damaged or older is written again.
-//! 2. The root names the tables; of the pages only the volumes' are read. Maps and counts are read when
-//!    they are needed.
+//! 2. The root names the tables; of the pages only the volumes' are read, those that lie near each other
+//!    together. Maps and counts are read when they are needed.
 //! 3. The journal is read from the checkpoint's place on, batch by batch, and each record takes effect
 //!    as it did when it was written. It ends where no copy has the next batch.
 //! 4. If there was a batch, a checkpoint is made, before any other record is taken: so the next
@@ -28,7 +28,7 @@ use crate::{
     error::PoolError,
     format::{
         COPIES, Layout, PAGE_BYTES, crc32c,
-        page::{Body, COUNTS_PER_PAGE, POINTERS_PER_PIECE, PageBytes, Piece},
+        page::{Body, COUNTS_PER_PAGE, POINTERS_PER_PIECE, PageBytes, Piece, VolumeRecord},
         record::{Batch, Record},
         root::{Pointer, Root},
         superblock::{Owner, Superblock},
@@ -256,15 +256,20 @@ async fn read_state<D: Disk>(
     let counted = (0..state.counts.len()).map(|page| u64::from(state.counts.number(page)));
     state.extents.unreferenced = counted.sum();
     state.extents.reserved = 0;
-    let ids: Vec<u32> = state.volumes.ids().collect();
-    for id in ids {
-        let (place, crc) = state
-            .volumes
-            .place(id)
-            .ok_or_else(|| corrupt("a volume's place"))?;
-        let at = copies_at(&state.places, place, &layout)?;
-        let record: crate::format::page::VolumeRecord =
-            device.read_page(at, crc, u64::from(id)).await?;
+    let mut wanted = Vec::new();
+    for id in state.volumes.ids() {
+        let place = state.volumes.place(id);
+        let (place, crc) = place.ok_or_else(|| corrupt("a volume's place"))?;
+        wanted.push(Wanted {
+            at: copies_at(&state.places, place, &layout)?,
+            crc,
+            number: u64::from(id),
+        });
+    }
+    let mut records: Vec<(u32, VolumeRecord)> = Vec::with_capacity(wanted.len());
+    let put = |number, record| records.push((u32::try_from(number).expect("an id"), record));
+    read_pages(device, wanted, put).await?;
+    for (id, record) in records {
         let rooted = record.root == 0 || state.nodes.number(record.root) > 0;
         if !rooted {
             return Err(corrupt("a volume's map is not there"));
@@ -275,7 +280,7 @@ async fn read_state<D: Disk>(
     Ok(state)
 }
 
-/// A table; its pieces are read in long reads where they lie side by side.
+/// A table, by its pieces.
 async fn read_table<D: Disk, B: Body>(
     device: &Device<D>,
     state: &State,
@@ -285,44 +290,68 @@ async fn read_table<D: Disk, B: Body>(
     if (len as usize).div_ceil(POINTERS_PER_PIECE) != pieces.len() {
         return Err(corrupt("a table's length"));
     }
-    let mut pointers = Vec::with_capacity(pieces.len() * POINTERS_PER_PIECE);
-    let mut ahead: Vec<u8> = Vec::new();
+    let mut pointers = vec![Pointer::default(); pieces.len() * POINTERS_PER_PIECE];
+    let mut wanted = Vec::with_capacity(pieces.len());
     for (number, piece) in pieces.iter().enumerate() {
-        let at = copies_at(&state.places, piece.location.get(), &state.layout)?;
-        if ahead.is_empty() {
-            ahead = read_ahead(device, state, &pieces[number..], at[0]).await;
-        }
-        let rest = ahead.split_off(ahead.len().min(PAGE_BYTES));
-        let first = std::mem::replace(&mut ahead, rest);
-        let page: Option<&PageBytes> = first.as_slice().try_into().ok();
-        let good = page.filter(|page| crc32c(*page) == piece.crc.get());
-        let piece = match good.and_then(|page| Piece::parse(page, number as u64)) {
-            Some(piece) => piece,
-            None => device.read_page(at, piece.crc.get(), number as u64).await?,
-        };
-        pointers.extend(piece.0.iter().copied());
+        wanted.push(Wanted {
+            at: copies_at(&state.places, piece.location.get(), &state.layout)?,
+            crc: piece.crc.get(),
+            number: number as u64,
+        });
     }
+    let put = |number: u64, piece: Piece| {
+        let first = usize::try_from(number).expect("a piece's number") * POINTERS_PER_PIECE;
+        pointers[first..first + POINTERS_PER_PIECE].copy_from_slice(&*piece.0);
+    };
+    read_pages(device, wanted, put).await?;
     pointers.truncate(len as usize);
     Ok(Table::load(pieces, pointers.into_iter()))
 }
 
-/// As many pieces as lie side by side, from the first copy; nothing where that fails.
-async fn read_ahead<D: Disk>(
+/// A page that is to be read.
+struct Wanted {
+    at: [u64; COPIES],
+    crc: u32,
+    number: u64,
+}
+
+/// Pages with no more than so many bytes between them are read together.
+const GAP_BYTES: u64 = 4 * PAGE;
+
+/// Reads pages in the order in which they lie, those that lie near each other by one read of the first
+/// copy. What that does not give is read by itself, and mended.
+async fn read_pages<D: Disk, B: Body>(
     device: &Device<D>,
-    state: &State,
-    pieces: &[Pointer],
-    at: u64,
-) -> Vec<u8> {
-    let follows = |number: &usize| {
-        let place = pieces[*number].location.get();
-        state.places.at(place, 0, &state.layout) == Some(at + (number * PAGE_BYTES) as u64)
-    };
-    let most = pieces.len().min(TRANSFER_BYTES / PAGE_BYTES);
-    let count = (0..most).take_while(follows).count();
-    device
-        .read(at, count * PAGE_BYTES)
-        .await
-        .unwrap_or_default()
+    mut wanted: Vec<Wanted>,
+    mut take: impl FnMut(u64, B),
+) -> Result<(), PoolError> {
+    wanted.sort_unstable_by_key(|page| page.at[0]);
+    let mut rest = &wanted[..];
+    while let [first, ..] = rest {
+        let from = first.at[0];
+        let near = |pair: &&[Wanted]| {
+            let (before, next) = (pair[0].at[0], pair[1].at[0]);
+            next - before <= PAGE + GAP_BYTES && next + PAGE - from <= TRANSFER_BYTES as u64
+        };
+        let count = 1 + rest.windows(2).take_while(near).count();
+        let (now, later) = rest.split_at(count);
+        let len = now[count - 1].at[0] + PAGE - from;
+        let len = usize::try_from(len).expect("at most TRANSFER_BYTES");
+        let bytes = device.read(from, len).await.unwrap_or_default();
+        for page in now {
+            let start = usize::try_from(page.at[0] - from).expect("at most TRANSFER_BYTES");
+            let there = bytes.get(start..start + PAGE_BYTES);
+            let there: Option<&PageBytes> = there.and_then(|bytes| bytes.try_into().ok());
+            let good = there.filter(|there| crc32c(*there) == page.crc);
+            let body = match good.and_then(|there| B::parse(there, page.number)) {
+                Some(body) => body,
+                None => device.read_page(page.at, page.crc, page.number).await?,
+            };
+            take(page.number, body);
+        }
+        rest = later;
+    }
+    Ok(())
 }
 
 impl<D: Disk> Shared<D> {

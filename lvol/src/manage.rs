@@ -704,6 +704,14 @@ impl<D: Disk> Pool<D> {
         self.shared.fail();
     }
 
+    /// True where the disk works no more for a pool that was given up, but for what holds its buffers: no
+    /// volume is open on any core.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        let shared = &self.shared;
+        shared.open_handles() == 0 && !shared.is_abandoned() && shared.trims.is_idle()
+    }
+
     /// Closes the pool, and releases it where that is told.
     pub(crate) async fn finish(&self, release: bool) -> Result<(), PoolError> {
         self.shared.common.closing.store(true, Ordering::SeqCst);

@@ -284,11 +284,15 @@ impl<D: Disk> Shared<D> {
 
     /// Writes metadata; again where the disk says that it could not: the same bytes to the same places,
     /// and nobody was told that they are there. After a time-out the old ones may still be on their way.
+    /// A pool that was given up begins nothing any more: its disk may have another owner.
     pub async fn write_again(
         &self,
         write: impl AsyncFn() -> Result<(), DiskError>,
     ) -> Result<(), DiskError> {
         for _ in 0..WRITE_RETRIES {
+            if self.failed.get() {
+                return Err(DiskError::Gone);
+            }
             match write().await {
                 Err(error @ (DiskError::WriteFault | DiskError::NoSpace)) => {
                     warn!("pool {}: {error}; it is written again", self.name());
@@ -297,7 +301,10 @@ impl<D: Disk> Shared<D> {
             }
             self.reactor.sleep(RETRY_PAUSE).await;
         }
-        write().await
+        match self.failed.get() {
+            true => Err(DiskError::Gone),
+            false => write().await,
+        }
     }
 
     /// Extents and slots that left the maps go to limbo.

@@ -79,6 +79,11 @@ impl Trims {
     pub fn wake(&self) {
         self.changed.notify();
     }
+
+    /// The disk works on nothing that it was told.
+    pub fn is_idle(&self) -> bool {
+        !self.under_way.get()
+    }
 }
 
 /// What comes next.
@@ -269,7 +274,7 @@ impl<D: Disk> Shared<D> {
     /// Waits until the disk works on nothing that it was told.
     pub async fn told(&self) {
         self.trims.wake();
-        let idle = || !self.trims.under_way.get() || self.failed.get();
+        let idle = || self.trims.is_idle() || self.failed.get();
         self.trims.changed.until(|| idle().then_some(())).await;
     }
 }

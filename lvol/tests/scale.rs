@@ -8,6 +8,36 @@ use crate::support::{Medium, Node, cuts::is_long};
 const POOL_BYTES: u64 = 100 << 40;
 
 #[test]
+fn volumes_are_read_together_where_their_pages_lie_near_each_other() {
+    let medium = Medium::new(BlockSize::B4096, 1 << 30, false, 1);
+    let node = Node::create(&medium);
+    for number in 0..320 {
+        node.create_volume(&format!("v{number}"), 256);
+    }
+    node.checkpoint();
+    // Some of them lie elsewhere from then on.
+    for number in (0..320).step_by(40) {
+        let volume = node.open(node.pool.find(&format!("v{number}")).unwrap());
+        node.write(&volume, 0, 1, number + 1, Durability::Cached)
+            .unwrap();
+    }
+    node.checkpoint();
+    drop(node);
+    medium.count_reads();
+    let node = Node::import(&medium).unwrap();
+    let reads = medium.count_reads();
+    // Of these 32 are of the journal.
+    assert!(reads < 70, "{reads} reads for 320 volumes");
+    assert_eq!(node.pool.volumes().len(), 320);
+    for number in [0, 1, 40, 319] {
+        let volume = node.open(node.pool.find(&format!("v{number}")).unwrap());
+        let written = if number % 40 == 0 { number + 1 } else { 0 };
+        assert_eq!(node.tags(&volume, 0, 1), [written]);
+    }
+    node.checked();
+}
+
+#[test]
 fn a_pool_of_100_tib_opens_in_seconds() {
     let volumes = if is_long() { 10_000 } else { 10 };
     let medium = Medium::new(BlockSize::B4096, POOL_BYTES, false, 1);

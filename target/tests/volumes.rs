@@ -432,6 +432,40 @@ fn a_pool_that_cannot_be_opened_is_checked_all_the_same() {
 }
 
 #[test]
+fn a_pool_that_stopped_is_opened_again_once_its_disk_works() {
+    let folder = tempfile::tempdir().unwrap();
+    let serving = Serving::start_limited(&["--data-dir", text(folder.path()), "--size", "64MiB"]);
+    let control = folder.path().join("corebay.sock");
+    let appliance = Appliance { serving, control };
+    appliance.writes(1, 1);
+    let disk = appliance.does("pool status")["disk"].clone();
+    let import = format!("pool import pool-1 --disk {}", disk.as_str().unwrap());
+    assert_eq!(appliance.does(&import)["state"], "online");
+    // No write of the file succeeds.
+    appliance.serving.limit_files(Some(4096));
+    appliance.refuses("volume create other --size 1MiB", "");
+    let status = appliance.does("pool status");
+    assert_eq!(status["state"], "failed");
+    assert!(status["problem"].as_str().unwrap().contains("pool import"));
+    appliance.refuses("volume create other --size 1MiB", "pool import");
+    appliance.reads(1, 1);
+    // It is not opened before that.
+    appliance.refuses(&import, "");
+    appliance.serving.limit_files(None);
+    let opened = appliance.does(&import);
+    assert_eq!(
+        (&opened["state"], &opened["problem"]),
+        (&json!("online"), &Value::Null)
+    );
+    appliance.reads(1, 1);
+    appliance.writes(1, 2);
+    appliance.does("volume create other --size 1MiB --export");
+    appliance.reads(1, 2);
+    assert_eq!(appliance.does("pool check")["good"], true);
+    appliance.serving.end();
+}
+
+#[test]
 fn volumes_go_in_and_out_and_are_limited() {
     let folder = tempfile::tempdir().unwrap();
     let appliance = Appliance::start(folder.path());

@@ -62,6 +62,8 @@ pub struct Medium {
     blocks: Rc<Cell<u64>>,
     /// Reads that are under way, and the most that were.
     reads: Rc<Cell<(usize, usize)>>,
+    /// All reads that were begun.
+    all_reads: Rc<Cell<u64>>,
 }
 
 impl Medium {
@@ -91,6 +93,7 @@ impl Medium {
             state: Rc::new(RefCell::new(state)),
             blocks: Rc::new(Cell::new(info.blocks)),
             reads: Rc::default(),
+            all_reads: Rc::default(),
             info,
         }
     }
@@ -129,6 +132,11 @@ impl Medium {
         let (now, most) = self.reads.get();
         self.reads.set((now, now));
         most
+    }
+
+    /// Reads since this was asked for.
+    pub fn count_reads(&self) -> u64 {
+        self.all_reads.take()
     }
 
     /// Blocks that it was told to deallocate.
@@ -324,6 +332,8 @@ impl Disk for MediumDisk {
 
     async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
         let _reading = Reading::begin(&self.medium.reads);
+        let all = &self.medium.all_reads;
+        all.set(all.get() + 1);
         self.pause().await;
         let size = self.info().block_size.bytes();
         let mut at = at.0;

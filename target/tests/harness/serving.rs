@@ -14,7 +14,7 @@ use std::{
 };
 
 use corebay_nvme::spec::command::admin;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, prlimit};
 
 use crate::harness::{
     socket,
@@ -37,7 +37,28 @@ impl Serving {
     }
 
     pub fn start_as(arguments: &[&str]) -> Self {
-        let mut child = Command::new(PROGRAM)
+        Self::start_by(Command::new(PROGRAM), arguments)
+    }
+
+    /// One whose writes to files fail beyond what they may be long, as [`limit_files`](Self::limit_files) says.
+    pub fn start_limited(arguments: &[&str]) -> Self {
+        let mut shell = Command::new("sh");
+        let ignoring = "trap '' XFSZ; exec \"$0\" \"$@\"";
+        shell.args(["-c", ignoring, PROGRAM]);
+        let ports = ["--listen", "127.0.0.1:0", "--discovery", "127.0.0.1:0"];
+        Self::start_by(shell, &[&ports, arguments].concat())
+    }
+
+    /// How long files may be.
+    pub fn limit_files(&self, bytes: Option<u64>) {
+        let pid = Some(Pid::from_child(&self.child));
+        let mut limit = getrlimit(Resource::Fsize);
+        limit.current = bytes;
+        prlimit(pid, Resource::Fsize, limit).unwrap();
+    }
+
+    fn start_by(mut program: Command, arguments: &[&str]) -> Self {
+        let mut child = program
             .arg("serve")
             .args(arguments)
             .stdout(Stdio::piped())

@@ -72,6 +72,7 @@ fn describe_problem(known: &KnownPool) -> Option<Value> {
 
 /// Why a pool has failed whose disk is away.
 const LOST: &str = "its disk was lost; it is opened again by itself once that is there again";
+pub const STOPPED: &str = "`corebay pool import POOL --disk DISK` opens it again once that works";
 
 /// A pool that is open.
 pub fn describe_pool(pool: &Rc<OpenPool>) -> Value {
@@ -89,7 +90,11 @@ pub fn describe_pool(pool: &Rc<OpenPool>) -> Value {
         "uuid": Uuid::from_bytes(pool.pool.uuid()).to_string(),
         "disk": pool.on,
         "state": if status.failed { "failed" } else { "online" },
-        "problem": pool.is_lost.get().then_some(LOST),
+        "problem": match (pool.is_lost.get(), status.failed) {
+            (true, _) => Some(LOST),
+            (false, true) => Some(STOPPED),
+            (false, false) => None,
+        },
         "total_bytes": status.total_bytes,
         "used_bytes": status.total_bytes - status.free_bytes,
         "available_bytes": status.available_bytes,

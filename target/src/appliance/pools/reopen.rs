@@ -1,8 +1,9 @@
 //! Pools whose disks were lost and are there again: each is given up at the loss and imported anew at
-//! the return, and hosts find their volumes by the namespaces that they had.
+//! the return, and hosts find their volumes by the namespaces that they had. So does a pool that has stopped
+//! after its disk failed, once its operator orders that (`pool import`).
 //!
 //! Invariant: nothing that the pool of before has in flight reaches the disk that is there again. Its
-//! cores' ways lead to the drive that was lost, which is given up as a whole.
+//! cores' ways lead to the drive that was lost, which is given up as a whole; or it is waited for.
 //!
 //! # Order
 //! 1. The old pool takes nothing more, and no core gives a way to it any more. Its tasks end, and give
@@ -17,6 +18,7 @@
 use std::{rc::Rc, sync::Arc};
 
 use corebay_conf::appliance::Namespace;
+use corebay_core::units::Time;
 use corebay_lvol::VolumeId;
 use tracing::{info, warn};
 
@@ -25,7 +27,7 @@ use super::{
     exports::Attached,
     home::{Home, OpenPool},
 };
-use crate::appliance::environment::Medium;
+use crate::appliance::{control::RpcError, environment::Medium};
 
 /// How often it is looked whether the memory of a pool that was given up is free.
 const MEMORY_STEPS: u32 = 1000;
@@ -79,6 +81,35 @@ impl Home {
                 "its disk is there again, but not the pool: {problem}"
             ),
         }
+    }
+
+    /// Opens a pool anew that has stopped. Until then its namespaces are there, and take no commands.
+    ///
+    /// # Errors
+    /// Where work is under way on it, its last commands do not end in time, or it cannot be opened.
+    pub async fn open_failed_again(
+        &self,
+        pool: &Rc<OpenPool>,
+        opening: &Opening,
+        deadline: Time,
+    ) -> Result<(), RpcError> {
+        self.refuse_at_work(pool, None)?;
+        let shown = |attached: &Attached| (attached.subsystem.clone(), attached.nsid);
+        let shown: Vec<_> = pool.attached.borrow().values().map(shown).collect();
+        for (subsystem, nsid) in shown {
+            self.detach_everywhere(&subsystem, nsid).await;
+        }
+        pool.pool.abandon();
+        while !pool.pool.has_ended() {
+            if self.core.reactor.now() >= deadline {
+                return Err(RpcError::refused(
+                    "what it did before it stopped has not ended yet: order it again later",
+                ));
+            }
+            self.core.reactor.sleep(BUSY_STEP).await;
+        }
+        let opened = self.open_instead(pool, opening).await;
+        opened.map_err(RpcError::refused)
     }
 
     async fn open_instead(&self, old: &Rc<OpenPool>, opening: &Opening) -> Result<(), String> {

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::{
     BUSY_STEP, Opening,
-    describe::{describe_check, describe_pool, describe_volume},
+    describe::{STOPPED, describe_check, describe_pool, describe_volume},
     exports::{derived_serial, own_nqn, subsystem_for},
     home::{Home, OpenPool, refresh},
     orders::{
@@ -102,7 +102,10 @@ impl Home {
         }
         match what {
             What::PoolCreate(on) => self.create_pool(&on, opening, true).await,
-            What::PoolImport(on) => self.create_pool(&on, opening, false).await,
+            What::PoolImport(on) => {
+                self.open_stopped(&on, opening.as_ref(), deadline).await?;
+                self.create_pool(&on, opening, false).await
+            }
             What::PoolRename(renamed) => self.rename_pool(&renamed).await,
             What::PoolExport(of) => self.release_pool(&of.pool, deadline).await,
             What::PoolDestroy(of) => self.destroy_pool(&of, deadline).await,
@@ -205,6 +208,24 @@ impl Home {
             ))
         })?;
         Ok((pool, id, record))
+    }
+
+    /// Where the pool is open and has stopped, it is opened anew.
+    async fn open_stopped(
+        &self,
+        on: &PoolOn,
+        opening: Option<&Opening>,
+        deadline: Time,
+    ) -> Result<(), RpcError> {
+        let is_it = |pool: &&Rc<OpenPool>| is_called(pool, &on.pool) && pool.on == on.disk;
+        let open = self.pools.borrow().iter().find(is_it).cloned();
+        let stopped = open.filter(|pool| pool.pool.status().failed && !pool.is_lost.get());
+        let (Some(pool), Some(opening)) = (stopped, opening) else {
+            return Ok(());
+        };
+        self.open_failed_again(&pool, opening, deadline).await?;
+        self.attach_all_kept().await;
+        Ok(())
     }
 
     async fn create_pool(&self, on: &PoolOn, opening: Option<Opening>, create: bool) -> Outcome {
@@ -894,6 +915,7 @@ pub fn already(pool: &OpenPool, record: &VolumeRecord) -> RpcError {
 pub fn refusal(error: PoolError) -> RpcError {
     let message = error.to_string();
     match error {
+        PoolError::Failed => RpcError::refused(format!("{message}: {STOPPED}")),
         PoolError::NoSpace => RpcError::full(message),
         PoolError::NotFound => RpcError::missing(message),
         PoolError::Exists => RpcError::conflict(message),
