@@ -174,6 +174,7 @@ impl<D: Disk> Shared<D> {
         };
         sealed.journal_pages = journal_pages;
         self.journal.metadata_room.set(0);
+        self.journal.sure_room.set(0);
         self.write_sealed(&sealed).await?;
         let mut state = self.state.borrow_mut();
         for place in sealed.leaving {

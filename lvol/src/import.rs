@@ -400,7 +400,7 @@ impl<D: Disk> Shared<D> {
         }
         let prepared = self.prepare(record).await;
         prepared
-            .and_then(|()| self.state.borrow_mut().apply(record).map(drop))
+            .and_then(|()| self.state.borrow_mut().apply(record))
             .map_err(|error| match error {
                 PoolError::NotFound => corrupt("a record names a volume that is not there"),
                 other => other,

@@ -25,7 +25,7 @@ use crate::{
     error::PoolError,
     format::{
         BATCH_BYTES_MAX, COPIES, Layout, PAGE_BYTES,
-        record::{BATCH_HEADER_BYTES, Batch, Record},
+        record::{BATCH_HEADER_BYTES, Batch, MAP_BYTES, Record},
     },
     pool::Shared,
     state::PAGES_PER_RECORD,
@@ -59,6 +59,8 @@ pub(crate) struct Journal {
     /// There is room for the pages of so many more records that wait; found out anew when some have taken
     /// effect.
     pub metadata_room: Cell<usize>,
+    /// So many more records that map blocks can be appended without looking whether there is room for them.
+    pub sure_room: Cell<usize>,
     /// Records that were ever appended, and that have taken effect.
     appended: Cell<u64>,
     committed: Cell<u64>,
@@ -76,9 +78,35 @@ pub(crate) struct Journal {
 #[derive(Default)]
 struct Waiting {
     records: Vec<Record>,
-    /// How many of them take effect together each time, and their bytes.
-    groups: VecDeque<(usize, usize)>,
+    groups: VecDeque<Groups>,
+    /// How many groups there are.
+    count: usize,
     bytes: usize,
+}
+
+/// Groups of records, one after the other, of which each takes effect as one.
+#[derive(Clone, Copy)]
+struct Groups {
+    times: usize,
+    /// In each of them.
+    records: usize,
+    bytes: usize,
+}
+
+impl Waiting {
+    /// The last records are a group.
+    fn close_group(&mut self, records: usize, bytes: usize) {
+        self.count += 1;
+        self.bytes += bytes;
+        match self.groups.back_mut() {
+            Some(last) if last.records == records && last.bytes == bytes => last.times += 1,
+            _ => self.groups.push_back(Groups {
+                times: 1,
+                records,
+                bytes,
+            }),
+        }
+    }
 }
 
 /// Names a record, to wait for it.
@@ -109,14 +137,36 @@ impl<D: Disk> Shared<D> {
         self.add(records(), bytes)
     }
 
-    /// Appends a record, if there is room for it now.
-    pub fn try_append(
+    /// Appends a record that maps blocks, if there is room for it now.
+    pub fn try_append_map(
         &self,
-        bytes: usize,
         record: impl FnOnce() -> Record,
     ) -> Option<Result<Ticket, PoolError>> {
-        let may = self.stopped().is_some() || self.has_room(bytes);
-        may.then(|| self.add(std::iter::once_with(record), bytes))
+        let journal = &self.journal;
+        let sure = journal.sure_room.get();
+        if sure > 0 && !self.failed.get() && !self.closed.get() {
+            journal.sure_room.set(sure - 1);
+            let waiting = &mut *journal.waiting.borrow_mut();
+            waiting.records.push(record());
+            return Some(Ok(self.appended(waiting, 1, MAP_BYTES)));
+        }
+        let may = self.stopped().is_some() || self.has_room(MAP_BYTES);
+        let ticket = may.then(|| self.add(std::iter::once_with(record), MAP_BYTES));
+        self.look_ahead();
+        ticket
+    }
+
+    /// Finds room for records that map blocks, before they come.
+    fn look_ahead(&self) {
+        let journal = &self.journal;
+        let more = journal.metadata_room.get();
+        let (groups, bytes) = (journal.waiting.borrow().count, journal.waiting_bytes.get());
+        let state = self.state.borrow();
+        let pages = state.dirty_pages() + (groups + more) * PAGES_PER_RECORD;
+        if pages < state.dirty_hard() && bytes + more * MAP_BYTES <= WAITING_BYTES_MAX {
+            journal.metadata_room.set(0);
+            journal.sure_room.set(more);
+        }
     }
 
     /// Appends the records of one write, which take effect together, if there is room for them now.
@@ -140,6 +190,7 @@ impl<D: Disk> Shared<D> {
         }
         let journal = &self.journal;
         let waiting = &mut *journal.waiting.borrow_mut();
+        journal.sure_room.set(0);
         let before = waiting.records.len();
         waiting.records.extend(records);
         let added = &waiting.records[before..];
@@ -149,14 +200,19 @@ impl<D: Disk> Shared<D> {
             waiting.records.truncate(before);
             return Err(PoolError::NoSpace);
         }
-        waiting.groups.push_back((count, bytes));
-        waiting.bytes += bytes;
-        journal
-            .waiting_bytes
-            .set(journal.waiting_bytes.get() + bytes);
-        journal.appended.set(journal.appended.get() + count as u64);
+        Ok(self.appended(waiting, count, bytes))
+    }
+
+    /// The last records that wait have been appended, and take effect together.
+    fn appended(&self, waiting: &mut Waiting, records: usize, bytes: usize) -> Ticket {
+        let journal = &self.journal;
+        waiting.close_group(records, bytes);
+        let all = journal.waiting_bytes.get() + bytes;
+        journal.waiting_bytes.set(all);
+        let ticket = journal.appended.get() + records as u64;
+        journal.appended.set(ticket);
         journal.work.notify();
-        Ok(Ticket(journal.appended.get()))
+        Ticket(ticket)
     }
 
     pub fn has_taken_effect(&self, ticket: Ticket) -> bool {
@@ -199,7 +255,7 @@ impl<D: Disk> Shared<D> {
     }
 
     fn has_room(&self, bytes: usize) -> bool {
-        let waiting = self.journal.waiting.borrow().groups.len();
+        let waiting = self.journal.waiting.borrow().count;
         let state = self.state.borrow();
         if state.dirty_pages() + waiting * PAGES_PER_RECORD >= state.dirty_hard() {
             if waiting == 0 {
@@ -215,25 +271,31 @@ impl<D: Disk> Shared<D> {
         waiting == 0 || (all <= WAITING_BYTES_MAX && is_ample())
     }
 
-    /// Takes the records of the next batch; `batch` is empty.
-    fn take_batch(&self, batch: &mut Vec<Record>) {
+    /// Takes the records of the next batch; `batch` is empty. How many bytes they are.
+    fn take_batch(&self, batch: &mut Vec<Record>) -> usize {
         let waiting = &mut *self.journal.waiting.borrow_mut();
-        if BATCH_HEADER_BYTES + waiting.bytes <= BATCH_BYTES_MAX {
+        let most = BATCH_BYTES_MAX - BATCH_HEADER_BYTES;
+        if waiting.bytes <= most {
             std::mem::swap(batch, &mut waiting.records);
             waiting.groups.clear();
-            waiting.bytes = 0;
-            return;
+            waiting.count = 0;
+            return std::mem::take(&mut waiting.bytes);
         }
         let (mut taken, mut bytes) = (0, 0);
-        while let Some((count, more)) = waiting.groups.front() {
-            if BATCH_HEADER_BYTES + bytes + more > BATCH_BYTES_MAX {
+        while let Some(next) = waiting.groups.front_mut() {
+            if bytes + next.bytes > most {
                 break;
             }
-            (taken, bytes) = (taken + count, bytes + more);
-            waiting.groups.pop_front();
+            (taken, bytes) = (taken + next.records, bytes + next.bytes);
+            waiting.count -= 1;
+            next.times -= 1;
+            if next.times == 0 {
+                waiting.groups.pop_front();
+            }
         }
         waiting.bytes -= bytes;
         batch.extend(waiting.records.drain(..taken));
+        bytes
     }
 
     /// Writes batches until the pool is closed and nothing is left to write.
@@ -242,17 +304,18 @@ impl<D: Disk> Shared<D> {
         loop {
             let journal = &self.journal;
             batch.clear();
+            let mut taken = 0;
             journal
                 .work
                 .until(|| {
-                    self.take_batch(&mut batch);
+                    taken = self.take_batch(&mut batch);
                     (!batch.is_empty() || self.stopped().is_some()).then_some(())
                 })
                 .await;
             if batch.is_empty() {
                 return;
             }
-            if let Err(error) = self.commit(&batch, &mut bytes).await {
+            if let Err(error) = self.commit(&batch, taken, &mut bytes).await {
                 error!("pool {}: {error}; it takes no more changes", self.name());
                 self.fail();
                 return;
@@ -260,7 +323,13 @@ impl<D: Disk> Shared<D> {
         }
     }
 
-    async fn commit(&self, records: &[Record], bytes: &mut Vec<u8>) -> Result<(), PoolError> {
+    /// Makes a batch of records, which are `taken` bytes, durable, and lets it take effect.
+    async fn commit(
+        &self,
+        records: &[Record],
+        taken: usize,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), PoolError> {
         let journal = &self.journal;
         let (uuid, layout) = {
             let state = self.state.borrow();
@@ -307,7 +376,6 @@ impl<D: Disk> Shared<D> {
         position.page = page + pages;
         journal.applied.set(position);
         journal.used_pages.set(journal.used_pages.get() + takes);
-        let taken: usize = records.iter().map(Record::encoded_len).sum();
         journal
             .waiting_bytes
             .set(journal.waiting_bytes.get() - taken);
@@ -356,9 +424,12 @@ impl<D: Disk> Shared<D> {
     fn take_effect(&self, records: &[Record]) -> Result<(), PoolError> {
         let mut state = self.state.borrow_mut();
         self.journal.metadata_room.set(0);
-        for record in records {
-            let effect = state.apply(record)?;
-            self.follow(&state, record, effect);
+        self.journal.sure_room.set(0);
+        let mut rest = records;
+        while !rest.is_empty() {
+            let (done, effect) = state.apply_first(rest)?;
+            self.follow(&state, &rest[..done], effect);
+            rest = &rest[done..];
         }
         drop(state);
         self.collect_released();

@@ -106,12 +106,6 @@ impl Default for SlotLimits {
     }
 }
 
-/// Blocks of an extent of a volume that have come to lie in `extent`.
-struct More {
-    blocks: Range<usize>,
-    extent: Extent,
-}
-
 /// The home core's side of the flat maps.
 #[derive(Default)]
 pub(crate) struct Flat {
@@ -174,37 +168,37 @@ impl Flat {
         }
     }
 
-    /// Adds blocks to those that lie in the volume's own extent; false, with nothing done, where the entry
-    /// does not say of this extent that it is the volume's.
-    fn show_more(slots: &Slots, volume: &FlatVolume, index: u64, more: More) -> bool {
+    /// Adds blocks to those that lie in the volume's own extent, which `own` says; false, with nothing done,
+    /// where the entry does not say of this extent that it is the volume's.
+    fn show_more(
+        slots: &Slots,
+        volume: &FlatVolume,
+        index: u64,
+        blocks: Range<usize>,
+        own: Word,
+    ) -> bool {
         let entry = volume.entry(index);
-        let own = Word {
-            kind: Kind::Whole,
-            own: volume.own.load(Ordering::Relaxed),
-            number: more.extent.0,
-        };
         match entry.kind {
             Kind::Partial => {
                 let slot = slots.partial(entry.number);
-                if Word::of(slot[0].load(Ordering::Relaxed)) != own {
+                if slot[0].load(Ordering::Relaxed) != own.bits() {
                     return false;
                 }
-                for (word, mask) in masks(more.blocks) {
+                // Nobody else writes them.
+                for (word, mask) in masks(blocks) {
                     let place = &slot[1 + word];
-                    // Nobody else writes it.
-                    let bits = place.load(Ordering::Relaxed) | mask;
-                    place.store(bits, Ordering::Release);
+                    place.store(place.load(Ordering::Relaxed) | mask, Ordering::Release);
                 }
                 true
             }
             Kind::Fragments => {
                 let slot = slots.fragments(entry.number);
-                if Word::of(slot.target.load(Ordering::Relaxed)) != own {
+                if slot.target.load(Ordering::Relaxed) != own.bits() {
                     return false;
                 }
-                let holder = Extent::to_stored(Some(more.extent));
+                let holder = Extent::to_stored(Some(Extent(own.number)));
                 let holder = u32::try_from(holder).expect("fewer than 2^32 extents");
-                for place in &slot.holders[more.blocks] {
+                for place in &slot.holders[blocks] {
                     place.store(holder, Ordering::Release);
                 }
                 true
@@ -312,13 +306,6 @@ impl<D: Disk> Shared<D> {
         }
     }
 
-    fn publish_more(&self, volume: u32, index: u64, more: More) -> bool {
-        match self.flat.borrow().volume(volume) {
-            Some(known) => Flat::show_more(&self.common.slots, known, index, more),
-            None => true,
-        }
-    }
-
     fn publish_from(&self, state: &State, volume: u32, index: u64) {
         let flat = &mut *self.flat.borrow_mut();
         if let Some(known) = flat.volume(volume).cloned() {
@@ -368,24 +355,59 @@ impl<D: Disk> Shared<D> {
         }
     }
 
-    /// A record has taken effect: the flat maps follow.
-    pub fn follow(&self, state: &State, record: &Record, effect: Effect) {
-        match record {
-            Record::Map {
-                volume,
+    /// Records have taken effect: the flat maps follow. All but the last are [`Effect::More`] of one volume.
+    pub fn follow(&self, state: &State, records: &[Record], effect: Effect) {
+        let (more, other) = match effect {
+            Effect::More => (records, None),
+            Effect::Other => (&records[..records.len() - 1], records.last()),
+        };
+        if let Some(Record::Map { volume, .. }) = more.first() {
+            self.show_all(state, *volume, more);
+        }
+        if let Some(other) = other {
+            self.follow_other(state, other);
+        }
+    }
+
+    /// Blocks have come to extents of a volume that were its own already.
+    fn show_all(&self, state: &State, volume: u32, records: &[Record]) {
+        let flat = &mut *self.flat.borrow_mut();
+        let Some(known) = flat.volume(volume).cloned() else {
+            return;
+        };
+        let slots = &self.common.slots;
+        let own = known.own.load(Ordering::Relaxed);
+        for record in records {
+            let Record::Map {
                 index,
                 start,
                 count,
                 extent,
-            } => {
-                let start = usize::from(*start);
-                let more = More {
-                    blocks: start..start + usize::from(*count),
-                    extent: *extent,
-                };
-                if effect != Effect::More || !self.publish_more(*volume, *index, more) {
-                    self.publish_from(state, *volume, *index);
-                }
+                ..
+            } = record
+            else {
+                unreachable!("only these have that effect")
+            };
+            let start = usize::from(*start);
+            let blocks = start..start + usize::from(*count);
+            let of = Word {
+                kind: Kind::Whole,
+                own,
+                number: extent.0,
+            };
+            if !Flat::show_more(slots, &known, *index, blocks, of) {
+                flat.show(slots, &known, *index, state.view(volume, *index));
+            }
+        }
+        if let Ok(record) = state.volume(volume) {
+            known.counts.mapped.store(record.mapped, Ordering::Relaxed);
+        }
+    }
+
+    fn follow_other(&self, state: &State, record: &Record) {
+        match record {
+            Record::Map { volume, index, .. } => {
+                self.publish_from(state, *volume, *index);
                 self.refresh_mapped(state, *volume);
             }
             Record::Unmap {

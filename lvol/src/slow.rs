@@ -23,10 +23,7 @@ use corebay_core::disk::Disk;
 use crate::{
     bits::Bits,
     error::PoolError,
-    format::{
-        BLOCKS_PER_EXTENT, Extent,
-        record::{MAP_BYTES, Record},
-    },
+    format::{BLOCKS_PER_EXTENT, Extent, record::Record},
     pool::Shared,
     state::{Missing, State, extents::Attempt, map::leaf_place},
     sync::{BuildMix, Signal},
@@ -230,7 +227,7 @@ impl<D: Disk> FirstWrite<'_, D> {
             Ok(())
         } else {
             let record = || map_record(self.volume, &self.blocks, self.extent);
-            let appended = match self.shared.try_append(MAP_BYTES, record) {
+            let appended = match self.shared.try_append_map(record) {
                 Some(appended) => appended,
                 None => Box::pin(self.shared.append(|| std::iter::once(record()))).await,
             };

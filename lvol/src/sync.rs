@@ -18,6 +18,9 @@ pub(crate) struct Signal {
 impl Signal {
     /// Something has changed: everybody looks again.
     pub fn notify(&self) {
+        if self.is_empty() {
+            return;
+        }
         // Waking puts tasks into a ring and calls nothing back.
         for waker in self.wakers.borrow_mut().drain(..) {
             waker.wake();

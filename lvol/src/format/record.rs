@@ -195,9 +195,6 @@ impl Record {
     /// Where a name or attributes are longer than may be, which their maker has checked.
     pub fn encode(&self, into: &mut Vec<u8>) {
         into.extend_from_slice(self.head().as_bytes());
-        if let Self::Map { .. } = self {
-            return;
-        }
         let (uuid, text) = self.tail();
         into.extend(uuid.into_iter().flatten());
         into.extend(text);
@@ -230,7 +227,7 @@ impl Record {
                 start,
                 count,
                 extent,
-            } => (1, volume, *start, [*index, extent.0, u64::from(*count)]),
+            } => return map_head(*volume, *index, *extent, (*start, *count)),
             Self::Unmap {
                 volume,
                 first,
@@ -460,6 +457,19 @@ impl Record {
     }
 }
 
+/// The most frequent record.
+fn map_head(volume: u32, index: u64, extent: Extent, (start, count): (u8, u16)) -> Raw {
+    Raw {
+        kind: 1,
+        detail: start,
+        tail: 0.into(),
+        volume: volume.into(),
+        a: index.into(),
+        b: extent.0.into(),
+        c: u64::from(count).into(),
+    }
+}
+
 /// A batch's first bytes.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -507,7 +517,19 @@ impl Batch {
         bytes.clear();
         bytes.resize(BATCH_HEADER_BYTES, 0);
         for record in records {
-            record.encode(&mut bytes);
+            match *record {
+                Record::Map {
+                    volume,
+                    index,
+                    start,
+                    count,
+                    extent,
+                } => {
+                    let head = map_head(volume, index, extent, (start, count));
+                    bytes.extend_from_slice(head.as_bytes());
+                }
+                _ => record.encode(&mut bytes),
+            }
         }
         assert!(bytes.len() <= BATCH_BYTES_MAX, "the batch is too large");
         let mut header = Header {

@@ -2,6 +2,8 @@
 //!
 //! Invariant: the effect depends on the state and the record alone, so that a replay does the same.
 
+use std::ops::Range;
+
 use super::{Missing, State, corrupt, extents::count_place, map::leaf_place};
 use crate::{
     error::PoolError,
@@ -63,8 +65,24 @@ impl State {
     ///
     /// # Errors
     /// Where the record contradicts the state: one of them is damaged.
-    pub fn apply(&mut self, record: &Record) -> Result<Effect, PoolError> {
-        let done = match record {
+    pub fn apply(&mut self, record: &Record) -> Result<(), PoolError> {
+        self.apply_first(std::slice::from_ref(record)).map(drop)
+    }
+
+    /// Makes the changes of the first of these records, at least of one. How many that were, and the last
+    /// one's effect; all before it are [`Effect::More`].
+    ///
+    /// # Errors
+    /// As for [`apply`](Self::apply).
+    pub fn apply_first(&mut self, records: &[Record]) -> Result<(usize, Effect), PoolError> {
+        match self.map_more(records)? {
+            (0, _) => self.apply_other(&records[0]).map(|()| (1, Effect::Other)),
+            done => Ok(done),
+        }
+    }
+
+    pub(super) fn apply_other(&mut self, record: &Record) -> Result<(), PoolError> {
+        match record {
             Record::Map {
                 volume,
                 index,
@@ -74,12 +92,11 @@ impl State {
             } => {
                 let start = usize::from(*start);
                 let range = start..start + usize::from(*count);
-                let blocks = BLOCKS_PER_EXTENT as u64;
-                let end = index.checked_mul(blocks).map(|at| at + range.end as u64);
+                let end = end_of(*index, &range);
                 if end.is_none_or(|end| end > self.known(*volume).map_or(0, |v| v.blocks)) {
                     return Err(corrupt("a record maps beyond its volume"));
                 }
-                return self.map(*volume, *index, range, *extent);
+                self.map(*volume, *index, range, *extent)
             }
             Record::Unmap {
                 volume,
@@ -98,8 +115,7 @@ impl State {
             }
             Record::Drop { volume } => self.drop_step(*volume),
             other => self.apply_to_volume(other),
-        };
-        done.map(|()| Effect::Other)
+        }
     }
 
     /// A change of what volumes there are, and of what is known of them.
@@ -239,7 +255,7 @@ impl State {
     }
 
     /// A volume that has not been deleted.
-    fn known(&self, volume: u32) -> Result<&VolumeRecord, PoolError> {
+    pub fn known(&self, volume: u32) -> Result<&VolumeRecord, PoolError> {
         let record = self.volumes.body(volume);
         record
             .filter(|record| record.kind != Kind::Dying)
@@ -369,6 +385,12 @@ impl State {
             Ok(leaf) => self.missing_under(leaf),
         }
     }
+}
+
+/// The block of a volume after these ones of its extent `index`.
+pub(super) fn end_of(index: u64, range: &Range<usize>) -> Option<u64> {
+    let first = index.checked_mul(BLOCKS_PER_EXTENT as u64)?;
+    first.checked_add(range.end as u64)
 }
 
 fn check_name(name: &str) -> Result<(), PoolError> {

@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use super::{Missing, State, apply::Effect, corrupt};
+use super::{Missing, State, corrupt};
 use crate::{
     bits::Bits,
     error::PoolError,
@@ -153,7 +153,7 @@ impl State {
         }
     }
 
-    fn leaf_unkept(&mut self, id: NodeId) -> Result<&mut Leaf, PoolError> {
+    pub fn leaf_unkept(&mut self, id: NodeId) -> Result<&mut Leaf, PoolError> {
         match self.nodes.body_unkept(id) {
             Some(Node::Leaf(leaf)) => Ok(leaf),
             _ => Err(corrupt("a leaf is not there")),
@@ -174,7 +174,7 @@ impl State {
         }
     }
 
-    fn change_fragments(&mut self, id: NodeId) -> Result<&mut Fragments, PoolError> {
+    pub fn change_fragments(&mut self, id: NodeId) -> Result<&mut Fragments, PoolError> {
         match self.nodes.change(id) {
             Some(Node::Fragments(fragments)) => Ok(fragments),
             _ => Err(corrupt("a page of fragments is not there")),
@@ -431,14 +431,8 @@ impl State {
         index: u64,
         range: Range<usize>,
         extent: Extent,
-    ) -> Result<Effect, PoolError> {
+    ) -> Result<(), PoolError> {
         let (leaf_number, at) = leaf_place(index);
-        if let Way::Leaf(id, true) = self.way(volume, leaf_number)?
-            && let Some((gained, effect)) = self.map_more(volume, id, at, &range, extent)?
-        {
-            self.change_volume(volume)?.mapped += gained;
-            return Ok(effect);
-        }
         let id = self.own_leaf(volume, leaf_number)?;
         let before = self.leaf(id)?.entries[at].clone();
         let bits = Bits::of(range.clone());
@@ -469,49 +463,7 @@ impl State {
         self.set_entry(id, at, after)?;
         self.change_volume(volume)?.mapped += gained;
         self.own_target(volume, index)?;
-        Ok(Effect::Other)
-    }
-
-    /// More blocks of an extent that is the volume's own already: the most frequent change, in place.
-    fn map_more(
-        &mut self,
-        volume: u32,
-        leaf: NodeId,
-        at: usize,
-        range: &Range<usize>,
-        extent: Extent,
-    ) -> Result<Option<(u64, Effect)>, PoolError> {
-        let owner = (volume, self.epoch(volume));
-        let page = match self.leaf(leaf)? {
-            known if known.owner != owner || known.owned >> at & 1 == 0 => return Ok(None),
-            known => match &known.entries[at] {
-                Entry::Partial(_) => None,
-                Entry::Fragments(page) => Some(*page),
-                Entry::Hole | Entry::Whole(_) => return Ok(None),
-            },
-        };
-        if let Some(page) = page {
-            // It was nobody else's when the volume got its own extent; no epoch has passed since.
-            if self.nodes.number(page) != 1 {
-                return Ok(None);
-            }
-            let gained = self.map_more_fragments(page, range, extent)?;
-            return Ok(gained.map(|gained| (gained, Effect::More)));
-        }
-        let leaf = self.change_leaf(leaf)?;
-        let Entry::Partial(partial) = &mut leaf.entries[at] else {
-            return Ok(None);
-        };
-        let (of, valid) = &mut **partial;
-        if *of != extent {
-            return Ok(None);
-        }
-        let gained = valid.gain(range.clone());
-        if *valid != Bits::ALL {
-            return Ok(Some((gained, Effect::More)));
-        }
-        leaf.entries[at] = Entry::Whole(extent);
-        Ok(Some((gained, Effect::Other)))
+        Ok(())
     }
 
     /// Sets an entry of a leaf. Whether the volume owns it is to be found out again: what is left
@@ -554,29 +506,6 @@ impl State {
         fragments.target = extent;
         let entry = self.settle_fragments(volume, page, &before)?;
         Ok((entry, gained))
-    }
-
-    /// More blocks in an extent that the page refers to already, of one that it still refers to after: no
-    /// reference changes. Nothing is done otherwise.
-    fn map_more_fragments(
-        &mut self,
-        page: NodeId,
-        range: &Range<usize>,
-        extent: Extent,
-    ) -> Result<Option<u64>, PoolError> {
-        let stored = Extent::to_stored(Some(extent));
-        let fragments = self.change_fragments(page)?;
-        let owners = &mut fragments.owners;
-        let old = owners[range.start];
-        let alike = owners[range.clone()].iter().all(|owner| *owner == old);
-        let (head, tail) = (&owners[..range.start], &owners[range.end..]);
-        let elsewhere = |owner| head.contains(&owner) || tail.contains(&owner);
-        let stays = old == 0 || old == stored || elsewhere(old);
-        if fragments.target != extent || !alike || !stays || !elsewhere(stored) {
-            return Ok(None);
-        }
-        owners[range.clone()].fill(stored);
-        Ok(Some(if old == 0 { range.len() as u64 } else { 0 }))
     }
 
     /// Brings references up to date after a page of fragments has changed; the page gives way to a

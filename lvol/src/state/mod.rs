@@ -12,6 +12,7 @@ pub(crate) mod apply;
 pub(crate) mod diff;
 pub(crate) mod extents;
 pub(crate) mod map;
+pub(crate) mod more;
 pub(crate) mod places;
 pub(crate) mod share;
 pub(crate) mod table;

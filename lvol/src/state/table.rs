@@ -110,13 +110,17 @@ impl<B: Body> Table<B> {
 
     /// The page, to change it.
     pub fn change(&mut self, id: u32) -> Option<&mut B> {
-        let slot = self.slots.get(id as usize)?;
-        slot.body.as_ref()?;
+        self.slots.get(id as usize)?.body.as_ref()?;
+        self.touch(id);
+        self.slots[id as usize].body.as_mut()
+    }
+
+    /// The page has been changed.
+    pub fn touch(&mut self, id: u32) {
         // Where it has changed before, so has its piece.
-        if !slot.dirty {
+        if !self.slots[id as usize].dirty {
             self.mark(id);
         }
-        self.slots[id as usize].body.as_mut()
     }
 
     fn mark(&mut self, id: u32) {
