@@ -31,6 +31,12 @@ const PAUSE_MICROS_MAX: u64 = 30_000;
 /// How often who waits for an event looks whether there is still something to wait for.
 const LOOK: Duration = Duration::from_millis(10);
 
+/// The bytes of a Changed Namespace List.
+const LIST_BYTES: u64 = 4096;
+
+/// The longest time that a change may be unread where nothing disturbs.
+const UNREAD_MAX: Duration = Duration::from_secs(2);
+
 /// A namespace identifier that means all.
 const ALL_NAMESPACES: u32 = u32::MAX;
 
@@ -114,7 +120,7 @@ async fn ask(
         Kind::Identify => identify(session, controller).await,
         Kind::Namespaces => namespaces(session, controller).await,
         Kind::Namespace => namespace(session, controller, rng).await,
-        Kind::Log => log(controller, rng).await,
+        Kind::Log => log(session, controller, rng).await,
         Kind::EventMask => event_mask(session, controller, rng).await,
         Kind::CacheOff => cache_off(session, controller).await,
         Kind::Abort => {
@@ -178,28 +184,75 @@ async fn namespace(
 ) -> Result<(), Error> {
     let all_namespaces = session.namespaces();
     let index = rng.below(all_namespaces.len() as u64) as usize;
-    let found = controller.namespace(index as u32 + 1).await?;
-    let wanted = (
-        all_namespaces[index].blocks,
-        all_namespaces[index].block_size.bytes(),
-    );
-    if (found.blocks, found.block_bytes as usize) != wanted {
+    let nsid = index as u32 + 1;
+    let since = session.model(nsid).borrow().now();
+    let found = controller.namespace(nsid).await?;
+    let model = session.model(nsid).borrow();
+    let sized = model.sizes_since(since).any(|size| size == found.blocks);
+    let (capacity, used) = (found.identify.ncap.get(), found.identify.nuse.get());
+    let wrong = !sized || used > capacity || capacity > found.blocks;
+    let block_bytes = all_namespaces[index].block_size.bytes();
+    if wrong || found.block_bytes as usize != block_bytes {
         let what = format!("namespace {} has a wrong size: {found:?}", index + 1);
         session.common.fail(what);
     }
     Ok(())
 }
 
-async fn log(controller: &SimController, rng: &mut Rng) -> Result<(), Error> {
-    const PAGES: [(u8, u32, u64); 5] = [
+async fn log(session: &Session, controller: &SimController, rng: &mut Rng) -> Result<(), Error> {
+    const PAGES: [(u8, u32, u64); 4] = [
         (lid::ERROR, 0, 64 * 4),
         (lid::SMART, ALL_NAMESPACES, 512),
-        (lid::CHANGED_NAMESPACES, ALL_NAMESPACES, 4096),
         (lid::COMMAND_EFFECTS, 0, 4096),
         (lid::ANA, 0, 48),
     ];
+    // Every other host reads of changes only where it is told to: no other read makes up for an event
+    // that does not come.
+    if session.index.is_multiple_of(2) && rng.once_in(5) {
+        return changed_namespaces(session, controller).await;
+    }
     let (page, nsid, bytes) = PAGES[rng.below(PAGES.len() as u64) as usize];
     controller.log_page(page, nsid, 0, bytes).await.map(drop)
+}
+
+/// Reads which namespaces have changed, and holds that against what the appliance has announced.
+async fn changed_namespaces(session: &Session, controller: &SimController) -> Result<(), Error> {
+    let notices = &session.common.notices[session.node];
+    let association = session.association();
+    let Some(of) = session.told_as() else {
+        return Ok(());
+    };
+    let reading = notices.borrow_mut().begin_read(of);
+    let page = controller.log_page(lid::CHANGED_NAMESPACES, ALL_NAMESPACES, 0, LIST_BYTES);
+    let page = page.await;
+    let same = association == session.association() && session.told_as() == Some(of);
+    let (Ok(page), true) = (&page, same) else {
+        notices.borrow_mut().lose_read(&reading);
+        // It may have been sent again, to the next association.
+        if let Some(of) = session.told_as() {
+            let reading = notices.borrow_mut().begin_read(of);
+            notices.borrow_mut().lose_read(&reading);
+        }
+        return page.map(drop);
+    };
+    let words = page.chunks_exact(4).map(|word| word.try_into());
+    let list = words.map(|word| u32::from_le_bytes(word.unwrap_or_default()));
+    let list: Vec<u32> = list.take_while(|nsid| *nsid != 0).collect();
+    let read = notices
+        .borrow_mut()
+        .end_read(&reading, &list, session.reactor().now());
+    let (host, node) = (session.index, session.node);
+    let wrong = match read {
+        Ok(unread) if unread > UNREAD_MAX && session.common.is_calm() => {
+            Some(format!("reads of a change only after {unread:?}"))
+        }
+        read => read.err(),
+    };
+    if let Some(wrong) = wrong {
+        let what = format!("host {host} of appliance {node} {wrong}");
+        session.common.fail(what);
+    }
+    Ok(())
 }
 
 /// Sets which events it wants, and reads it back.
@@ -213,10 +266,12 @@ async fn event_mask(
         false => async_event::NAMESPACE_ATTRIBUTE | async_event::ANA_CHANGE,
     };
     let feature = fid::ASYNC_EVENT_CONFIGURATION;
+    let set = session.sets_mask();
     let before = controller.associations();
     controller.set_feature(feature, 0, mask).await?;
     let found = controller.feature(feature, 0).await?;
-    if before == controller.associations() && found != mask {
+    let alone = session.sets_mask() == set + 1;
+    if before == controller.associations() && found != mask && alone {
         let what = format!("the event configuration is {found:#x} after it was set to {mask:#x}");
         session.common.fail(what);
     }
@@ -240,37 +295,45 @@ async fn cache_off(session: &Session, controller: &SimController) -> Result<(), 
     Ok(())
 }
 
-/// Takes the controllers' events, and reads the log pages that they name.
+/// Wants to be told of changes, once for each association, and reads the log pages that the events of the
+/// controllers name.
+pub async fn read_of_events(session: Rc<Session>) {
+    let mut wanted = None;
+    while !session.common.finishing.get() {
+        session.reactor().sleep(LOOK).await;
+        let association = session.association();
+        let Some(controller) = session.controller() else {
+            continue;
+        };
+        if wanted != Some(association) {
+            let result = want_events(&session, &controller).await;
+            wanted = result.is_ok().then_some(association);
+            tell(&session, Kind::EventMask, result);
+        }
+        while let Some((of, dword)) = session.next_event() {
+            // What another one was told, this one has read as it began.
+            if of == session.association() {
+                read_of_event(&session, &controller, AsyncEvent::from_dword(dword)).await;
+            }
+        }
+    }
+}
+
+/// Waits for the controllers' events. Nobody else does: one that is given up would take an event with it.
 pub async fn take_events(session: Rc<Session>) {
     while !session.common.finishing.get() {
         let Some(controller) = session.controller() else {
             session.reactor().sleep(LOOK).await;
             continue;
         };
-        let told = wait_for_event(&session, &controller).await;
-        let page = match told {
-            Some(Ok(dword)) => AsyncEvent::from_dword(dword).lid,
+        match wait_for_event(&session, &controller).await {
+            Some(Ok(dword)) => session.add_event(dword),
             Some(Err(_)) => {
                 drop(controller);
                 session.reactor().sleep(LOOK).await;
-                continue;
             }
-            None => continue,
-        };
-        let node = session.node;
-        let words = [event::ADMIN, u64::from(page), node as u64];
-        let trace = &session.common.trace;
-        trace.note(words, || {
-            format!("appliance {node} tells of log page {page:#x}")
-        });
-        let bytes = if page == lid::CHANGED_NAMESPACES {
-            4096
-        } else {
-            64
-        };
-        let read = controller.log_page(page, ALL_NAMESPACES, 0, bytes).await;
-        drop(controller);
-        tell(&session, Kind::Log, read.map(drop));
+            None => {}
+        }
     }
 }
 
@@ -298,4 +361,40 @@ async fn wait_for_event(
             return None;
         }
     }
+}
+
+/// Wants to be told from now on, and reads what has changed until then.
+async fn want_events(session: &Session, controller: &SimController) -> Result<(), Error> {
+    let feature = fid::ASYNC_EVENT_CONFIGURATION;
+    let wanted = async_event::NAMESPACE_ATTRIBUTE;
+    session.sets_mask();
+    controller.set_feature(feature, 0, wanted).await?;
+    changed_namespaces(session, controller).await
+}
+
+/// Reads the log page that an event names, so that the next of its kind can be told.
+async fn read_of_event(session: &Session, controller: &SimController, told: AsyncEvent) {
+    let (host, node, page) = (session.index, session.node, told.lid);
+    let words = [event::ADMIN, u64::from(page), node as u64];
+    let trace = &session.common.trace;
+    trace.note(words, || {
+        format!("appliance {node} tells host {host} of log page {page:#x}")
+    });
+    let read = match told {
+        AsyncEvent::NAMESPACE_CHANGED => {
+            if let Some(of) = session.told_as() {
+                let known = session.common.notices[node].borrow_mut().event(of);
+                if let Err(wrong) = known {
+                    let what = format!("host {host} of appliance {node} {wrong}");
+                    session.common.fail(what);
+                }
+            }
+            changed_namespaces(session, controller).await
+        }
+        _ => {
+            let read = controller.log_page(page, ALL_NAMESPACES, 0, 64);
+            read.await.map(drop)
+        }
+    };
+    tell(session, Kind::Log, read);
 }

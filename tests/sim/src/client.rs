@@ -7,7 +7,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     net::{IpAddr, SocketAddr},
     rc::Rc,
     time::Duration,
@@ -25,9 +25,11 @@ use corebay_nvme::{
 use crate::{
     admin,
     beneath::NamespacePlan,
+    family::Stream,
     model::Model,
     net::{Hub, SimNetwork},
     node::{HOST_CORE, subsystem},
+    notice::Notices,
     plan::{AfterLoss, HostPlan, NodePlan, Plan},
     trace::Trace,
     workload,
@@ -45,6 +47,15 @@ const LOOK: Duration = Duration::from_millis(10);
 /// A controller that is lost for so long is given up.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(20);
 
+/// The name of a host, but for its number.
+const HOST_NQN: &str = "nqn.2026-01.io.corebay:simhost";
+
+/// Which host has this name.
+#[must_use]
+pub fn host_of(nqn: &str) -> Option<usize> {
+    nqn.strip_prefix(HOST_NQN)?.parse().ok()
+}
+
 /// What the hosts of a world share.
 pub struct Common {
     /// What the world is made of.
@@ -55,6 +66,10 @@ pub struct Common {
     pub hub: Hub,
     /// One model for each namespace of each appliance, from NSID 1.
     pub models: Vec<Vec<RefCell<Model>>>,
+    /// By appliance: what it has told hosts of its namespaces.
+    pub notices: Vec<Rc<RefCell<Notices>>>,
+    /// The snapshot that an operator has sent last.
+    pub stream: RefCell<Option<Rc<Stream>>>,
     /// Where the targets listen.
     pub targets: Vec<SocketAddr>,
     /// The first failure.
@@ -83,10 +98,12 @@ impl Common {
         };
         Rc::new(Self {
             models: plan.nodes.iter().enumerate().map(models).collect(),
+            notices: plan.nodes.iter().map(|_| Rc::default()).collect(),
             plan,
             trace: trace.clone(),
             hub: hub.clone(),
             targets,
+            stream: RefCell::default(),
             verdict: RefCell::default(),
             finishing: Cell::new(false),
             power_failed: Cell::new(false),
@@ -187,6 +204,10 @@ pub struct Session {
     controller: RefCell<Option<Rc<SimController>>>,
     busy: Cell<usize>,
     checking: Cell<bool>,
+    /// Events that nobody has looked at, each with the association that was told.
+    events: RefCell<VecDeque<(u64, u32)>>,
+    /// How often it was begun to say which events are wanted.
+    mask_sets: Cell<u64>,
     /// The controllers that there have been.
     controllers: Cell<u64>,
 }
@@ -246,6 +267,8 @@ impl Client {
                 controller: RefCell::default(),
                 busy: Cell::new(plan.workers),
                 checking: Cell::new(false),
+                events: RefCell::default(),
+                mask_sets: Cell::new(0),
                 controllers: Cell::new(0),
             });
             client.start_session(&session, &mut rng);
@@ -271,6 +294,7 @@ impl Client {
         }
         if workload.admin {
             self.spawn(admin::take_events(session.clone()));
+            self.spawn(admin::read_of_events(session.clone()));
         }
     }
 
@@ -291,6 +315,17 @@ impl Client {
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.sessions.iter().all(|session| session.busy.get() == 0)
+    }
+
+    /// True where it has not read yet of all changes of namespaces that it was told of.
+    #[must_use]
+    pub fn has_unread_notices(&self) -> bool {
+        let unread = |session: &Rc<Session>| {
+            let notices = session.common.notices[session.node].borrow();
+            let taker = session.common.plan.workload.admin && !session.is_disabled();
+            taker && session.told_as().is_some_and(|of| notices.has_unread(of))
+        };
+        self.sessions.iter().any(unread)
     }
 
     /// True once every task and connection has ended.
@@ -391,6 +426,33 @@ impl Session {
         self.controllers.get() << 32 | made
     }
 
+    /// The controller has told of an event.
+    pub fn add_event(&self, dword: u32) {
+        let event = (self.association(), dword);
+        self.events.borrow_mut().push_back(event);
+    }
+
+    /// Somebody says which events are wanted: how often that has been begun.
+    pub fn sets_mask(&self) -> u64 {
+        let sets = self.mask_sets.get() + 1;
+        self.mask_sets.set(sets);
+        sets
+    }
+
+    /// The next event to look at, and the association that was told.
+    #[must_use]
+    pub fn next_event(&self) -> Option<(u64, u32)> {
+        self.events.borrow_mut().pop_front()
+    }
+
+    /// As whom the appliance tells the host of its namespaces: the host, and its controller's identifier.
+    #[must_use]
+    pub fn told_as(&self) -> Option<(usize, u16)> {
+        let controller = self.controller.borrow();
+        let facts = controller.as_ref()?.facts().ok()?;
+        Some((self.index, facts.cntlid))
+    }
+
     /// True while the write cache is off for the host's association, as it asked.
     #[must_use]
     pub fn is_cache_off(&self) -> bool {
@@ -412,7 +474,7 @@ impl Session {
     fn options(&self) -> ControllerOptions {
         let mut id = [0x5A; 16];
         id[0] = u8::try_from(self.index).unwrap_or(0xff);
-        let nqn = format!("nqn.2026-01.io.corebay:simhost{}", self.index);
+        let nqn = format!("{HOST_NQN}{}", self.index);
         let identity = HostIdentity {
             nqn: nqn.parse().expect("a valid NQN"),
             id,

@@ -437,6 +437,7 @@ impl Machine {
             .iter()
             .for_each(|bays| bays.set_drive_faults(true));
         self.hub.restore_power(self.ip());
+        let common = self.common.as_ref().expect("a part of a world");
         let around = Surroundings {
             node: self.index,
             plan: &self.plan,
@@ -444,6 +445,7 @@ impl Machine {
             memories: &self.memories,
             scratch: &self.scratch,
             trace: &self.trace,
+            notices: &common.notices[self.index],
             address: self.address,
         };
         let seed = self.rng.next_u64();
@@ -565,8 +567,10 @@ impl Machine {
             Life::Booting(boot) => drop(boot),
             Life::Off(_) => {}
         }
-        for model in self.common.iter().flat_map(|all| &all.models[self.index]) {
-            model.borrow_mut().crash(OPERATOR);
+        if let Some(common) = &self.common {
+            let models = common.models[self.index].iter();
+            models.for_each(|model| model.borrow_mut().crash(OPERATOR));
+            common.notices[self.index].borrow_mut().clear();
         }
         let held = self.scratch.iter().flatten().flat_map(Scratch::all);
         let held = held

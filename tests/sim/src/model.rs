@@ -25,7 +25,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::content::{LOST, ZEROES, mark};
+use crate::{
+    content::{LOST, ZEROES, mark},
+    size::Sizes,
+};
 
 const NEVER: u64 = u64::MAX;
 
@@ -88,6 +91,7 @@ pub struct Model {
     name: String,
     volatile_cache: bool,
     blocks: Vec<Vec<Write>>,
+    sizes: Sizes,
     clock: u64,
     cuts: u64,
     last_cut: u64,
@@ -120,6 +124,7 @@ impl Model {
             name,
             volatile_cache,
             blocks: (0..blocks).map(|_| vec![first]).collect(),
+            sizes: Sizes::new(blocks),
             clock: 0,
             cuts: 0,
             last_cut: 0,
@@ -132,7 +137,7 @@ impl Model {
         }
     }
 
-    /// The blocks there are.
+    /// The most blocks that there are at any time.
     #[must_use]
     pub fn blocks(&self) -> u64 {
         self.blocks.len() as u64
@@ -177,16 +182,64 @@ impl Model {
         ticket
     }
 
-    /// All blocks get the values of a snapshot, from now on.
+    /// All blocks get the values of a snapshot, from now on, and the namespace its size.
     pub fn begin_rollback(&mut self, values: &[u64]) -> Ticket {
         let ticket = self.begin_operation(OPERATOR, Some((0, self.blocks())));
         self.rollbacks.insert(ticket.start);
-        for (lba, &value) in (0..).zip(values) {
+        self.sizes.begin(values.len() as u64, ticket.start);
+        // What lies behind it is cut off.
+        let values = values.iter().copied().chain(std::iter::repeat(ZEROES));
+        for (lba, value) in (0..self.blocks()).zip(values) {
             // Each was written before, too.
             self.repeated.insert(value);
             self.add(lba, value, ticket.start);
         }
         ticket
+    }
+
+    /// The namespace is to have `blocks` blocks; what is cut off is zeroes should it be there again.
+    pub fn begin_resize(&mut self, blocks: u64) -> Ticket {
+        let cut = (blocks, self.blocks() - blocks);
+        let ticket = self.begin_operation(OPERATOR, Some(cut));
+        self.rollbacks.insert(ticket.start);
+        self.sizes.begin(blocks, ticket.start);
+        for lba in blocks..self.blocks() {
+            self.add(lba, ZEROES, ticket.start);
+        }
+        ticket
+    }
+
+    /// An order that gives the namespace a size has ended; `blocks` where it has been done.
+    ///
+    /// # Errors
+    /// Where the namespace cannot have so many.
+    pub fn end_sized(
+        &mut self,
+        ticket: Ticket,
+        end: WriteEnd,
+        blocks: Option<u64>,
+    ) -> Result<(), String> {
+        self.end_write(ticket, true, end);
+        match (end, blocks) {
+            (WriteEnd::Failed | WriteEnd::Refused, _) => self.sizes.refuse(ticket.start),
+            (WriteEnd::Done, Some(blocks)) => return self.settle_size(blocks),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Somebody has looked how many blocks the namespace has.
+    ///
+    /// # Errors
+    /// Where it cannot have so many.
+    pub fn settle_size(&mut self, blocks: u64) -> Result<(), String> {
+        self.clock += 1;
+        self.sizes.settle(blocks, self.clock)
+    }
+
+    /// How many blocks the namespace may have had at some time since then.
+    pub fn sizes_since(&self, since: u64) -> impl Iterator<Item = u64> {
+        self.sizes.since(since)
     }
 
     /// How often something has happened here.

@@ -35,9 +35,11 @@ use corebay_target::{
 use crate::{
     beneath::FloorPlan,
     boot::Keeper,
+    client::host_of,
     disk::Queues,
     machine::Findings,
     net::{Hub, SimNetwork},
+    notice::Notices,
     operator::{Assignment, Operator},
     plan::NodePlan,
     pool::OWN_TASKS,
@@ -70,6 +72,8 @@ pub struct SimEnvironment {
     /// The core's way to stores.
     pub opener: Opener,
     network: SimNetwork,
+    /// What hosts are told of its namespaces.
+    notices: Rc<RefCell<Notices>>,
 }
 
 impl Environment for SimEnvironment {
@@ -152,6 +156,8 @@ pub struct Surroundings<'a> {
     pub scratch: &'a [Vec<Scratch>],
     /// The run's trace.
     pub trace: &'a Trace,
+    /// What hosts are told of its namespaces.
+    pub notices: &'a Rc<RefCell<Notices>>,
     /// Where it listens.
     pub address: SocketAddr,
 }
@@ -289,7 +295,7 @@ impl Node {
             let pool = core.environment.opener.home_pool(store);
             let pool = pool.expect("its home is the first core");
             let until = (&self.leaving, &self.operating);
-            let operated = (task, pool, store.base.clone());
+            let operated = (task, pool, store.clone());
             Operator::start(core, operated, findings, until, rng.next_u64());
             self.tenders += 1;
         }
@@ -546,8 +552,12 @@ impl Node {
 }
 
 /// Tells the subsystem's hosts that a namespace has changed.
-fn tell(core: &Rc<Core<SimEnvironment>>, subsystem: &Subsystem<Store>, nsid: u32) {
+pub fn tell(core: &Rc<Core<SimEnvironment>>, subsystem: &Subsystem<Store>, nsid: u32) {
+    let mut notices = core.environment.notices.borrow_mut();
     for controller in subsystem.controllers() {
+        if let Some(host) = host_of(controller.host_nqn.as_str()) {
+            notices.announce((host, controller.cntlid), nsid, core.reactor.now());
+        }
         controller.namespace_changed(nsid);
         report(core, &controller, Event::NamespaceAttributeChanged);
     }
@@ -563,7 +573,10 @@ fn specification(nsid: u32, store: &Store) -> Arc<NamespaceSpec<Store>> {
         info: store.info(),
         medium: store.clone(),
         read_only: false,
-        live: None,
+        live: match store {
+            Store::Pool(pool) => Some(pool.live.clone()),
+            _ => None,
+        },
     })
 }
 
@@ -627,6 +640,7 @@ fn start_core(
             &around.scratch[port.core().0],
         ),
         network: SimNetwork::new(around.hub, ip),
+        notices: around.notices.clone(),
     };
     let core = Core::start(
         reactor.clone(),

@@ -10,6 +10,7 @@
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,22 +19,23 @@ use corebay_core::{
     rng::Rng,
     units::Lba,
 };
-use corebay_lvol::{Identity, Pool, Volume, error::PoolError};
+use corebay_lvol::{Identity, Pool, Volume, VolumeId, error::PoolError};
 use corebay_target::core::Core;
 
 use crate::{
     client::Common,
     content::{self, LOST},
+    family::Receiving,
     machine::Findings,
-    model::{OPERATOR, WriteEnd},
-    node::SimEnvironment,
-    pool::{VOLUME, uuid},
-    store::{Base, Store},
+    model::{OPERATOR, Ticket, WriteEnd},
+    node::{SimEnvironment, subsystem, tell},
+    pool::{PoolStore, VOLUME, uuid},
+    store::Base,
     trace::event,
 };
 
 /// The most snapshots and clones of a volume at a time.
-const KEPT_MAX: usize = 4;
+pub const KEPT_MAX: usize = 5;
 
 /// What blocks of a clone are filled with is of no namespace.
 const CLONE_NSID: u32 = 1000;
@@ -42,13 +44,18 @@ const CLONE_NSID: u32 = 1000;
 const LOOK: Duration = Duration::from_millis(20);
 
 /// What a snapshot or clone has to hold.
-struct Kept {
+pub struct Kept {
     name: String,
-    snapshot: bool,
+    /// It is a snapshot.
+    pub snapshot: bool,
     /// Nobody knows whether it is there, or not any more.
-    uncertain: bool,
+    pub uncertain: bool,
     /// By block; none while nobody has looked.
-    content: Option<Vec<u64>>,
+    pub content: Option<Vec<u64>>,
+    /// The namespace that its blocks are of, but for what was written to a clone.
+    pub nsid: u32,
+    /// It is being received.
+    pub receiving: Option<Receiving>,
     /// By block, of a snapshot that nobody has looked at: what it may hold.
     permitted: Vec<Vec<u64>>,
     /// A block of a clone that may have this value instead.
@@ -86,9 +93,11 @@ pub struct Assignment {
 /// See the module.
 pub struct Operator {
     core: Rc<Core<SimEnvironment>>,
-    task: Assignment,
-    pool: Pool<Base>,
-    base: Store,
+    /// What it runs.
+    pub task: Assignment,
+    /// The pool.
+    pub pool: Pool<Base>,
+    store: Arc<PoolStore>,
     findings: Findings,
     /// The pool is about to be closed.
     leaving: Rc<Cell<bool>>,
@@ -97,7 +106,7 @@ pub struct Operator {
 }
 
 /// Why an order came to nothing.
-enum Failure {
+pub enum Failure {
     /// It may.
     Refused,
     /// It must not.
@@ -127,7 +136,7 @@ impl Operator {
     /// Begins to work on the home core of its pool, until `leaving`.
     pub fn start(
         core: &Rc<Core<SimEnvironment>>,
-        (task, pool, base): (Assignment, Pool<Base>, Store),
+        (task, pool, store): (Assignment, Pool<Base>, Arc<PoolStore>),
         findings: &Findings,
         (leaving, working): (&Rc<Cell<bool>>, &Rc<Cell<usize>>),
         seed: u64,
@@ -136,7 +145,7 @@ impl Operator {
             core: core.clone(),
             task,
             pool,
-            base,
+            store,
             findings: findings.clone(),
             leaving: leaving.clone(),
             working: working.clone(),
@@ -186,9 +195,9 @@ impl Operator {
     }
 
     async fn order(&mut self, rng: &mut Rng) {
-        let kept = self.task.ledger.borrow().kept.len();
+        let kept = self.kept();
         let chosen = rng.below(kept.max(1) as u64) as usize;
-        let (what, outcome) = match rng.below(12) {
+        let (what, outcome) = match rng.below(18) {
             0..=3 if kept < KEPT_MAX => ("takes a snapshot", self.snapshot(rng).await),
             4 | 5 if kept > 0 && kept < KEPT_MAX => {
                 ("makes a clone", self.make_clone(chosen, rng).await)
@@ -196,7 +205,12 @@ impl Operator {
             6 | 7 if kept > 0 => ("writes a clone", self.write_clone(chosen, rng).await),
             8 if kept > 0 => ("rolls back", self.roll_back(chosen).await),
             9 if kept > 0 => ("deletes", self.delete(chosen).await),
-            10 => (
+            10 | 11 => ("resizes the volume", self.resize(rng).await),
+            12 if kept > 0 => ("inflates", self.inflate(chosen).await),
+            13 if kept > 0 => ("promotes", self.promote(chosen).await),
+            14 if kept > 0 => ("sends", self.send(chosen).await),
+            15 => ("receives", self.receive(rng).await),
+            16 => (
                 "makes a checkpoint",
                 self.pool.checkpoint().await.map_err(Failure::from),
             ),
@@ -208,11 +222,12 @@ impl Operator {
 
     /// Its drive was pulled out: nothing that fails is anybody's fault, and what was ordered last may
     /// have been done.
-    fn is_cut_off(&self) -> bool {
-        self.base.has_failed_drive()
+    pub fn is_cut_off(&self) -> bool {
+        self.store.base.has_failed_drive()
     }
 
-    fn identity(&self, rng: &mut Rng) -> Identity {
+    /// Who the next one is.
+    pub fn identity(&self, rng: &mut Rng) -> Identity {
         let mut ledger = self.task.ledger.borrow_mut();
         ledger.made += 1;
         Identity {
@@ -222,18 +237,21 @@ impl Operator {
     }
 
     /// Whatever comes of it: from now on it may be there.
-    fn expect(&self, identity: &Identity, snapshot: bool, content: Option<Vec<u64>>) {
+    pub fn expect(&self, identity: &Identity, snapshot: bool, content: Option<Vec<u64>>) {
         self.task.ledger.borrow_mut().kept.push(Kept {
             name: identity.name.clone(),
             snapshot,
             uncertain: true,
             content,
+            nsid: self.task.nsid,
+            receiving: None,
             permitted: Vec::new(),
             under_way: None,
         });
     }
 
-    fn with<T>(&self, name: &str, change: impl FnOnce(&mut Kept) -> T) -> Option<T> {
+    /// Changes what is known of one, or looks at it.
+    pub fn with<T>(&self, name: &str, change: impl FnOnce(&mut Kept) -> T) -> Option<T> {
         let mut ledger = self.task.ledger.borrow_mut();
         ledger
             .kept
@@ -249,16 +267,40 @@ impl Operator {
         }
     }
 
-    fn forget(&self, name: &str) {
+    /// It is not there any more.
+    pub fn forget(&self, name: &str) {
         let mut ledger = self.task.ledger.borrow_mut();
         ledger.kept.retain(|kept| kept.name != name);
     }
 
-    fn name_of(&self, chosen: usize) -> String {
+    /// How many snapshots and clones there are.
+    pub fn kept(&self) -> usize {
+        self.task.ledger.borrow().kept.len()
+    }
+
+    /// Which one has this name.
+    pub fn place_of(&self, name: &str) -> Option<usize> {
+        let ledger = self.task.ledger.borrow();
+        ledger.kept.iter().position(|kept| kept.name == name)
+    }
+
+    /// A number that is another one in every life and for every operator.
+    pub fn seed(&self) -> u64 {
+        self.core.reactor.now().0
+    }
+
+    /// The size of the pool's blocks.
+    pub fn block_bytes(&self) -> usize {
+        self.store.info().block_size.bytes()
+    }
+
+    /// The name of one of them.
+    pub fn name_of(&self, chosen: usize) -> String {
         self.task.ledger.borrow().kept[chosen].name.clone()
     }
 
-    fn find(&self, name: &str) -> Result<corebay_lvol::VolumeId, Failure> {
+    /// The volume or snapshot of this name.
+    pub fn find(&self, name: &str) -> Result<VolumeId, Failure> {
         let missing = || Failure::Wrong(format!("{name} is not there"));
         self.pool.find(name).ok_or_else(missing)
     }
@@ -274,6 +316,7 @@ impl Operator {
         let scratch = self.core.environment.opener.scratch[self.task.floor].clone();
         let pool = scratch.pool.expect("a pool has some");
         let mut step = ((16 << 10) / size) as u64;
+        let nsid = self.with(name, |kept| kept.nsid).unwrap_or(self.task.nsid);
         let mut found = Vec::new();
         let mut at = 0;
         while at < blocks {
@@ -294,7 +337,7 @@ impl Operator {
             }
             for block in buffer.bytes().chunks(size) {
                 let of = |nsid| content::read(block, nsid);
-                let mark = of(self.task.nsid).or_else(|wrong| of(CLONE_NSID).map_err(|_| wrong));
+                let mark = of(nsid).or_else(|wrong| of(CLONE_NSID).map_err(|_| wrong));
                 let wrong =
                     |wrong| Failure::Wrong(format!("block {} of {name}: {wrong}", found.len()));
                 let mark = mark.map_err(wrong)?;
@@ -307,6 +350,7 @@ impl Operator {
 
     async fn snapshot(&mut self, rng: &mut Rng) -> Result<(), Failure> {
         let source = self.find(VOLUME)?;
+        let blocks = self.pool.volume(source)?.blocks;
         let identity = self.identity(rng);
         let name = identity.name.clone();
         self.expect(&identity, true, None);
@@ -326,6 +370,12 @@ impl Operator {
                     kept.permitted = permitted;
                 });
                 self.read(&name).await.and_then(|values| {
+                    if values.len() as u64 != blocks {
+                        let held = values.len();
+                        return Err(Failure::Wrong(format!(
+                            "{name} has {held} blocks of {blocks}"
+                        )));
+                    }
                     let checked = self.model().borrow().check_snapshot(ticket, until, &values);
                     self.with(&name, |kept| kept.content = Some(values));
                     checked.map_err(Failure::Wrong)
@@ -341,8 +391,10 @@ impl Operator {
         let source = self.find(&of)?;
         let identity = self.identity(rng);
         let name = identity.name.clone();
-        let content = self.with(&of, |kept| kept.content.clone()).flatten();
+        let of = self.with(&of, |kept| (kept.content.clone(), kept.nsid));
+        let (content, nsid) = of.unwrap_or((None, self.task.nsid));
         self.expect(&identity, false, content);
+        self.with(&name, |kept| kept.nsid = nsid);
         match self.pool.clone_volume(source, &identity).await {
             Ok(_) => {
                 self.with(&name, |kept| kept.uncertain = false);
@@ -384,23 +436,70 @@ impl Operator {
 
     async fn roll_back(&mut self, chosen: usize) -> Result<(), Failure> {
         let name = self.name_of(chosen);
-        let values = self.with(&name, |kept| kept.content.clone().filter(|_| kept.snapshot));
+        let mine = |kept: &Kept| kept.snapshot && kept.nsid == self.task.nsid;
+        let values = self.with(&name, |kept| kept.content.clone().filter(|_| mine(kept)));
         let Some(values) = values.flatten() else {
             return Ok(());
         };
         let (volume, to) = (self.find(VOLUME)?, self.find(&name)?);
         let ticket = self.model().borrow_mut().begin_rollback(&values);
         let outcome = self.pool.roll_back(volume, to).await;
-        let end = match outcome {
-            Ok(()) => WriteEnd::Done,
-            Err(_) if self.is_cut_off() => WriteEnd::Lost,
-            Err(_) => WriteEnd::Refused,
-        };
-        self.model().borrow_mut().end_write(ticket, true, end);
+        let end = self.end_of(&outcome, WriteEnd::Refused);
+        self.end_sized(ticket, end)?;
         Ok(outcome?)
     }
 
-    async fn delete(&mut self, chosen: usize) -> Result<(), Failure> {
+    /// Gives the volume fewer or more blocks; not all that would be cut off may be in use where that is not
+    /// wanted.
+    async fn resize(&mut self, rng: &mut Rng) -> Result<(), Failure> {
+        let volume = self.find(VOLUME)?;
+        let (now, most) = (
+            self.pool.volume(volume)?.blocks,
+            self.model().borrow().blocks(),
+        );
+        let blocks = match now < most && rng.once_in(2) {
+            true => most,
+            false => 1 + rng.below(most),
+        };
+        let cut = !rng.once_in(4);
+        let ticket = self.model().borrow_mut().begin_resize(blocks);
+        let outcome = self.pool.resize(volume, blocks, cut).await;
+        // It may have been cleared in part by then.
+        let end = self.end_of(&outcome, WriteEnd::Failed);
+        self.end_sized(ticket, end)?;
+        match outcome {
+            Err(PoolError::InUse) if !cut && blocks < now => Err(Failure::Refused),
+            outcome => Ok(outcome?),
+        }
+    }
+
+    fn end_of(&self, outcome: &Result<(), PoolError>, refused: WriteEnd) -> WriteEnd {
+        match outcome {
+            Ok(()) => WriteEnd::Done,
+            Err(_) if self.is_cut_off() => WriteEnd::Lost,
+            Err(_) => refused,
+        }
+    }
+
+    /// An order has ended that may have given the volume another size: hosts are told.
+    fn end_sized(&self, ticket: Ticket, end: WriteEnd) -> Result<(), Failure> {
+        let volume = self.find(VOLUME)?;
+        let blocks = self.pool.volume(volume)?.blocks;
+        self.store.refresh(&self.pool, volume)?;
+        let sized = self
+            .model()
+            .borrow_mut()
+            .end_sized(ticket, end, Some(blocks));
+        sized.map_err(|wrong| Failure::Wrong(format!("the volume has {wrong}")))?;
+        let name = subsystem(self.task.node);
+        if let Some(subsystem) = self.core.registry.find(&name) {
+            tell(&self.core, &subsystem, self.task.nsid);
+        }
+        Ok(())
+    }
+
+    /// Deletes one.
+    pub async fn delete(&mut self, chosen: usize) -> Result<(), Failure> {
         let name = self.name_of(chosen);
         let id = self.find(&name)?;
         self.with(&name, |kept| kept.uncertain = true);
@@ -419,7 +518,7 @@ impl Operator {
     }
 
     /// Reads one and holds it against what it has to be.
-    async fn compare(&self, name: &str) -> Result<(), Failure> {
+    pub async fn compare(&self, name: &str) -> Result<(), Failure> {
         let found = self.read(name).await?;
         let wrong = self.with(name, |kept| {
             let under_way = kept.under_way.take();
@@ -453,6 +552,9 @@ impl Operator {
 
     /// What a new life finds.
     async fn take_stock(&mut self) -> Result<(), Failure> {
+        let blocks = self.pool.volume(self.find(VOLUME)?)?.blocks;
+        let settled = self.model().borrow_mut().settle_size(blocks);
+        settled.map_err(|wrong| Failure::Wrong(format!("the volume has {wrong}")))?;
         let names: Vec<(String, bool)> = {
             let ledger = self.task.ledger.borrow();
             let kept = ledger.kept.iter();
@@ -460,6 +562,15 @@ impl Operator {
                 .collect()
         };
         for (name, uncertain) in names {
+            let receiving = self.with(&name, |kept| kept.receiving.clone());
+            if let Some(of) = receiving.flatten() {
+                self.settle_receiving(&name, &of).await?;
+                continue;
+            }
+            if self.with(&name, |_| ()).is_none() {
+                // Given up with the volume that it was received with.
+                continue;
+            }
             if uncertain && self.pool.find(&name).is_none() {
                 self.forget(&name);
                 continue;

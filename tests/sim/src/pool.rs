@@ -6,7 +6,11 @@
 //! - Whatever ended the life before, a pool that was imported agrees with itself. Nothing beneath it
 //!   fails but a drive that is pulled out, so it neither fails nor is refused otherwise.
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use corebay_core::{
     buffer::BufferPool,
@@ -17,8 +21,9 @@ use corebay_core::{
 };
 use corebay_lvol::{
     CreateOptions, Identity, Pool, PoolContext, PoolCore, PoolHandle, Volume, VolumeHandle,
-    error::PoolError,
+    VolumeId, error::PoolError,
 };
+use corebay_target::namespace::Live;
 
 use crate::{
     beneath::PoolPlan,
@@ -47,6 +52,8 @@ pub struct PoolStore {
     volume: VolumeHandle,
     /// What it lies on.
     pub base: Store,
+    /// What hosts are told of the volume.
+    pub live: Arc<Live>,
 }
 
 /// One core's part of a pool.
@@ -58,6 +65,14 @@ pub struct OpenPool {
 }
 
 impl PoolStore {
+    /// Brings what hosts are told of the volume up to date.
+    ///
+    /// # Errors
+    /// Where it is not there.
+    pub fn refresh(&self, pool: &Pool<Base>, id: VolumeId) -> Result<(), PoolError> {
+        refresh(&self.live, pool, id)
+    }
+
     /// What the disks over its volume are.
     #[must_use]
     pub fn info(&self) -> DiskInfo {
@@ -112,10 +127,13 @@ impl Opener {
         }
         let handle = pool.share(cores, Wakeups::None).map_err(told)?;
         let volume = pool.find(VOLUME).ok_or("its volume is not there")?;
+        let live = Arc::new(Live::default());
+        refresh(&live, &pool, volume).map_err(told)?;
         let store = Arc::new(PoolStore {
             handle,
             volume: pool.volume_handle(volume).map_err(told)?,
             base: base.clone(),
+            live,
         });
         self.pools.borrow_mut().push(OpenPool {
             store: store.clone(),
@@ -208,6 +226,15 @@ pub async fn create(
     let made = pool.create_volume(&identity, plan.blocks, plan.thick).await;
     made.map_err(told)?;
     pool.close().await.map_err(told)
+}
+
+fn refresh(live: &Live, pool: &Pool<Base>, id: VolumeId) -> Result<(), PoolError> {
+    let space = pool.namespace_space(id)?;
+    live.blocks.store(space.size, Ordering::Relaxed);
+    live.capacity.store(space.capacity, Ordering::Relaxed);
+    live.used.store(space.used, Ordering::Relaxed);
+    live.thin.store(space.thin, Ordering::Relaxed);
+    Ok(())
 }
 
 fn context(reactor: &Reactor, buffers: &BufferPool) -> PoolContext {

@@ -94,8 +94,13 @@ pub async fn check_all(session: &Session) {
                 count: step.min(blocks - at),
                 bytes: options.block_size.bytes(),
             };
-            match read(session, &queue, part).await {
+            let since = session.model(part.nsid).borrow().now();
+            let read = read(session, &queue, part).await;
+            let sized = check_size(session, Kind::Read, part, since, &read);
+            match read {
                 Ok(()) => at += part.count,
+                // There are no more blocks.
+                Err(_) if sized && part.count == 1 => break,
                 Err(error) if is_loss(&error) => {
                     if may_not_happen(&session.common, None, &error) {
                         let (host, node) = (session.index, session.node);
@@ -142,6 +147,7 @@ async fn command(session: &Session, queue: &Queue, rng: &mut Rng) -> bool {
         format!("host {host} to appliance {node}, command {number}: {what}")
     });
     let (was_disabled, association) = (session.is_disabled(), session.association());
+    let since = session.model(blocks.nsid).borrow().now();
     let result = match kind {
         Kind::Read => read(session, queue, blocks).await,
         Kind::Flush if blocks.at % 4 == 0 && !session.common.plan.reloads() => {
@@ -168,19 +174,51 @@ async fn command(session: &Session, queue: &Queue, rng: &mut Rng) -> bool {
             "host {host} command {number} works though its controller has been reset"
         ));
     }
+    let sized = check_size(session, kind, blocks, since, &result);
     if let Err(error) = result {
         let compares = matches!(kind, Kind::CompareAndWrite | Kind::Compare);
         let differs = compares && is_compare_failure(&error);
         let weak = || session.common.plan.weak_namespace(node);
         let place = (kind == Kind::Flush).then(weak).flatten();
         let place = place.or(Some((node, blocks.nsid)));
-        if !differs && may_not_happen(&session.common, place, &error) {
+        if !differs && !sized && may_not_happen(&session.common, place, &error) {
             session.common.fail(format!(
                 "host {host} to appliance {node}, command {number}, {kind:?} {blocks:?}: {error}"
             ));
         }
     }
     good
+}
+
+/// Whether a command failed, as it may, for want of blocks; one that succeeded had them.
+fn check_size(
+    session: &Session,
+    kind: Kind,
+    blocks: Blocks,
+    since: u64,
+    result: &Result<(), Error>,
+) -> bool {
+    let first = match kind {
+        Kind::Flush => return false,
+        Kind::Copy { from } => from.max(blocks.at),
+        _ => blocks.at,
+    };
+    let end = first + blocks.count;
+    let model = session.model(blocks.nsid).borrow();
+    match result {
+        Ok(()) if !model.sizes_since(since).any(|size| size >= end) => {
+            session.common.fail(format!(
+                "a command on {blocks:?} works, whose namespace is smaller"
+            ));
+            false
+        }
+        Err(error) if is_out_of_range(error) => model.sizes_since(since).any(|size| size < end),
+        _ => false,
+    }
+}
+
+fn is_out_of_range(error: &Error) -> bool {
+    matches!(error, Error::Status(status) if status.same_as(Status::LBA_OUT_OF_RANGE))
 }
 
 /// What a command ended with, as a number for the trace.

@@ -194,6 +194,9 @@ impl World {
         self.until("every block is checked", |world| {
             world.clients().all(Client::is_done)
         })?;
+        self.until("the hosts know of every change", |world| {
+            !world.clients().any(Client::has_unread_notices)
+        })?;
         self.common.finishing.set(true);
         self.until("the hosts end", |world| {
             world.clients().all(Client::has_ended)
