@@ -378,6 +378,8 @@ pub struct Array {
     pub strip: Size,
     /// How a new array survives crashes.
     pub consistency: Consistency,
+    /// The mirrored zone of a new array, of no bytes for none; `None`: the usual one of its level.
+    pub zone: Option<Size>,
     /// Where all members are blank, the array is made.
     pub create: bool,
     /// What a sweep does in a second while hosts are busy, of each member.

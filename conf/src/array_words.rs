@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::appliance::{Consistency, Level};
-use crate::schema::array::{CONSISTENCIES, LEVELS, interval};
+use crate::schema::array::{CONSISTENCIES, LEVELS, interval, zone};
 use crate::schema::{RawLevel, scalars};
 
 /// The level that a word means; `ec` needs `data` and `parity`, and no other level has them.
@@ -66,6 +66,23 @@ pub fn consistency_word(consistency: Consistency) -> &'static str {
         Consistency::DirtyRegions => "resync",
     }
 }
+
+/// The bytes of a mirrored zone of a level; none for "none".
+///
+/// # Errors
+/// Says what is wrong.
+pub fn zone_bytes(text: &str, level: Level) -> Result<u64, String> {
+    let size = zone(text).map_err(|refusal| {
+        let expected = "none or a size from 512KiB to 1GiB that is a multiple of 4KiB";
+        format!("{}; expected {expected}", refusal.message)
+    })?;
+    match size.bytes() > 0 && !level.has_parity() {
+        true => Err(NO_ZONE.to_owned()),
+        false => Ok(size.bytes()),
+    }
+}
+
+pub(crate) const NO_ZONE: &str = "a mirrored zone is for levels with parity";
 
 /// How often an array is scrubbed by itself; `None`: never.
 ///

@@ -176,6 +176,7 @@ fn raid() {
     assert_eq!(appliance.disk(bulk.spares[0]).name, "bay-7");
     assert_eq!(bulk.strip, Size::KIB.times(128));
     assert_eq!(bulk.consistency, Consistency::Journal);
+    assert_eq!((bulk.zone, fast.zone), (Some(Size::MIB.times(8)), None));
     assert_eq!(bulk.rebuild_ceiling, Some(Size::MIB.times(400)));
     assert!(bulk.create && !fast.create);
     assert_eq!(

@@ -8,7 +8,7 @@
 use corebay_core::disk::{Disk, DiskError, Durability};
 
 use crate::{
-    device::{Device, TRANSFER_BYTES, copies_at},
+    device::{Device, PoolDisk, TRANSFER_BYTES, copies_at},
     error::PoolError,
     format::{COPIES, PAGE_BYTES, SUPERBLOCK_AT, crc32c, root::TABLES, superblock::Superblock},
     import::read,
@@ -53,7 +53,10 @@ impl CheckReport {
 ///
 /// # Errors
 /// Where there is no pool, or not enough of it to be looked at.
-pub async fn check<D: Disk>(context: &PoolContext, disk: D) -> Result<CheckReport, PoolError> {
+pub async fn check<D: Disk>(
+    context: &PoolContext,
+    disk: PoolDisk<D>,
+) -> Result<CheckReport, PoolError> {
     let device = Device::new(disk, context.buffers.clone());
     device.read_only.set(true);
     let shared = read(context, device, &ImportOptions::default()).await?;
@@ -147,6 +150,12 @@ impl<D: Disk> Shared<D> {
         }
         if good == [false; COPIES] {
             report.tell("both copies of the root are damaged".to_owned());
+        }
+        let zone = self.device.look_at_zone(&layout, newest.uuid).await;
+        match zone {
+            Ok(damaged) => report.damaged_copies += damaged,
+            Err(error @ PoolError::NoZone(_)) => report.tell(error.to_string()),
+            Err(error) => return Err(error),
         }
         self.mend_copies(at, good, &root, report).await
     }

@@ -1,4 +1,4 @@
-//! A pool's disk: reads and writes of metadata, each in two copies.
+//! A pool's disk, and the mirrored zone beside it: reads and writes of metadata, each in two copies.
 //!
 //! Invariants:
 //! - Whatever is read is checked against its checksum before it is used; a copy that fails is
@@ -20,9 +20,10 @@ use tracing::warn;
 use crate::{
     error::PoolError,
     format::{
-        COPIES, Layout, PAGE_BYTES, SUPERBLOCK_AT, crc32c,
+        COPIES, JournalPlace, Layout, PAGE_BYTES, SUPERBLOCK_AT, crc32c,
         page::{Body, PageBytes},
         superblock::Superblock,
+        zone::{ZONE_HEAD_AT, is_zone_head, zone_head},
     },
     state::{corrupt, places::Places},
     sync::both,
@@ -37,9 +38,26 @@ const STREAM_BUFFERS: usize = 8;
 /// Streams and images that may wait for one.
 const STREAM_WAITERS: usize = 64;
 
+/// What a pool lies on. A disk by itself is one, too.
+#[derive(Debug)]
+pub struct PoolDisk<D> {
+    /// The disk.
+    pub disk: D,
+    /// A small disk of the same block size beside it, on which small durable writes cost less: the
+    /// mirrored zone of an array. It is the pool's alone.
+    pub zone: Option<D>,
+}
+
+impl<D> From<D> for PoolDisk<D> {
+    fn from(disk: D) -> Self {
+        Self { disk, zone: None }
+    }
+}
+
 /// A disk that a pool lies on.
 pub(crate) struct Device<D> {
     pub disk: Rc<D>,
+    zone: Option<D>,
     buffers: BufferPool,
     streams: Rc<Permits>,
     /// Copies that were damaged and have been written again.
@@ -49,9 +67,10 @@ pub(crate) struct Device<D> {
 }
 
 impl<D: Disk> Device<D> {
-    pub fn new(disk: D, buffers: BufferPool) -> Self {
+    pub fn new(PoolDisk { disk, zone }: PoolDisk<D>, buffers: BufferPool) -> Self {
         Self {
             disk: Rc::new(disk),
+            zone,
             buffers,
             streams: Permits::new(STREAM_BUFFERS, STREAM_WAITERS),
             repairs: Cell::new(0),
@@ -74,13 +93,42 @@ impl<D: Disk> Device<D> {
         (self.buffer(len).await, share)
     }
 
+    /// The bytes of the mirrored zone; 0 where there is none.
+    pub fn zone_bytes(&self) -> u64 {
+        self.zone.as_ref().map_or(0, |zone| zone.info().bytes())
+    }
+
+    /// What the journal lies on. That it is there was looked at when the pool was made or opened.
+    fn journal_disk(&self, layout: &Layout) -> Result<&D, DiskError> {
+        match layout.journal {
+            JournalPlace::Disk => Ok(&self.disk),
+            JournalPlace::Zone => self.zone.as_ref().ok_or(DiskError::Gone),
+        }
+    }
+
     /// Reads bytes, of which there are at most [`TRANSFER_BYTES`].
     pub async fn read(&self, at: u64, len: usize) -> Result<Vec<u8>, DiskError> {
+        self.read_on(&self.disk, at, len).await
+    }
+
+    async fn read_on(&self, disk: &D, at: u64, len: usize) -> Result<Vec<u8>, DiskError> {
         let buffer = self.buffers.allocate(len).await;
-        let result = self.disk.read(self.lba(at), std::slice::from_ref(&buffer));
+        let result = disk.read(self.lba(at), std::slice::from_ref(&buffer));
         result.await?;
         let bytes = buffer.bytes().to_vec();
         Ok(bytes)
+    }
+
+    /// Reads a part of a copy of the journal, of at most [`TRANSFER_BYTES`].
+    pub async fn read_journal(
+        &self,
+        layout: &Layout,
+        copy: usize,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<u8>, DiskError> {
+        let at = layout.journal_at(copy) + offset;
+        self.read_on(self.journal_disk(layout)?, at, len).await
     }
 
     /// Reads any number of bytes.
@@ -100,10 +148,34 @@ impl<D: Disk> Device<D> {
         bytes: &[u8],
         durability: Durability,
     ) -> Result<(), DiskError> {
+        self.write_on(&self.disk, at, bytes, durability).await
+    }
+
+    async fn write_on(
+        &self,
+        disk: &D,
+        at: u64,
+        bytes: &[u8],
+        durability: Durability,
+    ) -> Result<(), DiskError> {
         let mut buffer = self.buffers.allocate(bytes.len()).await;
         buffer.bytes_mut().copy_from_slice(bytes);
         let from = std::slice::from_ref(&buffer);
-        self.disk.write(self.lba(at), from, durability).await
+        disk.write(self.lba(at), from, durability).await
+    }
+
+    /// Writes a part of the journal to both copies, of at most [`TRANSFER_BYTES`].
+    pub async fn write_journal(
+        &self,
+        layout: &Layout,
+        offset: u64,
+        bytes: &[u8],
+        durability: Durability,
+    ) -> Result<(), DiskError> {
+        let disk = self.journal_disk(layout)?;
+        let write = |copy| self.write_on(disk, layout.journal_at(copy) + offset, bytes, durability);
+        let (first, second) = both(write(0), write(1)).await;
+        first.and(second)
     }
 
     /// Writes the same bytes to two places, of any number.
@@ -138,19 +210,59 @@ impl<D: Disk> Device<D> {
     }
 
     /// Makes room for a new pool: there is none afterwards.
-    pub async fn clear(&self, layout: &Layout) -> Result<(), DiskError> {
+    pub async fn clear(&self, layout: &Layout, pool: [u8; 16]) -> Result<(), DiskError> {
         self.erase().await?;
-        let journal = [layout.journal_at(0), layout.journal_at(1)];
         let zeroes = vec![0; TRANSFER_BYTES];
         let mut from = 0;
         while from < layout.journal_bytes {
             let part = (layout.journal_bytes - from).min(TRANSFER_BYTES as u64);
             let part = &zeroes[..usize::try_from(part).expect("at most TRANSFER_BYTES")];
-            let at = journal.map(|at| at + from);
-            self.write_copies(at, part).await?;
+            // The first checkpoint flushes the disk alone.
+            let durability = match layout.journal {
+                JournalPlace::Disk => Durability::Cached,
+                JournalPlace::Zone => Durability::Durable,
+            };
+            self.write_journal(layout, from, part, durability).await?;
             from += TRANSFER_BYTES as u64;
         }
+        if layout.journal == JournalPlace::Zone {
+            let zone = self.journal_disk(layout)?;
+            for at in ZONE_HEAD_AT {
+                self.write_on(zone, at, &zone_head(pool), Durability::Durable)
+                    .await?;
+            }
+        }
         Ok(())
+    }
+
+    /// Refuses a zone that does not hold the journal of this pool, where that is in one; mends a copy of
+    /// the zone's head that is damaged. How many were.
+    pub async fn look_at_zone(&self, layout: &Layout, pool: [u8; 16]) -> Result<u64, PoolError> {
+        if layout.journal == JournalPlace::Disk {
+            return Ok(0);
+        }
+        let zone = self.zone.as_ref();
+        let zone = zone.ok_or(PoolError::NoZone("this disk has none"))?;
+        if zone.info().block_size != layout.block_size || zone.info().bytes() < layout.zone_bytes()
+        {
+            return Err(PoolError::NoZone("this one is smaller"));
+        }
+        let mut damaged = Vec::new();
+        for at in ZONE_HEAD_AT {
+            match self.read_on(zone, at, PAGE_BYTES).await {
+                Ok(page) if is_zone_head(&page, pool) => {}
+                Ok(_) | Err(DiskError::UnrecoveredRead) => damaged.push(at),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if damaged.len() == COPIES {
+            return Err(PoolError::NoZone("this one does not hold it"));
+        }
+        for at in damaged.iter().filter(|_| !self.read_only.get()) {
+            self.write_on(zone, *at, &zone_head(pool), Durability::Durable)
+                .await?;
+        }
+        Ok(damaged.len() as u64)
     }
 
     /// There is no pool any more. A crash in between leaves one superblock, and so the pool.

@@ -13,6 +13,8 @@ pub enum PoolError {
     NewerFormat(u32),
     /// The disk is not what the pool was made on.
     WrongDisk(String),
+    /// The pool's journal lies in the mirrored zone of the array that it was made on, and is not there.
+    NoZone(&'static str),
     /// The metadata contradict themselves, in both copies.
     Corrupt(String),
     /// The disk failed.
@@ -55,6 +57,10 @@ impl fmt::Display for PoolError {
                 write!(f, "the pool has format {version}, newer than this program")
             }
             Self::WrongDisk(why) => write!(f, "the disk does not suit the pool: {why}"),
+            Self::NoZone(why) => write!(
+                f,
+                "the pool's journal is in the mirrored zone of the array that it was made on, and {why}"
+            ),
             Self::Corrupt(what) => write!(f, "the pool's metadata are damaged: {what}"),
             Self::Disk(error) => write!(f, "the pool's disk: {error}"),
             Self::Failed => write!(f, "the pool stopped after its disk failed"),

@@ -3,13 +3,14 @@
 //! # Making one, step by step
 //! 1. Both superblocks are cleared, durably. A crash leaves the pool that was there before, which may
 //!    have only one superblock left, or none.
-//! 2. The journals are cleared, so that no batch of an earlier attempt under the same UUID counts.
-//!    A crash leaves no pool.
+//! 2. The journals are cleared, so that no batch of an earlier attempt under the same UUID counts. Where
+//!    they lie in a mirrored zone, its head names the pool from now on. A crash leaves no pool.
 //! 3. An empty state is written as the first checkpoint, as any other. A crash leaves no pool, or
 //!    the new one.
 //!
 //! # Opening one, step by step
-//! 1. The newest superblock names the root; a superblock that is damaged or older is written again.
+//! 1. The newest superblock names the root; a superblock that is damaged or older is written again. Where
+//!    it says that the journal lies in a mirrored zone, that zone's head has to name the pool.
 //! 2. The root names the tables; of the pages only the volumes' are read, those that lie near each other
 //!    together. Maps and counts are read when they are needed.
 //! 3. The journal is read from the checkpoint's place on, batch by batch, and each record takes effect
@@ -24,10 +25,10 @@ use corebay_core::disk::Disk;
 use tracing::info;
 
 use crate::{
-    device::{Device, TRANSFER_BYTES, copies_at},
+    device::{Device, PoolDisk, TRANSFER_BYTES, copies_at},
     error::PoolError,
     format::{
-        COPIES, Layout, PAGE_BYTES, crc32c,
+        COPIES, JournalPlace, Layout, PAGE_BYTES, crc32c,
         page::{Body, COUNTS_PER_PAGE, POINTERS_PER_PIECE, PageBytes, Piece, VolumeRecord},
         record::{Batch, Record},
         root::{Pointer, Root},
@@ -68,56 +69,69 @@ pub(crate) fn root_bytes_least(bytes: u64) -> u64 {
     (bytes >> ROOT_SHIFT_LEAST).clamp(ROOT_BYTES_LEAST, ROOT_BYTES_MOST)
 }
 
-/// The layout for a disk.
+/// The fewest bytes of a journal.
+const JOURNAL_BYTES_LEAST: u64 = 128 << 10;
+
+/// The layout for a disk with a mirrored zone of so many bytes, or none. The journal lies in the zone where
+/// that has room for a small one.
 fn layout_for(
     info: &corebay_core::disk::DiskInfo,
+    zone_bytes: u64,
     options: &CreateOptions,
 ) -> Result<Layout, PoolError> {
     let bytes = info.bytes();
-    let journal = options
+    let wanted = options
         .journal_bytes
-        .unwrap_or((bytes / 1024).clamp(128 << 10, 4 << 20))
-        .max(128 << 10);
+        .unwrap_or((bytes / 1024).clamp(JOURNAL_BYTES_LEAST, 4 << 20))
+        .max(JOURNAL_BYTES_LEAST)
+        .next_multiple_of(PAGE);
+    let in_zone = Layout::journal_bytes_in_zone(zone_bytes);
+    let (journal, journal_bytes) = match in_zone >= JOURNAL_BYTES_LEAST {
+        true => (JournalPlace::Zone, wanted.min(in_zone)),
+        false => (JournalPlace::Disk, wanted),
+    };
     let root = (bytes >> ROOT_SHIFT).clamp(ROOT_BYTES_LEAST, ROOT_BYTES_MOST);
     let layout = Layout {
         block_size: info.block_size,
         disk_blocks: info.blocks,
         root_bytes: root.next_multiple_of(PAGE),
-        journal_bytes: journal.next_multiple_of(PAGE),
+        journal_bytes,
+        journal,
     };
     Ok(layout)
 }
 
 impl<D: Disk> Pool<D> {
-    /// Makes a pool on a disk, whatever lay there, and opens it.
+    /// Makes a pool on a disk, whatever lay there, and opens it. Where the disk has a mirrored zone, the
+    /// journal lies there.
     ///
     /// # Errors
     /// Where the disk is too small or fails.
     pub async fn create(
         context: &PoolContext,
-        disk: D,
+        disk: impl Into<PoolDisk<D>>,
         options: &CreateOptions,
     ) -> Result<Self, PoolError> {
-        Self::make(context, disk, options, None).await
+        Self::make(context, disk.into(), options, None).await
     }
 
     pub(crate) async fn make(
         context: &PoolContext,
-        disk: D,
+        disk: PoolDisk<D>,
         options: &CreateOptions,
         owner: Option<Owner>,
     ) -> Result<Self, PoolError> {
         if options.name.is_empty() || options.name.len() > crate::format::NAME_BYTES_MAX {
             return Err(PoolError::BadName);
         }
-        let layout = layout_for(&disk.info(), options)?;
+        let device = Device::new(disk, context.buffers.clone());
+        let layout = layout_for(&device.disk.info(), device.zone_bytes(), options)?;
         let mut state = State::new(layout, options.uuid, options.name.clone());
         state.owner = owner;
         if state.available(0) == 0 {
             return Err(PoolError::TooSmall);
         }
-        let device = Device::new(disk, context.buffers.clone());
-        device.clear(&layout).await?;
+        device.clear(&layout, options.uuid).await?;
         let shared = Shared::new(&context.reactor, device, state, 0);
         shared.journal.applied.set(Position {
             sequence: 1,
@@ -132,13 +146,16 @@ impl<D: Disk> Pool<D> {
     ///
     /// # Errors
     /// Where there is none, or it cannot be trusted.
-    pub async fn import(context: &PoolContext, disk: D) -> Result<Self, PoolError> {
-        Self::open_on(context, disk, &ImportOptions::default()).await
+    pub async fn import(
+        context: &PoolContext,
+        disk: impl Into<PoolDisk<D>>,
+    ) -> Result<Self, PoolError> {
+        Self::open_on(context, disk.into(), &ImportOptions::default()).await
     }
 
     pub(crate) async fn open_on(
         context: &PoolContext,
-        disk: D,
+        disk: PoolDisk<D>,
         options: &ImportOptions,
     ) -> Result<Self, PoolError> {
         let device = Device::new(disk, context.buffers.clone());
@@ -180,6 +197,10 @@ pub(crate) async fn read<D: Disk>(
         return Err(PoolError::WrongDisk(format!(
             "it has {now} blocks, not {then}"
         )));
+    }
+    let damaged = device.look_at_zone(&layout, superblock.uuid).await?;
+    if !device.read_only.get() {
+        device.repairs.set(device.repairs.get() + damaged);
     }
     let root = read_root(&device, &superblock).await?;
     let state = read_state(&device, &superblock, root).await?;
@@ -362,7 +383,7 @@ impl<D: Disk> Shared<D> {
         let len = usize::try_from(layout.journal_bytes).expect("checked");
         for copy in 0..COPIES {
             // A copy that cannot be read has no batches.
-            copies.push(self.read_journal(layout.journal_at(copy), len).await?);
+            copies.push(self.read_journal(&layout, copy, len).await?);
         }
         let mut batches = 0;
         while let Some((batch, page)) = self.next_batch(&copies)? {
@@ -408,15 +429,21 @@ impl<D: Disk> Shared<D> {
     }
 
     /// Reads a copy of the journal; what cannot be read is left zero.
-    async fn read_journal(&self, at: u64, len: usize) -> Result<Vec<u8>, PoolError> {
+    async fn read_journal(
+        &self,
+        layout: &Layout,
+        copy: usize,
+        len: usize,
+    ) -> Result<Vec<u8>, PoolError> {
         let mut bytes = vec![0; len];
         let mut done = 0;
         while done < len {
             let part = (len - done).min(TRANSFER_BYTES);
-            match self.device.read(at + done as u64, part).await {
+            let read = self.device.read_journal(layout, copy, done as u64, part);
+            match read.await {
                 Ok(read) => bytes[done..done + part].copy_from_slice(&read),
                 Err(corebay_core::disk::DiskError::UnrecoveredRead) => {
-                    self.read_journal_pages(at, &mut bytes, done..done + part)
+                    self.read_journal_pages(layout, copy, &mut bytes, done..done + part)
                         .await?;
                 }
                 Err(error) => return Err(error.into()),
@@ -428,12 +455,16 @@ impl<D: Disk> Shared<D> {
 
     async fn read_journal_pages(
         &self,
-        at: u64,
+        layout: &Layout,
+        copy: usize,
         bytes: &mut [u8],
         range: std::ops::Range<usize>,
     ) -> Result<(), PoolError> {
         for from in range.step_by(PAGE_BYTES) {
-            match self.device.read(at + from as u64, PAGE_BYTES).await {
+            let read = self
+                .device
+                .read_journal(layout, copy, from as u64, PAGE_BYTES);
+            match read.await {
                 Ok(read) => bytes[from..from + PAGE_BYTES].copy_from_slice(&read),
                 Err(corebay_core::disk::DiskError::UnrecoveredRead) => {}
                 Err(error) => return Err(error.into()),

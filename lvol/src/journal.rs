@@ -24,12 +24,12 @@ use tracing::error;
 use crate::{
     error::PoolError,
     format::{
-        BATCH_BYTES_MAX, COPIES, Layout, PAGE_BYTES,
+        BATCH_BYTES_MAX, Layout, PAGE_BYTES,
         record::{BATCH_HEADER_BYTES, Batch, MAP_BYTES, Record},
     },
     pool::Shared,
     state::PAGES_PER_RECORD,
-    sync::{Milestones, Signal, both},
+    sync::{Milestones, Signal},
 };
 
 /// The most bytes of records that wait for their batch.
@@ -400,8 +400,7 @@ impl<D: Disk> Shared<D> {
         if !unflushed {
             self.device.flush().await?;
         }
-        let at: [u64; COPIES] =
-            std::array::from_fn(|copy| layout.journal_at(copy) + page * PAGE_BYTES as u64);
+        let offset = page * PAGE_BYTES as u64;
         let durability = Durability::Durable;
         #[cfg(corebay_fault)]
         let durability =
@@ -410,12 +409,8 @@ impl<D: Disk> Shared<D> {
                 false => durability,
             };
         self.write_again(async || {
-            let (first, second) = both(
-                self.device.write(at[0], batch, durability),
-                self.device.write(at[1], batch, durability),
-            )
-            .await;
-            first.and(second)
+            let write = self.device.write_journal(layout, offset, batch, durability);
+            write.await
         })
         .await
         .map_err(PoolError::from)

@@ -31,6 +31,8 @@
 //! - What is read from the disk is an allegation until `format` has parsed it: a wrong byte is
 //!   mended from the other copy, or refused, and never makes a panic.
 //!
+//! A pool over an array may have its journal in the array's mirrored zone ([`PoolDisk`]).
+//!
 //! # What there is to call
 //! - Pools ([`Pool`]): `create`, `create_as`, `import`, `import_as`, `close`, `release`, `destroy`,
 //!   `extend` (onto a grown disk), `rename_pool`, `owner`, `status`, `check`, `checkpoint`, `settled`; without opening one: [`probe`],
@@ -90,6 +92,7 @@ mod walk;
 
 pub use across::{PoolCore, PoolHandle, VolumeHandle};
 pub use check::{CheckReport, check};
+pub use device::PoolDisk;
 pub use family::{Inflate, InflateProgress};
 pub use format::{
     export::Export,

@@ -20,7 +20,7 @@ use crate::{
     across::{self, PoolCore, PoolHandle, VolumeHandle},
     error::PoolError,
     format::{
-        BLOCKS_PER_EXTENT, NAME_BYTES_MAX, VOLUME_BLOCKS_MAX, VOLUMES_MAX,
+        BLOCKS_PER_EXTENT, JournalPlace, NAME_BYTES_MAX, VOLUME_BLOCKS_MAX, VOLUMES_MAX,
         page::{ATTRIBUTES_MAX, Kind, LEAF_EXTENTS, VolumeRecord},
         record::Record,
     },
@@ -66,6 +66,8 @@ pub struct PoolStatus {
     pub level: SpaceLevel,
     /// The same in percent: all that is taken, reserved or kept for metadata.
     pub used_percent: u8,
+    /// The journal lies in the mirrored zone beside the disk.
+    pub journal_in_zone: bool,
     /// Bytes that the journal took since the pool was opened, of each copy.
     pub journal_bytes: u64,
     /// Bytes of metadata that checkpoints wrote since then, of each copy.
@@ -168,6 +170,7 @@ impl<D: Disk> Pool<D> {
             provisioned_bytes: state.layout.block_size.bytes_of(state.provisioned_blocks()),
             level: self.shared.space_level.get(),
             used_percent: state.used_percent(),
+            journal_in_zone: state.layout.journal == JournalPlace::Zone,
             journal_bytes: self.shared.journal.bytes_written.get(),
             metadata_bytes: self.shared.metadata_written.get(),
             trimmed_bytes: self.shared.trims.told_bytes.get(),

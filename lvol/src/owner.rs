@@ -12,7 +12,7 @@
 use corebay_core::{disk::Disk, units::BlockSize};
 
 use crate::{
-    device::Device,
+    device::{Device, PoolDisk},
     error::PoolError,
     format::{
         NAME_BYTES_MAX,
@@ -85,7 +85,7 @@ impl From<Superblock> for PoolLabel {
 /// # Errors
 /// Where there is no pool, or a newer one.
 pub async fn probe<D: Disk>(context: &PoolContext, disk: D) -> Result<PoolLabel, PoolError> {
-    let device = Device::new(disk, context.buffers.clone());
+    let device = Device::new(PoolDisk::from(disk), context.buffers.clone());
     device.read_only.set(true);
     Ok(device.read_superblock(|_| Ok(())).await?.into())
 }
@@ -100,7 +100,7 @@ pub async fn destroy<D: Disk>(
     name: &str,
     options: &ImportOptions,
 ) -> Result<(), PoolError> {
-    let device = Device::new(disk, context.buffers.clone());
+    let device = Device::new(PoolDisk::from(disk), context.buffers.clone());
     device.read_only.set(true);
     let superblock = device.read_superblock(|found| options.allow(found)).await?;
     if superblock.name != name {
@@ -116,11 +116,11 @@ impl<D: Disk> Pool<D> {
     /// As `create`.
     pub async fn create_as(
         context: &PoolContext,
-        disk: D,
+        disk: impl Into<PoolDisk<D>>,
         options: &CreateOptions,
         owner: &Owner,
     ) -> Result<Self, PoolError> {
-        Self::make(context, disk, options, Some(owner.clone())).await
+        Self::make(context, disk.into(), options, Some(owner.clone())).await
     }
 
     /// Opens the pool on a disk for a machine, which has it from then on.
@@ -129,10 +129,10 @@ impl<D: Disk> Pool<D> {
     /// Where there is none, it cannot be trusted, or another machine has it.
     pub async fn import_as(
         context: &PoolContext,
-        disk: D,
+        disk: impl Into<PoolDisk<D>>,
         options: &ImportOptions,
     ) -> Result<Self, PoolError> {
-        Self::open_on(context, disk, options).await
+        Self::open_on(context, disk.into(), options).await
     }
 
     /// The machine that has the pool.

@@ -13,7 +13,8 @@ use corebay_lvol::{
     Volume,
     error::PoolError,
     format::{
-        COPIES, Layout, PAGE_BYTES, SUPERBLOCK_AT, crc32c, root::Root, superblock::Superblock,
+        COPIES, Layout, PAGE_BYTES, SUPERBLOCK_AT, VERSION, crc32c, root::Root,
+        superblock::Superblock,
     },
 };
 
@@ -176,13 +177,13 @@ fn a_write_of_metadata_that_fails_is_done_again() {
 fn a_newer_format_is_refused() {
     let (medium, _) = pool();
     let mut page = medium.bytes(SUPERBLOCK_AT[1], 512);
-    page[8] = 3;
+    page[8] = VERSION as u8 + 1;
     page[12..16].fill(0);
     let crc = crc32c(&page).to_le_bytes();
     page[12..16].copy_from_slice(&crc);
     medium.overwrite(SUPERBLOCK_AT[1], &page);
     let found = Node::import(&medium).map(|_| ());
-    assert_eq!(found, Err(PoolError::NewerFormat(3)));
+    assert_eq!(found, Err(PoolError::NewerFormat(VERSION + 1)));
 }
 
 /// Whatever is imported reads as written, or fails to read.

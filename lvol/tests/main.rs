@@ -21,6 +21,7 @@ mod support;
 mod trim;
 mod volumes;
 mod waits;
+mod zone;
 
 use corebay_conformance::counting::Counting;
 

@@ -263,8 +263,8 @@ fn names_and_exports_are_old_or_new_when_the_power_fails() {
 }
 
 #[test]
-fn a_pool_of_the_first_version_is_read_and_written_in_the_newest() {
-    use corebay_lvol::format::{PAGE_BYTES, SUPERBLOCK_AT, VERSION, crc32c};
+fn a_pool_of_the_first_version_is_read_and_written_in_the_usual_one() {
+    use corebay_lvol::format::{PAGE_BYTES, SUPERBLOCK_AT, VERSION_USUAL, crc32c};
     let medium = medium();
     let node = Node::create(&medium);
     node.create_volume("v", 10);
@@ -282,5 +282,5 @@ fn a_pool_of_the_first_version_is_read_and_written_in_the_newest() {
     }
     let node = Node::import_as(&medium, 1, false).unwrap();
     assert_eq!(node.pool.volumes().len(), 1);
-    assert_eq!(u32::from(medium.bytes(0, 512)[8]), VERSION);
+    assert_eq!(u32::from(medium.bytes(0, 512)[8]), VERSION_USUAL);
 }

@@ -19,6 +19,8 @@ use corebay_lvol::{Volume, error::PoolError};
 
 const DISK_BYTES: u64 = 8 << 20;
 
+const ZONE_BYTES: u64 = 300 << 10;
+
 /// A step of a script. Volumes go by their names.
 #[derive(Clone, Debug)]
 enum Step {
@@ -343,14 +345,13 @@ fn everywhere(base: &Medium, before: &Expected, script: &[Step]) {
     }
 }
 
-fn with_pool(block_size: BlockSize, volatile: bool, script: &[Step]) {
-    with_pool_after(block_size, volatile, &[], script);
+fn with_pool(kind: Kind, script: &[Step]) {
+    with_pool_after(kind, &[], script);
 }
 
 /// The script under test, after one that is not cut.
-fn with_pool_after(block_size: BlockSize, volatile: bool, first: &[Step], script: &[Step]) {
-    let bytes = DISK_BYTES * if block_size == BlockSize::B4096 { 8 } else { 1 };
-    let medium = Medium::new(block_size, bytes, volatile, 1);
+fn with_pool_after(kind: Kind, first: &[Step], script: &[Step]) {
+    let medium = kind.medium(1);
     medium.soil();
     let node = Node::create(&medium);
     let expected = Expected::default();
@@ -380,18 +381,44 @@ fn with_pool_after(block_size: BlockSize, volatile: bool, first: &[Step], script
     everywhere(&medium, &expected, script);
 }
 
-const KINDS: [(BlockSize, bool); 3] = [
-    (BlockSize::B512, false),
-    (BlockSize::B512, true),
-    (BlockSize::B4096, true),
+/// What a pool lies on.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    block_size: BlockSize,
+    volatile: bool,
+    /// The journal is in the mirrored zone beside the disk.
+    zone: bool,
+}
+
+const fn kind(block_size: BlockSize, volatile: bool, zone: bool) -> Kind {
+    Kind {
+        block_size,
+        volatile,
+        zone,
+    }
+}
+
+const KINDS: [Kind; 4] = [
+    kind(BlockSize::B512, false, false),
+    kind(BlockSize::B512, true, false),
+    kind(BlockSize::B4096, true, false),
+    kind(BlockSize::B512, true, true),
 ];
+
+impl Kind {
+    fn medium(self, seed: u64) -> Medium {
+        let large = self.block_size == BlockSize::B4096;
+        let bytes = DISK_BYTES * if large { 8 } else { 1 };
+        let medium = Medium::new(self.block_size, bytes, self.volatile, seed);
+        medium.with_zone(if self.zone { ZONE_BYTES } else { 0 })
+    }
+}
 
 #[test]
 fn making_a_pool() {
-    for (block_size, volatile) in KINDS {
-        let bytes = DISK_BYTES * if block_size == BlockSize::B4096 { 8 } else { 1 };
+    for kind in KINDS {
         for cut in places(2000, 31) {
-            let medium = Medium::new(block_size, bytes, volatile, cut);
+            let medium = kind.medium(cut);
             medium.soil();
             medium.stop_after(cut);
             drop(Node::create(&medium));
@@ -415,10 +442,9 @@ fn making_a_pool() {
 
 #[test]
 fn making_volumes_and_writing_to_them() {
-    for (block_size, volatile) in KINDS {
+    for kind in KINDS {
         with_pool(
-            block_size,
-            volatile,
+            kind,
             &[
                 Create("v", 700),
                 Write("v", 3, 5, false),
@@ -437,10 +463,9 @@ fn making_volumes_and_writing_to_them() {
 
 #[test]
 fn clearing() {
-    for (block_size, volatile) in KINDS {
+    for kind in KINDS {
         with_pool_after(
-            block_size,
-            volatile,
+            kind,
             &[
                 Create("v", 40_000),
                 Write("v", 200, 200, false),
@@ -462,10 +487,9 @@ fn clearing() {
 
 #[test]
 fn snapshots_and_writes_after_them() {
-    for (block_size, volatile) in KINDS {
+    for kind in KINDS {
         with_pool_after(
-            block_size,
-            volatile,
+            kind,
             &[Create("v", 600), Write("v", 30, 256, false)],
             &[
                 Snapshot("v", "s"),
@@ -484,10 +508,9 @@ fn snapshots_and_writes_after_them() {
 
 #[test]
 fn deleting_and_rolling_back() {
-    for (block_size, volatile) in KINDS {
+    for kind in KINDS {
         with_pool_after(
-            block_size,
-            volatile,
+            kind,
             &[
                 Create("v", 20_000),
                 Write("v", 30, 256, false),
@@ -515,10 +538,9 @@ fn deleting_and_rolling_back() {
 
 #[test]
 fn resizing() {
-    for (block_size, volatile) in KINDS {
+    for kind in KINDS {
         with_pool_after(
-            block_size,
-            volatile,
+            kind,
             &[
                 Create("v", 300),
                 Write("v", 200, 100, false),

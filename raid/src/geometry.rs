@@ -64,6 +64,14 @@ pub enum Level {
     },
 }
 
+impl Level {
+    /// Its redundancy is parity, not copies.
+    #[must_use]
+    pub fn has_parity(self) -> bool {
+        matches!(self, Self::Raid5 | Self::Raid6 | Self::ErasureCode { .. })
+    }
+}
+
 impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -107,8 +115,26 @@ pub struct Wish {
     pub zone_bytes: u64,
 }
 
+/// The usual mirrored zone takes this part of a member, at most so much, and none of less than the least:
+/// a journal with both its copies.
+const ZONE_PART: u64 = 64;
+const ZONE_USUAL: u64 = 8 << 20;
+const ZONE_LEAST: u64 = 512 << 10;
+const ZONE_STEP: u64 = 128 << 10;
+
 impl Wish {
-    /// The usual for a level over so many members.
+    /// The usual mirrored zone over members of which the smallest has so many bytes. None without parity:
+    /// there small writes read nothing either.
+    #[must_use]
+    pub fn usual_zone_bytes(level: Level, member_bytes: u64) -> u64 {
+        let bytes = (member_bytes / ZONE_PART).min(ZONE_USUAL) / ZONE_STEP * ZONE_STEP;
+        match level.has_parity() && bytes >= ZONE_LEAST {
+            true => bytes,
+            false => 0,
+        }
+    }
+
+    /// The usual for a level over so many members, without a zone.
     #[must_use]
     pub fn new(level: Level, roles: usize, block_size: BlockSize) -> Self {
         Self {

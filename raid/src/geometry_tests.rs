@@ -163,3 +163,21 @@ fn what_does_not_fit_is_refused() {
     assert!(refusal(&|wish| wish.zone_bytes = 1, large).contains("zone of 1"));
     assert!(refusal(&|_| (), 1 << 20).contains("too small"));
 }
+
+#[test]
+fn the_usual_zone_is_a_small_part_of_a_member_and_for_parity_alone() {
+    let usual = |level, mib: u64| Wish::usual_zone_bytes(level, mib << 20) >> 10;
+    assert_eq!(
+        [31, 32, 64].map(|mib| usual(Level::Raid5, mib)),
+        [0, 512, 1024]
+    );
+    assert_eq!(
+        [513, 1 << 20].map(|mib| usual(Level::Raid6, mib)),
+        [8192; 2]
+    );
+    for level in [Level::Striped, Level::Mirrored, Level::StripedMirrors] {
+        assert_eq!(usual(level, 1 << 20), 0);
+    }
+    let bytes = Wish::usual_zone_bytes(Level::Raid5, (100 << 20) + 4096);
+    assert!(bytes.is_multiple_of(4096) && bytes > 1 << 20);
+}

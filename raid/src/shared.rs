@@ -307,6 +307,11 @@ impl Shared {
         self.zone_good.fetch_or(bit, Ordering::SeqCst);
     }
 
+    pub(crate) fn unset_zone(&self, role: usize) {
+        let bit = Set::default().with(role).0;
+        self.zone_good.fetch_and(!bit, Ordering::SeqCst);
+    }
+
     /// Until [`begin_delta`](Self::begin_delta) a member that returns has missed everything; and, as
     /// there is one set for all roles, so has one that is being rebuilt already. Its rebuild steps over
     /// no region that it has not looked at since, by the same core that calls this.

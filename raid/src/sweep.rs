@@ -353,7 +353,8 @@ impl<D: Disk> Array<D> {
         if !convoy.run.goes_on(shared, role) {
             return Err(SweepError::State(state));
         }
-        core.give_zone(role).await?;
+        let goes_on = || convoy.run.goes_on(shared, role);
+        core.give_zone(role, goes_on).await?;
         let swept = self.rebuild_stripes(role, &mut convoy).await;
         let swept = swept.and(convoy.drain().await);
         if swept == Err(SweepError::Halted) {

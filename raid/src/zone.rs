@@ -14,6 +14,8 @@
 //!   read of them, and on a member that is new or returns before it counts.
 //! - Writes to the same part of the zone do not overtake each other, whatever their cores.
 //! - A write is acknowledged once it is on all copies whose members have not failed.
+//! - A block that no copy has any more cannot be read; once a member was rebuilt, it may be zeroes. Who uses
+//!   the zone checks what it reads.
 
 use std::{ops::Range, rc::Rc};
 
@@ -37,6 +39,9 @@ const MARKED_STRIPE: u64 = 0;
 
 /// What is locked, and copied at a time.
 const PART_BYTES: u64 = UNIT_BYTES_MAX as u64;
+
+/// Looks at a block after which it is taken for lost.
+const LOST_LOOKS: usize = 3;
 
 /// A core's way to the zone of an array.
 pub struct Zone<D: Disk> {
@@ -95,36 +100,64 @@ impl<D: Disk> Core<D> {
         {
             return Ok(());
         }
-        self.copy_zone(Set::default()).await
+        self.copy_zone(Set::default(), || true).await
     }
 
-    /// Makes the copy of a role that is new or returns.
-    pub(crate) async fn give_zone(&self, role: usize) -> Outcome {
+    /// Makes the copy of a role that is new or returns, as long as that `goes_on`.
+    pub(crate) async fn give_zone(&self, role: usize, goes_on: impl Fn() -> bool) -> Outcome {
         if self.shared.geometry.zone_bytes() > 0 && self.zone_roles().contains(&role) {
-            self.copy_zone(Set::default().with(role)).await?;
+            self.copy_zone(Set::default().with(role), &goes_on).await?;
         }
         self.shared.set_zone(role);
+        // It may fail at any time on any core: a member that takes its place has nothing yet.
+        if !goes_on() {
+            self.shared.unset_zone(role);
+        }
         Ok(())
     }
 
-    /// Copies the zone from where it may be read to the others; `to` is written without being compared.
-    async fn copy_zone(&self, to: Set) -> Outcome {
+    /// Copies the zone from where it may be read to the others, as long as that `goes_on`; `to` is written
+    /// without being compared.
+    async fn copy_zone(&self, to: Set, goes_on: impl Fn() -> bool) -> Outcome {
         let mut at = 0;
-        while at < self.shared.geometry.zone_bytes() {
+        while at < self.shared.geometry.zone_bytes() && goes_on() {
             let end = (at + PART_BYTES).min(self.shared.geometry.zone_bytes());
             let locked = self
                 .shared
                 .zone
                 .acquire(&self.parking, at / PART_BYTES)
                 .await;
-            let outcome = self.copy_part(at, (end - at) as usize, to).await;
-            self.shared.zone.release(locked);
-            match outcome {
-                // What no copy has is lost, and reading it says so. A new copy would not.
-                Err(DiskError::UnrecoveredRead) if to.is_empty() => {}
-                outcome => outcome?,
+            let mut outcome = self.copy_part(at, (end - at) as usize, to).await;
+            if outcome == Err(DiskError::UnrecoveredRead) {
+                outcome = self.copy_blocks(at..end, to).await;
             }
+            self.shared.zone.release(locked);
+            outcome?;
             at = end;
+        }
+        Ok(())
+    }
+
+    /// The same for a part that cannot be read as a whole, with it locked. A block that no copy has is
+    /// lost, and stays so; a new copy gets zeroes, and those who rely on the zone find that their
+    /// checksums are wrong. It must not keep an array from being whole again.
+    async fn copy_blocks(&self, part: Range<u64>, to: Set) -> Outcome {
+        let block = self.shared.geometry.block_size().bytes();
+        for at in part.step_by(block) {
+            let mut outcome = self.copy_part(at, block, to).await;
+            for _ in 1..LOST_LOOKS {
+                if outcome == Err(DiskError::UnrecoveredRead) {
+                    outcome = self.copy_part(at, block, to).await;
+                }
+            }
+            let is_lost = outcome == Err(DiskError::UnrecoveredRead);
+            if is_lost && !self.shared.is_stopped() && !self.zone_readers().is_empty() {
+                let zeroes = one(self.zeroes(block));
+                outcome = self
+                    .write_copies(at, &zeroes, Durability::Durable, to)
+                    .await;
+            }
+            outcome?;
         }
         Ok(())
     }

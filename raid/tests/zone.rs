@@ -8,8 +8,9 @@ use corebay_core::{
     units::{BlockSize, Lba},
 };
 use corebay_raid::{
-    geometry::{Level, Wish},
-    sweep::Pace,
+    geometry::{Level, Wish, ZONE_OFFSET},
+    state::RoleState,
+    sweep::{Pace, SweepError},
 };
 
 use crate::support::{
@@ -147,6 +148,105 @@ fn a_new_member_gets_its_copy_before_it_counts() {
     machine.media[1].borrow_mut().gone = true;
     let after = bench.run(tags(array, bench.pool.clone())).unwrap().unwrap();
     assert_eq!((after[0], after[100], after[110], after[200]), (7, 8, 7, 0));
+}
+
+/// The block of a member where its copy of the zone begins.
+const ZONE_AT: u64 = ZONE_OFFSET / 512;
+
+/// An array whose zone holds 7 everywhere.
+fn full(level: Level, roles: usize) -> (Machine, Bench, Array) {
+    let power = Power::new(5, false);
+    let machine = Machine::new(wish(level, roles), false, &power);
+    let bench = Bench::new(&power);
+    let array = all(&machine, &bench);
+    let (writing, pool) = (array.clone(), bench.pool.clone());
+    let wrote = bench.run(async move {
+        for at in (0..512).step_by(128) {
+            put(&writing, &pool, at, 128, 7).await?;
+        }
+        Ok::<_, DiskError>(())
+    });
+    assert_eq!(wrote, Some(Ok(())));
+    (machine, bench, array)
+}
+
+/// A blank disk takes the place of role 0.
+fn replace(machine: &Machine, bench: &Bench, array: &Array) {
+    machine.media[0].borrow_mut().wipe();
+    array.set_member(0, Some(machine.disk(0)));
+    let (replacing, pool) = (array.clone(), bench.pool.clone());
+    let replaced =
+        bench.run(async move { replacing.replace(0, &mut Rng::from_seed(5), &pool).await });
+    assert!(matches!(replaced, Some(Ok(_))), "{replaced:?}");
+}
+
+#[test]
+fn a_copy_of_which_only_a_part_was_made_is_not_taken_for_its_successors() {
+    let (machine, bench, array) = full(Level::Raid5, 4);
+    machine.media[0].borrow_mut().gone = true;
+    let fail = (array.clone(), bench.pool.clone());
+    let noticed = bench.run(async move { put(&fail.0, &fail.1, 0, 1, 7).await });
+    assert_eq!(noticed, Some(Ok(())));
+    replace(&machine, &bench, &array);
+    // The new member fails amid the copy.
+    machine.media[0].borrow_mut().gone_with = Some(ZONE_AT + 100);
+    let rebuilding = array.clone();
+    let rebuilt = bench.run(async move { rebuilding.rebuild(0, Pace::default()).await });
+    assert!(
+        matches!(rebuilt, Some(Err(SweepError::State(RoleState::Failed)))),
+        "{rebuilt:?}"
+    );
+    assert!(
+        machine.media[0].borrow().is_blank(ZONE_AT + 511),
+        "all was copied"
+    );
+    replace(&machine, &bench, &array);
+    let found = bench.run(tags(array, bench.pool.clone())).unwrap();
+    assert_eq!(found, Ok(vec![7; 512]));
+}
+
+#[test]
+fn a_block_that_no_copy_has_keeps_no_member_from_being_rebuilt() {
+    let (machine, bench, array) = full(Level::Raid5, 4);
+    machine.media[0].borrow_mut().gone = true;
+    let fail = (array.clone(), bench.pool.clone());
+    let noticed = bench.run(async move { put(&fail.0, &fail.1, 0, 1, 7).await });
+    assert_eq!(noticed, Some(Ok(())));
+    replace(&machine, &bench, &array);
+    machine.media[1].borrow_mut().bad.insert(ZONE_AT + 5);
+    // This one is only hard to read.
+    machine.media[1].borrow_mut().bad_once.insert(ZONE_AT + 300);
+    let rebuilding = array.clone();
+    let rebuilt = bench.run(async move { rebuilding.rebuild(0, Pace::default()).await });
+    assert_eq!(rebuilt, Some(Ok(())));
+    let found = bench.run(tags(array, bench.pool.clone())).unwrap().unwrap();
+    let expected: Vec<u8> = (0..512).map(|at| if at == 5 { 0 } else { 7 }).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn copies_are_made_equal_beside_a_block_that_is_lost() {
+    let (machine, bench, array) = full(Level::Raid5, 4);
+    drop((array, bench));
+    machine.lose_power();
+    // As a crash amid a write leaves them.
+    machine.media[1].borrow_mut().corrupt(ZONE_AT + 9);
+    for copy in [0, 1] {
+        machine.media[copy].borrow_mut().bad.insert(ZONE_AT + 5);
+    }
+    let bench = Bench::new(&machine.power);
+    let array = all(&machine, &bench);
+    machine.media[0].borrow_mut().gone = true;
+    let (reading, pool) = (array.clone(), bench.pool.clone());
+    let read = bench.run(async move {
+        let zone = reading.zone().expect("it has one");
+        let buffer = pool.allocate(512).await;
+        let lost = zone.read(Lba(5), std::slice::from_ref(&buffer)).await;
+        zone.read(Lba(9), std::slice::from_ref(&buffer)).await?;
+        let byte = buffer.bytes()[0];
+        Ok::<_, DiskError>((lost, byte))
+    });
+    assert_eq!(read, Some(Ok((Err(DiskError::UnrecoveredRead), 7))));
 }
 
 #[test]

@@ -631,3 +631,69 @@ fn what_is_refused_because_of_work_takes_nothing_from_hosts() {
     appliance.does("pool export pool-1");
     appliance.serving.end();
 }
+
+/// An array of three files, with what is said of it, and a pool on it.
+fn on_an_array(said: &str) -> TempDir {
+    let mut more = format!(
+        "[[array]]\nname = \"r\"\nlevel = \"raid5\"\nmembers = [\"c\", \"d\", \"e\"]\n\
+         create = true\n{said}[[pool]]\nname = \"p\"\ndisk = \"r\"\ncreate = true\n\
+         [[subsystem]]\nnqn = \"nqn.2024-01.com.example:v\"\nallow_any_host = true\n"
+    );
+    for name in ["c", "d", "e"] {
+        more += &format!(
+            "[[disk]]\nname = \"{name}\"\n\
+             file = {{ path = \"{name}.img\", size = \"40MiB\", create = true }}\n"
+        );
+    }
+    configured(&more)
+}
+
+#[test]
+fn the_journal_of_a_pool_on_parity_survives_in_the_mirrored_zone() {
+    let folder = on_an_array("");
+    let start = || Appliance::start(folder.path());
+    let first = start();
+    assert_eq!(first.does("array status r")["zone_bytes"], 640 << 10);
+    assert_eq!(first.does("pool status p")["journal"], "zone");
+    first.does("volume create p/v --size 16MiB --export");
+    first.writes(1, 3);
+    first.does("snapshot create p/v@s");
+    first.serving.kill();
+    // Each disk with a copy of the zone is replaced in turn, the appliance killed in between.
+    for (seed, disk) in [(3, "c"), (4, "d")] {
+        fs::remove_file(folder.path().join(format!("{disk}.img"))).unwrap();
+        let degraded = start();
+        degraded.reads(1, seed);
+        degraded.writes(1, seed + 1);
+        assert_eq!(degraded.does("pool check p")["good"], true);
+        let role = if disk == "c" { 0 } else { 1 };
+        degraded.does(&format!("array replace r {role} {disk}"));
+        while degraded.does("array status r")["state"] != "good" {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        degraded.serving.kill();
+    }
+    let last = start();
+    last.reads(1, 5);
+    assert_eq!(last.does("pool check p")["good"], true);
+    last.does("volume rollback p/v v@s --force");
+    last.reads(1, 3);
+    last.serving.end();
+}
+
+#[test]
+fn an_array_has_the_zone_that_is_asked_for() {
+    let folder = on_an_array("zone = \"none\"\n");
+    let appliance = Appliance::start(folder.path());
+    assert_eq!(appliance.does("array status r")["zone_bytes"], 0);
+    assert_eq!(appliance.does("pool status p")["journal"], "disk");
+    let refused = [
+        ("--level raid1 --zone 1MiB", "for levels with parity"),
+        ("--level raid5 --zone 100KiB", "from 512KiB to 1GiB"),
+        ("--level raid5 --zone 1234567", "a multiple of 4KiB"),
+    ];
+    for (how, why) in refused {
+        appliance.refuses(&format!("array create s {how} a b"), why);
+    }
+    appliance.serving.end();
+}

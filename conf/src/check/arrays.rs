@@ -6,6 +6,7 @@ use corebay_raid::geometry::{Geometry, InvalidGeometry, Level, Wish};
 
 use super::stores::{Owner, Owners, unknown_help};
 use crate::appliance::{Array, BlockSize, Disk, DiskId, DiskKind, Store};
+use crate::array_words::NO_ZONE;
 use crate::diagnostic::{Draft, Sink, Span};
 use crate::machine::{Machine, PathState};
 use crate::reader::{At, Field};
@@ -85,6 +86,7 @@ impl Checker<'_, '_> {
         };
         let level = self.level(raw);
         let (members, spares, level) = (members?, spares?, level?);
+        self.zone(raw, level)?;
         if raw.kept.is_none() {
             self.blocks(raw, &members, &spares)?;
         }
@@ -117,6 +119,7 @@ impl Checker<'_, '_> {
             spares,
             strip: raw.strip.value,
             consistency: raw.consistency,
+            zone: raw.zone.as_ref().map(|zone| zone.value),
             create: raw.create,
             rebuild_floor: raw.rebuild_floor.value,
             rebuild_ceiling: raw.rebuild_ceiling.as_ref().map(|ceiling| ceiling.value),
@@ -235,6 +238,19 @@ impl Checker<'_, '_> {
         })
     }
 
+    fn zone(&mut self, raw: &RawArray, level: Level) -> Option<()> {
+        let Some(zone) = raw.zone.as_ref() else {
+            return Some(());
+        };
+        if zone.value.bytes() == 0 || level.has_parity() {
+            return Some(());
+        }
+        let draft = Draft::error(NO_ZONE).at(zone.span, format!("{level} has no parity"));
+        let help = "leave `zone` out: small writes to it read nothing as they are";
+        self.sink.push(draft.help(help));
+        None
+    }
+
     /// What is said of a disk's blocks; a file's or device's own are known once it is open.
     fn said_block_size(&self, disk: DiskId) -> Option<BlockSize> {
         let raw = &self.raw.disks[disk.0];
@@ -305,7 +321,15 @@ impl Checker<'_, '_> {
             .iter()
             .filter_map(|(disk, name)| Some((self.bytes(**disk)?, name)));
         let smallest = sized.min_by_key(|(bytes, _)| *bytes);
-        let error = match Geometry::new(wish, smallest.map_or(u64::MAX >> 8, |(bytes, _)| bytes)) {
+        let bytes = smallest.map_or(u64::MAX >> 8, |(bytes, _)| bytes);
+        let wish = Wish {
+            zone_bytes: match &raw.zone {
+                Some(zone) => zone.value.bytes(),
+                None => Wish::usual_zone_bytes(wish.level, bytes),
+            },
+            ..wish
+        };
+        let error = match Geometry::new(wish, bytes) {
             Ok(_) => return Some(()),
             Err(error) => error,
         };

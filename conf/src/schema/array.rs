@@ -65,6 +65,8 @@ pub(crate) struct RawArray {
     pub(crate) spares: Field<Vec<At<String>>>,
     pub(crate) strip: At<Size>,
     pub(crate) consistency: Consistency,
+    /// The mirrored zone, of no bytes where there is to be none.
+    pub(crate) zone: Option<At<Size>>,
     pub(crate) create: bool,
     pub(crate) rebuild_floor: At<Size>,
     pub(crate) rebuild_ceiling: Option<At<Size>>,
@@ -103,6 +105,7 @@ impl RawArray {
             spares: names(kept.spares),
             strip: At::default(kept.strip),
             consistency: kept.consistency,
+            zone: None,
             create: false,
             rebuild_floor: At::default(kept.rebuild_floor),
             rebuild_ceiling: kept.rebuild_ceiling.map(At::default),
@@ -143,6 +146,7 @@ pub(crate) fn read(mut section: Section<'_, '_>) -> RawArray {
         consistency: section
             .choice("consistency", &CONSISTENCIES)
             .or(Consistency::Journal),
+        zone: section.parsed("zone", ZONE_EXPECTED, zone).given().cloned(),
         create: section.boolean("create").or(false),
         rebuild_floor: rate(&mut section, "rebuild_floor").or_at(FLOOR_DEFAULT),
         rebuild_ceiling: rate(&mut section, "rebuild_ceiling").given().cloned(),
@@ -153,6 +157,24 @@ pub(crate) fn read(mut section: Section<'_, '_>) -> RawArray {
     };
     section.finish();
     raw
+}
+
+const ZONE_EXPECTED: &str = "\"none\" or a size from 512KiB to 1GiB";
+
+/// The size of a mirrored zone; no bytes for none.
+pub(crate) fn zone(text: &str) -> Result<Size, Refusal> {
+    if text == "none" {
+        return Ok(Size::from_bytes(0));
+    }
+    let size = text.parse::<Size>()?;
+    let fits = (Size::KIB.times(512)..=Size::GIB).contains(&size);
+    match fits && size.bytes().is_multiple_of(4096) {
+        true => Ok(size),
+        false => Err(Refusal::new(
+            format!("a zone of {} cannot be", quoted(text)),
+            "it is a multiple of 4KiB",
+        )),
+    }
 }
 
 const INTERVAL_EXPECTED: &str =

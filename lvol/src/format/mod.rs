@@ -12,6 +12,7 @@ pub mod record;
 pub mod root;
 pub mod stream;
 pub mod superblock;
+pub mod zone;
 
 use corebay_core::units::{BlockSize, Lba};
 use crc_fast::{CrcAlgorithm, checksum};
@@ -22,8 +23,11 @@ pub const BLOCKS_PER_EXTENT: usize = 256;
 /// The unit that metadata are read and written in.
 pub const PAGE_BYTES: usize = 4096;
 
-/// The version of the format that this program writes, and the newest that it reads.
-pub const VERSION: u32 = 2;
+/// The newest version of the format that this program reads.
+pub const VERSION: u32 = 3;
+
+/// The version that it writes, unless the pool needs the newest.
+pub const VERSION_USUAL: u32 = 2;
 
 /// The two copies that everything but data is kept in.
 pub const COPIES: usize = 2;
@@ -33,6 +37,9 @@ pub const SUPERBLOCK_AT: [u64; COPIES] = [0, 64 << 10];
 
 /// Where the first copy of roots and journal begins, in bytes.
 const AREAS_AT: u64 = 128 << 10;
+
+/// Where the journal begins in a mirrored zone, behind the copies of its head.
+const JOURNAL_IN_ZONE_AT: u64 = (COPIES * PAGE_BYTES) as u64;
 
 /// The most bytes of one batch of the journal.
 pub const BATCH_BYTES_MAX: usize = 64 << 10;
@@ -86,6 +93,16 @@ impl Extent {
     }
 }
 
+/// Where a pool's journal lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum JournalPlace {
+    /// Among the pool's areas on its disk.
+    #[default]
+    Disk,
+    /// In the mirrored zone beside the disk.
+    Zone,
+}
+
 /// Where a pool's parts lie on its disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -97,6 +114,8 @@ pub struct Layout {
     pub root_bytes: u64,
     /// The bytes of a journal.
     pub journal_bytes: u64,
+    /// Where it lies.
+    pub journal: JournalPlace,
 }
 
 impl Layout {
@@ -113,7 +132,11 @@ impl Layout {
     }
 
     fn area_bytes(&self) -> u64 {
-        2 * self.root_bytes + self.journal_bytes
+        let journal = match self.journal {
+            JournalPlace::Disk => self.journal_bytes,
+            JournalPlace::Zone => 0,
+        };
+        2 * self.root_bytes + journal
     }
 
     /// Where one of the two roots lies in a copy, in bytes.
@@ -122,10 +145,29 @@ impl Layout {
         AREAS_AT + copy as u64 * self.area_bytes() + (generation % 2) * self.root_bytes
     }
 
-    /// Where a copy of the journal begins, in bytes.
+    /// Where a copy of the journal begins, in bytes, on the disk or in the zone.
     #[must_use]
     pub fn journal_at(&self, copy: usize) -> u64 {
-        AREAS_AT + copy as u64 * self.area_bytes() + 2 * self.root_bytes
+        match self.journal {
+            JournalPlace::Disk => AREAS_AT + copy as u64 * self.area_bytes() + 2 * self.root_bytes,
+            JournalPlace::Zone => JOURNAL_IN_ZONE_AT + copy as u64 * self.journal_bytes,
+        }
+    }
+
+    /// The bytes of the mirrored zone that the pool uses.
+    #[must_use]
+    pub fn zone_bytes(&self) -> u64 {
+        match self.journal {
+            JournalPlace::Disk => 0,
+            JournalPlace::Zone => self.journal_at(COPIES),
+        }
+    }
+
+    /// The most bytes of a journal of which a zone of so many has room for all copies.
+    #[must_use]
+    pub fn journal_bytes_in_zone(zone_bytes: u64) -> u64 {
+        let each = zone_bytes.saturating_sub(JOURNAL_IN_ZONE_AT) / COPIES as u64;
+        each / PAGE_BYTES as u64 * PAGE_BYTES as u64
     }
 
     /// The pages of the journal.

@@ -8,7 +8,9 @@ use zerocopy::{
     little_endian::{U32, U64},
 };
 
-use super::{Layout, OWNER_NAME_BYTES_MAX, PAGE_BYTES, VERSION, crc32c};
+use super::{
+    JournalPlace, Layout, OWNER_NAME_BYTES_MAX, PAGE_BYTES, VERSION, VERSION_USUAL, crc32c,
+};
 use crate::error::PoolError;
 
 /// What a superblock begins with.
@@ -54,7 +56,9 @@ const _: () = assert!(offset_of!(Raw, owner) == 352 && offset_of!(Raw, serials) 
 /// What is counted up never comes this far.
 const COUNT_MAX: u64 = 1 << 62;
 
+/// Flags.
 const CLEAN: u32 = 1;
+const JOURNAL_IN_ZONE: u32 = 2;
 
 /// A machine that has a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -176,9 +180,14 @@ impl Superblock {
     /// Where a field does not fit, which its maker has checked.
     #[must_use]
     pub fn encode(&self) -> [u8; PAGE_BYTES] {
+        // Who does not know of zones must not open a pool whose journal is in one.
+        let (version, place) = match self.layout.journal {
+            JournalPlace::Disk => (VERSION_USUAL, 0),
+            JournalPlace::Zone => (VERSION, JOURNAL_IN_ZONE),
+        };
         let mut raw = Raw {
             magic: MAGIC,
-            version: VERSION.into(),
+            version: version.into(),
             crc: 0.into(),
             uuid: self.uuid,
             generation: self.generation.into(),
@@ -191,7 +200,7 @@ impl Superblock {
             root_len: self.root_len.into(),
             root_crc: self.root_crc.into(),
             name_len: u32::try_from(self.name.len()).expect("checked").into(),
-            flags: if self.clean { CLEAN } else { 0 }.into(),
+            flags: (place | if self.clean { CLEAN } else { 0 }).into(),
             name: [0; 256],
             owner: self.owner.as_ref().map_or([0; 16], |owner| owner.id),
             owner_name: self
@@ -229,11 +238,19 @@ impl Superblock {
     }
 
     fn check(raw: &Raw) -> Option<Self> {
+        let flags = raw.flags.get();
+        if flags & !(CLEAN | JOURNAL_IN_ZONE) != 0 {
+            return None;
+        }
         let layout = Layout {
             block_size: BlockSize::from_bytes(u64::from(raw.block_bytes.get()))?,
             disk_blocks: raw.disk_blocks.get(),
             root_bytes: raw.root_bytes.get(),
             journal_bytes: raw.journal_bytes.get(),
+            journal: match flags & JOURNAL_IN_ZONE {
+                0 => JournalPlace::Disk,
+                _ => JournalPlace::Zone,
+            },
         };
         let page = PAGE_BYTES as u64;
         let sizes = [layout.root_bytes, layout.journal_bytes];
@@ -266,7 +283,7 @@ impl Superblock {
             root_len: raw.root_len.get(),
             root_crc: raw.root_crc.get(),
             owner: Owner::parse(raw),
-            clean: raw.flags.get() & CLEAN != 0,
+            clean: flags & CLEAN != 0,
             thresholds: Thresholds::parse(raw.thresholds)?,
             serials: raw.serials.get(),
         })

@@ -299,6 +299,7 @@ mod tests {
             disk_blocks: BlockSize::B4096.blocks_in(64 << 30),
             root_bytes: 1536,
             journal_bytes: 128 << 10,
+            journal: crate::format::JournalPlace::Disk,
         };
         let mut state = State::new(layout, [1; 16], "pool".to_owned());
         let create = Record::Create {

@@ -149,6 +149,7 @@ mod tests {
             disk_blocks: BlockSize::B4096.blocks_in(8 << 30),
             root_bytes: 64 << 10,
             journal_bytes: 128 << 10,
+            journal: crate::format::JournalPlace::Disk,
         };
         let mut state = State::new(layout, [1; 16], "pool".to_owned());
         let create = Record::Create {

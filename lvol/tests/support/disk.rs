@@ -18,8 +18,12 @@ use corebay_core::{
     rng::Rng,
     units::{BlockSize, Lba},
 };
+use corebay_lvol::PoolDisk;
 
 type Block = Rc<[u8]>;
+
+/// Where the mirrored zone lies on a medium.
+pub const ZONE_AT: u64 = 1 << 40;
 
 /// A block that holds a tag; 0 is zeroes.
 pub fn block(tag: u64, size: usize) -> Vec<u8> {
@@ -60,6 +64,8 @@ pub struct Medium {
     info: DiskInfo,
     /// As many as there are now.
     blocks: Rc<Cell<u64>>,
+    /// Of the mirrored zone beside the disk.
+    zone_blocks: u64,
     /// Reads that are under way, and the most that were.
     reads: Rc<Cell<(usize, usize)>>,
     /// All reads that were begun.
@@ -92,10 +98,17 @@ impl Medium {
         Self {
             state: Rc::new(RefCell::new(state)),
             blocks: Rc::new(Cell::new(info.blocks)),
+            zone_blocks: 0,
             reads: Rc::default(),
             all_reads: Rc::default(),
             info,
         }
+    }
+
+    /// The same with a mirrored zone of so many bytes, which shares its power and its faults.
+    pub fn with_zone(mut self, bytes: u64) -> Self {
+        self.zone_blocks = self.info.block_size.blocks_in(bytes);
+        self
     }
 
     /// The same, that frees space in units of so many blocks, or not at all.
@@ -109,21 +122,36 @@ impl Medium {
         let mut state = self.state.borrow_mut();
         let size = self.info.block_size.bytes();
         let left: Block = vec![0xee; size].into();
-        state.durable = (0..self.info.blocks).map(|at| (at, left.clone())).collect();
+        let zone = ZONE_AT..ZONE_AT + self.zone_blocks;
+        let all = (0..self.info.blocks).chain(zone);
+        state.durable = all.map(|at| (at, left.clone())).collect();
     }
 
     pub fn open(&self) -> MediumDisk {
         MediumDisk {
             medium: self.clone(),
+            is_zone: false,
             reactor: None,
+        }
+    }
+
+    /// The disk, and the zone where there is one.
+    pub fn open_all(&self) -> PoolDisk<MediumDisk> {
+        let zone = (self.zone_blocks > 0).then(|| MediumDisk {
+            is_zone: true,
+            ..self.open()
+        });
+        PoolDisk {
+            disk: self.open(),
+            zone,
         }
     }
 
     /// A disk of which every command takes a turn of its core.
     pub fn open_slow(&self, reactor: &Reactor) -> MediumDisk {
         MediumDisk {
-            medium: self.clone(),
             reactor: Some(reactor.clone()),
+            ..self.open()
         }
     }
 
@@ -235,7 +263,10 @@ impl Medium {
             seed,
         );
         other.state.borrow_mut().durable = self.state.borrow().durable.clone();
-        other
+        Self {
+            zone_blocks: self.zone_blocks,
+            ..other
+        }
     }
 
     pub fn info(&self) -> DiskInfo {
@@ -280,13 +311,22 @@ impl State {
     }
 }
 
-/// A way to a medium.
+/// A way to a medium's disk, or to the zone beside it.
 pub struct MediumDisk {
     medium: Medium,
+    is_zone: bool,
     reactor: Option<Reactor>,
 }
 
 impl MediumDisk {
+    /// Where a block lies on the medium, and the end of what may be asked for.
+    fn place(&self, at: Lba) -> (u64, u64) {
+        match self.is_zone {
+            true => (ZONE_AT + at.0, ZONE_AT + self.medium.zone_blocks),
+            false => (at.0, self.medium.blocks.get()),
+        }
+    }
+
     async fn pause(&self) {
         match &self.reactor {
             Some(reactor) => reactor.sleep(std::time::Duration::from_nanos(1)).await,
@@ -327,7 +367,14 @@ async fn pause() {
 
 impl Disk for MediumDisk {
     fn info(&self) -> DiskInfo {
-        self.medium.info()
+        let info = self.medium.info();
+        match self.is_zone {
+            true => DiskInfo {
+                blocks: self.medium.zone_blocks,
+                ..info
+            },
+            false => info,
+        }
     }
 
     async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
@@ -336,7 +383,7 @@ impl Disk for MediumDisk {
         all.set(all.get() + 1);
         self.pause().await;
         let size = self.info().block_size.bytes();
-        let mut at = at.0;
+        let (mut at, end) = self.place(at);
         for buffer in into {
             let mut window = buffer.slice(0..buffer.len());
             let mut bytes = window.bytes_mut();
@@ -345,7 +392,7 @@ impl Disk for MediumDisk {
                 return Err(DiskError::TimedOut);
             }
             for place in bytes.chunks_exact_mut(size) {
-                if at >= self.info().blocks {
+                if at >= end {
                     return Err(DiskError::OutOfRange);
                 }
                 if state.lost.contains(&at) {
@@ -377,10 +424,10 @@ impl Disk for MediumDisk {
         let size = self.info().block_size.bytes();
         let durable = durability == Durability::Durable || !self.info().volatile_cache;
         let was_stopped = state.stopped;
-        let mut at = at.0;
+        let (mut at, end) = self.place(at);
         for buffer in from {
             for bytes in buffer.bytes().chunks_exact(size) {
-                assert!(at < self.info().blocks, "a write beyond the disk");
+                assert!(at < end, "a write beyond the disk");
                 let may =
                     state.may_change() || (!was_stopped && state.stopped && state.rng.once_in(2));
                 if may && !was_stopped {
@@ -433,6 +480,7 @@ impl Disk for MediumDisk {
         let may = state.may_change();
         let zeroes: Block = vec![0; self.info().block_size.bytes()].into();
         let durable = !self.info().volatile_cache;
+        assert!(!self.is_zone, "nothing of a zone is deallocated");
         assert!(at.0 + blocks <= self.info().blocks, "beyond the disk");
         let unit = self.info().deallocate_granularity.map_or(1, u64::from);
         let whole = at.0.is_multiple_of(unit) && blocks.is_multiple_of(unit);

@@ -55,7 +55,7 @@ pub fn named(name: &str) -> Identity {
 impl Node {
     pub fn create(medium: &Medium) -> Self {
         let core = TestCore::single();
-        let (context, disk) = (context(&core), medium.open());
+        let (context, disk) = (context(&core), medium.open_all());
         let pool = core.run(async move { Pool::create(&context, disk, &options()).await });
         let pool = pool.expect("a pool");
         Self { core, pool }
@@ -63,7 +63,7 @@ impl Node {
 
     pub fn import(medium: &Medium) -> Result<Self, corebay_lvol::error::PoolError> {
         let core = TestCore::single();
-        let (context, disk) = (context(&core), medium.open());
+        let (context, disk) = (context(&core), medium.open_all());
         let pool = core.run(async move { Pool::import(&context, disk).await })?;
         Ok(Self { core, pool })
     }
@@ -75,7 +75,7 @@ impl Node {
         force: bool,
     ) -> Result<Self, corebay_lvol::error::PoolError> {
         let core = TestCore::single();
-        let (context, disk) = (context(&core), medium.open());
+        let (context, disk) = (context(&core), medium.open_all());
         let owner = Some(machine_named(machine));
         let options = ImportOptions { owner, force };
         let pool = core.run(async move { Pool::import_as(&context, disk, &options).await })?;
@@ -180,7 +180,7 @@ impl Node {
 /// Checks the pool on a medium that nobody has open.
 pub fn offline_check(medium: &Medium) -> CheckReport {
     let core = TestCore::single();
-    let (context, disk) = (context(&core), medium.open());
+    let (context, disk) = (context(&core), medium.open_all());
     let report = core.run(async move { check(&context, disk).await });
     report.expect("a check")
 }

@@ -78,6 +78,8 @@ pub struct Medium {
     pub bad_once: BTreeSet<u64>,
     /// Every operation fails from now on.
     pub gone: bool,
+    /// The same once this block was written.
+    pub gone_with: Option<u64>,
 }
 
 impl Medium {
@@ -97,6 +99,7 @@ impl Medium {
             bad: BTreeSet::new(),
             bad_once: BTreeSet::new(),
             gone: false,
+            gone_with: None,
         }
     }
 
@@ -107,6 +110,11 @@ impl Medium {
 
     pub fn last_block(&self) -> u64 {
         self.info.blocks - 1
+    }
+
+    /// Nothing was ever written to a block.
+    pub fn is_blank(&self, at: u64) -> bool {
+        !self.durable.contains_key(&at) && !self.cached.contains_key(&at)
     }
 
     /// Somebody has left something in a block.
@@ -125,6 +133,7 @@ impl Medium {
 
     fn put(&mut self, at: u64, content: Content, durable: bool) {
         self.order += 1;
+        self.gone |= self.gone_with == Some(at);
         self.bad.remove(&at);
         if durable || !self.info.volatile_cache {
             self.cached.remove(&at);
@@ -176,6 +185,7 @@ impl Medium {
         self.cached.clear();
         self.bad.clear();
         self.gone = false;
+        self.gone_with = None;
     }
 }
 

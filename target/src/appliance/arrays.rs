@@ -34,7 +34,7 @@ use corebay_raid::{
     array::Assembled,
     assemble::{AssembleError, Assembly, Refusal, Report, assemble, assemble_with_stale, examine},
     create::{CreateError, create},
-    geometry::{Consistency, Geometry, Level, Wish},
+    geometry::{Consistency, Level, Wish},
     state::{RoleState, Uuid},
     superblock::{BadSuperblock, Superblock},
     sweep::{Pace, Scrubbed},
@@ -43,6 +43,7 @@ use corebay_raid::{
 use tracing::{info, warn};
 
 use super::{
+    array_plan::ArrayPlan,
     environment::{Devices, PlainDisk, PlainMedium},
     reserve::Reserve,
     state::State,
@@ -352,78 +353,6 @@ impl ArrayMedium {
     /// What no core has taken.
     pub fn take_all_scratch(&self) -> Vec<Region> {
         locked(&self.scratch).drain(..).flatten().collect()
-    }
-}
-
-/// What an array is to be, and what is to be done for it.
-#[derive(Clone, Debug)]
-pub struct ArrayPlan {
-    /// Its name.
-    pub name: String,
-    /// How it spreads its data.
-    pub level: Level,
-    /// Its members.
-    pub roles: usize,
-    /// The strip of a new one.
-    pub strip_bytes: u32,
-    /// How a new one survives crashes.
-    pub consistency: Consistency,
-    /// It is made where its members are blank.
-    pub create: bool,
-    /// How fast sweeps go over it.
-    pub pace: Pace,
-    /// How often it is scrubbed by itself.
-    pub scrub: Option<Duration>,
-    /// It was made while the appliance ran: what its members call it.
-    pub uuid: Option<Uuid>,
-    /// Whatever its members say it is: it is not compared with what is asked for.
-    pub as_found: bool,
-    /// Names of disks whose content may be lost, and maybe its own: then stale members are taken.
-    pub lose: Vec<String>,
-}
-
-impl ArrayPlan {
-    /// Of what a configuration says.
-    pub fn of(array: &appliance::Array) -> Self {
-        let mib = |size: corebay_conf::Size| u32::try_from(size.bytes() >> 20).unwrap_or(u32::MAX);
-        Self {
-            name: array.name.clone(),
-            level: array.level,
-            roles: array.roles,
-            strip_bytes: u32::try_from(array.strip.bytes()).unwrap_or(u32::MAX),
-            consistency: array.consistency,
-            create: array.create,
-            pace: Pace {
-                floor_mib_s: mib(array.rebuild_floor),
-                ceiling_mib_s: array.rebuild_ceiling.map_or(0, mib),
-            },
-            scrub: array.scrub,
-            uuid: array.kept.map(|uuid| Uuid(*uuid.as_bytes())),
-            as_found: array.kept.is_some(),
-            lose: Vec::new(),
-        }
-    }
-
-    /// What is asked of the members.
-    pub fn wish(&self, block_size: corebay_conf::BlockSize) -> Wish {
-        Wish {
-            strip_bytes: self.strip_bytes,
-            consistency: self.consistency,
-            ..Wish::new(self.level, self.roles, block_size)
-        }
-    }
-
-    /// Enough scratch memory of a core for an array of so many members, whatever its strip.
-    pub fn scratch_bytes(&self) -> usize {
-        let mut wish = self.wish(corebay_conf::BlockSize::B4096);
-        wish.strip_bytes = 1 << 20;
-        // What is kept of an array may be out of date.
-        let most = Wish {
-            strip_bytes: wish.strip_bytes,
-            ..Wish::new(Level::Raid6, 26, corebay_conf::BlockSize::B4096)
-        };
-        let geometry = Geometry::new(wish, 1 << 50).or_else(|_| Geometry::new(most, 1 << 50));
-        Assembled::scratch_bytes(&geometry.expect("there is such an array"))
     }
 }
 
@@ -782,7 +711,8 @@ impl Finding {
         }
         let there = self.there();
         let members = &there[..self.members.len()];
-        let wish = self.plan.wish(members[0].medium.info().block_size);
+        let smallest = members.iter().map(|disk| disk.medium.info().bytes()).min();
+        let wish = (self.plan).wish(members[0].medium.info().block_size, smallest.unwrap_or(0));
         let lose = members
             .iter()
             .map(|disk| self.plan.lose.contains(&disk.name));
@@ -909,6 +839,16 @@ impl Finding {
                 Consistency::DirtyRegions => "resync",
             };
             warn!("array \"{name}\" has consistency = \"{word}\": what it was made with stays");
+        }
+        if self
+            .plan
+            .zone_bytes
+            .is_some_and(|zone| zone != has.zone_bytes)
+        {
+            warn!(
+                "array \"{name}\" has a mirrored zone of {} bytes: what it was made with stays",
+                has.zone_bytes
+            );
         }
     }
 

@@ -20,6 +20,7 @@ fn mirror<F: Future<Output = ()> + 'static>(
         roles: 2,
         strip_bytes: 64 << 10,
         consistency: Consistency::Journal,
+        zone_bytes: None,
         create: true,
         pace: Pace::default(),
         scrub: None,

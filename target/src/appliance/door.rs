@@ -1,4 +1,4 @@
-//! One core's way to an array, by whoever uses it: it can be shut while the array changes its shape, and
+//! One core's way to an array and to its mirrored zone, by whoever uses it: it can be shut while the array changes its shape, and
 //! for good.
 //!
 //! Invariants:
@@ -17,7 +17,7 @@ use corebay_core::{
     sync::FifoWait,
     units::Lba,
 };
-use corebay_raid::array::Array;
+use corebay_raid::{array::Array, zone::Zone};
 use corebay_target::limits::TASKS_PER_CORE;
 
 use super::environment::PlainDisk;
@@ -30,6 +30,8 @@ pub struct Door {
     /// The array's scratch memory on this core.
     scratch: RefCell<Option<BufferPool>>,
     info: Cell<DiskInfo>,
+    /// Of the mirrored zone, where the array has one.
+    zone_info: Cell<Option<DiskInfo>>,
     shut: Cell<bool>,
     within: Cell<usize>,
     waiting: FifoWait,
@@ -42,6 +44,7 @@ impl Door {
     pub fn new(array: Array<PlainDisk>, scratch: BufferPool) -> Self {
         Self {
             info: Cell::new(array.info()),
+            zone_info: Cell::new(array.zone().map(|zone| zone.info())),
             array: RefCell::new(Some(Rc::new(array))),
             scratch: RefCell::new(Some(scratch)),
             shut: Cell::new(false),
@@ -78,6 +81,7 @@ impl Door {
     /// This array is behind the door from now on.
     pub fn put(&self, array: Array<PlainDisk>) {
         self.info.set(array.info());
+        self.zone_info.set(array.zone().map(|zone| zone.info()));
         *self.array.borrow_mut() = Some(Rc::new(array));
     }
 
@@ -107,10 +111,30 @@ impl Door {
     }
 }
 
+/// One core's way to the mirrored zone of an array, by the same door.
+pub struct ZoneDoor {
+    door: Rc<Door>,
+    info: DiskInfo,
+}
+
+impl ZoneDoor {
+    /// The way there, if the array has a zone.
+    pub fn new(door: &Rc<Door>) -> Option<Self> {
+        let (door, info) = (door.clone(), door.zone_info.get()?);
+        Some(Self { door, info })
+    }
+}
+
 /// Somebody is within.
 struct Pass<'a> {
     door: &'a Door,
     array: CoreArray,
+}
+
+impl Pass<'_> {
+    fn zone(&self) -> Result<Zone<PlainDisk>, DiskError> {
+        self.array.zone().ok_or(DiskError::Gone)
+    }
 }
 
 impl Drop for Pass<'_> {
@@ -166,5 +190,53 @@ impl Disk for Door {
     async fn write_uncorrectable(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
         let pass = self.enter().await?;
         pass.array.write_uncorrectable(at, blocks).await
+    }
+}
+
+impl Disk for ZoneDoor {
+    fn info(&self) -> DiskInfo {
+        self.info
+    }
+
+    async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
+        let pass = self.door.enter().await?;
+        pass.zone()?.read(at, into).await
+    }
+
+    async fn write(
+        &self,
+        at: Lba,
+        from: &[Buffer],
+        durability: Durability,
+    ) -> Result<(), DiskError> {
+        let pass = self.door.enter().await?;
+        pass.zone()?.write(at, from, durability).await
+    }
+
+    async fn flush(&self) -> Result<(), DiskError> {
+        let pass = self.door.enter().await?;
+        pass.zone()?.flush().await
+    }
+
+    async fn deallocate(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
+        let pass = self.door.enter().await?;
+        pass.zone()?.deallocate(at, blocks).await
+    }
+
+    async fn write_zeroes(
+        &self,
+        at: Lba,
+        blocks: u64,
+        space: Space,
+        durability: Durability,
+    ) -> Result<(), DiskError> {
+        let pass = self.door.enter().await?;
+        let zone = pass.zone()?;
+        zone.write_zeroes(at, blocks, space, durability).await
+    }
+
+    async fn write_uncorrectable(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
+        let pass = self.door.enter().await?;
+        pass.zone()?.write_uncorrectable(at, blocks).await
     }
 }

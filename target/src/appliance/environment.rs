@@ -26,14 +26,14 @@ use corebay_target::{
     subsystem::Subsystem,
 };
 
-use corebay_lvol::{PoolCore, Volume};
+use corebay_lvol::{PoolCore, PoolDisk, Volume};
 use corebay_raid::array::Array;
 
 use crate::cli::Failure;
 
 use super::{
     arrays::ArrayMedium,
-    door::Door,
+    door::{Door, ZoneDoor},
     drives::NvmeMedium,
     keeper::Keeper,
     pools::{Home, VolumeMedium},
@@ -73,6 +73,8 @@ pub enum AnyDisk {
 pub enum Floor {
     Plain(PlainDisk),
     Array(Rc<Door>),
+    /// The mirrored zone of an array.
+    Zone(ZoneDoor),
 }
 
 /// One core's way to a disk that consists of no others.
@@ -137,7 +139,7 @@ fn null(block_size: BlockSize, blocks: u64) -> NullDisk {
 }
 
 disk_of_kinds!(AnyDisk { Floor, Volume });
-disk_of_kinds!(Floor { Plain, Array });
+disk_of_kinds!(Floor { Plain, Array, Zone });
 disk_of_kinds!(PlainDisk {
     File,
     Ram,
@@ -283,6 +285,20 @@ impl MachineEnvironment {
             Medium::Array(medium) => Floor::Array(self.open_array(medium)?),
             Medium::Volume(_) => return Err(DiskError::Unsupported),
         })
+    }
+
+    /// The same for the pool's home core, which has the pool's journal too: in the mirrored zone of an
+    /// array, where that has one.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn open_pool_disk(&self, medium: &Medium) -> Result<PoolDisk<Floor>, DiskError> {
+        let disk = self.open_floor(medium)?;
+        let zone = match &disk {
+            Floor::Array(door) => ZoneDoor::new(door).map(Floor::Zone),
+            Floor::Plain(_) | Floor::Zone(_) => None,
+        };
+        Ok(PoolDisk { disk, zone })
     }
 }
 

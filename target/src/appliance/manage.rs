@@ -25,7 +25,8 @@ use serde_json::Value;
 use tracing::{error, info, warn};
 
 use super::{
-    arrays::{Answer, ArrayMedium, ArrayPlan, Finding, Found, LastScrub, Named, uuids},
+    array_plan::ArrayPlan,
+    arrays::{Answer, ArrayMedium, Finding, Found, LastScrub, Named, uuids},
     control::{Reply, RpcError},
     environment::{Medium, PlainMedium},
     kept::{self, KeptScrub, Made},
@@ -105,12 +106,16 @@ fn plan(name: &str, params: &Value, roles: usize) -> Result<ArrayPlan, RpcError>
     );
     let consistency = given(params, "consistency")?.unwrap_or("journal");
     let strip = size(params, "strip", Some(Size::KIB.times(64)))?;
+    let level = level.map_err(RpcError::params)?;
+    let zone = given(params, "zone")?;
+    let zone = zone.map(|text| array_words::zone_bytes(text, level));
     Ok(ArrayPlan {
         name: name.to_owned(),
-        level: level.map_err(RpcError::params)?,
+        level,
         roles,
         strip_bytes: strip.map_or(0, |s| u32::try_from(s.bytes()).unwrap_or(u32::MAX)),
         consistency: array_words::consistency(consistency).map_err(RpcError::params)?,
+        zone_bytes: zone.transpose().map_err(RpcError::params)?,
         create: true,
         pace: pace(params)?,
         scrub: scrub(params)?,
@@ -171,7 +176,7 @@ fn check_geometry(plan: &ArrayPlan, members: &[Named], spares: &[Named]) -> Resu
     let smallest = all().min_by_key(|disk| disk.medium.info().bytes());
     let smallest = smallest.unwrap_or(first);
     let bytes = smallest.medium.info().bytes();
-    match Geometry::new(plan.wish(size), bytes) {
+    match Geometry::new(plan.wish(size, bytes), bytes) {
         Ok(_) => Ok(()),
         Err(InvalidGeometry::TooSmall { bytes, needs }) => Err(RpcError::refused(format!(
             "the disk \"{}\" is too small: it has {bytes} bytes, the array needs {needs} of each",
@@ -263,6 +268,7 @@ impl Main {
                     roles: (disks.len() + 4).min(ROLES_MAX),
                     strip_bytes: 64 << 10,
                     consistency: corebay_conf::appliance::Consistency::Journal,
+                    zone_bytes: None,
                     create: false,
                     pace: pace(params)?,
                     scrub: scrub(params)?,

@@ -2,6 +2,7 @@
 //! ends cleanly.
 
 mod announce;
+mod array_plan;
 mod arrays;
 mod control;
 mod door;

@@ -338,6 +338,7 @@ fn describe(array: &ArrayMedium, now: Time) -> Value {
         "bytes": info.bytes(),
         "block_bytes": info.block_size.bytes(),
         "strip_bytes": geometry.strip_bytes(),
+        "zone_bytes": geometry.zone_bytes(),
         "consistency": match geometry.wish().consistency {
             Consistency::Journal => "journal",
             Consistency::DirtyRegions => "resync",

@@ -164,6 +164,10 @@ struct Create {
     /// journal, which closes the write hole, or resync, which is cheaper
     #[arg(long, value_name = "HOW", default_value = "journal")]
     consistency: String,
+    /// The mirrored zone for a pool's journal: a size, or none [default: 1/64 of the smallest disk, 8MiB
+    /// at most, for levels with parity]
+    #[arg(long, value_name = "SIZE")]
+    zone: Option<String>,
     /// A disk that steps in for a member that fails; repeatable
     #[arg(long = "spare", value_name = "DISK")]
     spares: Vec<String>,
@@ -179,7 +183,7 @@ impl Create {
         json!({
             "array": self.array, "members": self.disks, "spares": self.spares,
             "level": self.level, "data": self.data, "parity": self.parity,
-            "strip": self.strip, "consistency": self.consistency,
+            "strip": self.strip, "consistency": self.consistency, "zone": self.zone,
             "rebuild_floor": self.care.rebuild_floor,
             "rebuild_ceiling": self.care.rebuild_ceiling,
             "scrub": self.care.scrub, "lose": self.lose,
@@ -363,7 +367,7 @@ fn sweep(sweep: &Value) -> String {
 
 fn status(array: &Value) -> String {
     let mut text = format!(
-        "{}: {}, {}, {}\n  uuid {}, strip {} bytes, {}\n  under way: {}\n",
+        "{}: {}, {}, {}\n  uuid {}, strip {} bytes, {}{}\n  under way: {}\n",
         word(&array["name"]),
         word(&array["level"]),
         gib(&array["bytes"]),
@@ -371,6 +375,10 @@ fn status(array: &Value) -> String {
         word(&array["uuid"]),
         word(&array["strip_bytes"]),
         word(&array["consistency"]),
+        match array["zone_bytes"].as_u64() {
+            None | Some(0) => String::new(),
+            Some(bytes) => format!(", mirrored zone {} KiB", bytes >> 10),
+        },
         sweep(&array["sweep"]),
     );
     let mut table = Table::new(&[">ROLE", "DISK", "STATE", ">LATENCY", ">OVERDUE"]);

@@ -95,6 +95,7 @@ fn describe(one: &Found, all: &[Found]) -> Value {
         "parity": code.map(|(_, parity)| parity),
         "roles": wish.roles,
         "strip_bytes": wish.strip_bytes,
+        "zone_bytes": wish.zone_bytes,
         "block_bytes": wish.block_size.bytes(),
         "consistency": array_words::consistency_word(wish.consistency),
         "member_bytes": own.geometry.member_bytes(),

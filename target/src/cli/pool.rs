@@ -248,6 +248,9 @@ fn status(pool: &Value) -> String {
         "  warns at {}%, urgent at {}%\n  {} volumes, {} snapshots, {} being deleted\n",
         pool["warn_at"], pool["critical_at"], pool["volumes"], pool["snapshots"], pool["deleting"],
     );
+    if pool["journal"] == "zone" {
+        text += "  its journal is in the array's mirrored zone\n";
+    }
     text
 }
 

@@ -31,6 +31,9 @@ const BLOCKS_MAX: u64 = 800;
 /// Where the first copies of a small pool's roots and journal lie (`lvol/FORMAT.md`).
 const FIRST_COPIES: std::ops::Range<u64> = 128 << 10..(128 + 2 * 64 + 128) << 10;
 
+/// A mirrored zone with room for the smallest journal of a pool.
+const ZONE_BYTES: u64 = 264 << 10;
+
 /// The smallest strip there is.
 const STRIP_BYTES: u32 = 16 << 10;
 
@@ -433,6 +436,11 @@ impl ArrayPlan {
         let mut plan = Self::draw(rng, around);
         while plan.redundancy() == 0 || plan.wish.block_size != BlockSize::B512 {
             plan = Self::draw(rng, around);
+        }
+        if plan.geometry().parity() > 0 && rng.once_in(2) {
+            // The pool's journal lies there.
+            plan.wish.zone_bytes = ZONE_BYTES;
+            plan.member.blocks += plan.wish.block_size.blocks_in(ZONE_BYTES);
         }
         let geometry = plan.geometry();
         let of_data = (16u64 << 20).div_ceil(geometry.stripe_bytes());

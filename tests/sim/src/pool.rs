@@ -117,7 +117,8 @@ impl Opener {
         cores: usize,
     ) -> Result<Arc<PoolStore>, String> {
         let told = |error: PoolError| error.to_string();
-        let disk = self.open_base(base).map_err(|error| error.to_string())?;
+        let disk = self.open_pool_disk(base);
+        let disk = disk.map_err(|error| error.to_string())?;
         let buffers = self.scratch[floor].pool.as_ref();
         let context = context(&self.reactor, buffers.expect("a pool has some"));
         let pool = Pool::import(&context, disk).await.map_err(told)?;
@@ -211,14 +212,16 @@ pub async fn create(
     mut rng: Rng,
 ) -> Result<(), String> {
     let told = |error: PoolError| error.to_string();
-    let disk = opener.open_base(base).map_err(|error| error.to_string())?;
+    let disk = opener.open_pool_disk(base);
+    let disk = disk.map_err(|error| error.to_string())?;
     let options = CreateOptions {
         name: "sim".into(),
         uuid: uuid(&mut rng),
         journal_bytes: None,
     };
     let context = context(&opener.reactor, buffers);
-    let pool = Pool::create(&context, disk, &options).await.map_err(told)?;
+    let pool = Pool::<Base>::create(&context, disk, &options).await;
+    let pool = pool.map_err(told)?;
     let identity = Identity {
         name: VOLUME.into(),
         uuid: uuid(&mut rng),

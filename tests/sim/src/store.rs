@@ -22,7 +22,7 @@ use corebay_core::{
     reactor::Reactor,
     units::Time,
 };
-use corebay_lvol::Volume;
+use corebay_lvol::{PoolDisk, Volume};
 use corebay_nvme::{
     emulated::{
         Backing, Emulated, EmulatedFaults, EmulatedNamespace, EmulatedOptions, EmulatedRegisters,
@@ -30,7 +30,10 @@ use corebay_nvme::{
     pcie::{DmaWindows, Drive, NvmeDisk, Queue},
     spec::status::Status,
 };
-use corebay_raid::array::{Array, Assembled};
+use corebay_raid::{
+    array::{Array, Assembled},
+    zone::Zone,
+};
 
 use crate::{
     beneath::{DrivePlan, FloorPlan},
@@ -388,6 +391,8 @@ pub enum Base {
     Leaf(Leaf),
     /// To an array.
     Array(CoreArray),
+    /// To the mirrored zone of an array.
+    Zone(Zone<Leaf>),
 }
 
 /// One core's way to a store.
@@ -467,6 +472,19 @@ impl Opener {
             Store::Array(array) => Base::Array(self.open_array(array)?),
             Store::Pool(_) => unreachable!("a pool lies on no pool"),
         })
+    }
+
+    /// The same for a pool's home core, with the mirrored zone where it has one.
+    ///
+    /// # Errors
+    /// Where its medium is gone.
+    pub fn open_pool_disk(&self, store: &Store) -> Result<PoolDisk<Base>, DiskError> {
+        let disk = self.open_base(store)?;
+        let zone = match &disk {
+            Base::Array(array) => array.zone().map(Base::Zone),
+            Base::Leaf(_) | Base::Zone(_) => None,
+        };
+        Ok(PoolDisk { disk, zone })
     }
 
     fn open_drive(&self, store: &DriveStore) -> Result<NvmeDisk<EmulatedRegisters>, DiskError> {
@@ -553,5 +571,5 @@ pub fn scratch(floors: &[FloorPlan]) -> Vec<Scratch> {
 }
 
 disk_of_kinds!(Leaf { Disk, Drive });
-disk_of_kinds!(Base { Leaf, Array });
+disk_of_kinds!(Base { Leaf, Array, Zone });
 disk_of_kinds!(AnyDisk { Base, Volume });

@@ -114,6 +114,7 @@ pub fn describe_pool(pool: &Rc<OpenPool>) -> Value {
         "snapshots": count(Kind::Snapshot),
         "deleting": count(Kind::Dying),
         "repairs": status.repairs,
+        "journal": if status.journal_in_zone { "zone" } else { "disk" },
         "journal_bytes": status.journal_bytes,
         "metadata_bytes": status.metadata_bytes,
     })

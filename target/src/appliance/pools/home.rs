@@ -11,7 +11,7 @@ use std::{
 use corebay_core::{buffer::BufferPool, disk::DiskInfo, mesh::Wakeups, sync::Permits};
 use corebay_lvol::{
     CheckReport, CreateOptions, Export, Identity, ImportOptions, Owner, Pool, PoolContext,
-    PoolCore, PoolLabel, SpaceLevel, Thresholds, VolumeId,
+    PoolCore, PoolDisk, PoolLabel, SpaceLevel, Thresholds, VolumeId,
     error::PoolError,
     format::page::{Kind, VolumeRecord},
 };
@@ -207,7 +207,7 @@ impl Home {
         &self,
         opening: &Opening,
     ) -> Result<Result<CheckReport, PoolError>, RpcError> {
-        let floor = self.core.environment.open_floor(&opening.medium);
+        let floor = self.core.environment.open_pool_disk(&opening.medium);
         let floor = floor.map_err(|error| RpcError::refused(error.to_string()))?;
         let memory = self.memory.borrow_mut().pop();
         let memory = memory.ok_or_else(|| RpcError::refused("there is no memory for it now"))?;
@@ -285,7 +285,7 @@ impl Home {
         memory: &BufferPool,
     ) -> Result<Rc<OpenPool>, String> {
         let floor = |what: &str| {
-            let opened = self.core.environment.open_floor(&opening.medium);
+            let opened = self.core.environment.open_pool_disk(&opening.medium);
             opened.map_err(|error| format!("{what}: {error}"))
         };
         let context = PoolContext {
@@ -360,9 +360,9 @@ impl Home {
         &self,
         opening: &Opening,
         context: &PoolContext,
-        disk: Floor,
+        disk: PoolDisk<Floor>,
     ) -> Result<Pool<Floor>, String> {
-        match occupant_of(&disk, &context.buffers).await {
+        match occupant_of(&disk.disk, &context.buffers).await {
             Ok(None) => {}
             Ok(Some(by)) => {
                 let on = &opening.on;

@@ -8,7 +8,7 @@ use corebay_core::{
     disk::file::{Caching, FileMedium, FileMediumOptions, default_block_size},
     units::BlockSize,
 };
-use corebay_lvol::{PoolContext, check, error::PoolError};
+use corebay_lvol::{PoolContext, PoolDisk, check, error::PoolError};
 use serde_json::Value;
 
 use super::{MEMORY_WAITERS, POOL_MEMORY_BYTES, describe::describe_check};
@@ -67,6 +67,6 @@ fn check_with(path: &Path, block_size: BlockSize) -> Result<Checked, Failure> {
             reactor: devices.reactor.clone(),
             buffers: own,
         };
-        Ok(check(&context, disk).await)
+        Ok(check(&context, PoolDisk::from(disk)).await)
     })
 }
