@@ -16,6 +16,7 @@ use std::time::Duration;
 
 pub use corebay_core::units::BlockSize;
 pub use corebay_raid::geometry::{Consistency, Level};
+pub use corebay_raid::{Patience, SlowMembers};
 use uuid::Uuid;
 
 use crate::units::Size;
@@ -388,6 +389,8 @@ pub struct Array {
     pub rebuild_ceiling: Option<Size>,
     /// How often it is scrubbed by itself; `None`: never.
     pub scrub: Option<Duration>,
+    /// How long its members may take.
+    pub patience: Patience,
     /// How many members it has.
     pub roles: usize,
     /// It was made while the appliance ran, and its members call it so. Then `members` are the disks

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use corebay_raid::SlowMembers;
+
 use crate::appliance::{Consistency, Level};
-use crate::schema::array::{CONSISTENCIES, LEVELS, interval, zone};
+use crate::schema::array::{CONSISTENCIES, LEVELS, SLOW_MEMBERS, deadline, interval, zone};
 use crate::schema::{RawLevel, scalars};
 
 /// The level that a word means; `ec` needs `data` and `parity`, and no other level has them.
@@ -93,6 +95,25 @@ pub fn scrub_interval(text: &str) -> Result<Option<Duration>, String> {
         let expected = "never, daily, weekly, monthly or a time as in 12h";
         format!("{}; expected {expected}", refusal.message)
     })
+}
+
+/// How long a member may take before it is given up.
+///
+/// # Errors
+/// Says what is wrong.
+pub fn member_timeout(text: &str) -> Result<Duration, String> {
+    let expected = "expected a time from 500ms to 10m";
+    deadline(text).map_err(|refusal| format!("{}; {expected}", refusal.message))
+}
+
+/// What becomes of slow members.
+///
+/// # Errors
+/// Says what is wrong.
+pub fn slow_members(word: &str) -> Result<SlowMembers, String> {
+    let known = SLOW_MEMBERS.iter().find(|(known, _)| *known == word);
+    let wrong = || format!("slow members are not to \"{word}\": warn and fail are possible");
+    known.map(|(_, slow)| *slow).ok_or_else(wrong)
 }
 
 /// A name that a disk or an array can have.

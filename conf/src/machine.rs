@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::appliance::{Consistency, Level};
+use crate::appliance::{Consistency, Level, Patience};
 use crate::units::Size;
 
 /// Answers questions about the machine that an appliance is to run on.
@@ -60,6 +60,8 @@ pub struct KeptArray {
     pub rebuild_ceiling: Option<Size>,
     /// See [`Array`](crate::appliance::Array).
     pub scrub: Option<Duration>,
+    /// See [`Array`](crate::appliance::Array).
+    pub patience: Patience,
 }
 
 /// Whether a reactor can be pinned to a CPU.

@@ -178,6 +178,7 @@ fn raid() {
     assert_eq!(bulk.consistency, Consistency::Journal);
     assert_eq!((bulk.zone, fast.zone), (Some(Size::MIB.times(8)), None));
     assert_eq!(bulk.rebuild_ceiling, Some(Size::MIB.times(400)));
+    assert_eq!((bulk.patience, fast.patience), Default::default());
     assert!(bulk.create && !fast.create);
     assert_eq!(
         (fast.level, fast.strip),

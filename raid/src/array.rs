@@ -34,6 +34,15 @@ use crate::{
 /// Parts of one request that are on their way at a time.
 const WINDOW: usize = 8;
 
+/// Stripes that one operation zeroes: it locks them all.
+const ZEROED_STRIPES_MAX: u32 = 1024;
+
+/// Bytes that a member zeroes in one command: some of these at a time end in time on any disk.
+const ZEROED_BYTES_MAX: u32 = 4 << 20;
+
+/// The same where members only note what they forget.
+const DEALLOCATED_BYTES_MAX: u32 = 64 << 20;
+
 /// An assembled array, shared by all cores.
 #[derive(Clone, Debug)]
 pub struct Assembled {
@@ -328,6 +337,18 @@ impl<D: Disk> Array<D> {
         }
     }
 
+    /// Stripes that are zeroed by one command to each member, and one record: between multiples of this, a
+    /// power of two, so that they are of one region and share no locks with stripes of other runs.
+    fn zero_step(&self, space: Space) -> u64 {
+        let shared = &self.core.shared;
+        let bytes = match space == Space::Deallocate && self.assembled.deallocates {
+            true => DEALLOCATED_BYTES_MAX,
+            false => ZEROED_BYTES_MAX,
+        };
+        let strips = (bytes / shared.geometry.strip_bytes()).clamp(1, ZEROED_STRIPES_MAX);
+        (1 << strips.ilog2()).min(shared.dirty.region_stripes())
+    }
+
     /// Writes bytes of the array, some parts at a time.
     async fn write_bytes(
         &self,
@@ -488,9 +509,13 @@ impl<D: Disk> Disk for Array<D> {
             }
         }
         let mut landing = Landing::new(&self.core);
-        for stripe in whole {
+        let (step, mut at) = (self.zero_step(space), whole.start);
+        while at < whole.end {
+            let end = (at / step + 1) * step;
+            let stripes = at..end.min(whole.end);
+            at = stripes.end;
             let job = || Job::Zero {
-                stripe,
+                stripes,
                 space,
                 durability,
             };

@@ -3,11 +3,18 @@
 //! # Order
 //! 1. Every member is looked at: what may be somebody's data is refused before anything is written.
 //! 2. All blocks of all members that the array uses are deallocated, so that what was never written
-//!    reads as zeroes and parity agrees with it. A crash here leaves disks without an array.
+//!    reads as zeroes and parity agrees with it. A crash here leaves disks without an array. The members
+//!    are worked on at the same time, and no superblock is written before all are through.
 //! 3. The empty dirty map, then the superblocks are written, durably. A crash amid this leaves an array
 //!    that lacks members; making it again says so by name.
 
-use std::fmt;
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
+    task::Poll,
+};
 
 use arrayvec::ArrayVec;
 use corebay_core::{
@@ -53,6 +60,64 @@ impl fmt::Display for Occupant {
             Self::Known(what) => write!(f, "it holds {what}"),
             Self::Unknown => write!(f, "it does not begin with zeroes"),
         }
+    }
+}
+
+/// What of a member is deallocated by one command, in bytes: a multiple of all blocks.
+const PIECE_BYTES: u64 = 256 << 20;
+
+/// How far an array is that is being made, for whoever looks on.
+#[derive(Debug)]
+pub struct Progress {
+    /// Bytes that have been deallocated, and a few for what comes before and after it.
+    by_member: Box<[AtomicU64]>,
+    of_each: AtomicU64,
+}
+
+/// What looking at a member counts, and writing its superblocks.
+const LOOK_COUNTS: u64 = 4096;
+
+impl Progress {
+    /// Of an array of so many members.
+    #[must_use]
+    pub fn new(members: usize) -> Self {
+        Self {
+            by_member: (0..members).map(|_| AtomicU64::new(0)).collect(),
+            of_each: AtomicU64::new(0),
+        }
+    }
+
+    /// So many bytes are to be done of each member.
+    pub fn begin(&self, of_each: u64) {
+        self.of_each.store(of_each, Ordering::Relaxed);
+    }
+
+    /// So many more of a member's are done.
+    pub fn add(&self, member: usize, bytes: u64) {
+        if let Some(done) = self.by_member.get(member) {
+            done.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// The bytes of all members that are done, and all there are; 0 before that is known.
+    #[must_use]
+    pub fn bytes(&self) -> (u64, u64) {
+        let done = self
+            .by_member
+            .iter()
+            .map(|done| done.load(Ordering::Relaxed));
+        let of_each = self.of_each.load(Ordering::Relaxed);
+        (done.sum(), of_each * self.by_member.len() as u64)
+    }
+
+    /// The members that the others wait for, or would if they were through.
+    pub fn behind(&self) -> impl Iterator<Item = usize> {
+        let done = |place: &AtomicU64| place.load(Ordering::Relaxed);
+        let least = self.by_member.iter().map(done).min();
+        let members = self.by_member.iter().map(done).enumerate();
+        members
+            .filter(move |(_, done)| Some(*done) == least)
+            .map(|(member, _)| member)
     }
 }
 
@@ -131,6 +196,23 @@ pub async fn create<D: Disk>(
     rng: &mut Rng,
     pool: &BufferPool,
 ) -> Result<Uuid, CreateError> {
+    let progress = Progress::new(members.len());
+    create_watched(members, wish, name, overwrite, rng, pool, &progress).await
+}
+
+/// The same, and says how far it is. It takes as long as the members take.
+///
+/// # Errors
+/// Where that cannot be; nothing was written unless a member failed.
+pub async fn create_watched<D: Disk>(
+    members: &[D],
+    wish: Wish,
+    name: &str,
+    overwrite: &[bool],
+    rng: &mut Rng,
+    pool: &BufferPool,
+    progress: &Progress,
+) -> Result<Uuid, CreateError> {
     let spares = members.len().checked_sub(wish.roles);
     if spares.is_none_or(|spares| spares > SPARES_MAX) {
         let (given, roles) = (members.len(), wish.roles);
@@ -145,11 +227,15 @@ pub async fn create<D: Disk>(
     }
     let smallest = members.iter().map(|disk| disk.info().bytes()).min();
     let geometry = Geometry::new(wish, smallest.unwrap_or(0)).map_err(CreateError::Geometry)?;
-    for (member, disk) in members.iter().enumerate() {
+    progress.begin(2 * LOOK_COUNTS + geometry.member_bytes());
+    let look = async |member: usize| {
         if !overwrite.get(member).copied().unwrap_or(false) {
-            refuse_occupied(member, disk, pool).await?;
+            refuse_occupied(member, &members[member], pool).await?;
         }
-    }
+        progress.add(member, LOOK_COUNTS);
+        Ok(())
+    };
+    all((0..members.len()).map(look)).await?;
     let mut uuid = || {
         let mut bytes = [0; 16];
         rng.fill(&mut bytes);
@@ -178,12 +264,62 @@ pub async fn create<D: Disk>(
             taken_in: [0; ROLES_MAX],
         },
     };
-    for (member, (disk, &uuid)) in members.iter().zip(&uuids).enumerate() {
-        let superblock = template.for_member(uuid, &template.state);
-        let written = write_member(disk, &superblock, pool).await;
-        written.map_err(|error| CreateError::Member { member, error })?;
-    }
+    let blank = async |member: usize| {
+        let blanked = blank_member(&members[member], &geometry, |bytes| {
+            progress.add(member, bytes);
+        });
+        let failed = |error| CreateError::Member { member, error };
+        blanked.await.map_err(failed)
+    };
+    all((0..members.len()).map(blank)).await?;
+    let write = async |member: usize| {
+        let superblock = template.for_member(uuids[member], &template.state);
+        let written = write_member(&members[member], &superblock, pool).await;
+        progress.add(member, LOOK_COUNTS);
+        written.map_err(|error| CreateError::Member { member, error })
+    };
+    all((0..members.len()).map(write)).await?;
     Ok(array)
+}
+
+/// Waits for all of them: none that comes late may spoil what follows a failure.
+async fn all<F: Future<Output = Result<(), CreateError>>>(
+    futures: impl Iterator<Item = F>,
+) -> Result<(), CreateError> {
+    let mut pending: Vec<Option<Pin<Box<F>>>> = futures.map(|own| Some(Box::pin(own))).collect();
+    let mut outcomes = vec![Ok(()); pending.len()];
+    poll_fn(|context| {
+        for (place, outcome) in pending.iter_mut().zip(&mut outcomes) {
+            let polled = place.as_mut().map(|own| own.as_mut().poll(context));
+            if let Some(Poll::Ready(ended)) = polled {
+                *place = None;
+                *outcome = ended;
+            }
+        }
+        match pending.iter().all(Option::is_none) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    })
+    .await;
+    // Of several the first one's, whoever was the quickest.
+    outcomes.into_iter().collect()
+}
+
+async fn blank_member<D: Disk>(
+    disk: &D,
+    geometry: &Geometry,
+    done: impl Fn(u64),
+) -> Result<(), DiskError> {
+    let (size, bytes) = (geometry.block_size(), geometry.member_bytes());
+    for at in (0..bytes).step_by(PIECE_BYTES as usize) {
+        let piece = PIECE_BYTES.min(bytes - at);
+        let (at, blocks) = (Lba(size.blocks_in(at)), size.blocks_in(piece));
+        disk.write_zeroes(at, blocks, Space::Deallocate, Durability::Durable)
+            .await?;
+        done(piece);
+    }
+    Ok(())
 }
 
 async fn write_member<D: Disk>(
@@ -192,9 +328,6 @@ async fn write_member<D: Disk>(
     pool: &BufferPool,
 ) -> Result<(), DiskError> {
     let geometry = &superblock.geometry;
-    let blocks = geometry.block_size().blocks_in(geometry.member_bytes());
-    disk.write_zeroes(Lba(0), blocks, Space::Deallocate, Durability::Durable)
-        .await?;
     let stripes = region_stripes(geometry.stripes());
     let map = Marks::none().encode(superblock.array, stripes, 1);
     write_at(disk, geometry, MAP_OFFSETS[1], &map, pool).await?;

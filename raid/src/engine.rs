@@ -10,13 +10,14 @@
 //!   members alone. The two have workers of their own, so neither starves the other.
 //! - An operation takes its scratch memory all at once and while no other one of the core is taking
 //!   some; it holds none while it waits for some.
-//! - Who waits for room in the journal may hold scratch memory and its stripe's lock; who has such room
+//! - Who waits for room in the journal may hold scratch memory and its stripes' locks; who has such room
 //!   waits for transfers and for what is recorded alone, never for scratch memory or for a stripe.
 //! - After the start nothing is taken from the heap for a read or a write.
 
 use std::{
     cell::{Cell, RefCell},
     future::{Future, poll_fn},
+    ops::Range,
     pin::Pin,
     rc::{Rc, Weak},
     sync::Arc,
@@ -45,7 +46,7 @@ use crate::{
     stripe::{Work, work},
     superblock::SUPERBLOCK_BYTES,
     watch::{Strays, Takes, Watch, keep_watch},
-    write::{Write, write_mirrored, write_with_parity, zero_stripe},
+    write::{Write, write_mirrored, write_with_parity, zero_stripes},
     zone::{ZoneWork, zone_work},
 };
 
@@ -98,9 +99,9 @@ pub(crate) enum Job {
     Zone(ZoneWork),
     /// Of a sweep.
     Stripe(Work),
-    /// Of a whole stripe.
+    /// Of whole stripes.
     Zero {
-        stripe: u64,
+        stripes: Range<u64>,
         space: Space,
         durability: Durability,
     },
@@ -485,10 +486,10 @@ async fn operator<D: Disk>(desk: Rc<Desk<Job>>, number: usize, core: Weak<Core<D
             }
             Job::Recover(recovering) => recover(&core, &recovering).await,
             Job::Zero {
-                stripe,
+                stripes,
                 space,
                 durability,
-            } => zero_stripe(&core, stripe, space, durability).await,
+            } => zero_stripes(&core, stripes, space, durability).await,
         };
         desk.table.complete(token, outcome);
     }

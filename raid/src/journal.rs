@@ -50,6 +50,8 @@ pub(crate) struct RecordHeader {
     /// Every write before this one had retired.
     pub(crate) tail: u64,
     pub(crate) stripe: u64,
+    /// The stripes after it that it covers, too: only of zeroes.
+    pub(crate) more: u32,
     pub(crate) rows: Range<u32>,
     pub(crate) kind: RecordKind,
     /// The roles that have a part, as bits.
@@ -75,12 +77,19 @@ struct Raw {
     data_crc: U32,
     kind: u8,
     role: u8,
-    reserved: [u8; 430],
+    pad: [u8; 2],
+    more: U32,
+    reserved: [u8; 424],
 }
 
 const _: () = assert!(size_of::<Raw>() == HEADER_BYTES);
 
 impl RecordHeader {
+    /// The stripes that it covers.
+    pub(crate) fn stripes(&self) -> Range<u64> {
+        self.stripe..self.stripe.saturating_add(1 + u64::from(self.more))
+    }
+
     /// The bytes as they are written.
     pub(crate) fn encode(&self, into: &mut [u8]) {
         let mut raw = Raw::new_zeroed();
@@ -100,6 +109,7 @@ impl RecordHeader {
             RecordKind::Zero => 1,
         };
         raw.role = self.role;
+        raw.more = self.more.into();
         raw.crc = crc32c(raw.as_bytes()).into();
         into[..HEADER_BYTES].copy_from_slice(raw.as_bytes());
         into[HEADER_BYTES..].fill(0);
@@ -119,6 +129,7 @@ impl RecordHeader {
             sequence: raw.sequence.get(),
             tail: raw.tail.get(),
             stripe: raw.stripe.get(),
+            more: raw.more.get(),
             rows: raw.row_start.get()..raw.row_end.get(),
             kind: match raw.kind {
                 0 => RecordKind::Write,
@@ -259,6 +270,7 @@ mod tests {
             sequence,
             tail,
             stripe: 7,
+            more: 3,
             rows: 512..4096,
             kind: RecordKind::Write,
             participants: 0b1101,

@@ -4,12 +4,14 @@
 //! - A lock is held by one operation of one core at a time, and handed on in the order in which it was
 //!   asked for, whatever the core.
 //! - Whoever waits holds up nobody but those behind it at the same lock. No operation holds two locks
-//!   of one table, except a neighbourhood that it takes in ascending order.
+//!   of one table, except a neighbourhood that it takes in ascending order, or a run of stripes that it
+//!   takes in descending order ([`TicketLocks::acquire_run`]).
 //! - A lock whose holder was dropped amid its work stays locked: what it left may be half done. That
 //!   happens only as the core ends; assembling the array anew mends it.
 
 use std::{
     cell::RefCell,
+    ops::Range,
     sync::atomic::{AtomicU32, Ordering},
     task::{Poll, Waker},
 };
@@ -33,6 +35,13 @@ struct Slot {
 pub(crate) struct Locked {
     slot: usize,
     ticket: u32,
+}
+
+/// Locks of neighbouring keys that are held.
+#[derive(Debug)]
+#[must_use = "locks that are not released stay locked"]
+pub(crate) struct LockedRun {
+    keys: Range<u64>,
 }
 
 /// How a lock was at a moment.
@@ -79,6 +88,30 @@ impl TicketLocks {
         Look {
             next,
             held: slot.serving.load(Ordering::SeqCst) != next,
+        }
+    }
+
+    /// Waits for the locks of neighbouring keys, none of which share one, the last key first. Stripes of a
+    /// rebuild wait for their predecessors with their own lock held, so whoever had the first one and waited
+    /// for the last would wait for ever.
+    pub(crate) async fn acquire_run(&self, parking: &Parking, keys: Range<u64>) -> LockedRun {
+        assert!(
+            keys.end - keys.start <= self.slots.len() as u64,
+            "each key has a lock of its own"
+        );
+        for key in keys.clone().rev() {
+            // Kept by the run.
+            let _ = self.acquire(parking, key).await;
+        }
+        LockedRun { keys }
+    }
+
+    /// Hands the locks of a run on.
+    pub(crate) fn release_run(&self, locked: LockedRun) {
+        for key in locked.keys {
+            self.slots[self.slot(key)]
+                .serving
+                .fetch_add(1, Ordering::SeqCst);
         }
     }
 

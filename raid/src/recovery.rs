@@ -48,7 +48,7 @@ struct Found {
 
 /// What a record changes.
 struct Change {
-    stripe: u64,
+    stripes: Range<u64>,
     rows: Range<u32>,
     /// None where it is not complete: nothing of it is in place then.
     roles: Set,
@@ -70,7 +70,9 @@ impl Course {
     /// The roles whose rows in place say nothing about the record that is carried out now.
     fn strange(&self, stripe: u64, rows: &Range<u32>) -> Set {
         let meets = |change: &&Change| {
-            change.stripe == stripe && change.rows.start < rows.end && rows.start < change.rows.end
+            change.stripes.contains(&stripe)
+                && change.rows.start < rows.end
+                && rows.start < change.rows.end
         };
         let later = self.changes[self.done + 1..].iter().filter(meets);
         let later = later.map(|change| change.roles);
@@ -82,10 +84,12 @@ impl Course {
     }
 
     /// The record has been carried out now for these roles, and left out for those.
-    fn carried_out(&mut self, stripe: u64, rows: &Range<u32>, roles: Set, left_out: Set) {
+    fn carried_out(&mut self, header: &RecordHeader, roles: Set, left_out: Set) {
+        // Where it covers several stripes, it covers all of their rows.
+        let (stripe, rows, last) = (header.stripe, &header.rows, header.stripes().end - 1);
         let blocks = self
             .left_out
-            .range_mut((stripe, rows.start)..(stripe, rows.end));
+            .range_mut((stripe, rows.start)..(last, rows.end));
         blocks.for_each(|(_, left)| *left = left.without(roles));
         if left_out.is_empty() {
             return;
@@ -114,7 +118,7 @@ pub(crate) async fn replay<D: Disk>(core: &Core<D>) -> Result<Replay, DiskError>
     }
     let unreadable = |sequence: u64| found.unreadable[shared.ring.slot(sequence) as usize];
     let change = |(&sequence, parts): (&u64, &Vec<&RecordHeader>)| Change {
-        stripe: parts[0].stripe,
+        stripes: parts[0].stripes(),
         rows: parts[0].rows.clone(),
         roles: complete(core, parts, unreadable(sequence))
             .map_or(Set::default(), |all| all.expected),
@@ -182,20 +186,23 @@ async fn read_headers<D: Disk>(core: &Core<D>) -> Result<Found, DiskError> {
 /// True for a record of this array and epoch that can be there.
 fn belongs<D: Disk>(core: &Core<D>, header: &RecordHeader, slot: u64, role: usize) -> bool {
     let (shared, geometry) = (&core.shared, &core.shared.geometry);
-    let rows = &header.rows;
-    let most = match header.kind {
-        RecordKind::Write => geometry.unit_bytes(),
-        RecordKind::Zero => geometry.strip_bytes(),
+    let (rows, stripes) = (&header.rows, header.stripes());
+    let whole = 0..geometry.strip_bytes();
+    let fits = match header.kind {
+        RecordKind::Write => rows.len() <= geometry.unit_bytes() as usize && header.more == 0,
+        RecordKind::Zero => header.more == 0 || *rows == whole,
     };
+    let region = |stripe: u64| shared.dirty.region_of(stripe);
     let block = geometry.block_size().bytes() as u32;
     header.array == shared.array
         && header.epoch == shared.epoch()
         && shared.ring.slot(header.sequence) == slot
         && usize::from(header.role) == role
-        && header.stripe < geometry.stripes()
+        && stripes.end <= geometry.stripes()
+        && region(stripes.start) == region(stripes.end - 1)
+        && fits
         && rows.start < rows.end
         && rows.end <= geometry.strip_bytes()
-        && rows.end - rows.start <= most
         && rows.start.is_multiple_of(block)
         && rows.end.is_multiple_of(block)
         && Set(header.participants)
@@ -218,8 +225,8 @@ fn complete<D: Disk>(
 ) -> Option<Complete> {
     let first = parts[0];
     let same = |part: &&RecordHeader| {
-        (part.stripe, &part.rows, part.kind, part.participants)
-            == (first.stripe, &first.rows, first.kind, first.participants)
+        (part.stripes(), &part.rows, part.kind, part.participants)
+            == (first.stripes(), &first.rows, first.kind, first.participants)
     };
     let expected = Set(first.participants & core.written_roles().0);
     let there: Set = parts.iter().map(|part| usize::from(part.role)).collect();
@@ -256,20 +263,22 @@ async fn replay_one<D: Disk>(
         // Whose member failed meanwhile has no part in it any more.
         expected = Set(expected.0 & core.written_roles().0);
         let unreadable = Set(complete.unreadable.union(lost).0 & expected.0);
-        let strange = course.strange(first.stripe, &first.rows);
-        let parts = Parts {
-            good: expected.without(unreadable),
-            unreadable,
-            strange,
-        };
-        if !unreadable.is_empty() && !mend(core, first, &parts, &mut scratch).await? {
-            let index = |role| geometry.index_of(first.stripe, role);
-            let lost: Set = unreadable.iter().map(index).collect();
-            let later = core.plan(lost.union(shared.absent(first.stripe)));
-            if strange.is_empty() || later.is_none() {
-                return Ok(false);
+        if !unreadable.is_empty() {
+            let strange = course.strange(first.stripe, &first.rows);
+            let parts = Parts {
+                good: expected.without(unreadable),
+                unreadable,
+                strange,
+            };
+            if !mend(core, first, &parts, &mut scratch).await? {
+                let index = |role| geometry.index_of(first.stripe, role);
+                let lost: Set = unreadable.iter().map(index).collect();
+                let later = core.plan(lost.union(shared.absent(first.stripe)));
+                if strange.is_empty() || later.is_none() {
+                    return Ok(false);
+                }
+                left_out = unreadable;
             }
-            left_out = unreadable;
         }
     }
     let roles = expected.without(left_out);
@@ -278,7 +287,8 @@ async fn replay_one<D: Disk>(
         shared.dirty.leave(shared.dirty.region_of(first.stripe));
     }
     let at = geometry.row_lba(first.stripe, first.rows.start);
-    let blocks = geometry.block_size().blocks_in(bytes as u64);
+    let bytes = bytes as u64 * (1 + u64::from(first.more));
+    let blocks = geometry.block_size().blocks_in(bytes);
     let mut fan = Fan::new();
     for role in roles.iter() {
         let transfer = match first.kind {
@@ -292,7 +302,7 @@ async fn replay_one<D: Disk>(
     }
     let ends = fan.land(core).await;
     core.fail_all(ends.failed.union(ends.unreadable)).await?;
-    course.carried_out(first.stripe, &first.rows, roles, left_out);
+    course.carried_out(first, roles, left_out);
     Ok(true)
 }
 

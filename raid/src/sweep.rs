@@ -116,6 +116,8 @@ pub struct Scrubbed {
     pub mismatch_count: u64,
     /// Stripes with blocks that could not be read and not be made anew.
     pub lost: Vec<u64>,
+    /// The stripes, from the first on, that it has gone over.
+    pub done: u64,
 }
 
 impl Scrubbed {
@@ -491,24 +493,51 @@ impl<D: Disk> Array<D> {
     /// first.
     ///
     /// # Errors
-    /// Where members fail beyond the redundancy.
+    /// Where members fail beyond the redundancy, or the array is about to be closed.
     pub async fn scrub(&self, pace: Pace) -> Result<Scrubbed, SweepError> {
+        let found = self.scrub_on(pace, Scrubbed::default(), || true).await?;
+        match found.done < self.core.shared.geometry.stripes() {
+            true => Err(SweepError::Halted),
+            false => Ok(found),
+        }
+    }
+
+    /// The same, from where an earlier one ended, and only while `goes_on` says so: how far it came is
+    /// with what it found.
+    ///
+    /// # Errors
+    /// Where members fail beyond the redundancy.
+    pub async fn scrub_on(
+        &self,
+        pace: Pace,
+        so_far: Scrubbed,
+        goes_on: impl Fn() -> bool,
+    ) -> Result<Scrubbed, SweepError> {
         let (core, shared) = (&self.core, &self.core.shared);
+        let stripes = shared.geometry.stripes();
         let mut convoy = Convoy::new(core, pace, checked_buffers(&shared.geometry));
-        core.begin_sweep(shared.geometry.stripes());
-        for stripe in 0..shared.geometry.stripes() {
-            convoy.start(|run| Work::Check(run, stripe)).await?;
-            core.set_swept((stripe + 1).saturating_sub(convoy.flights.len() as u64));
+        let (mut next, mended) = (so_far.done.min(stripes), so_far.mismatch_count);
+        convoy.run.found.replace(so_far);
+        core.begin_sweep(stripes);
+        core.set_swept(next);
+        while next < stripes && goes_on() {
+            match convoy.start(|run| Work::Check(run, next)).await {
+                Err(SweepError::Halted) => break,
+                other => other?,
+            }
+            next += 1;
+            core.set_swept(next.saturating_sub(convoy.flights.len() as u64));
         }
         convoy.drain().await?;
-        core.set_swept(shared.geometry.stripes());
+        core.set_swept(next);
         let mut found = convoy.run.found.take();
-        if found.mismatch_count > 0 {
+        if found.mismatch_count > mended {
             // What is told to be mended stays so.
             core.flush_members().await?;
         }
         found.mismatches.sort_unstable();
         found.lost.sort_unstable();
+        found.done = next;
         Ok(found)
     }
 

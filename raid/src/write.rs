@@ -33,7 +33,7 @@ use crate::{
     geometry::{Band, RECORD_HEADER_BYTES},
     journal::{RecordHeader, RecordKind},
     kernels::{Codec, DATA_MAX, PARITY_MAX, xor_into},
-    shared::Set,
+    shared::{Set, Shared},
 };
 
 /// What is to be written.
@@ -521,6 +521,7 @@ async fn put<D: Disk>(
             sequence: reserved,
             tail,
             stripe,
+            more: 0,
             rows: piece.rows.clone(),
             kind: RecordKind::Write,
             participants: participants.0,
@@ -625,22 +626,24 @@ pub(crate) fn crc_of(segments: &[Buffer]) -> u32 {
     digest.finalize() as u32
 }
 
-/// Zeroes whole stripes: the parity of zeroes is zeroes, so there is nothing to be made.
-pub(crate) async fn zero_stripe<D: Disk>(
+/// Zeroes whole stripes of one region: the parity of zeroes is zeroes, so there is nothing to be made, and
+/// on each member they lie one after the other.
+pub(crate) async fn zero_stripes<D: Disk>(
     core: &Core<D>,
-    stripe: u64,
+    stripes: Range<u64>,
     space: Space,
     durability: Durability,
 ) -> Outcome {
-    let locked = core.shared.stripes.acquire(&core.parking, stripe).await;
-    let outcome = zero_locked(core, stripe, space, durability).await;
-    core.shared.stripes.release(locked);
+    let locks = &core.shared.stripes;
+    let locked = locks.acquire_run(&core.parking, stripes.clone()).await;
+    let outcome = zero_locked(core, stripes, space, durability).await;
+    locks.release_run(locked);
     outcome
 }
 
 async fn zero_locked<D: Disk>(
     core: &Core<D>,
-    stripe: u64,
+    stripes: Range<u64>,
     space: Space,
     durability: Durability,
 ) -> Outcome {
@@ -652,26 +655,60 @@ async fn zero_locked<D: Disk>(
     // However it was before: zeroing is rare enough to be marked always where it may be needed.
     let marked = shared.has_redundancy() && !(geometry.is_journaled() && shared.is_whole());
     if marked {
-        core.mark(stripe).await?;
+        core.mark(stripes.start).await?;
     }
-    let good = |role: &usize| shared.is_good(*role, stripe);
-    let roles: Set = (0..geometry.roles()).filter(good).collect();
+    let mut at = stripes.start;
+    while at < stripes.end {
+        let roles = good_roles(shared, at);
+        let alike = |stripe: &u64| shared.is_whole() || good_roles(shared, *stripe) == roles;
+        let end = at + 1 + (at + 1..stripes.end).take_while(alike).count() as u64;
+        zero_alike(core, at..end, roles, marked, (space, durability)).await?;
+        at = end;
+    }
+    if marked {
+        shared.dirty.leave(shared.dirty.region_of(stripes.start));
+    }
+    Ok(())
+}
+
+/// The roles that hold what they should of a stripe.
+fn good_roles(shared: &Shared, stripe: u64) -> Set {
+    let roles = 0..shared.geometry.roles();
+    match shared.is_whole() {
+        true => roles.collect(),
+        false => roles.filter(|role| shared.is_good(*role, stripe)).collect(),
+    }
+}
+
+/// Stripes in which the same roles are good.
+async fn zero_alike<D: Disk>(
+    core: &Core<D>,
+    stripes: Range<u64>,
+    roles: Set,
+    marked: bool,
+    (space, durability): (Space, Durability),
+) -> Outcome {
+    let shared = &core.shared;
+    let geometry = shared.geometry;
     let mut sequence = None;
     if geometry.is_journaled() {
         // Scratch first: who holds room in the ring waits for nobody who waits for such room.
         let mut scratch = Scratch::new();
         let headers = geometry.roles() * geometry.block_size().bytes();
         core.scratch(std::iter::once(headers), &mut scratch).await;
-        let reserved = core.reserve(stripe).await?;
+        let reserved = core.reserve(stripes.start).await?;
         sequence = Some(reserved.0);
         if !marked && !shared.is_whole() {
-            core.mark(stripe).await?;
-            shared.dirty.leave(shared.dirty.region_of(stripe));
+            core.mark(stripes.start).await?;
+            shared.dirty.leave(shared.dirty.region_of(stripes.start));
         }
-        journal_zero(core, stripe, roles, reserved, &scratch[0]).await?;
+        journal_zero(core, &stripes, roles, reserved, &scratch[0]).await?;
     }
-    let (at, bytes) = (geometry.row_lba(stripe, 0), geometry.strip_bytes());
-    let blocks = geometry.block_size().blocks_in(bytes.into());
+    let bytes = u64::from(geometry.strip_bytes()) * (stripes.end - stripes.start);
+    let (at, blocks) = (
+        geometry.row_lba(stripes.start, 0),
+        geometry.block_size().blocks_in(bytes),
+    );
     let mut fan = Fan::new();
     for role in roles.iter() {
         let transfer = Transfer::Zero(blocks, space, durability);
@@ -681,16 +718,12 @@ async fn zero_locked<D: Disk>(
     if !shared.has_redundancy() && !ends.failed.union(ends.unreadable).is_empty() {
         return Err(DiskError::WriteFault);
     }
-    finish(core, ends, sequence).await?;
-    if marked {
-        shared.dirty.leave(shared.dirty.region_of(stripe));
-    }
-    Ok(())
+    finish(core, ends, sequence).await
 }
 
 async fn journal_zero<D: Disk>(
     core: &Core<D>,
-    stripe: u64,
+    stripes: &Range<u64>,
     roles: Set,
     (sequence, tail): (u64, u64),
     headers: &Buffer,
@@ -707,7 +740,8 @@ async fn journal_zero<D: Disk>(
             epoch: core.shared.epoch(),
             sequence,
             tail,
-            stripe,
+            stripe: stripes.start,
+            more: (stripes.end - stripes.start - 1) as u32,
             rows: 0..geometry.strip_bytes(),
             kind: RecordKind::Zero,
             participants: roles.0,

@@ -12,6 +12,7 @@ mod reshape;
 mod sizes;
 mod slow;
 mod support;
+mod sweeps;
 mod zone;
 
 use corebay_conformance::counting::Counting;

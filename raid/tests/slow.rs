@@ -874,6 +874,10 @@ fn what_was_read_new_of_a_leg_that_fails_is_not_read_old_again() {
 #[test]
 fn zeroing_beside_more_writes_than_there_is_memory_for_ends() {
     let rig = Rig::new(Level::Raid5, 4);
+    for faults in &rig.faults {
+        let slow = Rule::new(Effect::Delay(Duration::from_millis(5)));
+        faults.add(slow.on(Operation::Read));
+    }
     let writes: Vec<_> = (0..150).map(|at| rig.write(at * 12, 4096, 1)).collect();
     let zeroing = {
         let array = rig.array.clone();
@@ -887,6 +891,16 @@ fn zeroing_beside_more_writes_than_there_is_memory_for_ends() {
 
 /// A write finds out by its own read that a member is gone, and waits for room in the journal. The member
 /// is back before it goes on: it has missed this write, too.
+#[test]
+fn zeroing_stripes_costs_a_member_a_record_and_a_command_for_each_region() {
+    let rig = Rig::new(Level::Raid5, 4);
+    let (array, blocks, before) = (rig.array.clone(), rig.array.info().blocks, seen(&rig));
+    let zeroed = rig.run(async move { array.deallocate(Lba(0), blocks).await });
+    assert_eq!(zeroed, Ok(()));
+    let regions = u64::from(rig.stripes()).div_ceil(16);
+    assert_eq!(seen(&rig) - before, regions * 4 * 2);
+}
+
 #[test]
 fn a_member_that_is_back_before_a_write_without_it_goes_on_has_missed_it() {
     let ms = Duration::from_millis;
@@ -906,9 +920,13 @@ fn a_member_that_is_back_before_a_write_without_it_goes_on_has_missed_it() {
     let row = geometry.row_lba(stripe, 0);
     let lost = Rule::new(Effect::Fail(DiskError::Gone)).on(Operation::Read);
     rig.faults[role].add(lost.at(row, 1).times(1));
-    // The members say so one after the other.
-    let slow = Rule::new(Effect::Delay(ms(100))).on(Operation::Write);
-    rig.faults[other].add(slow.at(Lba(16), 1).times(1));
+    // What it reads then takes longer than the member is away.
+    for (number, faults) in rig.faults.iter().enumerate() {
+        let slow = Rule::new(Effect::Delay(ms(50))).on(Operation::Read);
+        if number != role {
+            faults.add(slow.at(row, 1));
+        }
+    }
     let write = rig.write(at, 4096, 2);
     rig.pass(ms(20));
     let array = rig.array.clone();

@@ -32,6 +32,10 @@ pub const KEEP_ALIVE_GRANULARITY_100MS: u16 = 1;
 /// Ranges of one Dataset Management command.
 pub const DSM_RANGES_MAX: usize = 256;
 
+/// Blocks that one Dataset Management command deallocates, in one range (DMRSL) or in all (DMSL): it has
+/// begun by the time that it is aborted or its controller reset, and both wait for it.
+pub const DSM_BLOCKS_MAX: u32 = 1 << 20;
+
 /// Source ranges of one Copy command (MSRC + 1).
 pub const COPY_RANGES_MAX: usize = 128;
 

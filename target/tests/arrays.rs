@@ -292,6 +292,14 @@ fn what_cannot_be_made_is_refused_with_a_reason() {
         "nothing was written"
     );
     assert_eq!(rig.array(&["list"]), json!([]));
+    // A spare is looked at when it is named, not only when it is needed.
+    let with_spare = ["create", "r", "--level", "raid1", "a", "b", "--spare", "fs"];
+    let said = rig.refused(&with_spare);
+    assert!(
+        said.contains("\"fs\" is not free: it holds an ext2"),
+        "{said}"
+    );
+    assert_eq!(rig.array(&["list"]), json!([]));
     // Told by name, it is lost.
     rig.array(&["create", "r", "--level", "raid1", "a", "fs", "--lose", "fs"]);
     rig.good();
@@ -355,12 +363,11 @@ fn a_mirror_gets_legs_and_loses_some_while_hosts_go_on() {
     let status = rig.good();
     assert_eq!(status["members"][0]["disk"], "c");
     verify(&serving);
-    // The disk that went is not taken for a blank one.
+    // The disk that went is not taken for a blank one, nor for one that the array could go on from.
     let said = rig.refused(&["add", "r", "a"]);
-    assert!(
-        said.contains("does without the disk \"a\" for good"),
-        "{said}"
-    );
+    assert!(said.contains("--lose a says"), "{said}");
+    let said = rig.refused(&["assemble", "again", "a"]);
+    assert!(said.contains("no disk is a member"), "{said}");
     rig.array(&["add", "r", "a", "--lose", "a"]);
     rig.good();
     rig.array(&["remove", "r", "c"]);
@@ -496,6 +503,52 @@ fn scrubs_begin_by_themselves_and_their_result_is_kept() {
     let _serving = rig.start(&[]);
     let status = array_status(&rig.socket());
     assert_eq!(status["scrubbed"]["mismatches"], 1, "{status}");
+}
+
+#[test]
+fn a_scrub_outlasts_a_restart_gives_way_to_a_rebuild_and_can_be_stopped() {
+    let rig = Rig::new(&FOUR.map(|(name, _)| (name, 32)));
+    let serving = rig.start(&[]);
+    rig.array(&[
+        "create",
+        "r",
+        "--level",
+        "raid5",
+        "a",
+        "b",
+        "c",
+        "--spare",
+        "d",
+        "--rebuild-floor",
+        "8MiB",
+        "--rebuild-ceiling",
+        "8MiB",
+    ]);
+    rig.good();
+    rig.array(&["scrub", "r"]);
+    let done = |status: &Value| status["sweep"]["done_bytes"].as_u64().unwrap_or(0);
+    let scrubs = |status: &Value| status["sweep"]["kind"] == "scrub";
+    rig.wait("some of it", |status| {
+        scrubs(status) && done(status) > 4 << 20
+    });
+    serving.end();
+    let serving = rig.start(&[]);
+    let status = rig.wait("it goes on", |status| scrubs(status));
+    assert!(done(&status) > 4 << 20, "{status}");
+    rig.array(&["fail", "r", "b"]);
+    rig.wait("the spare is rebuilt", |status| {
+        assert!(status["scrubbed"].is_null(), "the rebuild waits: {status}");
+        status["sweep"]["kind"] == "rebuild"
+    });
+    let good = |status: &Value| status["state"] == "good";
+    let status = rig.wait("it goes on again", |status| good(status) && scrubs(status));
+    assert!(done(&status) > 4 << 20, "{status}");
+    rig.array(&["scrub", "r", "--stop"]);
+    let status = rig.good();
+    assert!(status["scrubbed"].is_null(), "it has not ended: {status}");
+    let said = rig.refused(&["scrub", "r", "--stop"]);
+    assert!(said.contains("no scrub"), "{said}");
+    serving.end();
 }
 
 #[test]
@@ -846,9 +899,17 @@ fn an_array_is_operated_over_the_control_socket() {
     let (ok, said) = array(&socket, &["replace", "r", "1", "d"]);
     assert!(ok, "{said}");
     assert_eq!(wait_until_good(&socket)["members"][1]["disk"], "d");
-    // A spare steps in by itself.
-    let (ok, said) = array(&socket, &["spare", "r", "e"]);
-    assert!(ok && said.contains("the next start"), "{said}");
+    // What held a member before is no spare unless that is said. A spare outlasts the process.
+    let (ok, said) = array(&socket, &["spare", "r", "b"]);
+    assert!(!ok && said.contains("--lose b"), "{said}");
+    assert!(array(&socket, &["spare", "r", "b", "--lose", "b"]).0);
+    assert_eq!(array_status(&socket)["spares"], serde_json::json!(["b"]));
+    assert!(array(&socket, &["remove", "r", "b"]).0);
+    assert!(array(&socket, &["spare", "r", "e"]).0);
+    serving.end();
+    let serving = Serving::start_as(&["--config", text(&file)]);
+    assert_eq!(array_status(&socket)["spares"], serde_json::json!(["e"]));
+    // It steps in by itself.
     assert!(array(&socket, &["fail", "r", "0"]).0);
     let start = Instant::now();
     while array_status(&socket)["members"][0]["disk"] != "e" {

@@ -124,6 +124,7 @@ impl Checker<'_, '_> {
             rebuild_floor: raw.rebuild_floor.value,
             rebuild_ceiling: raw.rebuild_ceiling.as_ref().map(|ceiling| ceiling.value),
             scrub: raw.scrub,
+            patience: raw.patience,
             kept: raw.kept.map(|(uuid, _)| uuid),
         })
     }

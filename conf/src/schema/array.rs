@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use corebay_raid::geometry::{Consistency, Level, STRIP_BYTES};
+use corebay_raid::{Patience, SlowMembers};
 use uuid::Uuid;
 
 use super::scalars;
@@ -53,6 +54,13 @@ const INTERVALS: [(&str, Option<Duration>); 4] = [
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
 const INTERVAL_MAX: Duration = DAY.saturating_mul(366);
 
+pub(crate) const SLOW_MEMBERS: [(&str, SlowMembers); 2] =
+    [("warn", SlowMembers::Warn), ("fail", SlowMembers::Fail)];
+
+/// How long a member may take at least, and at most, before it is given up.
+const DEADLINE_MIN: Duration = Duration::from_millis(500);
+const DEADLINE_MAX: Duration = Duration::from_secs(600);
+
 /// `[[array]]` by itself.
 pub(crate) struct RawArray {
     pub(crate) name: Field<String>,
@@ -71,6 +79,7 @@ pub(crate) struct RawArray {
     pub(crate) rebuild_floor: At<Size>,
     pub(crate) rebuild_ceiling: Option<At<Size>>,
     pub(crate) scrub: Option<Duration>,
+    pub(crate) patience: Patience,
     /// It was made while the appliance ran: what its members call it, and how many they are.
     pub(crate) kept: Option<(Uuid, usize)>,
 }
@@ -110,6 +119,7 @@ impl RawArray {
             rebuild_floor: At::default(kept.rebuild_floor),
             rebuild_ceiling: kept.rebuild_ceiling.map(At::default),
             scrub: kept.scrub,
+            patience: kept.patience,
             kept: Some((kept.uuid, kept.roles)),
         }
     }
@@ -153,6 +163,7 @@ pub(crate) fn read(mut section: Section<'_, '_>) -> RawArray {
         scrub: section
             .parsed("scrub", INTERVAL_EXPECTED, interval)
             .or(None),
+        patience: patience(&mut section),
         kept: None,
     };
     section.finish();
@@ -212,6 +223,31 @@ fn strip(section: &mut Section<'_, '_>) -> At<Size> {
         return At::default(STRIP_DEFAULT);
     }
     strip
+}
+
+fn patience(section: &mut Section<'_, '_>) -> Patience {
+    let usual = Patience::default();
+    let deadline = section.parsed("member_timeout", DEADLINE_EXPECTED, deadline);
+    let slow = section.choice("slow_members", &SLOW_MEMBERS);
+    Patience {
+        deadline: deadline.or(usual.deadline),
+        slow: slow.or(usual.slow),
+        ..usual
+    }
+}
+
+const DEADLINE_EXPECTED: &str = "a time from 500ms to 10m";
+
+/// How long a member may take.
+pub(crate) fn deadline(text: &str) -> Result<Duration, Refusal> {
+    let time = text.parse::<TimeSpan>()?.duration();
+    match (DEADLINE_MIN..=DEADLINE_MAX).contains(&time) {
+        true => Ok(time),
+        false => Err(Refusal::new(
+            format!("{} is too short or too long", quoted(text)),
+            "",
+        )),
+    }
 }
 
 /// Bytes in a second.

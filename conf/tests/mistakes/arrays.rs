@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use corebay_conf::appliance::{Consistency, Level};
+use corebay_conf::appliance::{Consistency, Level, Patience};
 use corebay_conf::machine::{AddressState, CoreState, KeptArray, PathState};
 use corebay_conf::{Machine, Size};
 use uuid::Uuid;
@@ -206,6 +206,14 @@ fn geometry() {
     );
     with("scrub = \"10ms\"", &["`10ms` is too short or too long"]);
     with(
+        "member_timeout = \"1ms\"",
+        &[
+            "`1ms` is too short or too long",
+            "expected a time from 500ms",
+        ],
+    );
+    with("slow_members = \"stop\"", &["`stop`", "\"warn\""]);
+    with(
         "stripe = \"64KiB\"",
         &["unknown key `stripe` in [[array]]", "did you mean `strip`?"],
     );
@@ -310,6 +318,7 @@ fn arrays_that_were_made_while_it_ran() {
         rebuild_floor: Size::MIB.times(20),
         rebuild_ceiling: None,
         scrub: None,
+        patience: Patience::default(),
     };
     let text = |array: &str, exported: &str| {
         let disk =

@@ -251,7 +251,7 @@ impl Worker {
         }
     }
 
-    async fn write(&mut self, at: u64, count: u64) -> Result<(), DiskError> {
+    pub async fn write(&mut self, at: u64, count: u64) -> Result<(), DiskError> {
         let tag = {
             let model = &mut *self.model.borrow_mut();
             model.next_tag += 1;
@@ -286,7 +286,7 @@ impl Worker {
         Ok(())
     }
 
-    async fn zero(&mut self, at: u64, count: u64) -> Result<(), DiskError> {
+    pub async fn zero(&mut self, at: u64, count: u64) -> Result<(), DiskError> {
         self.begin(at, count, 0);
         let space = match self.rng.below(2) {
             0 => Space::Keep,

@@ -25,8 +25,8 @@ use crate::{
     io::FUSED_BLOCKS_MAX,
     limits::{
         ABORTS_MAX, ADMIN_QUEUE_DEPTH_MAX, ASYNC_EVENT_REQUESTS_MAX, COPY_BLOCKS_MAX,
-        COPY_RANGE_BLOCKS_MAX, COPY_RANGES_MAX, ERROR_LOG_ENTRIES, KEEP_ALIVE_GRANULARITY_100MS,
-        NAMESPACES_MAX,
+        COPY_RANGE_BLOCKS_MAX, COPY_RANGES_MAX, DSM_BLOCKS_MAX, ERROR_LOG_ENTRIES,
+        KEEP_ALIVE_GRANULARITY_100MS, NAMESPACES_MAX,
     },
     namespace::NamespaceSpec,
     queue::Binding,
@@ -89,7 +89,10 @@ pub fn page<E: Environment>(
         }
         cns::CSI_CONTROLLER => {
             nvm_only()?;
-            Ok(IdentifyControllerNvm::new_zeroed().as_bytes().to_vec())
+            let mut page = IdentifyControllerNvm::new_zeroed();
+            page.dmrsl = U32::new(DSM_BLOCKS_MAX);
+            page.dmsl = U64::new(u64::from(DSM_BLOCKS_MAX));
+            Ok(page.as_bytes().to_vec())
         }
         cns::INDEPENDENT_NAMESPACE => Ok(match attached(binding, nsid)? {
             Some(spec) => independent(&spec).as_bytes().to_vec(),

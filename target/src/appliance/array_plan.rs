@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use corebay_conf::appliance;
 use corebay_raid::{
+    Patience,
     array::Assembled,
     geometry::{Consistency, Geometry, Level, Wish},
     state::Uuid,
@@ -31,6 +32,8 @@ pub struct ArrayPlan {
     pub pace: Pace,
     /// How often it is scrubbed by itself.
     pub scrub: Option<Duration>,
+    /// How long its members may take.
+    pub patience: Patience,
     /// It was made while the appliance ran: what its members call it.
     pub uuid: Option<Uuid>,
     /// Whatever its members say it is: it is not compared with what is asked for.
@@ -56,6 +59,7 @@ impl ArrayPlan {
                 ceiling_mib_s: array.rebuild_ceiling.map_or(0, mib),
             },
             scrub: array.scrub,
+            patience: array.patience,
             uuid: array.kept.map(|uuid| Uuid(*uuid.as_bytes())),
             as_found: array.kept.is_some(),
             lose: Vec::new(),

@@ -33,7 +33,6 @@ use corebay_core::{
 use corebay_raid::{
     array::Assembled,
     assemble::{AssembleError, Assembly, Refusal, Report, assemble, assemble_with_stale, examine},
-    create::{CreateError, create},
     geometry::{Consistency, Level, Wish},
     state::{RoleState, Uuid},
     superblock::{BadSuperblock, Superblock},
@@ -45,7 +44,10 @@ use tracing::{info, warn};
 use super::{
     array_plan::ArrayPlan,
     environment::{Devices, PlainDisk, PlainMedium},
+    making::Making,
+    media::is_exported,
     reserve::Reserve,
+    spares::{others, spares_since},
     state::State,
 };
 use crate::cli::Failure;
@@ -54,7 +56,7 @@ use crate::cli::Failure;
 const SCRATCH_WAITERS: usize = 512;
 
 /// How long a disk that is looked at may take to answer.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
+pub const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Orders to an array that may wait.
 const ORDERS_MAX: usize = 16;
@@ -70,8 +72,6 @@ pub struct Named {
 
 /// What an array is asked to do; its outcome is text for the operator.
 pub enum Order {
-    /// Read everything, and make agree what does not.
-    Scrub,
     /// Give up a member, as if it had failed.
     Fail {
         /// Its role.
@@ -95,6 +95,13 @@ pub enum Order {
     },
     /// Take a disk in: back where it was, or for a role whose member failed, or as a mirror's new leg.
     Add {
+        /// The disk.
+        by: Named,
+        /// What it holds may be lost.
+        lose: bool,
+    },
+    /// Let a disk take the place of the next member that fails.
+    Spare {
         /// The disk.
         by: Named,
         /// What it holds may be lost.
@@ -147,6 +154,15 @@ pub struct LastScrub {
     pub outcome: Result<Scrubbed, String>,
 }
 
+/// A scrub that has not come to its end: it is under way, or goes on once it may.
+#[derive(Clone, Debug, Default)]
+pub struct Scrubbing {
+    /// How far it is, and what it has found.
+    pub found: Scrubbed,
+    /// How long it has taken so far.
+    pub took: Duration,
+}
+
 /// What changes about an array besides what its members record.
 #[derive(Default)]
 pub struct Tending {
@@ -162,18 +178,19 @@ pub struct Tending {
     former: Vec<(usize, String)>,
     /// What is to be done.
     pub orders: VecDeque<(Order, Answer)>,
+    /// Members that could not be taken back: when that is tried again, their roles and disks.
+    pub returns: Vec<(u64, usize, Named)>,
+    /// Disks that are being blanked, by name.
+    pub blanking: Vec<String>,
     /// What goes over the array.
     pub sweep: Option<Sweep>,
+    /// The scrub that is to be brought to its end.
+    pub scrubbing: Option<Scrubbing>,
     /// How the last scrub ended.
     pub scrubbed: Option<LastScrub>,
 }
 
 impl Tending {
-    /// The disks, by role.
-    pub fn members(&self) -> &[Option<Named>] {
-        &self.members
-    }
-
     /// A disk is refused no more.
     pub fn forget(&mut self, name: &str) {
         self.refused.retain(|(refused, _)| refused.name != name);
@@ -225,10 +242,23 @@ impl ArrayMedium {
         self.tending().members.clone()
     }
 
-    /// A role whose member has not ended what was asked of it, by number.
-    pub fn unquiet(&self) -> Option<usize> {
+    /// A role, but for one, whose member has not ended what was asked of it, by number.
+    pub fn unquiet(&self, but: Option<usize>) -> Option<usize> {
         let assembled = self.assembled();
-        (0..assembled.geometry().roles()).find(|role| assembled.unended(*role) > 0)
+        let mut roles = (0..assembled.geometry().roles()).filter(|role| Some(*role) != but);
+        roles.find(|role| assembled.unended(*role) > 0)
+    }
+
+    /// The disks that have not ended what was asked of them, by name.
+    pub fn unended(&self) -> Vec<String> {
+        let assembled = self.assembled();
+        let tending = self.tending();
+        let members = tending.members.iter().enumerate();
+        let members = members.filter_map(|(role, disk)| Some((role, disk.as_ref()?.name.clone())));
+        let all = members.chain(tending.former.iter().cloned());
+        let all = all.filter(|(role, _)| assembled.unended(*role) > 0);
+        let all = all.map(|(_, name)| name);
+        all.chain(tending.blanking.iter().cloned()).collect()
     }
 
     /// A role of which a disk of this name still has something to end, that was asked of it before it
@@ -252,6 +282,13 @@ impl ArrayMedium {
         let record = assembled.state().roles.get(*role).copied();
         record.is_some_and(|record| record.state == RoleState::Failed)
             && assembled.unended(*role) > 0
+    }
+
+    /// The names of its spares; one that could not step in may be well at the next start.
+    pub fn spares(&self) -> Vec<String> {
+        let tending = self.tending();
+        let spares = tending.spares.iter().map(|spare| &spare.name);
+        spares.chain(&tending.unfit_spares).cloned().collect()
     }
 
     /// A spare's drive was lost and is there again.
@@ -340,8 +377,34 @@ impl ArrayMedium {
             let (answer, _) = mpsc::channel();
             self.order(Order::Fail { role }, answer);
         }
+        self.order_return(role, by);
+    }
+
+    /// Takes a member back: that is bounded by the roles, and is never one order too many.
+    fn order_return(&self, role: usize, by: Named) {
+        let mut tending = self.tending();
+        tending.returns.retain(|(_, known, _)| *known != role);
         let (answer, _) = mpsc::channel();
-        self.order(Order::Return { role, by }, answer);
+        tending
+            .orders
+            .push_back((Order::Return { role, by }, answer));
+    }
+
+    /// What could not be taken back is tried again, where its role has nobody yet.
+    pub fn order_returns(&self, now: Time) {
+        let due = |tending: &mut Tending| {
+            let place = tending.returns.iter().position(|(at, ..)| *at <= now.0)?;
+            Some(tending.returns.remove(place))
+        };
+        loop {
+            let Some((_, role, by)) = due(&mut self.tending()) else {
+                return;
+            };
+            let record = self.assembled().state().roles.get(role).copied();
+            if record.is_some_and(|record| record.state == RoleState::Failed) {
+                self.order_return(role, by);
+            }
+        }
     }
 
     /// A core's scratch memory; each core takes it once.
@@ -430,16 +493,23 @@ pub fn open(
         let cores = appliance.reactor().cores.len();
         let scratch = opened.reserve.take(plan.scratch_bytes(), cores);
         let scratch = scratch.ok_or_else(memory_failure)?;
+        let members: Vec<_> = array.members.iter().map(named).collect();
         let finding = Finding {
+            making: Making::new(&plan, members.iter().map(|(name, _)| name)),
             plan,
-            members: array.members.iter().map(named).collect(),
-            spares: array.spares.iter().map(named).collect(),
+            members,
+            spares: array
+                .spares
+                .iter()
+                .map(named)
+                .chain(spares_since(appliance, array, state).iter().map(named))
+                .collect(),
             others: others(appliance, array, state).iter().map(named).collect(),
             running: uuids(&opened.arrays),
         };
         let (plan, own) = (finding.plan.clone(), pool.clone());
         let found = run_here(&pool, |devices| async move {
-            finding.find(&devices, &own).await
+            finding.find_at_start(&devices, &own).await
         });
         let exported = is_exported(appliance, &array.name);
         match found {
@@ -466,43 +536,6 @@ pub fn uuids(arrays: &[Arc<ArrayMedium>]) -> Vec<Uuid> {
     arrays.iter().map(uuid).collect()
 }
 
-/// Disks that the configuration does not list for an array, and that became its members since.
-fn others(
-    appliance: &Appliance,
-    array: &appliance::Array,
-    state: &State,
-) -> Vec<appliance::DiskId> {
-    let used_by_arrays = |id: appliance::DiskId| {
-        let lists = appliance.arrays().iter();
-        let mut lists = lists.flat_map(|array| array.members.iter().chain(&array.spares));
-        lists.any(|listed| *listed == id)
-    };
-    let exported = |id: appliance::DiskId| {
-        let subsystems = appliance.subsystems().iter();
-        let mut namespaces = subsystems.flat_map(|subsystem| &subsystem.namespaces);
-        namespaces.any(|namespace| namespace.store == appliance::Store::Disk(id))
-    };
-    let names = state.array_disks(&array.name).iter();
-    names
-        .filter_map(|name| match appliance.store(name)? {
-            appliance::Store::Disk(id) => Some(id),
-            _ => None,
-        })
-        .filter(|&id| !used_by_arrays(id) && !exported(id))
-        .collect()
-}
-
-/// True where a namespace names the array.
-pub fn is_exported(appliance: &Appliance, name: &str) -> bool {
-    let subsystems = appliance.subsystems().iter();
-    subsystems
-        .flat_map(|subsystem| &subsystem.namespaces)
-        .any(|namespace| match namespace.store {
-            appliance::Store::Array(id) => appliance.array(id).name == name,
-            _ => false,
-        })
-}
-
 /// An array that is looked for.
 pub struct Finding {
     /// What it is to be.
@@ -515,17 +548,20 @@ pub struct Finding {
     pub others: Vec<(String, Option<PlainMedium>)>,
     /// The arrays that run already.
     pub running: Vec<Uuid>,
+    /// How far it is, where it is made.
+    pub making: Arc<Making>,
 }
 
 /// An array that was found.
 pub struct Found {
     assembled: Assembled,
-    tending: Tending,
+    pub(super) tending: Tending,
 }
 
 impl Found {
     /// To be opened with this memory, a region for each core.
     pub fn into_medium(self, plan: &ArrayPlan, scratch: Vec<Region>) -> ArrayMedium {
+        self.assembled.set_patience(plan.patience);
         ArrayMedium {
             name: plan.name.clone(),
             pace: plan.pace,
@@ -544,7 +580,7 @@ impl Found {
 
 impl Finding {
     /// The disks that are there, members first.
-    fn there(&self) -> Vec<Named> {
+    pub(super) fn there(&self) -> Vec<Named> {
         let all = self.members.iter().chain(&self.spares).chain(&self.others);
         let there = all.filter_map(|(name, medium)| {
             let (name, medium) = (name.clone(), medium.clone()?);
@@ -560,7 +596,7 @@ impl Finding {
     pub async fn find(&self, devices: &Devices, pool: &BufferPool) -> Result<Found, Failure> {
         let there = self.there();
         self.does_not_run(&there, devices, pool).await?;
-        match self.assemble(&there, devices, pool).await? {
+        let mut found = match self.assemble(&there, devices, pool).await? {
             Ok(found) => self.look(found, &there),
             Err(AssembleError::NoMember) if self.plan.create => {
                 self.make(devices, pool).await?;
@@ -571,7 +607,9 @@ impl Finding {
                 }
             }
             Err(error) => Err(self.cannot(&error, &there, devices, pool).await),
-        }
+        }?;
+        self.refuse_spares(&mut found, devices, pool).await;
+        Ok(found)
     }
 
     /// An array that runs is not assembled once more under another name: the two would not know of each
@@ -606,16 +644,20 @@ impl Finding {
     /// # Errors
     /// Where a disk is not free, or does not fit.
     pub async fn make_new(&self, devices: &Devices, pool: &BufferPool) -> Result<Found, Failure> {
+        self.check_spares(devices, pool).await?;
         let uuid = self.make(devices, pool).await?;
+        self.clear_spares(devices).await;
         let there = self.there();
         let disks = open_all(devices, &there)?;
         let assembled = assemble(disks, Some(uuid), &devices.reactor, pool).await;
-        match assembled {
+        let mut found = match assembled {
             Ok(Assembly { array, report, .. }) => {
                 self.look((array.assembled().clone(), report), &there)
             }
             Err(error) => Err(self.cannot(&error, &there, devices, pool).await),
-        }
+        }?;
+        self.refuse_spares(&mut found, devices, pool).await;
+        Ok(found)
     }
 
     async fn cannot(
@@ -696,59 +738,6 @@ impl Finding {
             false => assemble(disks, uuid, reactor, pool).await,
         };
         Ok(found.map(|Assembly { array, report, .. }| (array.assembled().clone(), report)))
-    }
-
-    /// Makes the array of its members, which are all there and blank, or may lose what they hold.
-    async fn make(&self, devices: &Devices, pool: &BufferPool) -> Result<Uuid, Failure> {
-        let name = &self.plan.name;
-        if let Some((missing, _)) = self.members.iter().find(|(_, medium)| medium.is_none()) {
-            return Err(Failure::new(
-                format!(
-                    "array \"{name}\" cannot be made: the disk \"{missing}\" could not be opened"
-                ),
-                "all members have to be there when an array is made",
-            ));
-        }
-        let there = self.there();
-        let members = &there[..self.members.len()];
-        let smallest = members.iter().map(|disk| disk.medium.info().bytes()).min();
-        let wish = (self.plan).wish(members[0].medium.info().block_size, smallest.unwrap_or(0));
-        let lose = members
-            .iter()
-            .map(|disk| self.plan.lose.contains(&disk.name));
-        let (disks, lose) = (open_all(devices, members)?, lose.collect::<Vec<_>>());
-        let made = create(&disks, wish, name, &lose, &mut random(), pool).await;
-        let uuid = made.map_err(|error| self.cannot_make(&error, members))?;
-        info!(array = name, %uuid, level = %self.plan.level, "made");
-        Ok(uuid)
-    }
-
-    fn cannot_make(&self, error: &CreateError, members: &[Named]) -> Failure {
-        let named = |member: &usize| &members[*member].name;
-        let what = match error {
-            CreateError::Occupied { member, by } => {
-                format!("the disk \"{}\" is not free: {by}", named(member))
-            }
-            CreateError::Member { member, error } => {
-                format!("the disk \"{}\": {error}", named(member))
-            }
-            CreateError::BlockSize { member, size } => {
-                format!("the disk \"{}\" has blocks of {size} bytes", named(member))
-            }
-            other => other.to_string(),
-        };
-        let help = match error {
-            CreateError::Occupied { member, .. } => format!(
-                "nothing was written; name another disk, or, to lose what it holds, use `corebay \
-                 array create ... --lose {}`",
-                named(member)
-            ),
-            _ => String::new(),
-        };
-        Failure::new(
-            format!("array \"{}\" cannot be made: {what}", self.plan.name),
-            help,
-        )
     }
 
     /// Says what is worth saying of an array that was found, and refuses another than is configured.
@@ -937,3 +926,5 @@ where
 #[cfg(test)]
 #[path = "arrays_tests.rs"]
 mod tests;
+#[cfg(test)]
+pub use tests::plan_of_a_mirror;

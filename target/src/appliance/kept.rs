@@ -12,13 +12,13 @@ use corebay_conf::{
     LocalMachine, Machine, Size, array_words,
     machine::{AddressState, CoreState, KeptArray, PathState},
 };
-use corebay_raid::sweep::Scrubbed;
+use corebay_raid::{Patience, SlowMembers, sweep::Scrubbed};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 use uuid::Uuid;
 
 use super::{
-    arrays::{ArrayMedium, LastScrub},
+    arrays::{ArrayMedium, LastScrub, Scrubbing},
     state::{State, kept_in},
 };
 
@@ -38,6 +38,10 @@ pub struct Made {
     floor_mib: u32,
     ceiling_mib: u32,
     scrub_seconds: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    member_timeout_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    slow_members_fail: bool,
 }
 
 impl Made {
@@ -47,29 +51,30 @@ impl Made {
         let geometry = assembled.geometry();
         let wish = geometry.wish();
         let (level, code) = array_words::level_words(wish.level);
-        let tending = array.tending();
-        let members = tending.members().iter().flatten();
-        // One that could not step in may be well at the next start.
-        let spares = tending.spares.iter().map(|spare| &spare.name);
-        let spares = spares.chain(&tending.unfit_spares);
+        let members = array.members().into_iter().flatten();
         Self {
             uuid: Uuid::from_bytes(assembled.uuid().0),
             level: level.to_owned(),
             data: code.map(|(data, _)| data),
             parity: code.map(|(_, parity)| parity),
             roles: wish.roles,
-            members: members.map(|disk| disk.name.clone()).collect(),
-            spares: spares.cloned().collect(),
+            members: members.map(|disk| disk.name).collect(),
+            spares: array.spares(),
             strip_bytes: u64::from(wish.strip_bytes),
             consistency: array_words::consistency_word(wish.consistency).to_owned(),
             floor_mib: array.pace.floor_mib_s,
             ceiling_mib: array.pace.ceiling_mib_s,
             scrub_seconds: array.scrub_every.map(|every| every.as_secs()),
+            member_timeout_ms: u64::try_from(assembled.patience().deadline.as_millis()).ok(),
+            slow_members_fail: assembled.patience().slow == SlowMembers::Fail,
         }
     }
 
     fn kept(self, name: String) -> Result<KeptArray, String> {
-        let mib = |count: u32| Size::MIB.times(u64::from(count));
+        let (mib, usual) = (
+            |count: u32| Size::MIB.times(u64::from(count)),
+            Patience::default(),
+        );
         Ok(KeptArray {
             name,
             uuid: self.uuid,
@@ -82,6 +87,16 @@ impl Made {
             rebuild_floor: mib(self.floor_mib),
             rebuild_ceiling: Some(self.ceiling_mib).filter(|mib| *mib > 0).map(mib),
             scrub: self.scrub_seconds.map(Duration::from_secs),
+            patience: Patience {
+                deadline: self
+                    .member_timeout_ms
+                    .map_or(usual.deadline, Duration::from_millis),
+                slow: match self.slow_members_fail {
+                    true => SlowMembers::Fail,
+                    false => SlowMembers::Warn,
+                },
+                ..usual
+            },
         })
     }
 }
@@ -99,6 +114,20 @@ pub struct KeptScrub {
     mismatches: Vec<u64>,
     lost: Vec<u64>,
     error: Option<String>,
+    /// One that has not come to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    under_way: Option<UnderWay>,
+}
+
+/// How far a scrub is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UnderWay {
+    done_stripes: u64,
+    seconds: u64,
+    mismatch_count: u64,
+    mismatches: Vec<u64>,
+    lost: Vec<u64>,
 }
 
 impl KeptScrub {
@@ -110,20 +139,47 @@ impl KeptScrub {
         }
     }
 
-    /// Of one that has ended.
-    pub fn of(last: &LastScrub) -> Self {
-        let found = last.outcome.clone();
-        let error = found.clone().err();
-        let found = found.unwrap_or_default();
+    /// Of an array as it is now.
+    pub fn of(array: &ArrayMedium) -> Self {
+        let tending = array.tending();
+        let under_way = |scrubbing: &Scrubbing| UnderWay {
+            done_stripes: scrubbing.found.done,
+            seconds: scrubbing.took.as_secs(),
+            mismatch_count: scrubbing.found.mismatch_count,
+            mismatches: scrubbing.found.mismatches.clone(),
+            lost: scrubbing.found.lost.clone(),
+        };
+        let kept = Self {
+            since: array.scrubbed_at.load(Ordering::Relaxed),
+            under_way: tending.scrubbing.as_ref().map(under_way),
+            ..Self::default()
+        };
+        let Some(last) = &tending.scrubbed else {
+            return kept;
+        };
+        let found = last.outcome.clone().unwrap_or_default();
         Self {
-            since: last.at_unix,
             at: Some(last.at_unix),
             seconds: last.seconds,
             mismatch_count: found.mismatch_count,
             mismatches: found.mismatches,
             lost: found.lost,
-            error,
+            error: last.outcome.clone().err(),
+            ..kept
         }
+    }
+
+    fn scrubbing(&self) -> Option<Scrubbing> {
+        let begun = self.under_way.clone()?;
+        Some(Scrubbing {
+            found: Scrubbed {
+                mismatches: begun.mismatches,
+                mismatch_count: begun.mismatch_count,
+                lost: begun.lost,
+                done: begun.done_stripes,
+            },
+            took: Duration::from_secs(begun.seconds),
+        })
     }
 
     fn last(&self) -> Option<LastScrub> {
@@ -131,6 +187,7 @@ impl KeptScrub {
             mismatches: self.mismatches.clone(),
             mismatch_count: self.mismatch_count,
             lost: self.lost.clone(),
+            ..Scrubbed::default()
         };
         Some(LastScrub {
             at_unix: self.at?,
@@ -147,7 +204,9 @@ impl KeptScrub {
 pub fn begin(array: &Arc<ArrayMedium>, state: &mut State) {
     let kept = state.scrub_of(array.assembled().uuid(), unix_seconds());
     array.scrubbed_at.store(kept.since, Ordering::Relaxed);
-    array.tending().scrubbed = kept.last();
+    let mut tending = array.tending();
+    tending.scrubbed = kept.last();
+    tending.scrubbing = kept.scrubbing();
 }
 
 /// The wall clock.

@@ -16,9 +16,11 @@ use std::{
 use corebay_conf::{Appliance, Size, appliance::Level, array_words, limits::ARRAYS_MAX};
 use corebay_core::{arena::Region, buffer::BufferPool, units::CoreId};
 use corebay_raid::{
+    Patience,
     geometry::{Geometry, InvalidGeometry, ROLES_MAX},
     state::{SPARES_MAX, Uuid},
     sweep::Pace,
+    within,
 };
 use corebay_target::namespace::NamespaceSpec;
 use serde_json::Value;
@@ -26,13 +28,15 @@ use tracing::{error, info, warn};
 
 use super::{
     array_plan::ArrayPlan,
-    arrays::{Answer, ArrayMedium, Finding, Found, LastScrub, Named, uuids},
+    arrays::{Answer, ArrayMedium, Finding, Found, Named, uuids},
     control::{Reply, RpcError},
     environment::{Medium, PlainMedium},
     kept::{self, KeptScrub, Made},
+    making::Making,
     operate::{array, free, names, text},
     reload::Running,
     run::Main,
+    spares::array_lists,
     tend,
 };
 
@@ -119,6 +123,7 @@ fn plan(name: &str, params: &Value, roles: usize) -> Result<ArrayPlan, RpcError>
         create: true,
         pace: pace(params)?,
         scrub: scrub(params)?,
+        patience: patience(params)?,
         uuid: None,
         as_found: false,
         lose: Vec::new(),
@@ -147,6 +152,17 @@ fn pace(params: &Value) -> Result<Pace, RpcError> {
 fn scrub(params: &Value) -> Result<Option<std::time::Duration>, RpcError> {
     let interval = given(params, "scrub")?.unwrap_or("never");
     array_words::scrub_interval(interval).map_err(RpcError::params)
+}
+
+fn patience(params: &Value) -> Result<Patience, RpcError> {
+    let mut patience = Patience::default();
+    if let Some(time) = given(params, "member_timeout")? {
+        patience.deadline = array_words::member_timeout(time).map_err(RpcError::params)?;
+    }
+    if let Some(word) = given(params, "slow_members")? {
+        patience.slow = array_words::slow_members(word).map_err(RpcError::params)?;
+    }
+    Ok(patience)
 }
 
 /// The geometry fits the members that were named.
@@ -217,6 +233,7 @@ impl Main {
         plan.lose = lose;
         let medium = |disk: Named| (disk.name, Some(disk.medium));
         let finding = Finding {
+            making: Making::new(&plan, members.iter().map(|disk| &disk.name)),
             plan,
             members: members.into_iter().map(medium).collect(),
             spares: spares.into_iter().map(medium).collect(),
@@ -253,7 +270,10 @@ impl Main {
                 };
                 let plan = ArrayPlan::of(array);
                 let keep = array.kept.is_some();
-                (plan, named(&array.members), named(&array.spares), keep)
+                let mut spares = named(&array.spares);
+                let since = self.state.array_spares(name).iter();
+                spares.extend(since.filter(|disk| !array_lists(appliance, disk)).cloned());
+                (plan, named(&array.members), spares, keep)
             }
             None if disks.is_empty() => {
                 return Err(RpcError::params(format!(
@@ -272,6 +292,7 @@ impl Main {
                     create: false,
                     pace: pace(params)?,
                     scrub: scrub(params)?,
+                    patience: patience(params)?,
                     uuid,
                     as_found: true,
                     lose: Vec::new(),
@@ -296,6 +317,7 @@ impl Main {
             false => self.disks_that_are_there(appliance, &since)?,
         };
         let finding = Finding {
+            making: Making::new(&plan, [].into_iter()),
             plan,
             members,
             spares,
@@ -386,6 +408,7 @@ impl Main {
         claims.push(name);
         media.claimed().extend(claims.iter().cloned());
         media.is_assembling |= !is_new;
+        media.making.extend(is_new.then(|| finding.making.clone()));
         let (answer, outcome) = mpsc::channel();
         let job = Job {
             finding,
@@ -413,6 +436,8 @@ impl Main {
             media.claimed().remove(claim);
         }
         media.is_assembling &= job.is_new;
+        let own = |making: &Arc<Making>| Arc::ptr_eq(making, &job.finding.making);
+        media.making.retain(|making| !own(making));
         let kept = self.cores - job.regions.len();
         match media.reserve.take(job.bytes, kept) {
             Some(others) => job.regions.extend(others),
@@ -474,16 +499,17 @@ impl Main {
             let members = medium.members().into_iter().flatten();
             let names = members.map(|disk| disk.name).collect();
             self.state.note_array_disks(&medium.name, names);
+            self.state.note_array_spares(&medium.name, medium.spares());
         }
         self.state.save().map_err(|failure| failure.to_string())
     }
 
-    /// Keeps how a scrub ended.
-    pub fn keep_scrub(&mut self, medium: &Arc<ArrayMedium>, last: &LastScrub) {
+    /// Keeps how a scrub ended, or how far it is.
+    pub fn keep_scrub(&mut self, medium: &Arc<ArrayMedium>) {
         let uuid = medium.assembled().uuid();
-        self.state.keep_scrub(uuid, KeptScrub::of(last));
+        self.state.keep_scrub(uuid, KeptScrub::of(medium));
         if let Err(failure) = self.state.save() {
-            warn!("the scrub's result is not kept: {failure}");
+            warn!("what is known of the scrub is not kept: {failure}");
         }
     }
 
@@ -563,14 +589,18 @@ impl Main {
                 let own = core.clone();
                 core.spawn_control(async move {
                     // A disk that is still being written is free for nobody.
-                    let ended = tend::end(&own, &medium, None).await;
+                    let ended = tend::end(&own, &medium, Some(tend::END_TIMEOUT)).await;
                     if let Err(error) = ended {
                         warn!(array = medium.name, %error, "it was not ended cleanly");
                     }
-                    shut_everywhere(&own, &medium).await;
-                    tend::quiet(&own, &medium).await;
+                    let shut = shut_everywhere(&own, &medium);
+                    let shut = within(&own.reactor, tend::END_TIMEOUT, shut).await;
+                    if shut.is_none() {
+                        warn!(array = medium.name, "something still goes on in it");
+                    }
+                    let unended = tend::quiet(&own, &medium).await;
                     let stopped = move |main: &mut Main| {
-                        let _ = answer.send(main.array_was_shut(&medium));
+                        let _ = answer.send(main.array_was_shut(&medium, unended));
                     };
                     own.environment.keeper.then(stopped);
                 });
@@ -593,14 +623,29 @@ impl Main {
     }
 
     /// Nothing goes on in an array any more: it is closed, and no start looks for it.
-    fn array_was_shut(&mut self, medium: &Arc<ArrayMedium>) -> Result<(), String> {
+    fn array_was_shut(
+        &mut self,
+        medium: &Arc<ArrayMedium>,
+        unended: Vec<String>,
+    ) -> Result<(), String> {
         self.close_everywhere(medium);
         self.exports.media.remove_array(medium);
         info!(array = medium.name, "stopped");
         if medium.kept.load(Ordering::SeqCst) {
             self.state.forget_array(&medium.name);
         }
-        self.state.save().map_err(|failure| failure.to_string())
+        self.state.save().map_err(|failure| failure.to_string())?;
+        if unended.is_empty() {
+            return Ok(());
+        }
+        let said = format!(
+            "the array \"{}\" is stopped, but its disk {} has not ended what was asked of it: it is used \
+             again once corebay was restarted",
+            medium.name,
+            unended.join(", ")
+        );
+        self.exports.media.unended.extend(unended);
+        Err(said)
     }
 
     fn close_everywhere(&mut self, medium: &Arc<ArrayMedium>) {
@@ -632,7 +677,10 @@ async fn work(core: &tend::MachineCore, mut job: Job) {
     let pool = BufferPool::new(job.regions.remove(0), WAITERS);
     let devices = &core.environment.devices;
     let found = match job.is_new {
-        true => job.finding.make_new(devices, &pool).await,
+        true => {
+            let tell = |why| drop(job.answer.send(Err(why)));
+            job.finding.make_while_running(devices, &pool, tell).await
+        }
         false => job.finding.find(devices, &pool).await,
     };
     match pool.reclaim() {

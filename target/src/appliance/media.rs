@@ -33,6 +33,7 @@ use super::{
     environment::{Medium, PlainMedium},
     keeper::Event,
     kept,
+    making::Making,
     pools::{self, AtStart, PoolBook, PoolMemory},
     reserve::Reserve,
     state::State,
@@ -64,6 +65,10 @@ pub struct Media {
     absent: Vec<(String, String)>,
     /// Disks that something is being made of.
     claimed: BTreeSet<String>,
+    /// Disks of arrays that were stopped, which have not ended what was asked of them.
+    pub unended: BTreeSet<String>,
+    /// The arrays that are being made.
+    pub making: Vec<Arc<Making>>,
     /// An array is being assembled.
     pub is_assembling: bool,
     /// The memory for more arrays.
@@ -104,7 +109,10 @@ impl Media {
             .flat_map(|array| array.members.iter().chain(&array.spares))
             .map(|disk| appliance.disk(*disk).name.clone());
         let since = appliance.arrays().iter();
-        let since = since.flat_map(|array| state.array_disks(&array.name).iter().cloned());
+        let since = since.flat_map(|array| {
+            let spares = state.array_spares(&array.name).iter();
+            state.array_disks(&array.name).iter().chain(spares).cloned()
+        });
         let in_arrays: BTreeSet<String> = listed.chain(since).collect();
         let opened = self.open_others(appliance, &in_arrays, state);
         self.drives.let_go_unused();
@@ -375,6 +383,8 @@ pub fn open(
         pools: PoolBook::default(),
         absent: Vec::new(),
         claimed: BTreeSet::new(),
+        unended: BTreeSet::new(),
+        making: Vec::new(),
         is_assembling: false,
         reserve: Reserve::default(),
         drives,
@@ -614,4 +624,15 @@ fn own_block_size(disk: &Disk, path: &Path) -> Result<BlockSize, Failure> {
             "only blocks of 512 and 4096 bytes can be exported; format the device with one of them",
         )
     })
+}
+
+/// True where a namespace names the array.
+pub fn is_exported(appliance: &Appliance, name: &str) -> bool {
+    let subsystems = appliance.subsystems().iter();
+    subsystems
+        .flat_map(|subsystem| &subsystem.namespaces)
+        .any(|namespace| match namespace.store {
+            Store::Array(id) => appliance.array(id).name == name,
+            _ => false,
+        })
 }

@@ -12,6 +12,7 @@ mod health;
 mod keeper;
 mod kept;
 mod lease;
+mod making;
 mod manage;
 mod media;
 mod naming;
@@ -24,6 +25,7 @@ mod reserve;
 mod reshape;
 mod returns;
 mod run;
+mod spares;
 mod state;
 mod tend;
 

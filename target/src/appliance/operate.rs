@@ -5,16 +5,16 @@ use std::sync::{Arc, PoisonError, atomic::Ordering, mpsc};
 use corebay_conf::{Appliance, appliance::Store};
 use corebay_core::units::Time;
 use corebay_raid::{
+    SlowMembers,
     array::Assembled,
-    geometry::Consistency,
     state::{RoleRecord, RoleState},
 };
 use serde_json::{Value, json};
 
 use super::{
-    arrays::{ArrayMedium, Named, Order, Sweep, SweepKind},
+    arrays::{ArrayMedium, Named, Order, Scrubbing, Sweep, SweepKind},
     control::{Reply, RpcError},
-    kept::{Made, unix_seconds},
+    kept::{KeptScrub, Made, unix_seconds},
     media::Media,
     state::State,
 };
@@ -46,11 +46,21 @@ pub fn operate(
             let absent = media.absent().iter().map(
                 |(name, why)| json!({ "name": name, "state": "absent", "trouble": why, "sweep": null }),
             );
-            Reply::Now(Ok(Value::Array(arrays.chain(absent).collect())))
+            let making = media.making.iter().map(|making| making.describe());
+            let all = arrays.chain(absent).chain(making);
+            Reply::Now(Ok(Value::Array(all.collect())))
         }
-        "array.status" => Reply::Now(array(media, params).map(|array| describe(&array, now))),
-        "array.scrub" | "array.fail" | "array.replace" | "array.add" | "array.remove"
-        | "array.grow" => {
+        "array.status" => {
+            let name = params.get("array").and_then(Value::as_str);
+            let mut making = media.making.iter();
+            Reply::Now(match making.find(|making| Some(&making.name[..]) == name) {
+                Some(making) => Ok(making.describe()),
+                None => array(media, params).map(|array| describe(&array, now)),
+            })
+        }
+        "array.scrub" => Reply::Now(scrub(media, state, params)),
+        "array.fail" | "array.replace" | "array.add" | "array.remove" | "array.grow"
+        | "array.spare" => {
             let order = order(appliance, media, state, (&method, params));
             order.unwrap_or_else(|error| Reply::Now(Err(error)))
         }
@@ -59,7 +69,6 @@ pub fn operate(
             Ok(address) => Reply::Later(media.drives().report(address)),
             Err(error) => Reply::Now(Err(error)),
         },
-        "array.spare" => Reply::Now(spare(appliance, media, state, params)),
         other => Reply::Now(Err(RpcError {
             code: -32601,
             message: format!("there is no method {other}"),
@@ -118,7 +127,6 @@ fn order(
 ) -> Result<Reply, RpcError> {
     let array = array(media, params)?;
     let order = match method {
-        "array.scrub" => Order::Scrub,
         "array.grow" => Order::Grow,
         "array.fail" => {
             let role = role(&array, params)?;
@@ -140,6 +148,10 @@ fn order(
             let (by, lose) = new_member(appliance, media, state, params)?;
             Order::Add { by, lose }
         }
+        "array.spare" => {
+            let (by, lose) = new_member(appliance, media, state, params)?;
+            Order::Spare { by, lose }
+        }
         _ => {
             let role = role(&array, params)?;
             let (by, lose) = new_member(appliance, media, state, params)?;
@@ -151,6 +163,42 @@ fn order(
     Ok(Reply::Order(outcome))
 }
 
+/// A scrub is to begin, or the one under way is to end.
+fn scrub(media: &Media, state: &mut State, params: &Value) -> Result<Value, RpcError> {
+    let array = array(media, params)?;
+    let stops = match params.get("stop").filter(|value| !value.is_null()) {
+        None => false,
+        Some(value) => value
+            .as_bool()
+            .ok_or_else(|| RpcError::params("`stop` is neither true nor false"))?,
+    };
+    if array.ending.load(Ordering::SeqCst) {
+        let message = format!("the array \"{}\" is being stopped", array.name);
+        return Err(RpcError::refused(message));
+    }
+    let mut tending = array.tending();
+    if stops && tending.scrubbing.take().is_none() {
+        let message = format!("no scrub of the array \"{}\" is under way", array.name);
+        return Err(RpcError::refused(message));
+    }
+    if stops {
+        // The next one by itself is as far off as after one that has come to its end.
+        array.scrubbed_at.store(unix_seconds(), Ordering::Relaxed);
+    } else {
+        tending.scrubbing.get_or_insert_default();
+    }
+    drop(tending);
+    let assembled = array.assembled();
+    state.keep_scrub(assembled.uuid(), KeptScrub::of(&array));
+    let saved = state.save();
+    saved.map_err(|failure| RpcError::refused(failure.to_string()))?;
+    let waits = !assembled.state().is_whole() || assembled.needs_resync();
+    Ok(match waits && !stops {
+        true => json!({ "note": "it begins once all members are good" }),
+        false => json!({}),
+    })
+}
+
 /// What has changed of an array that was made while the appliance ran is kept.
 fn kept_as_it_is(
     array: &Arc<ArrayMedium>,
@@ -158,6 +206,8 @@ fn kept_as_it_is(
 ) -> Result<Result<Value, RpcError>, RpcError> {
     if array.kept.load(Ordering::SeqCst) {
         state.keep_array(&array.name, Made::of(array));
+    } else {
+        state.note_array_spares(&array.name, array.spares());
     }
     let saved = state.save().map(|()| json!({}));
     Ok(saved.map_err(|failure| RpcError::refused(failure.to_string())))
@@ -186,6 +236,12 @@ pub fn free(
     state: &mut State,
     name: &str,
 ) -> Result<Named, RpcError> {
+    if media.unended.contains(name) {
+        return Err(RpcError::refused(format!(
+            "the disk \"{name}\" has not ended what was asked of it by an array that was stopped: it is used \
+             again once corebay was restarted"
+        )));
+    }
     if media.claimed().contains(name) {
         let message = format!("an array is being made of the disk \"{name}\"");
         return Err(RpcError::refused(message));
@@ -215,6 +271,10 @@ pub fn free(
                  before it was given up: what came late would spoil newer data",
                 array.name
             )));
+        }
+        if array.tending().blanking.iter().any(|known| known == name) {
+            let message = format!("the disk \"{name}\" has not ended its being blanked");
+            return Err(RpcError::refused(message));
         }
         let members = array.members();
         let state = array.assembled().state();
@@ -249,39 +309,6 @@ pub fn free(
     Ok(Named {
         name: name.to_owned(),
         medium,
-    })
-}
-
-fn spare(
-    appliance: &Appliance,
-    media: &mut Media,
-    state: &mut State,
-    params: &Value,
-) -> Result<Value, RpcError> {
-    let array = array(media, params)?;
-    let name = text(params, "disk")?;
-    let disk = free(appliance, media, state, name)?;
-    let geometry = array.assembled().geometry();
-    let (info, needs) = (disk.medium.info(), geometry.member_bytes());
-    if info.block_size != geometry.block_size() || info.bytes() < needs {
-        return Err(RpcError::refused(format!(
-            "the disk \"{name}\" has {} bytes in blocks of {}, a member needs {needs} in blocks of {}",
-            info.bytes(),
-            info.block_size,
-            geometry.block_size()
-        )));
-    }
-    let mut tending = array.tending();
-    tending.forget(name);
-    tending.spares.push(disk);
-    drop(tending);
-    let done = kept_as_it_is(&array, state)??;
-    Ok(match array.kept.load(Ordering::SeqCst) {
-        true => done,
-        false => json!({ "note": format!(
-            "the next start does not know it: name \"{name}\" in `spares` of [[array]] \"{}\", too",
-            array.name
-        ) }),
     })
 }
 
@@ -339,19 +366,28 @@ fn describe(array: &ArrayMedium, now: Time) -> Value {
         "block_bytes": info.block_size.bytes(),
         "strip_bytes": geometry.strip_bytes(),
         "zone_bytes": geometry.zone_bytes(),
-        "consistency": match geometry.wish().consistency {
-            Consistency::Journal => "journal",
-            Consistency::DirtyRegions => "resync",
+        "consistency": match (geometry.is_journaled(), geometry.copies() + geometry.parity()) {
+            (true, _) => "journal",
+            (false, 1) => "none",
+            (false, _) => "resync",
         },
         "members": members,
         "spares": spares,
         "refused": refused,
-        "sweep": tending.sweep.as_ref().map(|sweep| progress(array, sweep, now)),
+        "sweep": match &tending.sweep {
+            Some(sweep) => Some(progress(array, sweep, now)),
+            None => tending.scrubbing.as_ref().map(|scrub| waiting(array, scrub)),
+        },
         "resync_due": assembled.needs_resync(),
         "lost_stripes": lost,
         "scrubbed": scrubbed,
         "scrub_every_seconds": array.scrub_every.map(|every| every.as_secs()),
         "scrub_in_seconds": next,
+        "member_timeout_ms": assembled.patience().deadline.as_millis() as u64,
+        "slow_members": match assembled.patience().slow {
+            SlowMembers::Warn => "warn",
+            SlowMembers::Fail => "fail",
+        },
         "trouble": trouble,
         "configured": !array.kept.load(Ordering::SeqCst),
         "counters": {
@@ -416,6 +452,21 @@ fn describe_members(array: &ArrayMedium) -> Vec<Value> {
         })
     };
     members.map(member).collect()
+}
+
+/// A scrub that goes on once it may.
+fn waiting(array: &ArrayMedium, scrub: &Scrubbing) -> Value {
+    let geometry = array.assembled().geometry();
+    let strip = u64::from(geometry.strip_bytes());
+    json!({
+        "kind": "scrub",
+        "waiting": true,
+        "role": null,
+        "done_bytes": scrub.found.done * strip,
+        "total_bytes": geometry.stripes() * strip,
+        "bytes_per_second": 0,
+        "seconds_left": null,
+    })
 }
 
 fn progress(array: &ArrayMedium, sweep: &Sweep, now: Time) -> Value {

@@ -30,8 +30,8 @@ use corebay_target::{
 use tracing::{info, warn};
 
 use super::{
-    arrays::is_exported,
     environment::{MachineEnvironment, Medium},
+    media::is_exported,
     media::{self, Media},
     pools,
     run::referrals,

@@ -31,12 +31,15 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// How long disks may take to end what was asked of them, while hosts wait.
 const QUIET: Duration = Duration::from_millis(500);
 
+/// How long a scrub may take to end its stripes under way, at whatever pace.
+const SCRUB_PAUSES: Duration = Duration::from_secs(20);
+
 impl Tender {
     /// Makes the array as large as its members allow.
     pub(super) async fn grow(&self) -> Result<(), String> {
         let array = self.array()?;
         array.grown().map_err(|why| self.cannot(&why))?;
-        self.begin()?;
+        self.begin().await?;
         self.medium.tending().sweep = Some(Sweep {
             kind: SweepKind::Grow,
             since: self.core.reactor.now(),
@@ -59,7 +62,7 @@ impl Tender {
 
     /// Changes the array's shape.
     pub(super) async fn reshape(&self, change: Change) -> Result<(), String> {
-        self.begin()?;
+        self.begin().await?;
         let changed = self.change(change).await;
         self.reshaping.set(false);
         changed
@@ -69,19 +72,23 @@ impl Tender {
         format!("the array \"{}\" stays as it is: {why}", self.medium.name)
     }
 
-    fn begin(&self) -> Result<(), String> {
-        let tending = self.medium.tending();
-        if let Some(sweep) = &tending.sweep {
-            let what = match sweep.kind {
-                SweepKind::Resync => "a resync",
-                SweepKind::Rebuild(_) => "a rebuild",
-                SweepKind::Scrub => "a scrub",
-                SweepKind::Grow => "growth",
-            };
-            return Err(format!("{what} is under way: wait for its end"));
-        }
+    /// No sweep is under way from now on. A scrub goes on afterwards.
+    async fn begin(&self) -> Result<(), String> {
         self.reshaping.set(true);
-        Ok(())
+        let under_way = || self.medium.tending().sweep.as_ref().map(|s| s.kind.clone());
+        let deadline = self.core.reactor.now().plus(SCRUB_PAUSES);
+        while under_way() == Some(SweepKind::Scrub) && self.core.reactor.now() < deadline {
+            self.core.reactor.sleep(QUIET / 50).await;
+        }
+        let what = match under_way() {
+            None => return Ok(()),
+            Some(SweepKind::Resync) => "a resync",
+            Some(SweepKind::Rebuild(_)) => "a rebuild",
+            Some(SweepKind::Scrub) => "a scrub",
+            Some(SweepKind::Grow) => "growth",
+        };
+        self.reshaping.set(false);
+        Err(format!("{what} is under way: wait for its end"))
     }
 
     async fn change(&self, change: Change) -> Result<(), String> {
@@ -96,7 +103,11 @@ impl Tender {
                 }
             })
             .await;
-        if let Some(role) = self.is_unquiet().await {
+        let leaves = match change {
+            Change::RemoveLeg { role } => Some(role),
+            _ => None,
+        };
+        if let Some(role) = self.is_unquiet(leaves).await {
             drop(array);
             self.reopen().await;
             return Err(format!(
@@ -105,8 +116,17 @@ impl Tender {
                 self.medium.name
             ));
         }
+        let hangs = leaves.filter(|role| self.medium.assembled().unended(*role) > 0);
+        let hangs = hangs.and_then(|role| self.medium.members().get(role).cloned().flatten());
         let changed = array.reshape(change, &mut random()).await;
         drop(array);
+        if let (Ok(()), Some(disk)) = (&changed, hangs) {
+            // Assembled anew, the array knows nothing of what the disk has still to end.
+            let keep = move |main: &mut super::run::Main| {
+                main.exports.media.unended.insert(disk.name);
+            };
+            self.core.environment.keeper.then(keep);
+        }
         let again = self.assemble_again().await;
         self.reopen().await;
         again?;
@@ -128,13 +148,13 @@ impl Tender {
     }
 
     /// A role whose disk still has something to end, with the doors shut: an array that is assembled
-    /// anew knows nothing of it.
-    async fn is_unquiet(&self) -> Option<usize> {
+    /// anew knows nothing of it. Who leaves is used by nobody any more.
+    async fn is_unquiet(&self, leaves: Option<usize>) -> Option<usize> {
         let deadline = self.core.reactor.now().plus(QUIET);
-        while self.core.reactor.now() < deadline && self.medium.unquiet().is_some() {
+        while self.core.reactor.now() < deadline && self.medium.unquiet(None).is_some() {
             self.core.reactor.sleep(QUIET / 50).await;
         }
-        self.medium.unquiet()
+        self.medium.unquiet(leaves)
     }
 
     async fn assemble_again(&self) -> Result<(), String> {
@@ -187,6 +207,7 @@ impl Tender {
         let assembled = array.assembled().clone();
         drop(array);
         assembled.keep_promise_of(&self.medium.assembled());
+        assembled.set_patience(self.medium.assembled().patience());
         let by_role = report.roles.iter();
         let members: Vec<Option<Named>> = by_role
             .map(|place| place.map(|place| disks[place].clone()))

@@ -53,7 +53,7 @@ use super::{
     drives::Drives,
     environment::{Devices, MachineEnvironment, Medium},
     keeper::{Event, Keep, Keeper, SaveRequest},
-    kept::ThisMachine,
+    kept::{KeptScrub, ThisMachine},
     media::{Exports, port_id},
     pools::{self, AtStart, PoolMemory},
     put_off::{self, PutOff},
@@ -383,6 +383,11 @@ impl Main {
             self.port.send(CoreId(core), close);
         }
         let flushed = flush(&self.port, self.cores);
+        for array in self.exports.media.arrays() {
+            // Scrubs have ended with it.
+            let scrub = KeptScrub::of(array);
+            self.state.keep_scrub(array.assembled().uuid(), scrub);
+        }
         for core in 0..self.cores {
             let stop = Box::new(|core: &Rc<Core<_>>| core.reactor.stop());
             self.port.send(CoreId(core), stop);

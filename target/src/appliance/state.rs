@@ -77,6 +77,9 @@ struct Kept {
     /// The disks that were the members last of arrays that the configuration names.
     #[serde(default)]
     array_disks: BTreeMap<String, Vec<String>>,
+    /// The spares of arrays that the configuration names, where they ever changed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    array_spares: BTreeMap<String, Vec<String>>,
     /// Of each array, by its UUID.
     #[serde(default)]
     scrubs: BTreeMap<String, KeptScrub>,
@@ -295,6 +298,16 @@ impl State {
         self.kept.array_disks.get(name).map_or(&[], Vec::as_slice)
     }
 
+    /// Notes which disks are the spares of an array that the configuration names.
+    pub fn note_array_spares(&mut self, name: &str, disks: Vec<String>) {
+        self.kept.array_spares.insert(name.to_owned(), disks);
+    }
+
+    /// The disks that were the spares of an array last, where that has ever changed.
+    pub fn array_spares(&self, name: &str) -> &[String] {
+        self.kept.array_spares.get(name).map_or(&[], Vec::as_slice)
+    }
+
     /// Forgets an array that was made while the appliance ran.
     pub fn forget_array(&mut self, name: &str) {
         self.kept.arrays.remove(name);
@@ -306,7 +319,7 @@ impl State {
         kept.or_insert_with(|| KeptScrub::none(now)).clone()
     }
 
-    /// Keeps how a scrub ended.
+    /// Keeps how an array's scrub ended, or how far it is.
     pub fn keep_scrub(&mut self, array: ArrayUuid, scrub: KeptScrub) {
         self.kept.scrubs.insert(array.to_string(), scrub);
     }
@@ -429,6 +442,7 @@ fn read(path: &Path) -> Result<Kept, Failure> {
                 subsystems: BTreeMap::new(),
                 arrays: BTreeMap::new(),
                 array_disks: BTreeMap::new(),
+                array_spares: BTreeMap::new(),
                 scrubs: BTreeMap::new(),
             });
         }

@@ -1,7 +1,10 @@
 //! The first core's care for each array: it does what is ordered, lets spares step in, and runs one
 //! sweep at a time: resync after a crash, rebuild, scrub.
 //!
-//! Invariant: while the array changes its shape (`reshape.rs`) no sweep begins.
+//! Invariants:
+//! - While the array changes its shape (`reshape.rs`) no sweep begins.
+//! - A resync or a rebuild waits for no scrub: that ends at its next stripe, and goes on from there once it
+//!   may. How far it is outlasts the process.
 
 use std::{
     cell::Cell,
@@ -14,20 +17,20 @@ use corebay_core::disk::{Disk, DiskError, Durability, Space};
 use corebay_core::units::{Lba, Time};
 use corebay_raid::{
     array::Array,
-    assemble::{check_returning, examine},
+    assemble::{Refusal, check_returning, examine},
     create::occupant_of,
     geometry::Level,
     reshape::Change,
     state::RoleState,
-    sweep::SweepError,
+    sweep::{Scrubbed, SweepError},
     within,
 };
 use corebay_target::{core::Core, environment::Environment};
 use tracing::{info, warn};
 
 use super::{
-    arrays::{Answer, ArrayMedium, LastScrub, Named, Order, Sweep, SweepKind, random},
-    environment::{MachineEnvironment, PlainDisk},
+    arrays::{Answer, ArrayMedium, LastScrub, Named, Order, Scrubbing, Sweep, SweepKind, random},
+    environment::{Devices, MachineEnvironment, PlainDisk},
 };
 
 /// How often it is looked whether there is something to do.
@@ -42,6 +45,12 @@ const LOOKS_PER_TIDY: u32 = 50;
 /// How long a resync that failed is not begun again: what it could not read may be written meanwhile.
 const AFTER_RESYNC: Duration = Duration::from_secs(60);
 
+/// How often it is kept how far a scrub is.
+const SCRUB_KEPT: Duration = Duration::from_secs(60);
+
+/// How long a member that returned and could not be taken back is left alone.
+const RETURN_AGAIN: Duration = Duration::from_secs(10);
+
 /// How long tasks that tend an array may take to end where the process ends.
 pub const END_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -50,6 +59,9 @@ const DISK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a disk that an array is to do without may take to end what was asked of it.
 const QUIET_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Where the copies of a superblock lie, and how long they are (`raid/FORMAT.md`).
+const SUPERBLOCKS: [(u64, u64); 2] = [(0, 4096), (64 << 10, 4096)];
 
 /// What is looked at of a disk before it is taken for a member (`raid/FORMAT.md`).
 const BEGINNING_BYTES: u64 = 128 << 10;
@@ -69,6 +81,7 @@ pub fn tend(core: &MachineCore, medium: Arc<ArrayMedium>) {
         medium,
         reshaping: Cell::new(false),
         resync_from: Cell::new(core.reactor.now()),
+        may_pass: Cell::new(false),
     });
     let orders = tender.clone();
     core.spawn_control(async move {
@@ -100,24 +113,36 @@ pub async fn end(
     let Some(array) = core.environment.array(medium) else {
         return Ok(());
     };
-    array.flush().await?;
-    array.tidy().await.map(drop)
+    let all_durable = async {
+        array.flush().await?;
+        array.tidy().await.map(drop)
+    };
+    // Without redundancy a member that hangs is waited for by whoever uses the array.
+    let ended = within(&core.reactor, END_TIMEOUT, all_durable).await;
+    ended.unwrap_or(Err(DiskError::TimedOut))
 }
 
 /// Waits until no disk of an array that nobody uses any more has anything left to end: a write that
-/// comes late would spoil what is made of the disk next. On the first core.
-pub async fn quiet(core: &MachineCore, medium: &Arc<ArrayMedium>) {
-    let mut said = false;
-    while let Some(role) = medium.unquiet() {
-        if !std::mem::replace(&mut said, true) {
-            let array = &medium.name;
-            warn!(
-                array,
-                role, "a disk has not ended what was asked of it: waiting"
-            );
-        }
-        core.reactor.sleep(LOOK).await;
+/// comes late would spoil what is made of the disk next. The disks that hang: nobody waits for them
+/// longer, and they are not to be used again. On the first core.
+pub async fn quiet(core: &MachineCore, medium: &Arc<ArrayMedium>) -> Vec<String> {
+    let deadline = core.reactor.now().plus(QUIET_TIMEOUT);
+    while medium.unquiet(None).is_some() && core.reactor.now() < deadline {
+        core.reactor.sleep(LOOK / 10).await;
     }
+    medium.unended()
+}
+
+/// Makes the beginning of a disk blank that nobody else gets before that has ended.
+pub(super) async fn clear(devices: &Devices, by: &Named) -> Result<(), String> {
+    let name = &by.name;
+    let opened = devices.open(&by.medium);
+    let disk = opened.map_err(|error| format!("the disk \"{name}\" cannot be opened: {error}"))?;
+    let blocks = disk.info().block_size.blocks_in(BEGINNING_BYTES);
+    let zeroes = disk.write_zeroes(Lba(0), blocks, Space::Keep, Durability::Durable);
+    let cleared = within(&devices.reactor, DISK_TIMEOUT, zeroes).await;
+    let cleared = cleared.ok_or_else(|| does_not_answer(name))?;
+    cleared.map_err(|error| format!("the disk \"{name}\" cannot be cleared: {error}"))
 }
 
 pub(super) struct Tender {
@@ -126,6 +151,8 @@ pub(super) struct Tender {
     pub(super) reshaping: Cell<bool>,
     /// When a resync that failed is begun again.
     resync_from: Cell<Time>,
+    /// Why a member that returned was not taken back may pass by itself.
+    may_pass: Cell<bool>,
 }
 
 impl Tender {
@@ -156,19 +183,25 @@ impl Tender {
             {
                 warn!(array = self.medium.name, %error, "the dirty map could not be written");
             }
+            self.medium.order_returns(self.core.reactor.now());
             let next = {
                 let mut tending = self.medium.tending();
-                // A scrub waits for the sweep that is under way.
-                let ready = |(order, _): &(Order, _)| {
-                    !matches!(order, Order::Scrub) && !self.medium.has_to_wait(order)
-                };
+                let ready = |(order, _): &(Order, _)| !self.medium.has_to_wait(order);
                 let place = tending.orders.iter().position(ready);
                 place.and_then(|place| tending.orders.remove(place))
             };
             let Some((order, answer)) = next else {
                 continue;
             };
+            let returns = match &order {
+                Order::Return { role, by } => Some((*role, by.clone())),
+                _ => None,
+            };
             let done = self.do_order(order).await;
+            if let (Err(_), Some((role, by)), true) = (&done, returns, self.may_pass.take()) {
+                let at = self.core.reactor.now().plus(RETURN_AGAIN);
+                self.medium.tending().returns.push((at.0, role, by));
+            }
             if let Err(why) = &done {
                 warn!(array = self.medium.name, "{why}");
             }
@@ -192,7 +225,6 @@ impl Tender {
     async fn do_order(&self, order: Order) -> Result<(), String> {
         let name = &self.medium.name;
         match order {
-            Order::Scrub => Ok(()),
             Order::Fail { role } => {
                 self.give_up(role).await?;
                 warn!(array = name, role, "given up");
@@ -201,6 +233,7 @@ impl Tender {
             Order::Replace { role, by, lose } => self.replace(role, by, lose).await,
             Order::Return { role, by } => self.take_back(role, by).await,
             Order::Add { by, lose } => self.add(by, lose).await,
+            Order::Spare { by, lose } => self.take_spare(by, lose).await,
             Order::Remove { role } => self.remove(role).await,
             Order::Grow => self.grow().await,
         }
@@ -218,7 +251,11 @@ impl Tender {
         self.is_who_was_lost(role, &by).await?;
         self.give(role, Some(&by)).await?;
         let returned = self.array()?.take_back(role).await;
-        returned.map_err(|error| format!("role {role} is not taken back: {error}"))?;
+        returned.map_err(|error| {
+            let passes = matches!(error, SweepError::StillOut | SweepError::Disk(_));
+            self.may_pass.set(passes);
+            format!("role {role} is not taken back: {error}")
+        })?;
         let roles = self.medium.assembled().state().roles;
         let delta = match roles[role].state {
             RoleState::Rebuilding { delta: false, .. } => "it is rebuilt whole",
@@ -239,7 +276,9 @@ impl Tender {
         let (disk, assembled) = (self.open(by)?, self.medium.assembled());
         let checking = check_returning(&disk, &assembled, role, &self.core.memory.scratch);
         let checked = self.timely(checking).await;
-        checked.ok_or_else(|| does_not_answer(&by.name))?.map_err(|why| {
+        let unread = Err(Refusal::Unreadable(DiskError::TimedOut));
+        checked.unwrap_or(unread).map_err(|why| {
+            self.may_pass.set(matches!(why, Refusal::Unreadable(_)));
             let (array, name) = (&self.medium.name, &by.name);
             format!(
                 "the disk \"{name}\" is not taken back as role {role}: {why}; `corebay array add {array} \
@@ -327,7 +366,7 @@ impl Tender {
     async fn remove(&self, role: usize) -> Result<(), String> {
         let geometry = self.medium.assembled().geometry();
         if geometry.wish().level == Level::Mirrored {
-            return self.reshape(Change::RemoveLeg { role }).await;
+            return self.remove_leg(role).await;
         }
         let state = self.medium.assembled().state();
         if state.roles[role].state != RoleState::Failed {
@@ -342,6 +381,26 @@ impl Tender {
         self.give(role, None).await?;
         self.medium.clear_member(role);
         warn!(array = self.medium.name, role, "removed");
+        Ok(())
+    }
+
+    /// A leg that was good says so for good: started with that disk alone, the array would go on from it,
+    /// with what was its content by then. So it loses its superblocks, and keeps its data.
+    async fn remove_leg(&self, role: usize) -> Result<(), String> {
+        let state = self.medium.assembled().state();
+        let was_good = state
+            .roles
+            .get(role)
+            .is_some_and(|r| r.state != RoleState::Failed);
+        let disk = self.medium.members().get(role).cloned().flatten();
+        self.reshape(Change::RemoveLeg { role }).await?;
+        if let Some(disk) = disk.filter(|_| was_good)
+            && let Err(why) = self.blank(&disk, &SUPERBLOCKS).await
+        {
+            return Err(format!(
+                "the leg is removed, but its superblock stays: {why}; do not start with that disk alone"
+            ));
+        }
         Ok(())
     }
 
@@ -375,20 +434,40 @@ impl Tender {
     }
 
     /// Makes the beginning of a disk blank whose content may be lost.
-    async fn clear(&self, by: &Named, lose: bool) -> Result<(), String> {
-        if !lose {
-            return Ok(());
+    pub(super) async fn clear(&self, by: &Named, lose: bool) -> Result<(), String> {
+        match lose {
+            true => self.blank(by, &[(0, BEGINNING_BYTES)]).await,
+            false => Ok(()),
         }
-        let disk = self.open(by)?;
-        let blocks = disk.info().block_size.blocks_in(BEGINNING_BYTES);
-        let zeroes = disk.write_zeroes(Lba(0), blocks, Space::Keep, Durability::Durable);
-        let cleared = self.timely(zeroes).await;
-        let cleared = cleared.ok_or_else(|| does_not_answer(&by.name))?;
-        cleared.map_err(|error| format!("the disk \"{}\" cannot be cleared: {error}", by.name))
+    }
+
+    /// Zeroes parts of a disk. It takes no longer than any other order; where the disk does, it is free for
+    /// nobody before it has ended.
+    async fn blank(&self, by: &Named, parts: &[(u64, u64)]) -> Result<(), String> {
+        let (disk, parts, name) = (self.open(by)?, parts.to_vec(), by.name.clone());
+        let ended: Rc<Cell<Option<Result<(), DiskError>>>> = Rc::default();
+        let (medium, tell) = (self.medium.clone(), ended.clone());
+        medium.tending().blanking.push(name.clone());
+        self.core.spawn_control(async move {
+            let (size, mut blanked) = (disk.info().block_size, Ok(()));
+            for (at, bytes) in parts {
+                let (at, blocks) = (Lba(size.blocks_in(at)), size.blocks_in(bytes));
+                let zeroes = disk.write_zeroes(at, blocks, Space::Keep, Durability::Durable);
+                blanked = blanked.and(zeroes.await);
+            }
+            medium.tending().blanking.retain(|known| *known != name);
+            tell.set(Some(blanked));
+        });
+        let deadline = self.core.reactor.now().plus(DISK_TIMEOUT);
+        while ended.get().is_none() && self.core.reactor.now() < deadline {
+            self.core.reactor.sleep(LOOK / 50).await;
+        }
+        let blanked = ended.get().ok_or_else(|| does_not_answer(&by.name))?;
+        blanked.map_err(|error| format!("the disk \"{}\" cannot be cleared: {error}", by.name))
     }
 
     /// A disk can be a member, and is blank.
-    async fn is_fit(&self, by: &Named) -> Result<(), String> {
+    pub(super) async fn is_fit(&self, by: &Named) -> Result<(), String> {
         let (disk, geometry) = (self.open(by)?, self.medium.assembled().geometry());
         let (info, name) = (disk.info(), &by.name);
         let needs = geometry.member_bytes();
@@ -514,12 +593,24 @@ impl Tender {
         if let Some((role, from)) = rebuilding.filter(|_| !assembled.is_stopped()) {
             return Some((SweepKind::Rebuild(role), from));
         }
-        let ordered = self.scrub_order();
-        let scrubs = ordered.is_some() || (state.is_whole() && self.scrub_is_due());
-        if let Some(answer) = ordered {
-            let _ = answer.send(Ok(()));
+        let mut tending = self.medium.tending();
+        if tending.scrubbing.is_none() && state.is_whole() && self.scrub_is_due() {
+            tending.scrubbing = Some(Scrubbing::default());
         }
-        scrubs.then_some((SweepKind::Scrub, 0))
+        let from = tending.scrubbing.as_ref()?.found.done;
+        drop(tending);
+        self.may_scrub().then_some((SweepKind::Scrub, from))
+    }
+
+    /// What is to be rebuilt comes first, and where strips of a stripe with parity are missing there is
+    /// nothing to compare: a scrub waits.
+    fn may_scrub(&self) -> bool {
+        let assembled = self.medium.assembled();
+        let state = assembled.state();
+        let mut roles = state.roles.iter();
+        let rebuilding = roles.any(|role| matches!(role.state, RoleState::Rebuilding { .. }));
+        let compares = state.is_whole() || assembled.geometry().parity() == 0;
+        compares && !rebuilding && !self.reshaping.get() && !self.is_ending()
     }
 
     fn scrub_is_due(&self) -> bool {
@@ -532,15 +623,6 @@ impl Tender {
 
     fn unix_seconds(&self) -> u64 {
         self.core.environment.wall_clock_ms() / 1000
-    }
-
-    fn scrub_order(&self) -> Option<Answer> {
-        let mut tending = self.medium.tending();
-        let place = tending
-            .orders
-            .iter()
-            .position(|(order, _)| matches!(order, Order::Scrub));
-        tending.orders.remove(place?).map(|(_, answer)| answer)
     }
 
     async fn run(&self, kind: SweepKind, from: u64) {
@@ -561,7 +643,7 @@ impl Tender {
                 array.rebuild(role, pace).await
             }
             SweepKind::Scrub => {
-                info!(array = name, "scrub");
+                info!(array = name, from, "scrub");
                 self.scrub(&array).await
             }
         };
@@ -584,27 +666,62 @@ impl Tender {
         }
     }
 
+    /// Goes on with the scrub until it has come to its end, or something goes before it.
     async fn scrub(&self, array: &OpenArray) -> Result<(), SweepError> {
-        let since = self.core.reactor.now();
-        let outcome = array.scrub(self.medium.pace).await;
-        if outcome == Err(SweepError::Halted) {
-            return Err(SweepError::Halted);
+        loop {
+            let begun = self.medium.tending().scrubbing.clone();
+            let Some(begun) = begun else { return Ok(()) };
+            let since = self.core.reactor.now();
+            let until = since.plus(SCRUB_KEPT);
+            let goes_on = || {
+                let is_wanted = self.medium.tending().scrubbing.is_some();
+                is_wanted && self.may_scrub() && self.core.reactor.now() < until
+            };
+            let from = begun.found.done;
+            let outcome = array.scrub_on(self.medium.pace, begun.found, goes_on).await;
+            let took = begun.took + self.core.reactor.now().since(since);
+            let stripes = array.assembled().geometry().stripes();
+            match outcome {
+                Ok(found) if found.done < stripes => {
+                    let moved = found.done > from;
+                    if let Some(scrubbing) = &mut self.medium.tending().scrubbing {
+                        *scrubbing = Scrubbing { found, took };
+                    }
+                    self.keep_scrub();
+                    if !moved || !self.may_scrub() {
+                        return Ok(());
+                    }
+                }
+                ended => {
+                    self.scrub_ended(&ended, took);
+                    return ended.map(drop);
+                }
+            }
+        }
+    }
+
+    fn scrub_ended(&self, outcome: &Result<Scrubbed, SweepError>, took: Duration) {
+        if let Ok(found) = outcome {
+            let (mismatches, lost) = (found.mismatch_count, found.lost.len());
+            info!(array = self.medium.name, mismatches, lost, "scrubbed");
         }
         let last = LastScrub {
             at_unix: self.unix_seconds(),
-            seconds: self.core.reactor.now().since(since).as_secs(),
+            seconds: took.as_secs(),
             outcome: outcome.clone().map_err(|error| error.to_string()),
         };
-        self.medium
-            .scrubbed_at
-            .store(last.at_unix, Ordering::Relaxed);
-        self.medium.tending().scrubbed = Some(last.clone());
+        let at = &self.medium.scrubbed_at;
+        at.store(last.at_unix, Ordering::Relaxed);
+        let mut tending = self.medium.tending();
+        tending.scrubbing = None;
+        tending.scrubbed = Some(last);
+        drop(tending);
+        self.keep_scrub();
+    }
+
+    fn keep_scrub(&self) {
         let medium = self.medium.clone();
-        let keep = move |main: &mut super::run::Main| main.keep_scrub(&medium, &last);
+        let keep = move |main: &mut super::run::Main| main.keep_scrub(&medium);
         self.core.environment.keeper.then(keep);
-        outcome.map(|found| {
-            let (mismatches, lost) = (found.mismatch_count, found.lost.len());
-            info!(array = self.medium.name, mismatches, lost, "scrubbed");
-        })
     }
 }

@@ -115,16 +115,22 @@ enum Action {
         array: String,
         /// The disk
         disk: String,
+        /// What this disk holds may be lost
+        #[arg(long, value_name = "DISK")]
+        lose: Vec<String>,
     },
     /// Become as large as the smallest member allows, while hosts go on
     Grow {
         /// The array
         array: String,
     },
-    /// Read everything, and make agree what does not
+    /// Read everything, and make agree what does not; what was begun goes on after a restart
     Scrub {
         /// The array
         array: String,
+        /// End the scrub that is under way, or waits
+        #[arg(long)]
+        stop: bool,
     },
 }
 
@@ -140,6 +146,12 @@ struct Care {
     /// Scrub it by itself: never, daily, weekly, monthly or a time as in 12h
     #[arg(long, value_name = "HOW OFTEN", default_value = "never")]
     scrub: String,
+    /// A member that takes longer for a read or a write is given up, where the array can do without it
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    member_timeout: String,
+    /// What becomes of a member that is much slower than the others: warn or fail
+    #[arg(long, value_name = "WHAT", default_value = "warn")]
+    slow_members: String,
 }
 
 #[derive(Debug, clap::Args)]
@@ -187,6 +199,7 @@ impl Create {
             "rebuild_floor": self.care.rebuild_floor,
             "rebuild_ceiling": self.care.rebuild_ceiling,
             "scrub": self.care.scrub, "lose": self.lose,
+            "member_timeout": self.care.member_timeout, "slow_members": self.care.slow_members,
         })
     }
 }
@@ -210,12 +223,13 @@ impl Action {
                     "array": array, "disks": disks, "uuid": uuid, "lose": lose,
                     "rebuild_floor": care.rebuild_floor,
                     "rebuild_ceiling": care.rebuild_ceiling, "scrub": care.scrub,
+                    "member_timeout": care.member_timeout, "slow_members": care.slow_members,
                 }),
             ),
             Self::Stop { array } => return ("stop", json!({ "array": array }), None),
             Self::Status { array } => ("status", json!({ "array": array })),
             Self::Grow { array } => ("grow", json!({ "array": array })),
-            Self::Scrub { array } => ("scrub", json!({ "array": array })),
+            Self::Scrub { array, stop } => ("scrub", json!({ "array": array, "stop": stop })),
             Self::Fail { array, member } => ("fail", json!({ "array": array, "member": member })),
             Self::Remove { array, member } => {
                 ("remove", json!({ "array": array, "member": member }))
@@ -232,7 +246,10 @@ impl Action {
                 "replace",
                 json!({ "array": array, "member": member, "disk": disk, "lose": lose }),
             ),
-            Self::Spare { array, disk } => ("spare", json!({ "array": array, "disk": disk })),
+            Self::Spare { array, disk, lose } => (
+                "spare",
+                json!({ "array": array, "disk": disk, "lose": lose }),
+            ),
         };
         (method, params, self.array())
     }
@@ -250,7 +267,7 @@ impl Action {
             | Self::Replace { array, .. }
             | Self::Spare { array, .. }
             | Self::Grow { array }
-            | Self::Scrub { array } => Some(array),
+            | Self::Scrub { array, .. } => Some(array),
         }
     }
 }
@@ -307,7 +324,12 @@ fn act(args: &Args) -> Result<(), Failure> {
 fn is_under_way(result: &Value) -> bool {
     match result.as_array() {
         Some(arrays) => arrays.iter().any(is_under_way),
-        None => !result["sweep"].is_null() || result["state"] == "rebuilding",
+        None => {
+            let (sweep, state) = (&result["sweep"], result["state"].as_str());
+            // What waits for somebody to give the array a disk may wait for long.
+            let waits = sweep["waiting"] == true && state == Some("degraded");
+            !waits && (!sweep.is_null() || state == Some("rebuilding"))
+        }
     }
 }
 
@@ -348,6 +370,7 @@ fn sweep(sweep: &Value) -> String {
         return "growing".to_owned();
     }
     let number = |key: &str| sweep[key].as_f64().unwrap_or(0.0);
+    let waits = sweep["waiting"] == true;
     let percent = 100.0 * number("done_bytes") / number("total_bytes").max(1.0);
     let rate = number("bytes_per_second") / f64::from(1 << 20);
     let left = match sweep["seconds_left"].as_u64() {
@@ -359,6 +382,12 @@ fn sweep(sweep: &Value) -> String {
         ),
         None => "time left unknown".to_owned(),
     };
+    if waits {
+        return format!("{} {percent:.1}%, waiting", word(&sweep["kind"]));
+    }
+    if sweep["bytes_per_second"].is_null() {
+        return format!("{} {percent:.1}%", word(&sweep["kind"]));
+    }
     format!(
         "{} {percent:.1}%, {rate:.1} MiB/s, {left}",
         word(&sweep["kind"])

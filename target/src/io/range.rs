@@ -20,7 +20,7 @@ use crate::{
     controller::IoCounters,
     core::Core,
     environment::Environment,
-    limits::{COPY_BLOCKS_MAX, COPY_RANGE_BLOCKS_MAX, SCRATCH_BYTES},
+    limits::{COPY_BLOCKS_MAX, COPY_RANGE_BLOCKS_MAX, DSM_BLOCKS_MAX, SCRATCH_BYTES},
     namespace::Namespace,
     queue::Done,
 };
@@ -105,14 +105,19 @@ pub async fn dataset_management<D: Disk, M>(
     deallocate: bool,
     counters: &IoCounters,
 ) -> Result<(), Status> {
+    let mut total = 0;
     for index in 0..ranges {
         let (at, count) = dsm_range(data, index)?;
         if !namespace.disk.info().contains(at, count) {
             return Err(Status::LBA_OUT_OF_RANGE.with_dnr());
         }
+        total += count;
     }
     if !deallocate {
         return Ok(());
+    }
+    if total > u64::from(DSM_BLOCKS_MAX) {
+        return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED.with_dnr());
     }
     for index in 0..ranges {
         let (at, count) = dsm_range(data, index)?;

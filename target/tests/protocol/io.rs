@@ -9,10 +9,12 @@ use corebay_core::{
 };
 use corebay_nvme::spec::{
     command::{Fuse, SubmissionEntry, nvm},
+    identify::{IdentifyControllerNvm, cns},
     sgl::{Sgl, SglDescriptor},
     status::Status,
 };
-use zerocopy::IntoBytes;
+use corebay_target::limits::DSM_BLOCKS_MAX;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::harness::{
     disk::Call,
@@ -201,6 +203,27 @@ fn dataset_management() {
         assert!(queue.read(1, 1, 4096, 1).ok().iter().all(|&b| b == 0));
         assert!(queue.read(1, 3, 4096, 1).ok() == data[3 * 4096..4 * 4096]);
     }
+}
+
+/// However large what a host deallocates at once may be, it is told and kept.
+#[test]
+fn dataset_management_is_bounded() {
+    let most = DSM_BLOCKS_MAX;
+    let world = World::with(vec![ram(BlockSize::B4096, 2 * u64::from(most))]);
+    let (mut association, mut queue) = Host::new(&world, 1).with_queue(16);
+    let said = association.identify(cns::CSI_CONTROLLER, 0).ok();
+    let said = IdentifyControllerNvm::read_from_bytes(&said).unwrap();
+    assert_eq!((said.dmrsl.get(), said.dmsl.get()), (most, most.into()));
+    queue.write(1, 0, 4096, &[1; 4096]).ok();
+    let mut deallocate = |list: &[(u64, u32)]| {
+        let command = nvm::deallocate(1, list.len());
+        queue.command(command, Payload::Capsule(&ranges(list)))
+    };
+    for more in [&[(0, most + 1)][..], &[(1, most), (0, 1)]] {
+        assert_status(&deallocate(more), Status::COMMAND_SIZE_LIMIT_EXCEEDED);
+    }
+    deallocate(&[(1, most)]).ok();
+    assert!(queue.read(1, 0, 4096, 1).ok() == [1; 4096]);
 }
 
 fn sources(list: &[(u64, u32)]) -> Vec<u8> {
