@@ -10,7 +10,8 @@
 //!   so that looks from then on see the change; what left the maps in an epoch is free when every
 //!   core's oldest look is of a later one.
 //! - A look whose future was dropped never ends: the device may still work for it. Whatever left the
-//!   maps since then stays unused until the pool is opened again.
+//!   maps since then stays unused until the pool is opened again. Nobody waits for it; for all others whoever
+//!   waits does.
 
 use std::{
     cell::Cell,
@@ -40,7 +41,8 @@ pub(crate) struct Epochs {
     now: AtomicU64,
     home: Word,
     others: OnceLock<Box<[Word]>>,
-    abandoned: AtomicBool,
+    /// The epoch of the oldest look that never ends.
+    abandoned: Word,
 }
 
 impl Epochs {
@@ -62,6 +64,13 @@ impl Epochs {
     }
 
     /// Everything that left the maps in epochs before this one can be used again.
+    pub fn free_before(&self) -> u64 {
+        // In this order: a core says that a look is over after that it never ends.
+        let oldest = self.oldest();
+        oldest.min(self.abandoned.0.load(Ordering::Acquire))
+    }
+
+    /// All looks of epochs before this one are over.
     pub fn oldest(&self) -> u64 {
         let others = self.others.get().into_iter().flatten();
         let words = others.chain([&self.home]);
@@ -71,11 +80,12 @@ impl Epochs {
 
     /// Some look never ends.
     pub fn is_abandoned(&self) -> bool {
-        self.abandoned.load(Ordering::Relaxed)
+        self.abandoned.0.load(Ordering::Relaxed) != NOBODY
     }
 
-    pub fn abandon(&self) {
-        self.abandoned.store(true, Ordering::Relaxed);
+    /// The disk may work for good for what a map said from this epoch on.
+    pub fn abandon(&self, since: u64) {
+        self.abandoned.0.fetch_min(since, Ordering::AcqRel);
     }
 }
 
@@ -125,7 +135,17 @@ impl Looks {
         Look {
             looks: self,
             side,
+            writes: None,
             ended: false,
+        }
+    }
+
+    /// One look of a side is over. The epoch that it began in.
+    fn over(&self, side: usize) -> u64 {
+        self.counts[side].set(self.counts[side].get() - 1);
+        match side == self.side.get() {
+            true => self.current.get(),
+            false => self.before.get(),
         }
     }
 
@@ -189,22 +209,33 @@ impl Drop for Looks {
 pub(crate) struct Look<'a> {
     looks: &'a Looks,
     side: usize,
+    /// Set where it never ends.
+    writes: Option<&'a AtomicBool>,
     ended: bool,
 }
 
-impl Look<'_> {
+impl<'a> Look<'a> {
+    /// The disk writes for it what readers find: `forsaken` is set where nobody will know when that ends.
+    pub fn of_write(mut self, forsaken: &'a AtomicBool) -> Self {
+        self.writes = Some(forsaken);
+        self
+    }
+
     /// The disk works no more for it.
     pub fn end(mut self) {
         self.ended = true;
-        let count = &self.looks.counts[self.side];
-        count.set(count.get() - 1);
+        self.looks.over(self.side);
     }
 }
 
 impl Drop for Look<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            self.looks.epochs.abandon();
+            if let Some(forsaken) = self.writes {
+                forsaken.store(true, Ordering::SeqCst);
+            }
+            // Before anybody can see that it is over.
+            self.looks.epochs.abandon(self.looks.over(self.side));
         }
     }
 }
@@ -240,8 +271,23 @@ mod tests {
         other.rest();
         assert_eq!(epochs.oldest(), NOBODY);
         assert!(!epochs.is_abandoned());
+        let never = epochs.now();
         drop(home.begin());
         assert!(epochs.is_abandoned());
+        // It holds up what left since, for good, and nobody who waits.
+        let look = other.begin();
+        epochs.advance();
+        home.turn();
+        other.turn();
+        assert!(epochs.oldest() <= never);
+        look.end();
+        epochs.advance();
+        for _ in 0..2 {
+            home.turn();
+            other.turn();
+        }
+        assert!(epochs.oldest() > never);
+        assert_eq!(epochs.free_before(), never);
     }
 
     #[test]

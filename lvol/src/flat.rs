@@ -202,6 +202,8 @@ pub(crate) struct FlatVolume {
     pub frozen: AtomicBool,
     /// It is deleted, or its pool is closed.
     pub gone: AtomicBool,
+    /// A write in place was dropped amid its way.
+    pub forsaken: AtomicBool,
     /// How much hosts may do with it.
     pub qos: Qos,
     /// It is being received: nobody opens it.
@@ -232,6 +234,7 @@ impl FlatVolume {
             read_only: AtomicBool::new(true),
             frozen: AtomicBool::new(false),
             gone: AtomicBool::new(false),
+            forsaken: AtomicBool::new(false),
             qos: Qos::default(),
             receiving: AtomicBool::new(false),
             counts: Counts::default(),

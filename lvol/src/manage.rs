@@ -317,6 +317,19 @@ impl<D: Disk> Pool<D> {
         frozen
     }
 
+    /// The same for volumes whose blocks are to stay as they are. Where a write was given up amid its way,
+    /// nobody knows when the disk writes no more to what would be shared.
+    async fn freeze_to_share(
+        &self,
+        ids: impl IntoIterator<Item = u32>,
+    ) -> Result<Vec<Frozen>, PoolError> {
+        let frozen = self.freeze(ids).await;
+        match frozen.iter().any(Frozen::is_forsaken) {
+            true => Err(PoolError::Busy),
+            false => Ok(frozen),
+        }
+    }
+
     /// Takes snapshots of several volumes at one point in time.
     ///
     /// # Errors
@@ -345,7 +358,7 @@ impl<D: Disk> Pool<D> {
             });
         }
         let _promise = self.promise(growth)?;
-        let _frozen = self.freeze(of.iter().map(|(id, _)| id.0)).await;
+        let _frozen = self.freeze_to_share(of.iter().map(|(id, _)| id.0)).await?;
         self.change(&records).await?;
         let made = records.iter().filter_map(|record| match record {
             Record::Share { volume, .. } => Some(VolumeId(*volume)),
@@ -369,7 +382,7 @@ impl<D: Disk> Pool<D> {
         let _promise =
             self.promise(record.reservation_when_shared() - record.unused_reservation())?;
         let volume = self.free_id(0)?;
-        let _frozen = self.freeze([source.0]).await;
+        let _frozen = self.freeze_to_share([source.0]).await?;
         self.change(&[Record::Share {
             volume,
             source: source.0,

@@ -46,15 +46,11 @@ pub struct PoolContext {
     pub buffers: BufferPool,
 }
 
-/// What waits until all operations that are under way have ended.
+/// What is free once all operations that are under way have ended.
 #[derive(Debug)]
 enum Leaving {
-    /// It is free then.
     Extent(Extent),
-    /// So is this.
     Slot(Slot),
-    /// Somebody waits for that moment.
-    Waiter(Rc<Cell<bool>>),
 }
 
 /// The insides of a pool.
@@ -91,6 +87,8 @@ pub(crate) struct Shared<D: Disk> {
     pub flat: RefCell<Flat>,
     pub trims: Trims,
     limbo: RefCell<VecDeque<(u64, Leaving)>>,
+    /// Who waits for all operations that are under way.
+    waiters: RefCell<VecDeque<(u64, Rc<Cell<bool>>)>>,
     /// Somebody waits for other cores: they are looked at in each turn.
     awaited: Cell<u32>,
     /// Volumes take writes again, or none is under way any more.
@@ -146,6 +144,7 @@ impl<D: Disk> Shared<D> {
             places_stay: Permits::new(1, STAYERS_MAX),
             maps_stay: Permits::new(1, STAYERS_MAX),
             limbo: RefCell::default(),
+            waiters: RefCell::default(),
             awaited: Cell::new(0),
             thawed: Signal::default(),
             turns: Turns::default(),
@@ -330,12 +329,22 @@ impl<D: Disk> Shared<D> {
     pub fn reap(&self) -> usize {
         self.looks.turn();
         let mut limbo = self.limbo.borrow_mut();
-        if limbo.is_empty() {
+        let mut waiters = self.waiters.borrow_mut();
+        if limbo.is_empty() && waiters.is_empty() {
             return 0;
         }
-        let oldest = self.common.epochs.oldest();
+        let epochs = &self.common.epochs;
+        let oldest = epochs.oldest();
         let mut state = self.state.borrow_mut();
         let mut freed = 0;
+        while waiters.front().is_some_and(|(epoch, _)| *epoch < oldest) {
+            waiters
+                .pop_front()
+                .into_iter()
+                .for_each(|(_, ended)| ended.set(true));
+            freed += 1;
+        }
+        let oldest = epochs.free_before();
         while limbo.front().is_some_and(|(epoch, _)| *epoch < oldest) {
             match limbo.pop_front() {
                 Some((_, Leaving::Extent(extent))) => {
@@ -343,12 +352,11 @@ impl<D: Disk> Shared<D> {
                     self.trims.note(extent);
                 }
                 Some((_, Leaving::Slot(slot))) => self.flat.borrow_mut().free(slot),
-                Some((_, Leaving::Waiter(ended))) => ended.set(true),
                 None => {}
             }
             freed += 1;
         }
-        drop((state, limbo));
+        drop((state, limbo, waiters));
         if freed > 0 {
             self.look_at_space();
             self.space.notify();
@@ -358,24 +366,23 @@ impl<D: Disk> Shared<D> {
 
     /// True where nobody waits for what another core does.
     pub fn may_sleep(&self) -> bool {
-        self.awaited.get() == 0 && (self.limbo.borrow().is_empty() || self.is_abandoned())
+        let none = self.awaited.get() == 0 && self.waiters.borrow().is_empty();
+        none && (self.limbo.borrow().is_empty() || self.is_abandoned())
     }
 
     pub fn is_abandoned(&self) -> bool {
         self.common.epochs.is_abandoned()
     }
 
-    /// Waits until every operation that is under way on any core has ended. The caller looks at
-    /// nothing itself.
+    /// Waits until every operation that is under way on any core has ended, but for those whose futures
+    /// were dropped: of these nobody will ever say that they have. The caller looks at nothing itself.
     pub async fn grace(&self) {
         let ended = Rc::new(Cell::new(false));
-        let waiter = Leaving::Waiter(ended.clone());
         let epoch = self.common.epochs.now();
-        self.limbo.borrow_mut().push_back((epoch, waiter));
+        self.waiters.borrow_mut().push_back((epoch, ended.clone()));
         self.common.epochs.advance();
         self.reap();
-        // Of what was abandoned, nobody will ever say that it has ended.
-        let done = || ended.get() || self.is_abandoned() || self.stopped().is_some();
+        let done = || ended.get() || self.stopped().is_some();
         self.space.until(|| done().then_some(())).await;
     }
 
@@ -457,6 +464,13 @@ impl<D: Disk> Drop for Loading<'_, D> {
 /// A volume that takes no writes. Whoever waits to write looks again in each turn of its core.
 pub(crate) struct Frozen {
     volume: Arc<FlatVolume>,
+}
+
+impl Frozen {
+    /// The disk may still write to the volume in place, and nobody will know when that has ended.
+    pub fn is_forsaken(&self) -> bool {
+        self.volume.forsaken.load(Ordering::SeqCst)
+    }
 }
 
 impl Drop for Frozen {

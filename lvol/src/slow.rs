@@ -190,7 +190,8 @@ impl<D: Disk> Drop for SlowWrite<D> {
         if !self.ended {
             // Without extents it was still waiting, and the disk knows nothing of it.
             if !self.extents.is_empty() {
-                self.shared.common.epochs.abandon();
+                let epochs = &self.shared.common.epochs;
+                epochs.abandon(epochs.now());
             }
             for extent in &self.extents {
                 self.shared.state.borrow_mut().pin(*extent);
@@ -250,7 +251,8 @@ impl<D: Disk> FirstWrite<'_, D> {
 impl<D: Disk> Drop for FirstWrite<'_, D> {
     fn drop(&mut self) {
         if !self.ended {
-            self.shared.common.epochs.abandon();
+            let epochs = &self.shared.common.epochs;
+            epochs.abandon(epochs.now());
             self.shared.state.borrow_mut().pin(self.extent);
             self.release();
         }

@@ -229,6 +229,7 @@ impl<D: Disk> Volume<D> {
                 let rest = window(from, first..to_usize(blocks) << shift);
                 return self.write_slowly(block..end, &rest, durability).await;
             };
+            let look = look.of_write(&self.flat.forsaken);
             let part = window(from, first..first + (count << shift));
             let place = self.place(extent, block);
             let written = self.core.disk.write(place, &part, durability).await;
@@ -395,6 +396,7 @@ impl<D: Disk> Disk for Volume<D> {
                 && run.blocks as u64 == blocks
                 && let Some(extent) = run.extent
             {
+                let look = look.of_write(&self.flat.forsaken);
                 let place = self.place(extent, at.0);
                 let written = self.core.disk.write(place, from, durability).await;
                 look.end();

@@ -25,7 +25,7 @@ use corebay_core::{
     rng::Rng,
     units::{BlockSize, Lba},
 };
-use corebay_lvol::{Pool, PoolCore, PoolHandle, Volume, VolumeHandle, VolumeId};
+use corebay_lvol::{Pool, PoolCore, PoolHandle, Volume, VolumeHandle, VolumeId, error::PoolError};
 
 const BLOCKS: u64 = 1024;
 const CORES: usize = 3;
@@ -316,6 +316,60 @@ fn turns(core: &TestCore) {
 #[test]
 fn a_snapshot_waits_for_an_overwrite_of_another_core() {
     let (_medium, node, id, core, volume) = beside();
+    snapshot_waits(&node, id, &core, &volume);
+}
+
+/// Begins an operation, and drops it while the disk works for it.
+fn drop_amid(core: &TestCore, operation: impl Future<Output = Result<(), DiskError>> + 'static) {
+    core.spawn(async move {
+        let mut operation = Box::pin(operation);
+        std::future::poll_fn(|context| {
+            assert!(operation.as_mut().poll(context).is_pending());
+            std::task::Poll::Ready(())
+        })
+        .await;
+    });
+    core.turn();
+}
+
+#[test]
+fn a_snapshot_waits_for_an_overwrite_also_after_an_operation_was_dropped() {
+    let (_medium, node, id, core, volume) = beside();
+    let (disk, into) = (volume.clone(), core.buffer(4096));
+    drop_amid(&core, async move {
+        disk.read(Lba(9), std::slice::from_ref(&into)).await
+    });
+    snapshot_waits(&node, id, &core, &volume);
+}
+
+#[test]
+fn a_volume_with_a_dropped_overwrite_is_shared_only_once_its_pool_was_opened_anew() {
+    let (medium, node, id, core, volume) = beside();
+    let (disk, from) = (volume.clone(), core.filled(&disk::block(8, 4096)));
+    drop_amid(&core, async move {
+        disk.write(Lba(3), std::slice::from_ref(&from), Durability::Cached)
+            .await
+    });
+    for clones in [false, true] {
+        let pool = node.pool.clone();
+        let shared = node.core.spawn(async move {
+            match clones {
+                true => pool.clone_volume(id, &named("c")).await.map(drop),
+                false => pool.snapshot(&[(id, named("s"))]).await.map(drop),
+            }
+        });
+        for _ in 0..20 {
+            turns(&node.core);
+            turns(&core);
+        }
+        assert_eq!(shared.take(), Err(PoolError::Busy));
+    }
+    drop((volume, core, node));
+    let node = Node::import(&medium).unwrap();
+    node.snapshot(id, "s");
+}
+
+fn snapshot_waits(node: &Node, id: VolumeId, core: &TestCore, volume: &Rc<Volume<MediumDisk>>) {
     let from = core.filled(&disk::block(8, 4096));
     let (disk, own) = (volume.clone(), node.open(id));
     let written = core.spawn(async move {

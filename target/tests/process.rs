@@ -326,6 +326,14 @@ fn discovered(address: &str) -> Vec<serde_json::Value> {
 }
 
 #[test]
+fn who_reads_no_further_fails_nothing() {
+    let line = format!("'{PROGRAM}' completion bash | head -c 1");
+    let output = Command::new("sh").args(["-c", &line]).output().unwrap();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.stdout.len(), &*complaint), (1, ""));
+}
+
+#[test]
 fn ipv6_listeners_are_discovered_and_serve() {
     if TcpListener::bind("[::1]:0").is_err() {
         eprintln!("skipped: this machine has no IPv6 loopback");

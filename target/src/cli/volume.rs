@@ -275,6 +275,7 @@ pub fn list(volumes: &Value) -> String {
     let mut table = Table::new(&["VOLUME", ">SIZE", ">USED", "KIND", "OF", "EXPORTED"]);
     for volume in volumes.as_array().into_iter().flatten() {
         let kind = match (&volume["thick"], &volume["read_only"], &volume["kind"]) {
+            _ if !volume["receiving_from_block"].is_null() => "receiving".to_owned(),
             (_, _, kind) if kind != "volume" => word(kind),
             (Value::Bool(true), Value::Bool(true), _) => "thick, read only".to_owned(),
             (Value::Bool(true), ..) => "thick".to_owned(),

@@ -461,7 +461,13 @@ impl Home {
             }
             working.done(size.bytes_of(receiver.position()));
         }
-        receiver.finish().await.map_err(refused)?;
+        receiver.finish().await.map_err(|error| {
+            let mut why = refused(error);
+            if let Some(block) = going_on_from(&pool, name) {
+                why.message += &format!("; what came is kept: send the rest with --start {block}");
+            }
+            why
+        })?;
         self.attach_named().await;
         match done {
             Some(id) => self.received(&pool, id),
@@ -596,6 +602,12 @@ fn snapshot_of(volume: &str, sent: &str) -> Option<String> {
     let (_, name) = sent.rsplit_once('@')?;
     check_name(name).ok()?;
     Some(format!("{volume}@{name}"))
+}
+
+/// The block that the stream of a volume goes on from, where it was cut off.
+fn going_on_from(pool: &OpenPool, volume: &str) -> Option<u64> {
+    let record = pool.pool.volume(pool.pool.find(volume)?).ok()?;
+    Some(record.receiving?.next())
 }
 
 fn refused(error: ReceiveError) -> RpcError {

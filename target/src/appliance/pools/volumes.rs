@@ -695,6 +695,12 @@ impl Home {
     /// Exports a volume as wished, or admits more hosts where it is exported.
     async fn export(&self, pool: &Rc<OpenPool>, id: VolumeId, wish: &Wish) -> Result<(), RpcError> {
         let record = pool.pool.volume(id).map_err(refusal)?;
+        if record.receiving.is_some() {
+            let name = &record.name;
+            return Err(RpcError::refused(format!(
+                "\"{name}\" is being received: `corebay volume show {name}` says how its stream goes on"
+            )));
+        }
         let known = record.export.clone();
         let before = known.clone();
         let mut export = match known {
