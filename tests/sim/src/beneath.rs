@@ -134,8 +134,11 @@ impl FloorPlan {
         match self {
             Self::Disk(medium) => vec![*medium],
             Self::Drive(drive) => vec![drive.medium()],
-            Self::Array(array) => vec![array.member; array.wish.roles + array.spares],
-            Self::Pool(pool) => pool.base.media(),
+            Self::Array(array) => {
+                let members = array.wish.roles + array.spares;
+                used(vec![array.member; members])
+            }
+            Self::Pool(pool) => used(pool.base.media()),
         }
     }
 
@@ -242,6 +245,12 @@ impl FloorPlan {
     }
 }
 
+/// Whatever is made on these, something else was there before.
+fn used(mut media: Vec<MediumOptions>) -> Vec<MediumOptions> {
+    media.iter_mut().for_each(|medium| medium.used = true);
+    media
+}
+
 impl DrivePlan {
     /// What its namespace's blocks lie on.
     fn medium(&self) -> MediumOptions {
@@ -250,6 +259,7 @@ impl DrivePlan {
             blocks: self.blocks,
             volatile_cache: self.volatile_cache,
             tears: self.tears,
+            used: false,
             // The controller takes the time.
             latency: Latency {
                 min: Duration::ZERO,
@@ -315,6 +325,7 @@ impl PoolPlan {
                 blocks: block_size.blocks_in(bytes),
                 volatile_cache: !rng.once_in(3),
                 tears: rng.once_in(4),
+                used: false,
                 latency: latency(rng),
             }),
         };
@@ -343,6 +354,13 @@ impl PoolPlan {
             told_there: true,
             ..MediumFaults::default()
         }
+    }
+
+    /// True where nothing beneath it damages what it writes.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        let nothing = MediumFaults::default();
+        self.faults == nothing && !self.base.may_fail(&nothing)
     }
 
     /// A small one, with an operator.
@@ -538,6 +556,7 @@ fn draw_member(rng: &mut Rng, wish: &Wish) -> MediumOptions {
         blocks: block.blocks_in(bytes) + rng.below(8),
         volatile_cache: !rng.once_in(3),
         tears: rng.once_in(4),
+        used: false,
         latency: latency(rng),
     }
 }

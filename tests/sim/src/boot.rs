@@ -82,8 +82,11 @@ impl Drop for Keeper {
 pub struct Boot {
     keeper: Keeper,
     queues: Queues,
-    found: Outcome<Vec<Store>>,
+    found: Rc<RefCell<Option<Found>>>,
 }
+
+/// What lies on the floors; or by floor, what is wrong with it.
+pub type Found = Result<Vec<Store>, Vec<(usize, String)>>;
 
 impl Boot {
     /// Begins to look for what lies on these floors. `scratch` is memory of each core.
@@ -98,13 +101,13 @@ impl Boot {
         let reactor = Reactor::new(CoreId(0), TASK_SLOTS, now);
         let queues = Queues::default();
         let opener = Opener::new(&reactor, &queues, trace, &scratch[0]);
-        let found = Outcome::default();
+        let found = Rc::<RefCell<Option<Found>>>::default();
         let scratch = scratch.to_vec();
         let (floors, into) = (floors.to_vec(), found.clone());
         let controllers: Rc<RefCell<Vec<_>>> = Rc::default();
         let (memories, kept) = (memories.to_vec(), controllers.clone());
         spawn(&reactor, async move {
-            let mut stores = Ok(Vec::new());
+            let (mut stores, mut failed) = (Vec::new(), Vec::new());
             for (index, bays) in floors.iter().enumerate() {
                 let store = match &bays.controller {
                     Some(emulated) => {
@@ -114,14 +117,16 @@ impl Boot {
                     }
                     None => find(&opener, index, bays).await,
                 };
-                let named = store.map_err(|what| format!("floor {index}: {what}"));
-                stores = stores.and_then(|mut known: Vec<Store>| {
-                    known.push(named?);
-                    Ok(known)
-                });
+                match store {
+                    Ok(store) => stores.push(store),
+                    Err(what) => failed.push((index, what)),
+                }
             }
             drop(opener);
-            *into.borrow_mut() = Some(stores);
+            *into.borrow_mut() = Some(match failed.is_empty() {
+                true => Ok(stores),
+                false => Err(failed),
+            });
         });
         Self {
             keeper: Keeper {
@@ -147,7 +152,7 @@ impl Boot {
 
     /// What was found, once all was looked for.
     #[must_use]
-    pub fn found(&self) -> Option<Result<Vec<Store>, String>> {
+    pub fn found(&self) -> Option<Found> {
         self.found.borrow_mut().take()
     }
 

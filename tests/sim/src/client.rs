@@ -26,6 +26,7 @@ use crate::{
     admin,
     beneath::NamespacePlan,
     family::Stream,
+    medium::MediumFaults,
     model::Model,
     net::{Hub, SimNetwork},
     node::{HOST_CORE, subsystem},
@@ -92,7 +93,8 @@ impl Common {
         let models = |(index, node): (usize, &NodePlan)| {
             let model = |(plan, nsid): (&NamespacePlan, u32)| {
                 let name = format!("appliance {index} namespace {nsid}");
-                RefCell::new(Model::new(name, plan.blocks, plan.volatile_cache))
+                let tears = node.floors[plan.floor].may_fail(&MediumFaults::default());
+                RefCell::new(Model::new(name, plan.blocks, plan.volatile_cache, tears))
             };
             node.namespaces.iter().zip(1..).map(model).collect()
         };

@@ -16,7 +16,7 @@ use corebay_target::memory::Memory;
 
 use crate::{
     beneath::{FloorPlan, NamespacePlan},
-    boot::{self, Boot, Keeper},
+    boot::{self, Boot, Found, Keeper},
     client::Common,
     disk::Queues,
     medium::{MediumFaults, SimMedium, Supply},
@@ -29,7 +29,8 @@ use crate::{
     trace::{Trace, event, lock},
 };
 
-/// How long a drain of the target may take before it is ended anyhow.
+/// How long a drain of the target may take, and then the closing of its pools: whatever holds it up (a
+/// stall, a partition, a silent host, a stuck operation) is over by then.
 const DRAIN_MAX: Duration = Duration::from_secs(15);
 
 /// The longest pauses before a target that ended is started again, in microseconds: a supervisor may
@@ -344,8 +345,9 @@ impl Machine {
                 None => Ok(()),
             },
             Life::Off(until) if now >= *until => self.start(now),
-            Life::Draining(node, until) if node.is_drained() || now >= *until => {
-                self.end_draining(now)
+            Life::Draining(node, _) if node.is_drained() => self.end_draining(now),
+            Life::Draining(_, until) if now >= *until => {
+                Err(format!("appliance {} does not drain", self.index))
             }
             Life::Closing(node, _) if node.has_closed() || node.has_failed_store() => {
                 self.note("has closed its pools and ends");
@@ -401,30 +403,37 @@ impl Machine {
         }
     }
 
-    fn end_boot(&mut self, found: Result<Vec<Store>, String>, now: Time) -> Result<(), String> {
+    fn end_boot(&mut self, found: Found, now: Time) -> Result<(), String> {
         let life = std::mem::replace(&mut self.life, Life::Off(now.plus(AFTER_FAILED_BOOT)));
         let Life::Booting(boot) = life else {
             unreachable!("a boot ends once");
         };
         match found {
             Ok(stores) => self.start_cores(stores, Some(boot.into_keeper()), now),
-            Err(what) if self.may_fail_to_boot() => {
-                self.note(&format!("does not start: {what}"));
-                Ok(())
+            Err(failed) => {
+                self.note(&format!("does not start: {failed:?}"));
+                let wrong = failed
+                    .iter()
+                    .find(|(floor, _)| !self.may_be_missing(*floor));
+                match wrong {
+                    None => Ok(()),
+                    Some((floor, what)) => Err(format!(
+                        "appliance {} does not start: floor {floor}: {what}",
+                        self.index
+                    )),
+                }
             }
-            Err(what) => Err(format!("appliance {} does not start: {what}", self.index)),
         }
     }
 
     /// An array that bears nothing may not be found at once.
-    fn may_fail_to_boot(&self) -> bool {
-        let bears_nothing = |floor: &FloorPlan| match floor.base() {
+    fn may_be_missing(&self, floor: usize) -> bool {
+        match self.plan.floors[floor].base() {
             FloorPlan::Disk(_) | FloorPlan::Pool(_) => false,
             // It may be pulled out meanwhile.
             FloorPlan::Drive(_) => true,
             FloorPlan::Array(array) => array.redundancy() == 0 && !array.victims.is_empty(),
-        };
-        self.plan.floors.iter().any(bears_nothing)
+        }
     }
 
     fn start_cores(
@@ -490,7 +499,7 @@ impl Machine {
         }
     }
 
-    /// No host has anything to do with the target any more, or it was waited for long enough.
+    /// No host has anything to do with the target any more.
     fn end_draining(&mut self, now: Time) -> Result<(), String> {
         let closes =
             |node: &Node| node.has_pools() && node.is_drained() && !node.has_failed_store();

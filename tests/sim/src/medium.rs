@@ -1,7 +1,8 @@
 //! A simulated medium: a durable image, and what was written and is not durable yet.
 //!
 //! Invariants:
-//! - One block is atomic. Blocks that were never written, or were cleared, are zeroes.
+//! - One block is atomic. Blocks that were cleared are zeroes, and so are those that were never written,
+//!   unless something else was on the medium.
 //! - What is in the durable image survives everything. Of what is not, a power cut lets each block
 //!   by itself keep any of its versions or none, in any order; where the medium tears, a block may
 //!   also be lost: reading it fails until it is written again.
@@ -22,7 +23,12 @@ use corebay_core::{
     units::{BlockSize, Time},
 };
 
-use crate::trace::lock;
+use corebay_raid::geometry::ZONE_OFFSET;
+
+use crate::trace::{lock, mix};
+
+/// So many bytes were wiped of what was on a used medium: whoever makes an array would not take it else.
+const WIPED_BYTES: u64 = ZONE_OFFSET;
 
 /// How long operations take.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +66,9 @@ pub struct MediumOptions {
     pub volatile_cache: bool,
     /// A power cut may lose a block that was being written.
     pub tears: bool,
+    /// Something else was on it, of which the beginning was wiped: other blocks that nobody has written hold
+    /// some bytes.
+    pub used: bool,
     /// How long operations take.
     pub latency: Latency,
 }
@@ -134,6 +143,8 @@ struct State {
     durable: BTreeMap<u64, Content>,
     /// Versions of blocks that are not durable, oldest first, each with its place in the order.
     cached: BTreeMap<u64, Vec<(u64, Content)>>,
+    /// What lies where nobody has written depends on it.
+    seed: u64,
     order: u64,
     rng: Rng,
     full: bool,
@@ -209,7 +220,7 @@ pub struct SimMedium {
 }
 
 impl SimMedium {
-    /// A medium full of zeroes, in the machine that this power is of.
+    /// A medium that nobody has written, in the machine that this power is of.
     #[must_use]
     pub fn new(options: MediumOptions, seed: u64, supply: &Supply) -> Self {
         let state = State {
@@ -217,6 +228,7 @@ impl SimMedium {
             faults: MediumFaults::default(),
             durable: BTreeMap::new(),
             cached: BTreeMap::new(),
+            seed,
             order: 0,
             rng: Rng::from_seed(seed),
             full: false,
@@ -461,8 +473,23 @@ impl State {
         let cached = self.cached.get(&at).and_then(|versions| versions.last());
         match cached {
             Some((_, content)) => content.clone(),
-            None => self.durable.get(&at).cloned().unwrap_or(Content::Zeroes),
+            None => match self.durable.get(&at) {
+                Some(content) => content.clone(),
+                None if self.is_used(at) => self.before(at),
+                None => Content::Zeroes,
+            },
         }
+    }
+
+    /// True for a block that something else was on, and that was not wiped since.
+    fn is_used(&self, at: u64) -> bool {
+        self.options.used && at >= self.options.block_size.blocks_in(WIPED_BYTES)
+    }
+
+    /// What lay there before anybody wrote.
+    fn before(&self, at: u64) -> Content {
+        let word = mix(self.seed ^ mix(at)).to_le_bytes();
+        Content::Bytes(word.repeat(self.options.block_size.bytes() / 8).into())
     }
 
     /// Changes one bit of a block.
@@ -478,10 +505,10 @@ impl State {
         self.put(at, Content::Bytes(changed.into()), true);
     }
 
-    /// Zeroes take no place.
+    /// Zeroes take no place where there were none before.
     fn settle(&mut self, at: u64, content: Content) {
         match content {
-            Content::Zeroes => drop(self.durable.remove(&at)),
+            Content::Zeroes if !self.is_used(at) => drop(self.durable.remove(&at)),
             content => drop(self.durable.insert(at, content)),
         }
     }
@@ -515,6 +542,7 @@ mod tests {
             blocks: 8,
             volatile_cache,
             tears,
+            used: false,
             latency,
         };
         SimMedium::new(options, seed, &Supply::default())
@@ -630,6 +658,24 @@ mod tests {
         let landed = (0..7).any(|at| misdirecting.read(at) == Ok(content(2)));
         assert!(landed);
         assert!(!MediumFaults::default().are_silent());
+    }
+
+    #[test]
+    fn what_lay_there_before_is_read_until_it_is_cleared() {
+        let fresh = medium(1, true, false);
+        let at = WIPED_BYTES / 512;
+        let options = MediumOptions {
+            used: true,
+            ..fresh.options()
+        };
+        let medium = SimMedium::new(options, 1, &Supply::default());
+        let before = medium.read(at);
+        assert!(before != Ok(Content::Zeroes) && before == medium.read(at));
+        assert_ne!(before, medium.read(at + 1));
+        medium.write(at, Content::Zeroes, true).unwrap();
+        medium.cut_power();
+        assert_eq!(medium.read(at - 1), Ok(Content::Zeroes));
+        assert_eq!(medium.read(at), Ok(Content::Zeroes));
     }
 
     #[test]

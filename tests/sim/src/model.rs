@@ -90,6 +90,8 @@ pub struct Model {
     /// Its name, for messages.
     name: String,
     volatile_cache: bool,
+    /// A loss of power may lose a block that is not durable.
+    tears: bool,
     blocks: Vec<Vec<Write>>,
     sizes: Sizes,
     clock: u64,
@@ -111,7 +113,7 @@ pub struct Model {
 impl Model {
     /// A namespace of zeroes.
     #[must_use]
-    pub fn new(name: String, blocks: u64, volatile_cache: bool) -> Self {
+    pub fn new(name: String, blocks: u64, volatile_cache: bool, tears: bool) -> Self {
         let first = Write {
             value: ZEROES,
             start: 0,
@@ -123,6 +125,7 @@ impl Model {
         Self {
             name,
             volatile_cache,
+            tears,
             blocks: (0..blocks).map(|_| vec![first]).collect(),
             sizes: Sizes::new(blocks),
             clock: 0,
@@ -574,6 +577,9 @@ impl Model {
                 write.superseded = NEVER;
             }
         }
+        if self.tears {
+            self.tear();
+        }
         // What may be back may be copied by what is under way or was lost.
         for copy in self.copies.clone() {
             for offset in 0..copy.blocks {
@@ -582,6 +588,24 @@ impl Model {
                         self.add_copied(copy.to + offset, write.value, copy.start);
                     }
                 }
+            }
+        }
+    }
+
+    /// A block that may be one of several things may be lost instead, until it is written.
+    fn tear(&mut self) {
+        let lost = Write {
+            value: LOST,
+            start: self.last_cut,
+            end: self.last_cut,
+            done: false,
+            superseded: NEVER,
+            durably: false,
+        };
+        for list in &mut self.blocks {
+            let possible = list.iter().filter(|write| write.superseded == NEVER);
+            if possible.count() > 1 {
+                list.push(lost);
             }
         }
     }
@@ -611,7 +635,7 @@ mod tests {
     use super::*;
 
     fn model(volatile_cache: bool) -> Model {
-        Model::new("namespace 1".into(), 8, volatile_cache)
+        Model::new("namespace 1".into(), 8, volatile_cache, false)
     }
 
     fn write(model: &mut Model, value: u64, durable: bool) {
@@ -707,6 +731,21 @@ mod tests {
         flush(&mut model);
         model.cut_power();
         assert!(!may_read(&mut model, 1) && reads(&mut model, 2));
+    }
+
+    #[test]
+    fn a_cut_that_tears_loses_only_what_is_not_durable() {
+        let mut model = Model::new("namespace 1".into(), 8, true, true);
+        write(&mut model, 1, true);
+        model.cut_power();
+        assert!(!may_read_at(&mut model, 0, LOST));
+        write(&mut model, 2, false);
+        let under_way = model.begin_write(0, 1, 1, 3);
+        model.cut_power();
+        assert!(may_read_at(&mut model, 0, LOST) && may_read_at(&mut model, 1, LOST));
+        assert!(reads(&mut model, 2) && !may_read_at(&mut model, 0, LOST));
+        model.end_write(under_way, false, WriteEnd::Lost);
+        assert!(reads_at(&mut model, 1, LOST) && !reads_at(&mut model, 1, ZEROES));
     }
 
     #[test]

@@ -38,6 +38,7 @@ use crate::{
     client::host_of,
     disk::Queues,
     machine::Findings,
+    medium::MediumFaults,
     net::{Hub, SimNetwork},
     notice::Notices,
     operator::{Assignment, Operator},
@@ -229,16 +230,18 @@ impl Node {
         }
         let (core, count) = (self.cores[0].core.clone(), self.cores.len());
         let (floors, opened) = (self.floors.clone(), self.opened.clone());
+        let all = &self.plan.floors;
+        let is_sound = |at: usize| matches!(&all[at], FloorPlan::Pool(pool) if pool.is_sound());
         let stores: Vec<_> = self
             .pool_floors()
-            .map(|at| (at, floors.borrow()[at].clone()))
+            .map(|at| ((at, is_sound(at)), floors.borrow()[at].clone()))
             .collect();
         self.cores[0].core.spawn_control(async move {
             let mut outcome = Ok(());
             for (at, store) in stores {
                 match core.environment.opener.import(at, &store, count).await {
-                    Ok(pool) => floors.borrow_mut()[at] = Store::Pool(pool),
-                    Err(what) => outcome = Err(format!("the pool on floor {at}: {what}")),
+                    Ok(pool) => floors.borrow_mut()[at.0] = Store::Pool(pool),
+                    Err(what) => outcome = Err(format!("the pool on floor {}: {what}", at.0)),
                 }
             }
             *opened.borrow_mut() = Some(outcome);
@@ -496,11 +499,14 @@ impl Node {
         self.stores.iter().filter_map(Store::array)
     }
 
-    /// True where no array lacks a member.
+    /// True where no array lacks a member, and each was scrubbed in this life.
     #[must_use]
     pub fn are_arrays_whole(&self) -> bool {
-        self.arrays()
-            .all(|array| array.assembled.state().is_whole())
+        self.arrays().all(|array| {
+            // Where a block is lost, its stripe is made equal once it is written.
+            let loses = array.bays.plan.base().may_fail(&MediumFaults::default());
+            array.assembled.state().is_whole() && (loses || array.is_scrubbed())
+        })
     }
 
     /// True where an array takes no write any more, or a drive was given up.

@@ -327,6 +327,15 @@ impl Plan {
             || floor.drive().is_some() && any(&[Mischief::DriveGone])
     }
 
+    /// True where blocks of this namespace may be lost though nobody does anything to them.
+    #[must_use]
+    pub fn loses_by_itself(&self, node: usize, nsid: u32) -> bool {
+        let node = &self.nodes[node];
+        let floor = &node.floors[node.namespaces[nsid as usize - 1].floor];
+        let plain = matches!(floor, FloorPlan::Disk(_) | FloorPlan::Drive(_));
+        plain && self.medium_faults.latent_read != 0
+    }
+
     /// A namespace of this appliance whose commands may fail so: what is asked of all of them may, too.
     #[must_use]
     pub fn weak_namespace(&self, node: usize) -> Option<(usize, u32)> {
@@ -386,6 +395,7 @@ fn script_medium(blocks: u64) -> MediumOptions {
         blocks,
         volatile_cache: true,
         tears: false,
+        used: false,
         latency: Latency {
             min: Duration::from_micros(20),
             spread: Duration::from_micros(50),
@@ -507,6 +517,7 @@ fn draw_media(rng: &mut Rng) -> Vec<MediumOptions> {
         blocks: pick(rng, &[16, 64, 200]),
         volatile_cache: !rng.once_in(3),
         tears,
+        used: false,
         latency,
     };
     (0..count).map(|_| medium(rng)).collect()

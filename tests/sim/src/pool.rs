@@ -20,8 +20,8 @@ use corebay_core::{
     rng::Rng,
 };
 use corebay_lvol::{
-    CreateOptions, Identity, Pool, PoolContext, PoolCore, PoolHandle, Volume, VolumeHandle,
-    VolumeId, error::PoolError,
+    CheckReport, CreateOptions, Identity, Pool, PoolContext, PoolCore, PoolHandle, Volume,
+    VolumeHandle, VolumeId, error::PoolError,
 };
 use corebay_target::namespace::Live;
 
@@ -54,6 +54,8 @@ pub struct PoolStore {
     pub base: Store,
     /// What hosts are told of the volume.
     pub live: Arc<Live>,
+    /// Nothing beneath it damages what is written.
+    sound: bool,
 }
 
 /// One core's part of a pool.
@@ -112,7 +114,7 @@ impl Opener {
     /// Says what is wrong with it.
     pub async fn import(
         &self,
-        floor: usize,
+        (floor, sound): (usize, bool),
         base: &Store,
         cores: usize,
     ) -> Result<Arc<PoolStore>, String> {
@@ -123,7 +125,7 @@ impl Opener {
         let context = context(&self.reactor, buffers.expect("a pool has some"));
         let pool = Pool::import(&context, disk).await.map_err(told)?;
         let report = pool.check().await.map_err(told)?;
-        if !report.problems.is_empty() || report.more != 0 {
+        if is_bad(&report, sound) {
             return Err(format!("after its import: {report:?}"));
         }
         let handle = pool.share(cores, Wakeups::None).map_err(told)?;
@@ -135,6 +137,7 @@ impl Opener {
             volume: pool.volume_handle(volume).map_err(told)?,
             base: base.clone(),
             live,
+            sound,
         });
         self.pools.borrow_mut().push(OpenPool {
             store: store.clone(),
@@ -149,14 +152,14 @@ impl Opener {
     /// # Errors
     /// Says what is wrong with one.
     pub async fn close_pools(&self) -> Result<(), String> {
-        for (pool, base) in self.home_pools() {
+        for (pool, store) in self.home_pools() {
             let closed = loop {
                 match pool.close().await {
                     Err(PoolError::Busy) => self.reactor.sleep(LOOK).await,
                     ended => break ended,
                 }
             };
-            if !base.has_failed_drive() {
+            if !store.base.has_failed_drive() {
                 closed.map_err(|error| format!("a pool is not closed: {error}"))?;
             }
         }
@@ -179,9 +182,9 @@ impl Opener {
     }
 
     /// With what they lie on.
-    fn home_pools(&self) -> Vec<(Pool<Base>, Store)> {
+    fn home_pools(&self) -> Vec<(Pool<Base>, Arc<PoolStore>)> {
         let pools = self.pools.borrow();
-        let home = |open: &OpenPool| Some((open.home.clone()?, open.store.base.clone()));
+        let home = |open: &OpenPool| Some((open.home.clone()?, open.store.clone()));
         pools.iter().filter_map(home).collect()
     }
 
@@ -190,14 +193,20 @@ impl Opener {
     /// # Errors
     /// Says what is wrong with one.
     pub async fn check_pools(&self) -> Result<(), String> {
-        for (pool, _) in self.home_pools() {
+        for (pool, store) in self.home_pools() {
             let report = pool.check().await.map_err(|error| error.to_string())?;
-            if !report.problems.is_empty() || report.more != 0 {
+            if is_bad(&report, store.sound) {
                 return Err(format!("at the end: {report:?}"));
             }
         }
         Ok(())
     }
+}
+
+/// A copy may be damaged where something beneath the pool damages it, and nowhere else.
+fn is_bad(report: &CheckReport, sound: bool) -> bool {
+    let damaged = sound && report.damaged_copies != 0;
+    !report.problems.is_empty() || report.more != 0 || damaged
 }
 
 /// Makes a pool with its volume on something blank.

@@ -324,6 +324,8 @@ pub struct ArrayStore {
     /// The disk that is its spare.
     spare: Mutex<Option<SimMedium>>,
     scrub: AtomicBool,
+    /// One has ended in this life.
+    scrubbed: AtomicBool,
 }
 
 impl ArrayStore {
@@ -342,6 +344,7 @@ impl ArrayStore {
             holders: Mutex::new(holders),
             spare: Mutex::new(spare),
             scrub: AtomicBool::new(false),
+            scrubbed: AtomicBool::new(false),
         })
     }
 
@@ -365,6 +368,17 @@ impl ArrayStore {
     /// Asks for a scrub.
     pub fn ask_scrub(&self) {
         self.scrub.store(true, Ordering::Relaxed);
+    }
+
+    /// One has ended: all stripes were looked at.
+    pub fn end_scrub(&self) {
+        self.scrubbed.store(true, Ordering::Relaxed);
+    }
+
+    /// True once one has ended in this life.
+    #[must_use]
+    pub fn is_scrubbed(&self) -> bool {
+        self.scrubbed.load(Ordering::Relaxed)
     }
 
     /// True where one was asked for.

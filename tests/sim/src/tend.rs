@@ -224,8 +224,11 @@ impl Tender {
         let outcome = self.array.scrub(Pace::default()).await;
         self.note(|| format!("scrub: {outcome:?}"));
         let Ok(found) = outcome else {
+            // It was cut off by a member's end, say: once more.
+            self.store.ask_scrub();
             return false;
         };
+        self.store.end_scrub();
         let rotten = std::mem::take(&mut *lock(&self.store.bays.rotten));
         if !found
             .mismatches

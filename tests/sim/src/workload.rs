@@ -17,7 +17,7 @@ use corebay_nvme::{
 use crate::{
     client::{Session, may_not_happen},
     content::{self, LOST, ZEROES},
-    model::WriteEnd,
+    model::{Ticket, WriteEnd},
     net::SimNetwork,
     plan::AfterLoss,
     trace::event,
@@ -94,9 +94,14 @@ pub async fn check_all(session: &Session) {
                 count: step.min(blocks - at),
                 bytes: options.block_size.bytes(),
             };
+            let ticket = session.model(part.nsid).borrow_mut().begin(session.index);
             let since = session.model(part.nsid).borrow().now();
             let read = read(session, &queue, part).await;
             let sized = check_size(session, Kind::Read, part, since, &read);
+            if let (Err(error), 1, false) = (&read, part.count, sized) {
+                check_lost(session, part, ticket, error);
+            }
+            session.model(part.nsid).borrow_mut().end(ticket);
             match read {
                 Ok(()) => at += part.count,
                 // There are no more blocks.
@@ -111,10 +116,7 @@ pub async fn check_all(session: &Session) {
                 }
                 // A block of them is lost: they are looked at one by one.
                 Err(_) if part.count > 1 => step = 1,
-                Err(error) => {
-                    check_lost(session, part, &error);
-                    at += 1;
-                }
+                Err(_) => at += 1,
             }
         }
     }
@@ -124,14 +126,25 @@ fn is_loss(error: &Error) -> bool {
     matches!(error, Error::Transport(_) | Error::TimedOut | Error::Closed)
 }
 
-/// At the end, when nothing disturbs any more, a block can be read unless it is lost.
-fn check_lost(session: &Session, block: Blocks, error: &Error) {
+/// At the end, when nothing disturbs any more, a block can be read unless it is lost; and where blocks are
+/// not lost by themselves, it is known which may be.
+fn check_lost(session: &Session, block: Blocks, ticket: Ticket, error: &Error) {
+    if is_loss(error) {
+        return;
+    }
     let lost = Status::UNRECOVERED_READ_ERROR;
     let is_lost = matches!(error, Error::Status(status) if status.same_as(lost));
     let (host, node) = (session.index, session.node);
     if !is_lost || may_not_happen(&session.common, Some((node, block.nsid)), error) {
         let what = format!("host {host} checks appliance {node}, {block:?}: {error}");
         session.common.fail(what);
+    }
+    if session.common.plan.loses_by_itself(node, block.nsid) {
+        return;
+    }
+    let model = session.model(block.nsid);
+    if let Err(what) = model.borrow_mut().check_read(ticket, block.at, LOST) {
+        session.common.fail(format!("a lost block: {what}"));
     }
 }
 
