@@ -321,6 +321,11 @@ impl<D: Disk> PoolCore<D> {
         Ok(opened)
     }
 
+    /// The pool lives on this core.
+    pub(crate) fn is_home(&self) -> bool {
+        matches!(self.seat, Seat::Home(_))
+    }
+
     /// Shows where a block lies, for another look.
     pub(crate) async fn look_up(&self, volume: u32, block: u64) -> Result<(), PoolError> {
         match &self.seat {
@@ -334,10 +339,10 @@ impl<D: Disk> PoolCore<D> {
         &self,
         volume: u32,
         blocks: &Range<u64>,
-        is_new: bool,
+        lies: Option<Option<Extent>>,
     ) -> Option<FirstWrite<'_, D>> {
         match &self.seat {
-            Seat::Home(shared) => shared.try_begin(volume, blocks, is_new),
+            Seat::Home(shared) => shared.try_begin(volume, blocks, lies),
             Seat::Away(_) => None,
         }
     }

@@ -15,7 +15,11 @@ impl Bits {
 
     pub fn of(range: Range<usize>) -> Self {
         let mut bits = Self::default();
-        bits.set(range);
+        // Mostly it is one block.
+        match range.len() {
+            1 => bits.0[range.start / 64] = 1 << (range.start % 64),
+            _ => bits.set(range),
+        }
         bits
     }
 

@@ -188,6 +188,16 @@ impl Word {
     }
 }
 
+/// Where blocks within one extent lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Glance {
+    /// In one or several places, or it is not known here.
+    Unclear,
+    Zeroes,
+    /// Beside each other in this extent; true where they may be written in place.
+    In(Extent, bool),
+}
+
 /// What all cores know of a volume. What each operation reads lies beside each other, apart from what
 /// changes often.
 #[repr(C, align(64))]
@@ -222,6 +232,16 @@ pub(crate) struct Counts {
     pub handles: AtomicU32,
     /// Slow writes and clearings that are under way. Those that only look are not counted.
     pub writers: AtomicU32,
+    /// The same of the home core's own, which nobody else counts.
+    pub writers_home: AtomicU32,
+}
+
+impl Counts {
+    /// Some slow write or clearing is under way, for the home core to ask.
+    pub fn has_writers(&self) -> bool {
+        let home = self.writers_home.load(Ordering::Relaxed);
+        home + self.writers.load(Ordering::SeqCst) > 0
+    }
 }
 
 impl FlatVolume {
@@ -260,6 +280,41 @@ impl FlatVolume {
     pub fn forget(&self) -> impl Iterator<Item = Word> {
         let entries = self.segments.each().flatten();
         entries.map(|entry| Word::of(entry.swap(0, Ordering::AcqRel)))
+    }
+
+    /// Where blocks lie, as far as it is seen at one glance: a single block, or an extent that is whole
+    /// or a hole. While looking.
+    #[inline]
+    pub fn glance(&self, slots: &Slots, block: u64, blocks: u64) -> Glance {
+        let per_extent = BLOCKS_PER_EXTENT as u64;
+        let first = block % per_extent;
+        let word = self.entry(block / per_extent);
+        let present = self.own.load(Ordering::Relaxed);
+        let at = |word: Word| Glance::In(Extent(word.number), word.own == present);
+        match word.kind {
+            Kind::Whole if first + blocks <= per_extent => at(word),
+            Kind::Hole if first + blocks <= per_extent => Glance::Zeroes,
+            Kind::Partial if blocks == 1 => {
+                let slot = slots.partial(word.number);
+                let of = Word::of(slot[0].load(Ordering::Acquire));
+                let valid = slot[1 + within(first / 64)].load(Ordering::Acquire);
+                match valid >> (first % 64) & 1 {
+                    0 => Glance::Zeroes,
+                    _ => at(of),
+                }
+            }
+            Kind::Fragments if blocks == 1 => {
+                let slot = slots.fragments(word.number);
+                let target = Word::of(slot.target.load(Ordering::Acquire));
+                let holder = slot.holders[within(first)].load(Ordering::Acquire);
+                match Extent::from_stored(holder.into()) {
+                    None => Glance::Zeroes,
+                    Some(Extent(number)) if number == target.number => at(target),
+                    Some(other) => Glance::In(other, false),
+                }
+            }
+            _ => Glance::Unclear,
+        }
     }
 
     /// Where blocks from `block` on lie, up to `end` and within one extent; `None` where the home core

@@ -16,6 +16,8 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
+    pin::Pin,
+    task::{Context, Poll},
 };
 
 use corebay_core::disk::{Disk, Durability};
@@ -112,6 +114,29 @@ impl Waiting {
 /// Names a record, to wait for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(u64);
+
+/// See [`Shared::committed`].
+pub(crate) struct Committed<'a, D: Disk> {
+    shared: &'a Shared<D>,
+    ticket: Ticket,
+}
+
+impl<D: Disk> Future for Committed<'_, D> {
+    type Output = Result<(), PoolError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let shared = self.shared;
+        if shared.has_taken_effect(self.ticket) {
+            return Poll::Ready(Ok(()));
+        }
+        if shared.stopped().is_some() {
+            return Poll::Ready(Err(PoolError::Failed));
+        }
+        let commits = &shared.journal.commits;
+        commits.wait(self.ticket.0, context.waker());
+        Poll::Pending
+    }
+}
 
 impl Journal {
     /// Everything that was ever appended is in a checkpoint.
@@ -238,19 +263,10 @@ impl<D: Disk> Shared<D> {
     }
 
     /// Waits until a record has taken effect.
-    pub async fn committed(&self, ticket: Ticket) -> Result<(), PoolError> {
-        let journal = &self.journal;
-        let done = || self.has_taken_effect(ticket);
-        journal
-            .commits
-            .until(ticket.0, || {
-                (done() || self.stopped().is_some()).then_some(())
-            })
-            .await;
-        if done() {
-            Ok(())
-        } else {
-            Err(PoolError::Failed)
+    pub fn committed(&self, ticket: Ticket) -> Committed<'_, D> {
+        Committed {
+            shared: self,
+            ticket,
         }
     }
 

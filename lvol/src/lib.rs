@@ -84,6 +84,7 @@ mod receive;
 mod send;
 mod slow;
 mod space;
+mod staged;
 mod state;
 mod sync;
 mod trim;

@@ -399,7 +399,7 @@ impl<D: Disk> Shared<D> {
             .await;
         let frozen = Frozen { volume: flat };
         self.grace().await;
-        let none = || frozen.volume.counts.writers.load(Ordering::SeqCst) == 0;
+        let none = || !frozen.volume.counts.has_writers();
         let done = || none() || self.stopped().is_some();
         self.thawed.until(|| done().then_some(())).await;
         frozen

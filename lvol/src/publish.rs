@@ -185,9 +185,13 @@ impl Flat {
                     return false;
                 }
                 // Nobody else writes them.
-                for (word, mask) in masks(blocks) {
+                let add = |word: usize, mask| {
                     let place = &slot[1 + word];
                     place.store(place.load(Ordering::Relaxed) | mask, Ordering::Release);
+                };
+                match blocks.len() {
+                    1 => add(blocks.start / 64, 1 << (blocks.start % 64)),
+                    _ => masks(blocks).for_each(|(word, mask)| add(word, mask)),
                 }
                 true
             }

@@ -9,10 +9,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{
-        HashMap,
-        hash_map::Entry::{Occupied, Vacant},
-    },
     ops::Range,
     rc::Rc,
 };
@@ -21,28 +17,18 @@ use arrayvec::ArrayVec;
 use corebay_core::disk::Disk;
 
 use crate::{
-    bits::Bits,
     error::PoolError,
     format::{BLOCKS_PER_EXTENT, Extent, record::Record},
     pool::Shared,
+    staged::{AllStaged, bits_of},
     state::{Missing, State, extents::Attempt, map::leaf_place},
-    sync::{BuildMix, Signal},
+    sync::Signal,
 };
 
 const PER_EXTENT: u64 = BLOCKS_PER_EXTENT as u64;
 
 /// The most extents that one write touches: 2048 blocks that begin amid one.
 pub(crate) const WRITE_EXTENTS_MAX: usize = 9;
-
-/// An extent of a volume that slow writes are on their way to.
-#[derive(Debug, Default)]
-struct Staged {
-    /// Where their data go, once that is known; pinned.
-    extent: Option<Extent>,
-    writes: u32,
-    /// The blocks that they work on.
-    busy: Bits,
-}
 
 /// Blocks that somebody waits for, or that are being cleared.
 #[derive(Debug)]
@@ -55,18 +41,11 @@ struct Held {
 /// The slow writes and clearings that are under way.
 #[derive(Default)]
 pub(crate) struct Turns {
-    staged: RefCell<HashMap<(u32, u64), Staged, BuildMix>>,
+    staged: RefCell<AllStaged>,
     /// In the order they came.
     held: RefCell<Vec<Held>>,
     changed: Signal,
     next_ticket: Cell<u64>,
-}
-
-/// The bits of blocks that lie in one extent.
-fn bits_of(part: &Range<u64>) -> Bits {
-    let within = |block: u64| usize::try_from(block).expect("within an extent");
-    let first = within(part.start % PER_EXTENT);
-    Bits::of(first..first + within(part.end - part.start))
 }
 
 impl Turns {
@@ -87,14 +66,13 @@ impl Turns {
         }
         let mut staged = self.staged.borrow_mut();
         let free = parts_of(blocks.clone()).all(|part| {
-            let found = staged.get(&(volume, part.start / PER_EXTENT));
+            let found = staged.get((volume, part.start / PER_EXTENT));
             found.is_none_or(|staged| !staged.busy.meets(&bits_of(&part)))
         });
         if free {
             for part in parts_of(blocks.clone()) {
-                let staged = staged.entry((volume, part.start / PER_EXTENT)).or_default();
-                staged.busy.add(&bits_of(&part));
-                staged.writes += 1;
+                let (_, staged) = staged.get_or_add((volume, part.start / PER_EXTENT));
+                staged.begin(&bits_of(&part));
             }
         }
         free
@@ -106,7 +84,7 @@ impl Turns {
         staged.iter().any(|((of, index), staged)| {
             let extent = index * PER_EXTENT..(index + 1) * PER_EXTENT;
             let common = extent.start.max(blocks.start)..extent.end.min(blocks.end);
-            *of == volume && !common.is_empty() && staged.busy.meets(&bits_of(&common))
+            of == volume && !common.is_empty() && staged.busy.meets(&bits_of(&common))
         })
     }
 
@@ -206,6 +184,8 @@ pub(crate) struct FirstWrite<'a, D: Disk> {
     shared: &'a Shared<D>,
     volume: u32,
     blocks: Range<u64>,
+    /// Among the extents that slow writes are on their way to.
+    place: usize,
     extent: Extent,
     /// The blocks were the volume's own all the time.
     own: bool,
@@ -218,32 +198,33 @@ impl<D: Disk> FirstWrite<'_, D> {
         self.extent
     }
 
-    /// The data are where they belong, or could not be written.
-    pub async fn finish(mut self, is_written: bool) -> Result<(), PoolError> {
-        let index = self.blocks.start / PER_EXTENT;
-        let result = if !is_written {
-            Ok(())
-        } else if self.own {
-            self.shared.publish(self.volume, index);
-            Ok(())
-        } else {
-            let record = || map_record(self.volume, &self.blocks, self.extent);
-            let appended = match self.shared.try_append_map(record) {
-                Some(appended) => appended,
-                None => Box::pin(self.shared.append(|| std::iter::once(record()))).await,
-            };
-            match appended {
-                Ok(ticket) => self.shared.committed(ticket).await,
-                Err(error) => Err(error),
-            }
+    /// The data are where they belong, or could not be written. Once.
+    pub async fn finish(&mut self, is_written: bool) -> Result<(), PoolError> {
+        let result = match is_written {
+            true => self.show().await,
+            false => Ok(()),
         };
         self.ended = true;
         self.release();
         result
     }
 
+    async fn show(&self) -> Result<(), PoolError> {
+        if self.own {
+            let index = self.blocks.start / PER_EXTENT;
+            self.shared.publish(self.volume, index);
+            return Ok(());
+        }
+        let record = || map_record(self.volume, &self.blocks, self.extent);
+        let appended = match self.shared.try_append_map(record) {
+            Some(appended) => appended,
+            None => Box::pin(self.shared.append(|| std::iter::once(record()))).await,
+        };
+        self.shared.committed(appended?).await
+    }
+
     fn release(&self) {
-        self.shared.release_part(self.volume, &self.blocks);
+        self.shared.release_at(self.place, &self.blocks);
         self.shared.turns.released();
     }
 }
@@ -261,45 +242,47 @@ impl<D: Disk> Drop for FirstWrite<'_, D> {
 
 impl<D: Disk> Shared<D> {
     /// A slow write to blocks of one extent begins, where it has to wait for nobody and nothing has to be
-    /// read. `is_new`: none of them holds anything.
+    /// read. `lies`: where the flat map says that the first of them lies, where it says so.
     pub fn try_begin(
         &self,
         volume: u32,
         blocks: &Range<u64>,
-        is_new: bool,
+        lies: Option<Option<Extent>>,
     ) -> Option<FirstWrite<'_, D>> {
         if !self.turns.held.borrow().is_empty() {
             return None;
         }
         let bits = bits_of(blocks);
         let state = &mut *self.state.borrow_mut();
-        if blocks.end > state.volume(volume).ok()?.blocks {
+        if blocks.end > state.volumes.body(volume)?.blocks {
             return None;
         }
-        let mut all = self.turns.staged.borrow_mut();
-        let (extent, own) = match all.entry((volume, blocks.start / PER_EXTENT)) {
-            Occupied(mut entry) => {
-                let staged = entry.get_mut();
+        let all = &mut *self.turns.staged.borrow_mut();
+        let key = (volume, blocks.start / PER_EXTENT);
+        let (place, extent, own) = match all.place(key) {
+            Some(place) => {
+                let staged = all.at(place);
                 // Another may be reading what it needs to know where its data go.
                 let extent = staged.extent.filter(|_| !staged.busy.meets(&bits))?;
-                staged.busy.add(&bits);
-                staged.writes += 1;
-                (extent, !is_new && state.is_own(volume, blocks, extent))
+                staged.begin(&bits);
+                // Who lies elsewhere is not there.
+                let may_be_own = lies.is_none_or(|lies| lies == Some(extent));
+                let own = may_be_own && state.is_own(volume, blocks, extent);
+                (place, extent, own)
             }
-            Vacant(entry) => {
+            None => {
                 let (extent, own) = find_target(state, volume, blocks)?;
-                entry.insert(Staged {
-                    extent: Some(extent),
-                    writes: 1,
-                    busy: bits,
-                });
-                (extent, own)
+                let (place, staged) = all.get_or_add(key);
+                staged.extent = Some(extent);
+                staged.begin(&bits);
+                (place, extent, own)
             }
         };
         Some(FirstWrite {
             shared: self,
             volume,
             blocks: blocks.clone(),
+            place,
             extent,
             own,
             ended: false,
@@ -308,20 +291,17 @@ impl<D: Disk> Shared<D> {
 
     /// A write to blocks of one extent has ended.
     fn release_part(&self, volume: u32, part: &Range<u64>) {
-        let mut all = self.turns.staged.borrow_mut();
-        let Occupied(mut entry) = all.entry((volume, part.start / PER_EXTENT)) else {
-            return;
-        };
-        let staged = entry.get_mut();
-        staged.busy.remove(&bits_of(part));
-        staged.writes -= 1;
-        if staged.writes == 0 {
-            let staged = entry.remove();
-            drop(all);
-            staged
-                .extent
-                .into_iter()
-                .for_each(|extent| self.unpin(extent));
+        let key = (volume, part.start / PER_EXTENT);
+        let place = self.turns.staged.borrow().place(key);
+        if let Some(place) = place {
+            self.release_at(place, part);
+        }
+    }
+
+    fn release_at(&self, place: usize, part: &Range<u64>) {
+        let left = self.turns.staged.borrow_mut().end(place, &bits_of(part));
+        if let Some(extent) = left {
+            self.unpin(extent);
         }
     }
 
@@ -440,7 +420,7 @@ impl<D: Disk> Shared<D> {
         let mut found: ArrayVec<Option<Extent>, WRITE_EXTENTS_MAX> = ArrayVec::new();
         for part in parts_of(write.blocks.clone()) {
             let index = part.start / PER_EXTENT;
-            let staged = all.get(&(volume, index)).and_then(|staged| staged.extent);
+            let staged = all.get((volume, index)).and_then(|staged| staged.extent);
             if staged.is_none()
                 && let Some(missing) = state.missing_for(volume, leaf_place(index).0)?
             {
@@ -466,8 +446,8 @@ impl<D: Disk> Shared<D> {
         for (at, part) in parts_of(write.blocks.clone()).enumerate() {
             let taken = found[at].or_else(|| fresh.next());
             let extent = taken.expect("as many as were missing");
-            let staged = all.get_mut(&(volume, part.start / PER_EXTENT));
-            let staged = staged.expect("its blocks were taken");
+            let place = all.place((volume, part.start / PER_EXTENT));
+            let staged = all.at(place.expect("its blocks were taken"));
             if staged.extent.is_none() {
                 state.pin(extent);
                 staged.extent = Some(extent);
@@ -482,7 +462,7 @@ impl<D: Disk> Shared<D> {
     /// is where its new blocks go, and nothing else.
     pub fn is_staged(&self, volume: u32, index: u64) -> bool {
         let all = self.turns.staged.borrow();
-        let staged = all.get(&(volume, index));
+        let staged = all.get((volume, index));
         staged.is_some_and(|staged| staged.extent.is_some())
     }
 

@@ -78,32 +78,19 @@ impl Milestones {
         }
     }
 
-    /// Waits until `look` gives a value, which it does once the count has reached `number`.
-    pub async fn until<T>(&self, number: u64, mut look: impl FnMut() -> Option<T>) -> T {
-        poll_fn(|context| {
-            if let Some(value) = look() {
-                return Poll::Ready(value);
-            }
-            let mut waiting = self.waiting.borrow_mut();
-            // Mostly its number is the last.
-            let mut at = waiting.len();
-            while at > 0 && waiting[at - 1].0 > number {
-                at -= 1;
-            }
-            let known = at
-                .checked_sub(1)
-                .filter(|known| waiting[*known].0 == number)
-                .filter(|known| waiting[*known].1.will_wake(context.waker()));
-            if known.is_none() {
-                let entry = (number, context.waker().clone());
-                match at == waiting.len() {
-                    true => waiting.push_back(entry),
-                    false => waiting.insert(at, entry),
-                }
-            }
-            Poll::Pending
-        })
-        .await
+    /// Wakes a task once the count has reached `number`.
+    pub fn wait(&self, number: u64, waker: &Waker) {
+        let mut waiting = self.waiting.borrow_mut();
+        // Mostly its number is the last.
+        if waiting.back().is_none_or(|(last, _)| *last < number) {
+            waiting.push_back((number, waker.clone()));
+            return;
+        }
+        let at = waiting.partition_point(|(other, _)| *other <= number);
+        let known = at.checked_sub(1).map(|known| &waiting[known]);
+        if known.is_none_or(|(of, known)| *of != number || !known.will_wake(waker)) {
+            waiting.insert(at, (number, waker.clone()));
+        }
     }
 }
 

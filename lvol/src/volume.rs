@@ -40,7 +40,7 @@ use corebay_core::{
 use crate::{
     across::{PoolCore, VolumeHandle},
     error::PoolError,
-    flat::FlatVolume,
+    flat::{FlatVolume, Glance},
     format::{BLOCKS_PER_EXTENT, Extent, page::LEAF_EXTENTS, record::Record},
     journal::Ticket,
     pool::Shared,
@@ -57,18 +57,34 @@ pub struct Volume<D: Disk> {
 }
 
 /// A slow write or a clearing, which whoever freezes the volume waits for.
-pub(crate) struct Writing<'a>(&'a FlatVolume);
+pub(crate) struct Writing<'a> {
+    flat: &'a FlatVolume,
+    /// Counted by the home core for itself: it alone writes that count.
+    is_home: bool,
+}
 
 impl<'a> Writing<'a> {
-    fn begin(flat: &'a FlatVolume) -> Self {
-        flat.counts.writers.fetch_add(1, Ordering::SeqCst);
-        Self(flat)
+    fn begin(flat: &'a FlatVolume, is_home: bool) -> Self {
+        let counts = &flat.counts;
+        if is_home {
+            let count = counts.writers_home.load(Ordering::Relaxed);
+            counts.writers_home.store(count + 1, Ordering::Relaxed);
+        } else {
+            counts.writers.fetch_add(1, Ordering::SeqCst);
+        }
+        Self { flat, is_home }
     }
 }
 
 impl Drop for Writing<'_> {
     fn drop(&mut self) {
-        self.0.counts.writers.fetch_sub(1, Ordering::SeqCst);
+        let counts = &self.flat.counts;
+        if self.is_home {
+            let count = counts.writers_home.load(Ordering::Relaxed);
+            counts.writers_home.store(count - 1, Ordering::Relaxed);
+        } else {
+            counts.writers.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 }
 
@@ -116,7 +132,10 @@ impl<D: Disk> Volume<D> {
     }
 
     fn check_buffers(&self, at: Lba, buffers: &[Buffer]) -> Result<u64, DiskError> {
-        let bytes: usize = buffers.iter().map(Buffer::len).sum();
+        let bytes: usize = match buffers {
+            [one] => one.len(),
+            several => several.iter().map(Buffer::len).sum(),
+        };
         let blocks = (bytes >> self.core.common.info.block_size.shift()) as u64;
         self.check(at, blocks).map(|()| blocks)
     }
@@ -141,12 +160,16 @@ impl<D: Disk> Volume<D> {
         Ok(!flat.frozen.load(Ordering::Acquire))
     }
 
+    fn begin_writing(&self) -> Writing<'_> {
+        Writing::begin(&self.flat, self.core.is_home())
+    }
+
     /// Whoever freezes the volume waits until this is dropped; waits while it is frozen.
     pub(crate) async fn writing(&self) -> Writing<'_> {
         loop {
             let look = self.core.looks.begin();
             let frozen = self.flat.frozen.load(Ordering::Acquire);
-            let writing = (!frozen).then(|| Writing::begin(&self.flat));
+            let writing = (!frozen).then(|| self.begin_writing());
             look.end();
             match writing {
                 Some(writing) => return writing,
@@ -158,6 +181,31 @@ impl<D: Disk> Volume<D> {
     async fn thawed(&self) {
         let frozen = || self.flat.frozen.load(Ordering::Relaxed);
         self.core.thawed.until(|| (!frozen()).then_some(())).await;
+    }
+
+    /// Whether the volume takes writes to these blocks without further ado.
+    fn is_ready_for(&self, at: Lba, blocks: u64) -> bool {
+        let flat = &*self.flat;
+        let flags = [&flat.gone, &flat.read_only];
+        let is_set = flags.map(|flag| flag.load(Ordering::Relaxed));
+        // As in `takes_writes`.
+        is_set == [false; 2]
+            && !flat.frozen.load(Ordering::Acquire)
+            && self.check(at, blocks).is_ok()
+    }
+
+    /// Where blocks lie, as `run` says.
+    fn run_at(&self, block: u64, blocks: u64) -> Option<Run> {
+        let (extent, own) = match self.flat.glance(&self.core.common.slots, block, blocks) {
+            Glance::In(extent, own) => (Some(extent), own),
+            Glance::Zeroes => (None, false),
+            Glance::Unclear => return self.run(block, block + blocks),
+        };
+        Some(Run {
+            blocks: to_usize(blocks),
+            extent,
+            own,
+        })
     }
 
     fn run(&self, block: u64, end: u64) -> Option<Run> {
@@ -285,7 +333,7 @@ impl<D: Disk> Volume<D> {
         loop {
             let look = self.core.looks.begin();
             let takes = self.takes_writes_to(at, blocks);
-            let writing = matches!(takes, Ok(true)).then(|| Writing::begin(&self.flat));
+            let writing = matches!(takes, Ok(true)).then(|| self.begin_writing());
             look.end();
             takes?;
             let Some(_writing) = writing else {
@@ -353,7 +401,7 @@ impl<D: Disk> Disk for Volume<D> {
     async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
         let blocks = self.check_buffers(at, into)?;
         let look = self.core.looks.begin();
-        match self.run(at.0, at.0 + blocks) {
+        match self.run_at(at.0, blocks) {
             Some(run) if run.blocks as u64 == blocks => {
                 let read = match run.extent {
                     Some(extent) => self.core.disk.read(self.place(extent, at.0), into).await,
@@ -381,14 +429,14 @@ impl<D: Disk> Disk for Volume<D> {
         let blocks = self.check_buffers(at, from)?;
         loop {
             let look = self.core.looks.begin();
-            let takes = self.takes_writes_to(at, blocks);
-            if takes != Ok(true) {
+            if !self.is_ready_for(at, blocks) {
                 look.end();
-                takes?;
-                self.thawed().await;
+                if !self.takes_writes_to(at, blocks)? {
+                    self.thawed().await;
+                }
                 continue;
             }
-            let run = self.run(at.0, at.0 + blocks);
+            let run = self.run_at(at.0, blocks);
             let is_first =
                 at.0 % PER_EXTENT + blocks <= PER_EXTENT && run.is_none_or(|run| !run.own);
             if let Some(run) = run
@@ -402,12 +450,12 @@ impl<D: Disk> Disk for Volume<D> {
                 look.end();
                 return written;
             }
-            let writing = Writing::begin(&self.flat);
+            let writing = self.begin_writing();
             look.end();
             if is_first {
-                let is_new = run.is_some_and(|run| run.extent.is_none());
+                let lies = run.map(|run| run.extent);
                 let blocks = at.0..at.0 + blocks;
-                if let Some(first) = self.core.try_begin(self.flat.id, &blocks, is_new) {
+                if let Some(mut first) = self.core.try_begin(self.flat.id, &blocks, lies) {
                     let place = self.place(first.extent(), at.0);
                     let written = self.core.disk.write(place, from, durability).await;
                     let shown = first.finish(written.is_ok()).await;
