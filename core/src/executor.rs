@@ -20,8 +20,9 @@ use std::{
     task::{Context, Poll, RawWaker, RawWakerVTable, Waker},
 };
 
-/// The bytes that one task's future may take; a larger one does not compile.
-pub const TASK_BYTES_MAX: usize = 8192 - 64;
+/// The bytes that one task's future may take; a larger one does not compile. With its head a slot is an
+/// odd number of cache lines: the beginnings of all slots would share a few places of the caches else.
+pub const TASK_BYTES_MAX: usize = 8192;
 
 /// The most task polls of one [`Executor::run_ready`], so that a task that always wakes itself
 /// cannot keep the devices from being polled.
@@ -45,6 +46,7 @@ struct Slot {
 struct Storage(UnsafeCell<MaybeUninit<[u8; TASK_BYTES_MAX]>>);
 
 const _: () = assert!(size_of::<Slot>() == TASK_BYTES_MAX + 64);
+const _: () = assert!(size_of::<Slot>() / 64 % 2 == 1);
 
 #[derive(Clone, Copy)]
 struct TaskVtable {

@@ -284,7 +284,7 @@ impl FlatVolume {
 
     /// Where blocks lie, as far as it is seen at one glance: a single block, or an extent that is whole
     /// or a hole. While looking.
-    #[inline]
+    #[inline(always)]
     pub fn glance(&self, slots: &Slots, block: u64, blocks: u64) -> Glance {
         let per_extent = BLOCKS_PER_EXTENT as u64;
         let first = block % per_extent;

@@ -194,9 +194,13 @@ impl<D: Disk> Volume<D> {
             && self.check(at, blocks).is_ok()
     }
 
-    /// Where blocks lie, as `run` says.
-    fn run_at(&self, block: u64, blocks: u64) -> Option<Run> {
-        let (extent, own) = match self.flat.glance(&self.core.common.slots, block, blocks) {
+    fn glance(&self, block: u64, blocks: u64) -> Glance {
+        self.flat.glance(&self.core.common.slots, block, blocks)
+    }
+
+    /// Where blocks lie, as `run` says, for who has glanced at them.
+    fn run_of(&self, glance: Glance, block: u64, blocks: u64) -> Option<Run> {
+        let (extent, own) = match glance {
             Glance::In(extent, own) => (Some(extent), own),
             Glance::Zeroes => (None, false),
             Glance::Unclear => return self.run(block, block + blocks),
@@ -401,7 +405,13 @@ impl<D: Disk> Disk for Volume<D> {
     async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
         let blocks = self.check_buffers(at, into)?;
         let look = self.core.looks.begin();
-        match self.run_at(at.0, blocks) {
+        let glance = self.glance(at.0, blocks);
+        if let Glance::In(extent, _) = glance {
+            let read = self.core.disk.read(self.place(extent, at.0), into).await;
+            look.end();
+            return read;
+        }
+        match self.run_of(glance, at.0, blocks) {
             Some(run) if run.blocks as u64 == blocks => {
                 let read = match run.extent {
                     Some(extent) => self.core.disk.read(self.place(extent, at.0), into).await,
@@ -436,7 +446,14 @@ impl<D: Disk> Disk for Volume<D> {
                 }
                 continue;
             }
-            let run = self.run_at(at.0, blocks);
+            let glance = self.glance(at.0, blocks);
+            if let Glance::In(extent, true) = glance {
+                let place = self.place(extent, at.0);
+                let written = self.core.disk.write(place, from, durability).await;
+                look.end();
+                return written;
+            }
+            let run = self.run_of(glance, at.0, blocks);
             let is_first =
                 at.0 % PER_EXTENT + blocks <= PER_EXTENT && run.is_none_or(|run| !run.own);
             if let Some(run) = run
