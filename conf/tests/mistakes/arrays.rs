@@ -201,19 +201,6 @@ fn geometry() {
         ],
     );
     with(
-        "scrub = \"often\"",
-        &["`often`", "expected \"never\", \"daily\", \"weekly\""],
-    );
-    with("scrub = \"10ms\"", &["`10ms` is too short or too long"]);
-    with(
-        "member_timeout = \"1ms\"",
-        &[
-            "`1ms` is too short or too long",
-            "expected a time from 500ms",
-        ],
-    );
-    with("slow_members = \"stop\"", &["`stop`", "\"warn\""]);
-    with(
         "stripe = \"64KiB\"",
         &["unknown key `stripe` in [[array]]", "did you mean `strip`?"],
     );
@@ -239,6 +226,27 @@ fn geometry() {
         "name = \"c\"\nnull = { size = \"64MiB\" }",
         &["the disk `c` keeps nothing"],
     );
+}
+
+#[test]
+fn care() {
+    let with = |line: &str, fragments: &[&str]| {
+        let with = format!("level = \"raid5\"\n{line}");
+        instead("level = \"raid5\"", &with, fragments);
+    };
+    with(
+        "scrub = \"often\"",
+        &["`often`", "expected \"never\", \"daily\", \"weekly\""],
+    );
+    with("scrub = \"10ms\"", &["`10ms` is too short or too long"]);
+    with(
+        "member_timeout = \"1ms\"",
+        &[
+            "`1ms` is too short or too long",
+            "expected a time from 500ms",
+        ],
+    );
+    with("slow_members = \"stop\"", &["`stop`", "\"warn\""]);
 }
 
 #[test]

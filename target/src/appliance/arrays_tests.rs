@@ -128,23 +128,24 @@ fn a_disk_that_has_something_to_end_is_told_by_its_name() {
 #[test]
 fn what_could_not_be_taken_back_is_tried_again_while_its_role_is_free() {
     mirror(|medium, array, _pool| async move {
-        let returns = || medium.tending().orders.len();
+        let orders = || medium.tending().orders.len();
+        let later = || medium.tending().returns.len();
         medium.tending().returns.push((5, 1, another("b")));
         medium.order_returns(Time(4));
-        assert_eq!((medium.tending().returns.len(), returns()), (1, 0));
+        assert_eq!((later(), orders()), (1, 0));
         // Its role has somebody.
         medium.order_returns(Time(5));
-        assert_eq!((medium.tending().returns.len(), returns()), (0, 0));
+        assert_eq!((later(), orders()), (0, 0));
         array.give_up(1).await.unwrap();
         medium.tending().returns.push((5, 1, another("b")));
         medium.order_returns(Time(5));
-        assert_eq!((medium.tending().returns.len(), returns()), (0, 1));
+        assert_eq!((later(), orders()), (0, 1));
         // However much an operator has ordered.
         for _ in 0..2 * ORDERS_MAX {
             medium.order(Order::Grow, mpsc::channel().0);
         }
-        assert_eq!(returns(), ORDERS_MAX);
+        assert_eq!(orders(), ORDERS_MAX);
         medium.take_back(1, another("b"));
-        assert_eq!(returns(), ORDERS_MAX + 1);
+        assert_eq!(orders(), ORDERS_MAX + 1);
     });
 }

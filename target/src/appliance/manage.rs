@@ -154,6 +154,15 @@ fn scrub(params: &Value) -> Result<Option<std::time::Duration>, RpcError> {
     array_words::scrub_interval(interval).map_err(RpcError::params)
 }
 
+fn array_uuid(params: &Value) -> Result<Option<Uuid>, RpcError> {
+    let Some(text) = given(params, "uuid")? else {
+        return Ok(None);
+    };
+    let parsed = text.parse::<uuid::Uuid>();
+    let wrong = |_| RpcError::params(format!("\"{text}\" is no UUID"));
+    Ok(Some(Uuid(*parsed.map_err(wrong)?.as_bytes())))
+}
+
 fn patience(params: &Value) -> Result<Patience, RpcError> {
     let mut patience = Patience::default();
     if let Some(time) = given(params, "member_timeout")? {
@@ -254,14 +263,7 @@ impl Main {
         }
         self.check_name(appliance, name)?;
         let known = appliance.arrays().iter().find(|array| array.name == name);
-        let uuid = match given(params, "uuid")? {
-            Some(text) => {
-                let parsed = text.parse::<uuid::Uuid>();
-                let wrong = |_| RpcError::params(format!("\"{text}\" is no UUID"));
-                Some(Uuid(*parsed.map_err(wrong)?.as_bytes()))
-            }
-            None => None,
-        };
+        let uuid = array_uuid(params)?;
         let (mut plan, members, spares, keep) = match known.filter(|_| disks.is_empty()) {
             Some(array) => {
                 let named = |ids: &[corebay_conf::appliance::DiskId]| {

@@ -12,7 +12,7 @@ use corebay_raid::{
 use serde_json::{Value, json};
 
 use super::{
-    arrays::{ArrayMedium, Named, Order, Scrubbing, Sweep, SweepKind},
+    arrays::{ArrayMedium, LastScrub, Named, Order, Scrubbing, Sweep, SweepKind},
     control::{Reply, RpcError},
     kept::{KeptScrub, Made, unix_seconds},
     media::Media,
@@ -336,17 +336,7 @@ fn describe(array: &ArrayMedium, now: Time) -> Value {
     let refused: Vec<_> = refused
         .map(|(disk, why)| json!({ "disk": disk.name, "why": why }))
         .collect();
-    let scrubbed = tending.scrubbed.as_ref().map(|last| {
-        let ago = unix_seconds().saturating_sub(last.at_unix);
-        let seconds = last.seconds;
-        match &last.outcome {
-            Ok(found) => json!({
-                "seconds_ago": ago, "seconds": seconds, "mismatches": found.mismatch_count,
-                "mismatched_stripes": found.mismatches, "lost_stripes": found.lost,
-            }),
-            Err(why) => json!({ "seconds_ago": ago, "seconds": seconds, "error": why }),
-        }
-    });
+    let scrubbed = tending.scrubbed.as_ref().map(describe_scrub);
     let next = array.scrub_every.map(|every| {
         let due = array.scrubbed_at.load(Ordering::Relaxed) + every.as_secs();
         due.saturating_sub(unix_seconds())
@@ -396,6 +386,18 @@ fn describe(array: &ArrayMedium, now: Time) -> Value {
             "slow_members": counters.slow_members,
         },
     })
+}
+
+fn describe_scrub(last: &LastScrub) -> Value {
+    let ago = unix_seconds().saturating_sub(last.at_unix);
+    let seconds = last.seconds;
+    match &last.outcome {
+        Ok(found) => json!({
+            "seconds_ago": ago, "seconds": seconds, "mismatches": found.mismatch_count,
+            "mismatched_stripes": found.mismatches, "lost_stripes": found.lost,
+        }),
+        Err(why) => json!({ "seconds_ago": ago, "seconds": seconds, "error": why }),
+    }
 }
 
 /// What to do where an array has too few members to be assembled.
