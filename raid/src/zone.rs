@@ -43,7 +43,7 @@ const PART_BYTES: u64 = UNIT_BYTES_MAX as u64;
 /// Looks at a block after which it is taken for lost.
 const LOST_LOOKS: usize = 3;
 
-/// A core's way to the zone of an array.
+/// A core's way to the zone of an array. It ends with the core's [`Array`].
 pub struct Zone<D: Disk> {
     core: Rc<Core<D>>,
 }

@@ -1,9 +1,9 @@
-//! The conformance suite over arrays of every level.
+//! The conformance suite over arrays of every level, and over their mirrored zones.
 
 use corebay_conformance::conformance_tests;
 use corebay_raid::geometry::Level;
 
-use crate::support::{ArrayBed, ec};
+use crate::support::{ArrayBed, ZoneBed, ec};
 
 macro_rules! levels {
     ($($name:ident: $make:expr;)+) => {
@@ -24,4 +24,5 @@ levels! {
     raid5_dirty_regions: |size| ArrayBed::dirty(Level::Raid5, 4, size);
     raid6: |size| ArrayBed::new(Level::Raid6, 5, size);
     ec_4_3: |size| ArrayBed::new(ec(4, 3), 7, size);
+    raid5_zone: |size| ZoneBed::new(Level::Raid5, 3, size);
 }

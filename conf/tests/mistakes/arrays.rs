@@ -151,6 +151,31 @@ fn members() {
 }
 
 #[test]
+fn zones() {
+    let with = |line: &str, fragments: &[&str]| {
+        let text = format!("level = \"raid5\"\n{line}");
+        instead("level = \"raid5\"", &text, fragments);
+    };
+    let sizes = "expected \"none\" or a size from 512KiB to 1GiB";
+    with(
+        "zone = \"256KiB\"",
+        &["a zone of `256KiB` cannot be", sizes],
+    );
+    with("zone = \"2GiB\"", &["a zone of `2GiB` cannot be", sizes]);
+    with("zone = \"1000001\"", &["it is a multiple of 4KiB"]);
+    with("zone = \"some\"", &["`some`", sizes]);
+    with("zone = \"60MiB\"", &["is too small for the array"]);
+    instead(
+        "level = \"raid5\"",
+        "level = \"raid1\"\nzone = \"1MiB\"",
+        &[
+            "a mirrored zone is for levels with parity",
+            "RAID 1 has no parity",
+        ],
+    );
+}
+
+#[test]
 fn geometry() {
     let with = |line: &str, fragments: &[&str]| {
         instead(
@@ -181,23 +206,6 @@ fn geometry() {
             "the ceiling of a rebuild is below its floor",
             ":20:19",
             "the floor",
-        ],
-    );
-    let sizes = "expected \"none\" or a size from 512KiB to 1GiB";
-    with(
-        "zone = \"256KiB\"",
-        &["a zone of `256KiB` cannot be", sizes],
-    );
-    with("zone = \"2GiB\"", &["a zone of `2GiB` cannot be", sizes]);
-    with("zone = \"1000001\"", &["it is a multiple of 4KiB"]);
-    with("zone = \"some\"", &["`some`", sizes]);
-    with("zone = \"60MiB\"", &["is too small for the array"]);
-    instead(
-        "level = \"raid5\"",
-        "level = \"raid1\"\nzone = \"1MiB\"",
-        &[
-            "a mirrored zone is for levels with parity",
-            "RAID 1 has no parity",
         ],
     );
     with(

@@ -10,6 +10,7 @@ use corebay_core::{
     arena::Arena,
     buffer::BufferPool,
     disk::ram::{RamDisk, RamMedium},
+    disk_of_kinds,
     rng::Rng,
     units::BlockSize,
 };
@@ -18,6 +19,7 @@ use corebay_raid::{
     assemble::assemble,
     create::create,
     geometry::{Consistency, Geometry, Level, Wish},
+    zone::Zone,
 };
 
 /// Reed-Solomon with so many data and parity strips.
@@ -65,7 +67,7 @@ impl ArrayBed {
 
     pub fn with(wish: Wish) -> Self {
         let data = Geometry::new(wish, 1 << 40).expect("a geometry").data() as u64;
-        let bytes = ARRAY_BYTES / data + (32 << 20);
+        let bytes = ARRAY_BYTES / data + (32 << 20) + wish.zone_bytes;
         let media: Vec<_> = (0..wish.roles)
             .map(|_| RamMedium::new(wish.block_size, wish.block_size.blocks_in(bytes)).unwrap())
             .collect();
@@ -113,5 +115,56 @@ impl Bed for ArrayBed {
     fn reopen(&mut self) -> bool {
         *self.assembled.lock().unwrap() = None;
         true
+    }
+}
+
+/// The mirrored zone of such an array.
+pub struct ZoneBed(ArrayBed);
+
+/// One core's way there, which ends with its array.
+pub struct OpenZone {
+    zone: Zone<RamDisk>,
+    _array: Array<RamDisk>,
+}
+
+impl std::ops::Deref for OpenZone {
+    type Target = Zone<RamDisk>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.zone
+    }
+}
+
+/// A disk by what it dereferences to.
+pub enum ZoneDisk {
+    Open(OpenZone),
+}
+
+disk_of_kinds!(ZoneDisk { Open });
+
+impl ZoneBed {
+    pub fn new(level: Level, roles: usize, block_size: BlockSize) -> Self {
+        Self(ArrayBed::with(Wish {
+            journal_slots: 64,
+            zone_bytes: ARRAY_BYTES,
+            ..Wish::new(level, roles, block_size)
+        }))
+    }
+}
+
+impl Bed for ZoneBed {
+    type Disk = ZoneDisk;
+
+    fn open(&self, core: &TestCore) -> Self::Disk {
+        let array = self.0.open(core);
+        let zone = array.zone().expect("it was made with one");
+        ZoneDisk::Open(OpenZone {
+            zone,
+            _array: array,
+        })
+    }
+
+    fn reopen(&mut self) -> bool {
+        self.0.reopen()
     }
 }

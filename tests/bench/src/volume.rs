@@ -19,16 +19,18 @@ use corebay_core::{
         Disk, DiskError, DiskInfo, Durability, Space,
         ram::{RamDisk, RamMedium},
     },
+    disk_of_kinds,
     reactor::{MachineClock, Reactor},
     rng::Rng,
     units::{BlockSize, CoreId, Lba, Time},
 };
-use corebay_lvol::{CreateOptions, Identity, Pool, PoolContext, Volume, VolumeId};
+use corebay_lvol::{CreateOptions, Identity, Pool, PoolContext, PoolDisk, Volume, VolumeId};
 use corebay_raid::{
     array::Array,
     assemble::assemble,
     create::create,
     geometry::{Level, Wish},
+    zone::Zone,
 };
 
 use crate::{
@@ -65,6 +67,8 @@ const SNAPSHOTS: u64 = 64;
 const BETWEEN_SNAPSHOTS: u64 = 8;
 const DEPTH: u64 = 128;
 const POOL_BLOCKS: u64 = 8 << 20;
+/// What `corebay array create` makes.
+const ZONE_BYTES: u64 = 8 << 20;
 const MEMORY_BYTES: usize = 64 << 20;
 const WAITERS: usize = 1024;
 /// What a slow disk takes for anything, in the reactor's time.
@@ -229,12 +233,24 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     if wanted("ram") {
         let (bare, under) = (bench.ram()?, bench.ram()?);
+        let under = || PoolDisk::from(under.clone());
         bench.compare("ram", arguments.rounds, bare, under)?;
     }
-    for (name, level, members) in [("mirror", Level::Mirrored, 2), ("raid5", Level::Raid5, 4)] {
+    for (name, level, members, zone_bytes) in [
+        ("mirror", Level::Mirrored, 2, 0),
+        ("raid5", Level::Raid5, 4, 0),
+        ("raid5 with a zone", Level::Raid5, 4, ZONE_BYTES),
+    ] {
         if wanted(name) {
-            let bare = bench.array(level, members)?;
-            let under = bench.array(level, members)?;
+            let wish = Wish {
+                zone_bytes,
+                ..Wish::new(level, members, BlockSize::B4096)
+            };
+            let (bare, under) = (bench.array(wish)?, bench.array(wish)?);
+            let under = || PoolDisk {
+                zone: under.below.zone().map(Rc::new).map(Base::Zone),
+                disk: Base::Array(under.clone()),
+            };
             bench.compare(name, arguments.rounds, bare, under)?;
         }
     }
@@ -242,6 +258,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     bench.reactor.tear_down();
     Ok(())
 }
+
+/// One core's way to an array, or to its mirrored zone.
+enum Base {
+    Array(Kept<Array<RamDisk>>),
+    Zone(Rc<Zone<RamDisk>>),
+}
+
+disk_of_kinds!(Base { Array, Zone });
 
 /// A row of the table.
 struct Row {
@@ -269,12 +293,11 @@ impl Bench {
         self.touched(self.kept(disk))
     }
 
-    fn array(&self, level: Level, members: usize) -> Result<Kept<Array<RamDisk>>> {
-        let disks = (0..members).map(|_| Ok(RamDisk::new(self.medium()?, &self.reactor)));
+    fn array(&self, wish: Wish) -> Result<Kept<Array<RamDisk>>> {
+        let disks = (0..wish.roles).map(|_| Ok(RamDisk::new(self.medium()?, &self.reactor)));
         let disks = disks.collect::<Result<Vec<_>>>()?;
         let (reactor, scratch) = (self.reactor.clone(), self.scratch.clone());
         let made = self.run(async move {
-            let wish = Wish::new(level, members, BlockSize::B4096);
             let mut rng = Rng::from_seed(1);
             create(&disks, wish, "bench", &[], &mut rng, &scratch)
                 .await
@@ -302,7 +325,7 @@ impl Bench {
         .map_err(|error| anyhow!("{error}"))
     }
 
-    fn pool<D: Disk>(&self, disk: D) -> Result<Pool<D>> {
+    fn pool<D: Disk>(&self, disk: PoolDisk<D>) -> Result<Pool<D>> {
         let context = PoolContext {
             reactor: self.reactor.clone(),
             buffers: self.buffers.clone(),
@@ -338,12 +361,12 @@ impl Bench {
         })??)
     }
 
-    fn compare<D: Disk>(
+    fn compare<D: Disk, B: Disk>(
         &self,
         name: &str,
         rounds: usize,
-        bare: Kept<D>,
-        under: Kept<D>,
+        bare: B,
+        under: impl Fn() -> PoolDisk<D>,
     ) -> Result<()> {
         let bare = Rc::new(bare);
         let row = |what| Row {
@@ -364,7 +387,7 @@ impl Bench {
         self.measure(&bare, Work::Write, (self.blocks, DEPTH), "")?;
         for _ in 0..rounds {
             // A new pool gives out the same space again, of which every byte was touched.
-            let pool = self.pool(under.clone())?;
+            let pool = self.pool(under())?;
             let (id, volume) = self.volume(&pool)?;
             let all = self.blocks;
             let before = pool.status();
@@ -428,7 +451,7 @@ impl Bench {
             takes: SLOW,
             ..self.kept(RamDisk::new(self.medium()?, &self.reactor))
         };
-        let pool = self.pool(disk)?;
+        let pool = self.pool(disk.into())?;
         let (_, volume) = self.volume(&pool)?;
         let buffer: Buffer = self.buffers.try_allocate(4096).context("a free buffer")?;
         let reactor = self.reactor.clone();
