@@ -111,6 +111,51 @@ fn what_goes_along_with_a_slow_write_is_kept_though_the_snapshot_is_deleted() {
 }
 
 #[test]
+fn writes_go_on_while_much_is_cut_off() {
+    const LEAVES: u64 = 40;
+    let medium = medium(24);
+    let node = Node::create(&medium);
+    let id = node.create_volume("v", LEAVES * PER_LEAF);
+    let volume = node.open(id);
+    for leaf in 0..LEAVES {
+        node.write(&volume, leaf * PER_LEAF, 2, 1, Durability::Cached)
+            .unwrap();
+    }
+    node.checkpoint();
+    drop((volume, node));
+    let node = Node::import_slow(&medium);
+    let volume = node.open(id);
+    let resized = resize(&node, id, 2);
+    let (mut ended, mut turns) = (0, 0);
+    let mut writing: Option<Outcome<Result<(), DiskError>>> = None;
+    while !resized.is_there() {
+        turns += 1;
+        assert!(turns < 10_000, "it does not end");
+        if let Some(written) = writing.take_if(|writing| writing.is_there()) {
+            assert_eq!(written.take(), Ok(()));
+            ended += 1;
+        }
+        writing.get_or_insert_with(|| {
+            let (disk, data) = (volume.clone(), node.core.filled(&disk::block(2, 512)));
+            node.core.spawn(async move {
+                disk.write(Lba(0), std::slice::from_ref(&data), Durability::Cached)
+                    .await
+            })
+        });
+        node.core.turn();
+    }
+    drop(writing);
+    assert_eq!(resized.take(), Ok(()));
+    assert!(ended * 4 > turns, "{ended} in {turns} turns");
+    for _ in 0..20 {
+        node.core.turn();
+    }
+    assert_eq!(node.tags(&volume, 0, 2), [2, 1]);
+    drop(volume);
+    node.checked();
+}
+
+#[test]
 fn a_clearing_whose_caller_is_gone_ends_before_the_volume_shrinks_or_goes() {
     for deletes in [false, true] {
         clear_without_a_caller(deletes);

@@ -303,6 +303,44 @@ fn a_folder_from_before_pools_is_served_as_it_was() {
 }
 
 #[test]
+fn a_first_start_that_was_cut_off_is_begun_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pool-1.img");
+    fs::File::create(&file).unwrap().set_len(64 << 20).unwrap();
+    // A pool of this appliance that was made, and opened again, and never had a volume.
+    let config = folder.path().join("corebay.toml");
+    let cores = "[reactor]\ncores = [0]\nmemory = \"256MiB\"\n";
+    let disk = format!(
+        "[[disk]]\nname = \"d\"\nfile = {{ path = \"{}\" }}\n",
+        text(&file)
+    );
+    let pool = "[[pool]]\nname = \"pool-1\"\ndisk = \"d\"\ncreate = true\n";
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let listener = format!("[[listener]]\naddress = \"{address}\"\n");
+    let text = format!(
+        "data_dir = \"{}\"\n{cores}{listener}{disk}{pool}",
+        text(folder.path())
+    );
+    fs::write(&config, text).unwrap();
+    for _ in 0..2 {
+        let appliance = Appliance::start(folder.path());
+        assert_eq!(appliance.does("volume list"), json!([]));
+        appliance.serving.end();
+    }
+    fs::remove_file(&config).unwrap();
+    let appliance = Appliance::start(folder.path());
+    appliance.writes(1, 1);
+    // A volume that was deleted does not come back.
+    appliance.does("volume delete volume-1 --force");
+    appliance.serving.end();
+    let appliance = Appliance::start(folder.path());
+    assert_eq!(appliance.does("volume list"), json!([]));
+    appliance.serving.end();
+}
+
+#[test]
 fn a_pool_brings_its_exports_to_another_machine() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let first = Appliance::start(here.path());
@@ -569,6 +607,25 @@ fn clones_stand_by_themselves_and_limits_hold() {
     let errors = appliance.bench(2, "--rw write --overwrite --io-count 100");
     assert!(start.elapsed().as_millis() >= 900, "{:?}", start.elapsed());
     assert_eq!(errors, json!([]));
+    // A host that fills queues with what waits leaves the core to others.
+    let mut flood = Command::new(PROGRAM)
+        .args(["bench", "--rw", "write", "--overwrite", "--nsid", "2"])
+        .args(["--queues", "6", "--depth", "1000", "--time", "60s"])
+        .args([
+            "--address",
+            &format!("127.0.0.1:{}", appliance.serving.port()),
+        ])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let start = std::time::Instant::now();
+    let errors = appliance.bench(1, "--rw read --io-count 4000 --depth 64");
+    assert_eq!(errors, json!([]));
+    assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());
+    flood.kill().unwrap();
+    flood.wait().unwrap();
     appliance.does("volume set third --write-iops 0");
     appliance.does("pool extend pool-1");
     assert_eq!(appliance.does("pool check")["good"], true);

@@ -68,6 +68,15 @@ impl Node {
         Ok(Self { core, pool })
     }
 
+    /// Imports the pool by a disk of which every command takes a turn.
+    pub fn import_slow(medium: &Medium) -> Self {
+        let core = TestCore::single();
+        let (context, disk) = (context(&core), medium.open_slow(&core.reactor));
+        let pool = core.run(async move { Pool::import(&context, disk).await });
+        let pool = pool.expect("a pool");
+        Self { core, pool }
+    }
+
     /// Imports the pool for a machine.
     pub fn import_as(
         medium: &Medium,

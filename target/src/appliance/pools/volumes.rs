@@ -223,6 +223,7 @@ impl Home {
         let (Some(pool), Some(opening)) = (stopped, opening) else {
             return Ok(());
         };
+        self.refuse_another(on, opening).await?;
         self.open_failed_again(&pool, opening, deadline).await?;
         self.attach_all_kept().await;
         Ok(())
