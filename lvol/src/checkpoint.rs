@@ -23,7 +23,7 @@ use crate::{
     device::{TRANSFER_BYTES, copies_at},
     error::PoolError,
     format::{
-        COPIES, Extent, PAGE_BYTES, crc32c,
+        COPIES, Extent, PAGE_BYTES, SUPERBLOCK_AT, crc32c,
         page::{POINTERS_PER_PIECE, PageBytes, Piece},
         root::{Pointer, Root},
         superblock::Superblock,
@@ -72,6 +72,7 @@ impl State {
         let mut leaving = std::mem::take(&mut nodes.left);
         leaving.append(&mut counts.left);
         leaving.append(&mut volumes.left);
+        places.leave(leaving.len());
         let root = Root {
             generation,
             chunks: places.chunks.clone(),
@@ -177,9 +178,7 @@ impl<D: Disk> Shared<D> {
         self.journal.sure_room.set(0);
         self.write_sealed(&sealed).await?;
         let mut state = self.state.borrow_mut();
-        for place in sealed.leaving {
-            state.places.release(place);
-        }
+        state.places.release_left(&sealed.leaving);
         drop(state);
         self.generation.set(generation);
         self.checkpoint_under_way.set(false);
@@ -224,8 +223,10 @@ impl<D: Disk> Shared<D> {
         if !early {
             self.device.flush().await?;
         }
-        self.write_again(async || self.device.write_superblocks(&sealed.superblock).await)
-            .await?;
+        for at in SUPERBLOCK_AT {
+            self.write_again(async || self.device.write_superblock(at, &sealed.superblock).await)
+                .await?;
+        }
         Ok(())
     }
 }

@@ -200,13 +200,15 @@ impl<D: Disk> Device<D> {
         }
     }
 
-    /// Writes both superblocks, one after the other, so that one of them is whole at any time.
-    pub async fn write_superblocks(&self, superblock: &Superblock) -> Result<(), DiskError> {
-        for at in SUPERBLOCK_AT {
-            self.write(at, &superblock.encode(), Durability::Durable)
-                .await?;
-        }
-        Ok(())
+    /// Writes one of the superblocks. The other one is whole then: they are written one after the other,
+    /// each until it is there.
+    pub async fn write_superblock(
+        &self,
+        at: u64,
+        superblock: &Superblock,
+    ) -> Result<(), DiskError> {
+        self.write(at, &superblock.encode(), Durability::Durable)
+            .await
     }
 
     /// Makes room for a new pool: there is none afterwards.

@@ -255,7 +255,9 @@ impl<D: Disk> Shared<D> {
         let state = self.state.borrow();
         let added = &records[before..];
         let has_room = |all| !state.root_is_full(all) && state.has_space_for_pages(all, added);
-        if has_room(before + more + METADATA_ROOM) {
+        // Whatever comes next may take of it, also what is refused sooner than this.
+        let all = before + more + METADATA_ROOM;
+        if !state.root_is_full(all) && state.has_ample_space(all) {
             room.set(METADATA_ROOM);
             return true;
         }
@@ -447,10 +449,12 @@ impl<D: Disk> Shared<D> {
         Ok(())
     }
 
-    /// Waits until every record that was appended has taken effect.
+    /// Waits until every record that was appended so far has taken effect; those that come meanwhile are
+    /// not waited for, as others may append without end.
     pub async fn drained(&self) {
         let journal = &self.journal;
-        let done = || journal.committed.get() == journal.appended.get();
+        let last = journal.appended.get();
+        let done = || journal.committed.get() >= last;
         journal
             .progress
             .until(|| (done() || self.stopped().is_some()).then_some(()))

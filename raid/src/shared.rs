@@ -108,7 +108,7 @@ impl Tally {
 }
 
 /// The most stripes that a rebuild steps over.
-const HOLES_MAX: usize = 64;
+const HOLES_MAX: usize = 1024;
 
 /// Stripes that rebuilds could not make, because too much of them is lost, and stepped over: their role
 /// is not good there, however far the rebuild is. Changed with the stripe locked.
@@ -159,8 +159,10 @@ impl Holes {
         for place in &self.places {
             let code = place.load(Ordering::SeqCst);
             if code != 0 && is((code & 31) as usize, (code & !(1 << 63)) >> 5) {
-                place.store(0, Ordering::SeqCst);
-                self.count.fetch_sub(1, Ordering::SeqCst);
+                // Another core may fill it, too.
+                let (done, looked) = (Ordering::SeqCst, Ordering::SeqCst);
+                let filled = place.compare_exchange(code, 0, done, looked).is_ok();
+                self.count.fetch_sub(u32::from(filled), Ordering::SeqCst);
             }
         }
     }
@@ -268,11 +270,12 @@ impl Shared {
         let mut current = self.state();
         *current = state.clone();
         let (mut delta, mut rebuilding) = (Set::default(), Set::default());
+        let mut failed = Set::default();
         for (role, record) in state.roles.iter().enumerate() {
             let stripes = match record.state {
                 RoleState::Active => u64::MAX,
                 RoleState::Failed => {
-                    self.holes.fill(|of, _| of == role);
+                    failed = failed.with(role);
                     0
                 }
                 RoleState::Rebuilding {
@@ -293,6 +296,8 @@ impl Shared {
             self.good[role].store(stripes, Ordering::SeqCst);
         }
         self.delta.store(delta.0, Ordering::SeqCst);
+        // Not before the role is good nowhere: its strip there was never written.
+        self.holes.fill(|of, _| failed.has(of));
         self.zone_good.fetch_and(rebuilding.0, Ordering::SeqCst);
         self.whole.store(state.is_whole(), Ordering::SeqCst);
     }

@@ -96,8 +96,9 @@ async fn rebuild<D: Disk>(core: &Core<D>, run: &Run, role: usize, stripe: u64) {
     if run.goes_on(shared, role) && !shared.is_good(role, stripe) {
         match rebuild_stripe(core, role, stripe).await {
             Ok(()) => shared.made(role, stripe),
-            // The stripes after it can be made.
-            Err(SweepError::Lost { .. }) if shared.step_over(role, stripe) => {}
+            // The stripes after it can be made; of a role that failed meanwhile none is kept in mind.
+            Err(SweepError::Lost { .. })
+                if run.goes_on(shared, role) && shared.step_over(role, stripe) => {}
             Err(error) => run.fail(error),
         }
     }

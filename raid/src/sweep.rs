@@ -391,11 +391,10 @@ impl<D: Disk> Array<D> {
         let shared = &self.core.shared;
         let total = shared.geometry.stripes();
         self.core.begin_sweep(total);
-        for (_, stripe) in shared
-            .stepped_over()
-            .into_iter()
-            .filter(|(of, _)| *of == role)
-        {
+        // One further on comes in its turn: whoever made it now would wait, with the stripe locked, for
+        // those before it.
+        let earlier = |&(of, stripe): &(usize, u64)| of == role && stripe < shared.good(role);
+        for (_, stripe) in shared.stepped_over().into_iter().filter(earlier) {
             convoy.start(|run| Work::Rebuild(run, role, stripe)).await?;
         }
         let mut next = shared.good(role);

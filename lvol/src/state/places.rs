@@ -12,12 +12,30 @@ pub(crate) struct Places {
     pub chunks: Vec<[Extent; 2]>,
     used: Vec<bool>,
     free: usize,
+    /// Free as soon as the checkpoint that is being written is there.
+    leaving: usize,
     cursor: usize,
 }
 
 impl Places {
     pub fn free(&self) -> usize {
         self.free
+    }
+
+    /// Those that the next checkpoint finds free.
+    pub fn free_soon(&self) -> usize {
+        self.free + self.leaving
+    }
+
+    /// A checkpoint is sealed that uses so many no more.
+    pub fn leave(&mut self, count: usize) {
+        self.leaving = count;
+    }
+
+    /// It is written.
+    pub fn release_left(&mut self, left: &[u64]) {
+        self.leaving = 0;
+        left.iter().for_each(|place| self.release(*place));
     }
 
     pub fn add_chunk(&mut self, pair: [Extent; 2], layout: &Layout) {

@@ -470,6 +470,8 @@ pub async fn flush_for_host<E: Environment>(
     binding: &Binding<E>,
     namespace: Option<&Ns<E>>,
 ) -> Result<(), Status> {
+    // Where it fails, the host tries again, and is told then.
+    flush(binding, namespace).await?;
     let (subsystem, host) = (&binding.controller.subsystem, &binding.controller.host_nqn);
     let is_lost = |of: &Ns<E>| subsystem.tell_of_lost_writes(of.spec.nsid, host);
     let lost = match namespace {
@@ -484,7 +486,6 @@ pub async fn flush_for_host<E: Environment>(
                 > 0
         }
     };
-    flush(binding, namespace).await?;
     match lost {
         // Tried again it would succeed, and nobody would know.
         true => Err(Status::WRITE_FAULT.with_dnr()),
