@@ -448,6 +448,7 @@ impl<D: Disk> Disk for Volume<D> {
             }
             let glance = self.glance(at.0, blocks);
             if let Glance::In(extent, true) = glance {
+                let look = look.of_write(&self.flat.forsaken);
                 let place = self.place(extent, at.0);
                 let written = self.core.disk.write(place, from, durability).await;
                 look.end();
