@@ -15,7 +15,7 @@ use corebay_nvme::{
         feature::{async_event, fid, volatile_write_cache},
         identify::controller::vwc,
         log::lid,
-        property::{self, Cc},
+        property::{self, Cc, Shn, Shst},
         status::Status,
     },
 };
@@ -37,6 +37,9 @@ const LIST_BYTES: u64 = 4096;
 /// The longest time that a change may be unread where nothing disturbs.
 const UNREAD_MAX: Duration = Duration::from_secs(2);
 
+/// How often a host looks whether its controller is shut down.
+const LOOKS_MAX: usize = 500;
+
 /// A namespace identifier that means all.
 const ALL_NAMESPACES: u32 = u32::MAX;
 
@@ -50,6 +53,7 @@ enum Kind {
     CacheOff,
     Abort,
     Reset,
+    ShutDown,
 }
 
 /// One admin command after the other, until the world ends.
@@ -70,7 +74,7 @@ pub async fn administrate(session: Rc<Session>, mut rng: Rng) {
         kinds.extend([Kind::Abort; 6]);
     }
     if workload.resets {
-        kinds.push(Kind::Reset);
+        kinds.extend([Kind::Reset, Kind::ShutDown]);
     }
     while !session.common.finishing.get() {
         let pause = rng.below(PAUSE_MICROS_MAX);
@@ -80,7 +84,8 @@ pub async fn administrate(session: Rc<Session>, mut rng: Rng) {
             continue;
         };
         // Resets are rare, and once the work is done nothing may disturb the last check.
-        if kind == Kind::Reset && (session.is_checking() || !rng.once_in(8)) {
+        let ends = matches!(kind, Kind::Reset | Kind::ShutDown);
+        if ends && (session.is_checking() || !rng.once_in(8)) {
             continue;
         }
         let result = ask(&session, &controller, kind, &mut rng).await;
@@ -130,7 +135,54 @@ async fn ask(
             controller.abort(queue, nth).await.map(drop)
         }
         Kind::Reset => reset(session, controller).await,
+        Kind::ShutDown => {
+            shut_down(session, controller).await?;
+            reset(session, controller).await
+        }
     }
+}
+
+/// Shuts the controller down: once it says that this is done, what was written before is durable.
+async fn shut_down(session: &Session, controller: &SimController) -> Result<(), Error> {
+    let association = session.association();
+    let models = &session.common.models[session.node];
+    let tickets: Vec<_> = models
+        .iter()
+        .map(|model| model.borrow_mut().begin(session.index))
+        .collect();
+    let outcome = wait_for_shutdown(session, controller).await;
+    // What is detached is not flushed.
+    let flushed = matches!(outcome, Ok(true)) && !session.common.plan.reloads();
+    for (model, ticket) in models.iter().zip(tickets) {
+        match flushed && association == session.association() {
+            true => model.borrow_mut().end_flush(ticket),
+            false => model.borrow_mut().end(ticket),
+        }
+    }
+    outcome.map(drop)
+}
+
+/// True once the controller is shut down; false where another association has come meanwhile, or it takes
+/// too long.
+async fn wait_for_shutdown(session: &Session, controller: &SimController) -> Result<bool, Error> {
+    let association = session.association();
+    let cc = controller.property(property::CC, PropertySize::Four);
+    let cc = Cc(u32::try_from(cc.await?).expect("a property of four bytes"));
+    let down = u64::from(cc.with_shn(Shn::Normal).0);
+    controller
+        .set_property(property::CC, PropertySize::Four, down)
+        .await?;
+    for _ in 0..LOOKS_MAX {
+        let csts = controller.csts().await?;
+        if association != session.association() {
+            return Ok(false);
+        }
+        if csts.shst() == Shst::Complete {
+            return Ok(true);
+        }
+        session.reactor().sleep(LOOK).await;
+    }
+    Ok(false)
 }
 
 /// Resets the controller, and waits until it says that this is done. No I/O queue is left then.

@@ -49,14 +49,38 @@ thread_local! {
 /// The command that replays a seed.
 #[must_use]
 pub fn replay(seed: u64) -> String {
-    format!("replay: cargo xtask sim --seed {seed} --trace")
+    let (build, fault) = (build(), fault());
+    format!("replay: cargo xtask sim {build}--seed {seed} --trace{fault}")
 }
 
-/// The command that replays a script.
+/// The command that replays a script whose power is cut after one of its changes.
 #[must_use]
-pub fn replay_script(seed: u64, script: Script) -> String {
-    let name = script.name();
-    format!("replay: cargo xtask sim --everywhere --script {name} --seed {seed}")
+pub fn replay_script(seed: u64, script: Script, cut: u64) -> String {
+    let (build, fault, name) = (build(), fault(), script.name());
+    format!(
+        "replay: cargo xtask sim {build}--everywhere --script {name} --seed {seed} --cut {cut} --trace{fault}"
+    )
+}
+
+/// What the replayed simulator is built as.
+fn build() -> &'static str {
+    match cfg!(debug_assertions) {
+        true => "",
+        false => "--fast ",
+    }
+}
+
+/// The deliberate fault that is chosen.
+#[cfg(corebay_fault)]
+fn fault() -> String {
+    let mut all = corebay_target::fault::ALL.iter();
+    let chosen = all.find(|(_, fault)| corebay_target::fault::is(*fault));
+    chosen.map_or_else(String::new, |(name, _)| format!(" --fault {name}"))
+}
+
+#[cfg(not(corebay_fault))]
+fn fault() -> &'static str {
+    ""
 }
 
 /// A panic from here on says how to come to it again, also where it ends the process.
@@ -99,16 +123,36 @@ pub fn cut_everywhere(
     script: Script,
     (first_cut, step): (u64, usize),
 ) -> Result<u64, String> {
-    announce(replay_script(seed, script));
-    let world = || World::new(Plan::script(seed, script), seed, &Trace::new(false));
-    let first = world()?;
+    announce(replay_script(seed, script, 0));
+    let first = scripted(seed, script, &Trace::new(false))?;
     let before = first.changes();
     let changes = first.run()?.changes - before;
     for cut in (first_cut..=changes).step_by(step) {
-        let mut world = world()?;
-        world.cut_after(cut);
-        let report = world.run();
-        report.map_err(|failure| format!("cut after change {cut} of {changes}: {failure}"))?;
+        let report = cut_once(seed, script, cut, false);
+        report.map_err(|failure| {
+            let replay = replay_script(seed, script, cut);
+            format!("cut after change {cut} of {changes}: {failure}\n{replay}")
+        })?;
     }
     Ok(changes)
+}
+
+/// Runs a short script and cuts the power after one of the changes that it makes on its media; after
+/// change 0 it is not cut. With `print`, its trace goes to standard output.
+///
+/// # Errors
+/// Says what went wrong.
+pub fn cut_once(seed: u64, script: Script, cut: u64, print: bool) -> Result<Report, String> {
+    announce(replay_script(seed, script, cut));
+    let mut world = scripted(seed, script, &Trace::new(print))?;
+    if cut > 0 {
+        world.cut_after(cut);
+    }
+    let report = world.run();
+    REPLAY.set(String::new());
+    report
+}
+
+fn scripted(seed: u64, script: Script, trace: &Trace) -> Result<World, String> {
+    World::new(Plan::script(seed, script), seed, trace)
 }

@@ -10,7 +10,7 @@ use std::{
 
 use clap::Parser;
 use corebay_sim::{
-    cut_everywhere,
+    cut_everywhere, cut_once,
     plan::{Plan, Script},
     replay, replay_script, run_seed,
 };
@@ -37,6 +37,9 @@ struct Cli {
     /// Only the scripts that work on this.
     #[arg(long, value_parser = script_of)]
     script: Option<Script>,
+    /// Cut the power of scripts after this change alone; after change 0 it is not cut.
+    #[arg(long, requires = "everywhere")]
+    cut: Option<u64>,
     /// Show that every deliberate fault in the target is found; needs `--cfg corebay_fault`.
     #[arg(long)]
     prove: bool,
@@ -111,11 +114,17 @@ fn everywhere(first: u64, cli: &Cli) -> ExitCode {
     for seed in first..first + cli.runs {
         for script in Script::ALL.into_iter().filter(chosen) {
             let name = script.name();
-            match cut_everywhere(seed, script, (1, 1)) {
-                Ok(cuts) => println!("script {seed}, {name}: good after each of {cuts} power cuts"),
+            let outcome = match cli.cut {
+                Some(cut) => cut_once(seed, script, cut, cli.trace)
+                    .map(|report| format!("{report:?}"))
+                    .map_err(|failure| format!("{failure}\n{}", replay_script(seed, script, cut))),
+                None => cut_everywhere(seed, script, (1, 1))
+                    .map(|cuts| format!("good after each of {cuts} power cuts")),
+            };
+            match outcome {
+                Ok(good) => println!("script {seed}, {name}: {good}"),
                 Err(failure) => {
                     println!("script {seed}, {name} FAILED: {failure}");
-                    println!("{}", replay_script(seed, script));
                     return ExitCode::FAILURE;
                 }
             }

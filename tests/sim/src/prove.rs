@@ -23,9 +23,9 @@ fn seeds_max(fault: Fault) -> u64 {
         Fault::FlushSkipped => 50,
         Fault::WrongFlush | Fault::CacheOffIgnored => 70,
         Fault::ArrayJournalSkipped | Fault::ArrayJournalCached | Fault::ArrayUnmarksEarly => 85,
-        Fault::FormerNotAwaited | Fault::FusedLocksOneCore => 110,
+        Fault::FusedLocksOneCore => 110,
         Fault::PoolSuperblockEarly | Fault::PoolDataUnflushed => 260,
-        Fault::DriverForgetsReset => 500,
+        Fault::FormerNotAwaited | Fault::DriverForgetsReset => 520,
         // Scripts, each cut after every change.
         Fault::PoolJournalCached => 3,
     }

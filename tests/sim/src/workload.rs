@@ -96,9 +96,16 @@ pub async fn check_all(session: &Session) {
             };
             let ticket = session.model(part.nsid).borrow_mut().begin(session.index);
             let since = session.model(part.nsid).borrow().now();
+            let (was_disabled, association) = (session.is_disabled(), session.association());
             let read = read(session, &queue, part).await;
+            if is_answered(&read) && was_disabled && association == session.association() {
+                let what = "a check is answered though its controller has been reset";
+                session.common.fail(what.to_owned());
+            }
             let sized = check_size(session, Kind::Read, part, since, &read);
-            if let (Err(error), 1, false) = (&read, part.count, sized) {
+            if let (Err(error), 1, false) = (&read, part.count, sized)
+                && !is_shut_down(session, error)
+            {
                 check_lost(session, part, ticket, error);
             }
             session.model(part.nsid).borrow_mut().end(ticket);
@@ -106,6 +113,10 @@ pub async fn check_all(session: &Session) {
                 Ok(()) => at += part.count,
                 // There are no more blocks.
                 Err(_) if sized && part.count == 1 => break,
+                // A shutdown that began before is followed by a reset, and a new association.
+                Err(error) if is_shut_down(session, &error) => {
+                    session.reactor().sleep(AFTER_FAILURE).await;
+                }
                 Err(error) if is_loss(&error) => {
                     if may_not_happen(&session.common, None, &error) {
                         let (host, node) = (session.index, session.node);
@@ -120,6 +131,17 @@ pub async fn check_all(session: &Session) {
             }
         }
     }
+}
+
+/// True where the controller has answered, whatever it was: none does whose I/O queues are gone.
+fn is_answered(result: &Result<(), Error>) -> bool {
+    matches!(result, Ok(()) | Err(Error::Status(_)))
+}
+
+fn is_shut_down(session: &Session, error: &Error) -> bool {
+    let status = Status::COMMAND_SEQUENCE_ERROR;
+    let told = matches!(error, Error::Status(other) if other.same_as(status));
+    told && session.common.plan.workload.resets
 }
 
 fn is_loss(error: &Error) -> bool {
@@ -182,9 +204,9 @@ async fn command(session: &Session, queue: &Queue, rng: &mut Rng) -> bool {
     });
     let good = result.is_ok();
     // What was sent again belongs to another association.
-    if good && was_disabled && association == session.association() {
+    if is_answered(&result) && was_disabled && association == session.association() {
         session.common.fail(format!(
-            "host {host} command {number} works though its controller has been reset"
+            "host {host} command {number} is answered though its controller has been reset"
         ));
     }
     let sized = check_size(session, kind, blocks, since, &result);
@@ -225,13 +247,18 @@ fn check_size(
             ));
             false
         }
-        Err(error) if is_out_of_range(error) => model.sizes_since(since).any(|size| size < end),
+        Err(error) if is_out_of_range(kind, error) => {
+            model.sizes_since(since).any(|size| size < end)
+        }
         _ => false,
     }
 }
 
-fn is_out_of_range(error: &Error) -> bool {
-    matches!(error, Error::Status(status) if status.same_as(Status::LBA_OUT_OF_RANGE))
+fn is_out_of_range(kind: Kind, error: &Error) -> bool {
+    let is = |status| matches!(error, Error::Status(told) if told.same_as(status));
+    // Where it is the second half's, the first one is told that it was aborted with it.
+    let halves = kind == Kind::CompareAndWrite && is(Status::ABORTED_FAILED_FUSED);
+    is(Status::LBA_OUT_OF_RANGE) || halves
 }
 
 /// What a command ended with, as a number for the trace.
