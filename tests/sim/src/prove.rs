@@ -22,10 +22,11 @@ fn seeds_max(fault: Fault) -> u64 {
         | Fault::AckBeforeWrite => 40,
         Fault::FlushSkipped => 50,
         Fault::WrongFlush | Fault::CacheOffIgnored => 70,
-        Fault::ArrayJournalSkipped | Fault::ArrayJournalCached | Fault::ArrayUnmarksEarly => 85,
+        Fault::ArrayJournalSkipped | Fault::ArrayJournalCached => 85,
         Fault::FusedLocksOneCore => 110,
         Fault::PoolSuperblockEarly | Fault::PoolDataUnflushed => 260,
         Fault::FormerNotAwaited | Fault::DriverForgetsReset => 520,
+        Fault::ArrayUnmarksEarly => 800,
         // Scripts, each cut after every change.
         Fault::PoolJournalCached => 3,
     }
