@@ -406,7 +406,7 @@ fn a_failure_that_only_one_leg_knows_divides_nothing() {
 /// rows: what lies in place tells nothing of the older one then.
 #[test]
 fn a_part_that_cannot_be_read_is_not_made_of_what_was_written_later() {
-    for seed in 0..8 {
+    for seed in 0..24 {
         let power = Power::new(seed, false);
         let size = BlockSize::B512;
         let machine = Machine::new(small(Level::Raid5, 4, size), true, &power);
