@@ -19,7 +19,7 @@ use std::sync::{
 
 use crate::{
     bits::Bits,
-    format::{BLOCKS_PER_EXTENT, Extent},
+    format::{BLOCKS_PER_EXTENT, Extent, page::LEAF_EXTENTS},
     qos::Qos,
     state::map::Run,
 };
@@ -87,7 +87,16 @@ const fn zeroes<const LEN: usize>() -> [AtomicU64; LEN] {
     [const { AtomicU64::new(0) }; LEN]
 }
 
-type Segment = [AtomicU64; SEGMENT];
+pub(crate) type Segment = [AtomicU64; SEGMENT];
+
+const _: () = assert!(SEGMENT.is_multiple_of(LEAF_EXTENTS));
+
+/// An extent's entry in its segment.
+#[inline]
+pub(crate) fn segment_entry(segment: &Segment, index: u64) -> Word {
+    let at = usize::try_from(index).expect("an extent of a volume") % SEGMENT;
+    Word::of(segment[at].load(Ordering::Acquire))
+}
 
 /// Of an extent with some valid blocks: [`Word`] of the extent, and their bits.
 pub(crate) type PartialSlot = [AtomicU64; 1 + WORDS];
@@ -261,12 +270,17 @@ impl FlatVolume {
         }
     }
 
+    #[inline]
     pub fn entry(&self, index: u64) -> Word {
+        let segment = self.segment(index);
+        segment.map_or(Word::UNKNOWN, |segment| segment_entry(segment, index))
+    }
+
+    /// The entries beside that of an extent, among them all under its leaf.
+    #[inline]
+    pub fn segment(&self, index: u64) -> Option<&Segment> {
         let index = usize::try_from(index).expect("an extent of a volume");
-        let segment = self.segments.get(index / SEGMENT);
-        segment.map_or(Word::UNKNOWN, |segment| {
-            Word::of(segment[index % SEGMENT].load(Ordering::Acquire))
-        })
+        self.segments.get(index / SEGMENT)
     }
 
     pub fn set_entry(&self, index: u64, word: Word) {

@@ -18,7 +18,7 @@ use corebay_core::disk::Disk;
 use crate::{
     bits::{Bits, masks},
     error::PoolError,
-    flat::{FlatVolume, Kind, OWN_MAX, Slots, Word},
+    flat::{FlatVolume, Kind, OWN_MAX, Slots, Word, segment_entry},
     format::{
         BLOCKS_PER_EXTENT, Extent,
         page::{Fragments, Kind as VolumeKind},
@@ -170,14 +170,7 @@ impl Flat {
 
     /// Adds blocks to those that lie in the volume's own extent, which `own` says; false, with nothing done,
     /// where the entry does not say of this extent that it is the volume's.
-    fn show_more(
-        slots: &Slots,
-        volume: &FlatVolume,
-        index: u64,
-        blocks: Range<usize>,
-        own: Word,
-    ) -> bool {
-        let entry = volume.entry(index);
+    fn show_more(slots: &Slots, entry: Word, blocks: Range<usize>, own: Word) -> bool {
         match entry.kind {
             Kind::Partial => {
                 let slot = slots.partial(entry.number);
@@ -359,7 +352,8 @@ impl<D: Disk> Shared<D> {
         }
     }
 
-    /// Records have taken effect: the flat maps follow. All but the last are [`Effect::More`] of one volume.
+    /// Records have taken effect: the flat maps follow. All but the last are [`Effect::More`] of one volume, and
+    /// lie under one leaf.
     pub fn follow(&self, state: &State, records: &[Record], effect: Effect) {
         let (more, other) = match effect {
             Effect::More => (records, None),
@@ -381,6 +375,8 @@ impl<D: Disk> Shared<D> {
         };
         let slots = &self.common.slots;
         let own = known.own.load(Ordering::Relaxed);
+        // All are under one leaf.
+        let mut segment = None;
         for record in records {
             let Record::Map {
                 index,
@@ -399,7 +395,9 @@ impl<D: Disk> Shared<D> {
                 own,
                 number: extent.0,
             };
-            if !Flat::show_more(slots, &known, *index, blocks, of) {
+            segment = segment.or_else(|| known.segment(*index));
+            let entry = segment.map_or(Word::UNKNOWN, |segment| segment_entry(segment, *index));
+            if !Flat::show_more(slots, entry, blocks, of) {
                 flat.show(slots, &known, *index, state.view(volume, *index));
             }
         }

@@ -174,7 +174,14 @@ impl State {
         }
     }
 
-    pub fn change_fragments(&mut self, id: NodeId) -> Result<&mut Fragments, PoolError> {
+    pub fn fragments_unkept(&mut self, id: NodeId) -> Result<&mut Fragments, PoolError> {
+        match self.nodes.body_unkept(id) {
+            Some(Node::Fragments(fragments)) => Ok(fragments),
+            _ => Err(corrupt("a page of fragments is not there")),
+        }
+    }
+
+    fn change_fragments(&mut self, id: NodeId) -> Result<&mut Fragments, PoolError> {
         match self.nodes.change(id) {
             Some(Node::Fragments(fragments)) => Ok(fragments),
             _ => Err(corrupt("a page of fragments is not there")),

@@ -120,7 +120,7 @@ impl State {
         extent: Extent,
     ) -> Result<Option<u64>, PoolError> {
         let stored = Extent::to_stored(Some(extent));
-        let fragments = self.change_fragments(page)?;
+        let fragments = self.fragments_unkept(page)?;
         let owners = &mut fragments.owners;
         let old = owners[range.start];
         let alike = owners[range.clone()].iter().all(|owner| *owner == old);
@@ -131,6 +131,7 @@ impl State {
             return Ok(None);
         }
         owners[range.clone()].fill(stored);
+        self.nodes.touch(page);
         Ok(Some(if old == 0 { range.len() as u64 } else { 0 }))
     }
 }
