@@ -393,7 +393,8 @@ impl ArrayPlan {
     fn may_fail(&self) -> bool {
         // What lies in the journal is written anew where the power tore it.
         let torn = self.member.tears && !self.geometry().is_journaled();
-        torn || self.redundancy() == 0 && !self.victims.is_empty()
+        let unprotected = self.redundancy() == 0 || self.has_write_hole();
+        torn || unprotected && !self.victims.is_empty()
     }
 
     /// Between a crash and the resync after it, parity without a journal protects nothing.

@@ -616,8 +616,14 @@ fn may_be_told(common: &Common, place: Option<(usize, u32)>, status: Status) -> 
         Status::INVALID_NAMESPACE_OR_FORMAT,
         Status::ABORTED_FAILED_FUSED,
     ];
+    // Its controller was reset or shut down, or its association ended, while it was under way.
+    let ended = [
+        Status::COMMAND_SEQUENCE_ERROR,
+        Status::ABORT_REQUESTED,
+        Status::ABORTED_FAILED_FUSED,
+    ];
     place.is_some_and(|(node, nsid)| plan.media_fail(node, nsid)) && any(&media)
         || plan.reloads() && any(&away)
         || plan.workload.aborts && any(&aborted)
-        || plan.workload.resets && any(&[Status::COMMAND_SEQUENCE_ERROR])
+        || (plan.workload.resets || !common.is_calm()) && any(&ended)
 }

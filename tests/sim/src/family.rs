@@ -8,7 +8,7 @@
 
 use std::rc::Rc;
 
-use corebay_core::rng::Rng;
+use corebay_core::{disk::DiskError, rng::Rng};
 use corebay_lvol::{
     Identity, ReceiveError, ReceiveOptions, VolumeId,
     error::PoolError,
@@ -55,7 +55,17 @@ impl Operator {
             return Err(Failure::Refused);
         }
         let mut inflate = self.pool.inflate(id)?;
-        while inflate.step().await?.is_some() {}
+        loop {
+            match inflate.step().await {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                // The power tore what is to be copied.
+                Err(PoolError::Disk(DiskError::UnrecoveredRead)) if self.task.tears => {
+                    return Err(Failure::Refused);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
         drop(inflate);
         if self.pool.origin_of(id).is_some() {
             return Err(Failure::Wrong(format!("{name} still comes from another")));

@@ -567,11 +567,20 @@ impl Machine {
         let off = Duration::from_micros(self.rng.below(most));
         let life = std::mem::replace(&mut self.life, Life::Off(now.plus(off)));
         let in_order = matches!(&life, Life::Closing(node, _) if node.has_closed());
+        // What another core had begun on a pool's home core keeps the pool until that core's word comes
+        // (`lvol/src/across.rs`), and nobody turns any more. What the pool had in flight on an array or a
+        // drive then keeps its buffers, also the hosts': that memory ends with the process. After an end in order, or with a
+        // single core, nothing may be left.
+        let outlives = |floor: &FloorPlan| {
+            matches!(floor, FloorPlan::Pool(_)) && !matches!(floor.base(), FloorPlan::Disk(_))
+        };
+        let amid_writes =
+            !in_order && self.plan.target.cores > 1 && self.plan.floors.iter().any(outlives);
         match life {
             Life::Running(node)
             | Life::Draining(node, _)
             | Life::Opening(node)
-            | Life::Closing(node, _) => node.end()?,
+            | Life::Closing(node, _) => node.end(amid_writes)?,
             // What it holds goes before it is asked what is left.
             Life::Booting(boot) => drop(boot),
             Life::Off(_) => {}
@@ -585,19 +594,9 @@ impl Machine {
         let held = held
             .map(|pool| pool.total_bytes() - pool.free_bytes())
             .sum::<usize>();
-        // What another core had begun on a pool's home core keeps the pool until that core's word comes
-        // (`lvol/src/across.rs`), and nobody turns any more. What the pool had in flight on an array or a
-        // drive then keeps its buffers: that memory ends with the process. After an end in order, or with a
-        // single core, nothing may be left.
-        let outlives = |floor: &FloorPlan| {
-            let pool = matches!(floor, FloorPlan::Pool(_));
-            pool && !matches!(floor.base(), FloorPlan::Disk(_))
-                && !in_order
-                && self.plan.target.cores > 1
-        };
         match held {
             0 => Ok(()),
-            _ if self.plan.floors.iter().any(outlives) => {
+            _ if amid_writes => {
                 self.note("ends amid a write of another core: its scratch memory is made anew");
                 for of_core in &mut self.scratch {
                     *of_core = scratch(&self.plan.floors);

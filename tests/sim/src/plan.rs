@@ -333,7 +333,9 @@ impl Plan {
         let node = &self.nodes[node];
         let floor = &node.floors[node.namespaces[nsid as usize - 1].floor];
         let plain = matches!(floor, FloorPlan::Disk(_) | FloorPlan::Drive(_));
-        plain && self.medium_faults.latent_read != 0
+        // An array writes blocks by itself, also those that nobody has written.
+        let array = floor.array().is_some() && floor.may_fail(&MediumFaults::default());
+        array || plain && self.medium_faults.latent_read != 0
     }
 
     /// A namespace of this appliance whose commands may fail so: what is asked of all of them may, too.
