@@ -182,7 +182,8 @@ impl<D: Disk> Shared<D> {
                 continue;
             }
             report.damaged_copies += 1;
-            if self.device.read_only.get() {
+            // The disk of a pool that has stopped may be another one's by now, or nobody's.
+            if self.device.read_only.get() || self.stopped().is_some() {
                 continue;
             }
             let mut from = at[copy];
@@ -201,6 +202,9 @@ impl<D: Disk> Shared<D> {
             for number in 0.. {
                 // While this page is looked at, its place is not given to another one.
                 let _stay = self.places_stay.acquire(1).await;
+                if self.closed.get() {
+                    return Err(PoolError::Failed);
+                }
                 let found = {
                     let state = self.state.borrow();
                     let Some(page) = state.written_page(table, number) else {

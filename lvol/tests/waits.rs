@@ -72,6 +72,77 @@ async fn drop_after<F: Future>(polls: usize, future: F) {
 }
 
 #[test]
+fn a_volume_is_deleted_while_another_one_is_filled() {
+    let medium = medium(64);
+    let node = Node::create(&medium);
+    let (full, empty) = (
+        node.create_volume("full", 64 << 10),
+        node.create_volume("empty", 1024),
+    );
+    node.run(|pool| async move { pool.close().await }).unwrap();
+    drop(node);
+    let node = Node::import_slow(&medium);
+    let (volume, stop) = (node.open(full), Rc::new(Cell::new(false)));
+    for writer in 0..5u64 {
+        let (volume, stop) = (volume.clone(), stop.clone());
+        let buffer = node.core.filled(&disk::block(1, 512));
+        node.core.spawn(async move {
+            let from = std::slice::from_ref(&buffer);
+            for at in (writer..64 << 10).step_by(5) {
+                if stop.get() {
+                    break;
+                }
+                volume
+                    .write(Lba(at), from, Durability::Cached)
+                    .await
+                    .unwrap();
+            }
+        });
+        // So that something waits whenever something else is committed.
+        for _ in 0..=writer {
+            node.core.turn();
+        }
+    }
+    let pool = node.pool.clone();
+    let deleted = node.core.spawn(async move { pool.delete(empty).await });
+    for _ in 0..500 {
+        node.core.turn();
+    }
+    stop.set(true);
+    assert_eq!(deleted.take(), Ok(()));
+}
+
+#[test]
+fn a_check_ends_with_its_pool() {
+    for turns in 0..6 {
+        let medium = medium(16);
+        let node = Node::create(&medium);
+        node.create_volume("v", 1024);
+        node.run(|pool| async move { pool.close().await }).unwrap();
+        drop(node);
+        let node = Node::import_slow(&medium);
+        let pool = node.pool.clone();
+        let checked = node.core.spawn(async move { pool.check().await });
+        for _ in 0..turns {
+            node.core.turn();
+        }
+        let destroyed = node.run(|pool| async move { pool.destroy("pool").await });
+        assert_eq!(destroyed, Ok(()));
+        node.core
+            .turn_until("the check's end", || checked.is_there());
+        // It looks at no page of a disk that may be another pool's by now.
+        assert_eq!(
+            checked.take().err(),
+            Some(PoolError::Failed),
+            "{turns} turns"
+        );
+        drop(node);
+        let found = Node::import(&medium).err();
+        assert_eq!(found, Some(PoolError::NotAPool), "{turns} turns");
+    }
+}
+
+#[test]
 fn what_goes_along_with_a_slow_write_is_kept_though_the_snapshot_is_deleted() {
     let medium = medium(16);
     let node = Node::create(&medium);
