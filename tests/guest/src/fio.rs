@@ -40,9 +40,11 @@ impl Fio {
         ])
     }
 
-    /// The same, over and over for this long.
+    /// The same, over and over for this long, for loads amid which paths are lost. Not by io_uring: it
+    /// submits so as not to block, and where the kernel sends such a request again while the path that
+    /// came back is still frozen, it ends with EAGAIN instead of waiting.
     pub fn verify_for(device: &str, seconds: u64) -> Fio {
-        let mut fio = Fio::verify(device);
+        let mut fio = Fio::verify(device).options(&["--ioengine=libaio"]);
         fio.options
             .push(format!("--time_based --runtime={seconds}"));
         fio.limit += Duration::from_secs(seconds);
