@@ -25,6 +25,9 @@ use crate::{
     trace::event,
 };
 
+/// Who resets its controllers without end does nothing else.
+const RESETS_MAX: usize = 64;
+
 /// The longest pause between two admin commands, in microseconds.
 const PAUSE_MICROS_MAX: u64 = 30_000;
 
@@ -76,6 +79,7 @@ pub async fn administrate(session: Rc<Session>, mut rng: Rng) {
     if workload.resets {
         kinds.extend([Kind::Reset, Kind::ShutDown]);
     }
+    let mut ended = 0;
     while !session.common.finishing.get() {
         let pause = rng.below(PAUSE_MICROS_MAX);
         session.reactor().sleep(Duration::from_micros(pause)).await;
@@ -85,9 +89,10 @@ pub async fn administrate(session: Rc<Session>, mut rng: Rng) {
         };
         // Resets are rare, and once the work is done nothing may disturb the last check.
         let ends = matches!(kind, Kind::Reset | Kind::ShutDown);
-        if ends && (session.is_checking() || !rng.once_in(8)) {
+        if ends && (session.is_checking() || !rng.once_in(8) || ended == RESETS_MAX) {
             continue;
         }
+        ended += usize::from(ends);
         let result = ask(&session, &controller, kind, &mut rng).await;
         drop(controller);
         tell(&session, kind, result);
