@@ -196,6 +196,17 @@ impl<D: Disk> Core<D> {
         Ok(())
     }
 
+    /// What a record of the journal writes to a stripe is missed by a member, where the array is not whole
+    /// (any more): that is on the members before the record is void.
+    pub(crate) async fn mark_missed(&self, stripe: u64) -> Outcome {
+        let shared = &self.shared;
+        if !shared.is_whole() {
+            self.mark(stripe).await?;
+            shared.dirty.leave(shared.dirty.region_of(stripe));
+        }
+        Ok(())
+    }
+
     /// A write comes to a stripe: marks its region on the members, unless it is marked.
     pub(crate) async fn mark(&self, stripe: u64) -> Outcome {
         let dirty = &self.shared.dirty;

@@ -282,7 +282,7 @@ async fn replay_one<D: Disk>(
         }
     }
     let roles = expected.without(left_out);
-    mark_missed(core, first.stripe).await?;
+    core.mark_missed(first.stripe).await?;
     let at = geometry.row_lba(first.stripe, first.rows.start);
     let bytes = bytes as u64 * (1 + u64::from(first.more));
     let blocks = geometry.block_size().blocks_in(bytes);
@@ -299,20 +299,9 @@ async fn replay_one<D: Disk>(
     }
     let ends = fan.land(core).await;
     core.fail_all(ends.failed.union(ends.unreadable)).await?;
-    mark_missed(core, first.stripe).await?;
+    core.mark_missed(first.stripe).await?;
     course.carried_out(first, roles, left_out);
     Ok(true)
-}
-
-/// What is written to a stripe where the array is not whole, or has just lost a member, is missed by one:
-/// that is on the members before the record is void.
-async fn mark_missed<D: Disk>(core: &Core<D>, stripe: u64) -> Outcome {
-    let shared = &core.shared;
-    if !shared.is_whole() {
-        core.mark(stripe).await?;
-        shared.dirty.leave(shared.dirty.region_of(stripe));
-    }
-    Ok(())
 }
 
 /// Makes the row of a block on roles whose part was left out of what lies in place on the others. Where
@@ -355,7 +344,7 @@ async fn make_left_out<D: Disk>(
         make(&plan, number.expect("it is lost"), &scratch, &mut made);
         write_durably(core, geometry.role_of(stripe, index), at, one(made)).await?;
     }
-    mark_missed(core, stripe).await
+    core.mark_missed(stripe).await
 }
 
 /// Reads the data of parts, each into the buffer of its strip. The roles whose data cannot be read;

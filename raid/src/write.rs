@@ -507,9 +507,8 @@ async fn put<D: Disk>(
         sequence = Some(reserved);
         // The journal keeps it until it is durable in place.
         durability = Durability::Cached;
-        if !marked && !shared.is_whole() {
-            core.mark(stripe).await?;
-            shared.dirty.leave(shared.dirty.region_of(stripe));
+        if !marked {
+            core.mark_missed(stripe).await?;
         }
         let participants = changes
             .iter()
@@ -698,9 +697,8 @@ async fn zero_alike<D: Disk>(
         core.scratch(std::iter::once(headers), &mut scratch).await;
         let reserved = core.reserve(stripes.start).await?;
         sequence = Some(reserved.0);
-        if !marked && !shared.is_whole() {
-            core.mark(stripes.start).await?;
-            shared.dirty.leave(shared.dirty.region_of(stripes.start));
+        if !marked {
+            core.mark_missed(stripes.start).await?;
         }
         journal_zero(core, &stripes, roles, reserved, &scratch[0]).await?;
     }

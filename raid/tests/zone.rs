@@ -37,6 +37,18 @@ async fn put(array: &Array, bench: &BufferPool, at: u64, count: u64, tag: u8) ->
     zone.write(Lba(at), &[buffer], Durability::Durable).await
 }
 
+/// The whole zone holds `tag`.
+fn fill(array: &Array, bench: &Bench, tag: u8) {
+    let (writing, pool) = (array.clone(), bench.pool.clone());
+    let filled = bench.run(async move {
+        for at in (0..512).step_by(128) {
+            put(&writing, &pool, at, 128, tag).await?;
+        }
+        Ok::<_, DiskError>(())
+    });
+    assert_eq!(filled, Some(Ok(())));
+}
+
 async fn tags(array: Array, pool: BufferPool) -> Result<Vec<u8>, DiskError> {
     let zone = array.zone().expect("it has one");
     let mut tags = Vec::new();
@@ -68,14 +80,7 @@ fn crash(level: Level, roles: usize, bears: usize, cut: u64) {
     let bench = Bench::new(&power);
     let array = all(&machine, &bench);
     assert_eq!(array.zone().unwrap().info().bytes(), 256 << 10);
-    let (writing, pool) = (array.clone(), bench.pool.clone());
-    let old = bench.run(async move {
-        for at in (0..512).step_by(128) {
-            put(&writing, &pool, at, 128, 1).await?;
-        }
-        Ok::<_, DiskError>(())
-    });
-    assert_eq!(old, Some(Ok(())));
+    fill(&array, &bench, 1);
     power.cut_after(cut);
     let (writing, pool) = (array.clone(), bench.pool.clone());
     let done = bench.run(async move {
@@ -159,14 +164,7 @@ fn full(level: Level, roles: usize) -> (Machine, Bench, Array) {
     let machine = Machine::new(wish(level, roles), false, &power);
     let bench = Bench::new(&power);
     let array = all(&machine, &bench);
-    let (writing, pool) = (array.clone(), bench.pool.clone());
-    let wrote = bench.run(async move {
-        for at in (0..512).step_by(128) {
-            put(&writing, &pool, at, 128, 7).await?;
-        }
-        Ok::<_, DiskError>(())
-    });
-    assert_eq!(wrote, Some(Ok(())));
+    fill(&array, &bench, 7);
     (machine, bench, array)
 }
 
