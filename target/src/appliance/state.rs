@@ -154,7 +154,7 @@ pub struct State {
     seconds_noted: u64,
     /// Starts, unclean stops and a clean end as they were before this run.
     before: (u64, u64, bool),
-    _lock: File,
+    lock: File,
 }
 
 impl State {
@@ -192,7 +192,7 @@ impl State {
             seconds_noted: kept.seconds,
             before: (kept.starts, kept.unclean_stops, kept.clean),
             kept,
-            _lock: lock,
+            lock,
         };
         // Now, so that a folder that cannot be written is found out before anything is served.
         state.save()?;
@@ -404,6 +404,13 @@ impl State {
                 "make room in the data folder, or make it writable",
             )
         })
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        // Also where a child of this process that is being started still has the file open.
+        let _ = flock(&self.lock, FlockOperation::Unlock);
     }
 }
 

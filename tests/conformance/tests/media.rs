@@ -6,7 +6,10 @@ use std::{
     path::Path,
     process::{Command, Stdio},
     rc::Rc,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -203,6 +206,36 @@ fn a_killed_process_lets_go_of_its_disk() {
     other.wait().unwrap();
     let medium = FileMedium::open(&path, sized(MIB)).unwrap();
     assert_eq!(Bench::new(&medium, EngineKind::Auto).read(0), Ok(0xa5));
+}
+
+#[test]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "another thread of the process is what this is about"
+)]
+fn a_disk_is_let_go_of_though_children_are_started() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    std::fs::write(folder.path().join("disk.bad"), "not a list").unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    // Until it becomes another program, a child has open what its parent had.
+    let starter = std::thread::spawn({
+        let stop = stop.clone();
+        move || {
+            while !stop.load(Ordering::Relaxed) {
+                Command::new("true").status().unwrap();
+            }
+        }
+    });
+    let reasons: Vec<_> = (0..300).map(|_| reason(&path, sized(MIB))).collect();
+    stop.store(true, Ordering::Relaxed);
+    starter.join().unwrap();
+    for reason in reasons {
+        assert!(
+            matches!(reason, FileErrorReason::BadBlockList { .. }),
+            "{reason:?}"
+        );
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@
 
 use std::{
     fs::{File, OpenOptions},
+    ops::Deref,
     os::{
         fd::{AsFd, BorrowedFd},
         unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
@@ -85,7 +86,7 @@ impl FileMediumOptions {
 #[derive(Debug)]
 pub struct FileMedium {
     path: PathBuf,
-    file: File,
+    file: Locked,
     info: DiskInfo,
     direct: bool,
     /// `None` where the device itself makes a block atomic.
@@ -107,7 +108,7 @@ impl FileMedium {
     pub fn open(path: &Path, options: FileMediumOptions) -> Result<Arc<Self>, FileError> {
         let fail = |reason| FileError::new(path, reason);
         let (file, device) = open_or_create(path, options)?;
-        lock(path, &file)?;
+        let file = Locked::take(path, file)?;
         let bytes = size(path, &file, device, options)?;
         let block = options.block_size.bytes();
         if !device && !bytes.is_multiple_of(block as u64) {
@@ -184,7 +185,7 @@ impl FileMedium {
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.file.0.as_fd()
     }
 
     /// What an operation has to claim before it moves these bytes.
@@ -224,10 +225,46 @@ impl FileMedium {
     }
 }
 
-impl Drop for FileMedium {
+/// A file that nobody else has open as a disk.
+#[derive(Debug)]
+struct Locked(File);
+
+impl Locked {
+    /// Takes the lock. Where its holder has died, waits a little: the kernel lets go of what a
+    /// killed process had in its io_uring only after the process has gone.
+    fn take(path: &Path, file: File) -> Result<Self, FileError> {
+        let mut tries = 0;
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self(file)),
+                Err(Errno::WOULDBLOCK) => {}
+                Err(error) => return Err(FileError::system(path, "lock it")(error)),
+            }
+            let holder = file.metadata().ok().and_then(|metadata| {
+                lock_holder(DeviceNumber::from_raw(metadata.dev()), metadata.ino())
+            });
+            tries += 1;
+            if tries > DEAD_HOLDER_TRIES || holder.as_ref().is_some_and(Holder::is_alive) {
+                return Err(FileError::new(path, FileErrorReason::Locked { holder }));
+            }
+            pause();
+        }
+    }
+}
+
+impl Deref for Locked {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for Locked {
     fn drop(&mut self) {
-        // Also where somebody else still has the file open, as a dying ring has.
-        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+        // Also where somebody else still has the file open, as a dying ring has, or a child of this
+        // process that is being started.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
     }
 }
 
@@ -266,27 +303,6 @@ fn open_or_create(path: &Path, options: FileMediumOptions) -> Result<(File, bool
         // As for the lock: a killed process may still hold it.
         if tries > DEAD_HOLDER_TRIES || !users.is_empty() {
             return Err(fail(FileErrorReason::DeviceInUse { users }));
-        }
-        pause();
-    }
-}
-
-/// Takes the lock. Where its holder has died, waits a little: the kernel lets go of what a killed
-/// process had in its io_uring only after the process has gone.
-fn lock(path: &Path, file: &File) -> Result<(), FileError> {
-    let mut tries = 0;
-    loop {
-        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(()),
-            Err(Errno::WOULDBLOCK) => {}
-            Err(error) => return Err(FileError::system(path, "lock it")(error)),
-        }
-        let holder = file.metadata().ok().and_then(|metadata| {
-            lock_holder(DeviceNumber::from_raw(metadata.dev()), metadata.ino())
-        });
-        tries += 1;
-        if tries > DEAD_HOLDER_TRIES || holder.as_ref().is_some_and(Holder::is_alive) {
-            return Err(FileError::new(path, FileErrorReason::Locked { holder }));
         }
         pause();
     }
