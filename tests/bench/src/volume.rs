@@ -521,7 +521,10 @@ fn show(name: &str, rows: &[Row]) {
             format!("{least:.0}..{most:.0}"),
             whole(count(&row.bare)),
             whole(count(&row.volume)),
-            format!("{:.1} %", count(&row.bare) / count(&row.volume) * 100.0),
+            match count(&row.bare) / count(&row.volume) * 100.0 {
+                share if share.is_nan() => "-".to_owned(),
+                share => format!("{share:.1} %"),
+            },
         ]);
     }
     println!("{}", table.markdown());
