@@ -10,6 +10,7 @@ use std::{
     net::{TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -212,8 +213,12 @@ pub fn refused(arguments: &[&str]) -> String {
     String::from_utf8(stderr).unwrap()
 }
 
-/// A port that nobody listens on.
+/// A port that nobody listens on, nor gets by chance: it lies below those that the system gives to who
+/// asks for any, so that it is still free where a test starts its appliance again.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    let next = || std::process::id() + GIVEN.fetch_add(1, Ordering::Relaxed);
+    let ports = std::iter::repeat_with(|| 20_000 + (next() % 10_000) as u16).take(10_000);
+    let mut free = ports.filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.next().expect("a port of ten thousand is free")
 }
