@@ -582,6 +582,17 @@ fn volumes_go_in_and_out_and_are_limited() {
         &format!("volume import third {other_image}"),
         "is there already",
     );
+    // What cannot be shown to hosts as wished is not made.
+    appliance.does("snapshot create third@one");
+    for make in [
+        "volume create fourth --size 16MiB".to_owned(),
+        "volume clone third@one fourth".to_owned(),
+        format!("volume import fourth {other_image}"),
+    ] {
+        let wish = "--export --subsystem nqn.2024-01.com.example:other";
+        appliance.refuses(&format!("{make} {wish}"), "nobody could connect");
+        appliance.refuses("volume show fourth", "no volume");
+    }
     appliance.serving.end();
 }
 

@@ -114,7 +114,7 @@ impl<'r, 's> Checker<'r, 's> {
             let draft = Draft::warning("there is no [[subsystem]]: nothing is exported");
             self.sink.push(
                 draft
-                    .help("add:\n[[subsystem]]\nnqn = \"nqn.2024-01.com.example:disk-1\"")
+                    .help("add, also where volumes are to be exported later:\n[[subsystem]]\nnqn = \"nqn.2024-01.com.example:disk-1\"")
                     .by_absence(),
             );
         }
@@ -512,6 +512,7 @@ impl<'r, 's> Checker<'r, 's> {
     }
 
     fn unused_disks(&mut self) {
+        let mut unused = Vec::new();
         for (at, disk) in self.raw.disks.iter().enumerate() {
             let Some(name) = disk.name.given() else {
                 continue;
@@ -519,14 +520,22 @@ impl<'r, 's> Checker<'r, 's> {
             let store = Store::Disk(DiskId(at));
             let second_of_its_name = self.stores.get(name.value.as_str()) != Some(&store);
             let used = self.exported.contains_key(&store) || self.owners.contains_key(&store);
-            if used || second_of_its_name {
-                continue;
+            if !used && !second_of_its_name {
+                unused.push(name);
             }
-            let draft = Draft::warning(format!("the disk `{}` is not exported", name.value));
-            let draft = draft
-                .at(name.span, "no [[subsystem.namespace]] names it")
-                .by_absence();
-            self.sink.push(draft);
+        }
+        if let Some(first) = unused.first() {
+            let message = match unused.len() {
+                1 => format!("the disk `{}` is not exported", first.value),
+                count => format!(
+                    "{count} disks are not exported, `{}` the first",
+                    first.value
+                ),
+            };
+            let draft = Draft::warning(message)
+                .at(first.span, "no namespace, array or pool names it")
+                .help("export it, or make an array or a pool of it: corebay array create --help");
+            self.sink.push(draft.by_absence());
         }
         for (at, array) in self.raw.arrays.iter().enumerate() {
             let store = Store::Array(ArrayId(at));

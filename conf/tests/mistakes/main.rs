@@ -219,6 +219,17 @@ fn warnings() {
         1,
         &["warning: the disk `spare` is not exported", ":16:8"],
     );
+    // Of many disks one warning tells, so that others are seen beside it.
+    let more = "[[disk]]\nname = \"other\"\nnull = { size = \"1TiB\" }\n";
+    expect(
+        &format!("{unused}{more}"),
+        0,
+        1,
+        &[
+            "warning: 2 disks are not exported, `spare` the first",
+            ":16:8",
+        ],
+    );
     let empty = &BASE[..BASE.find("[[disk]]").unwrap()];
     expect(
         empty,

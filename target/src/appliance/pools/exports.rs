@@ -48,8 +48,8 @@ pub struct Attached {
 }
 
 /// The NQN of the subsystem that a volume has for itself.
-pub fn own_nqn(record: &VolumeRecord) -> String {
-    let uuid = uuid::Uuid::from_bytes(record.uuid);
+pub fn own_nqn(uuid: [u8; 16]) -> String {
+    let uuid = uuid::Uuid::from_bytes(uuid);
     format!("nqn.2014-08.org.nvmexpress:uuid:{uuid}")
 }
 

@@ -541,8 +541,9 @@ impl Home {
             // Where it is under way, it is busy.
             pool.pool.delete(left).await.map_err(refusal)?;
         }
-        let working = self.begin("import", (&pool, name), &[], length);
         let made = identity(&begun);
+        self.check_wish(&made, import.export.as_ref())?;
+        let working = self.begin("import", (&pool, name), &[], length);
         let made = pool.pool.create_volume(&made, blocks, false).await;
         let id = made.map_err(refusal)?;
         if let Err(why) = self.fill(&pool, id, &working, &from).await {

@@ -458,6 +458,7 @@ impl Home {
             }
             None => {
                 let identity = identity(name);
+                self.check_wish(&identity, create.export.as_ref())?;
                 let made = pool.pool.create_volume(&identity, blocks, create.thick);
                 made.await.map_err(refusal)?
             }
@@ -573,7 +574,9 @@ impl Home {
                 id
             }
             None => {
-                let made = pool.pool.clone_volume(source, &identity(name)).await;
+                let identity = identity(name);
+                self.check_wish(&identity, clone.export.as_ref())?;
+                let made = pool.pool.clone_volume(source, &identity).await;
                 made.map_err(refusal)?
             }
         };
@@ -722,18 +725,9 @@ impl Home {
             None if pool.attached.borrow().contains_key(&id) => {
                 return Err(RpcError::conflict("the configuration exports the volume"));
             }
-            None => self.new_export(&record, wish)?,
+            None => self.new_export(record.uuid, wish)?,
         };
-        export.allow_any_host |= wish.allow_any_host;
-        for host in &wish.hosts {
-            let _: Nqn = host
-                .parse()
-                .map_err(|error| RpcError::params(format!("the host \"{host}\": {error}")))?;
-            if !export.hosts.contains(host) {
-                export.hosts.push(host.clone());
-            }
-        }
-        self.check_hosts(&export, wish)?;
+        self.admit_wished(&mut export, wish)?;
         if before.as_ref() != Some(&export) {
             let kept = pool.pool.set_export(id, Some(&export)).await;
             kept.map_err(refusal)?;
@@ -752,13 +746,36 @@ impl Home {
         Ok(())
     }
 
-    fn new_export(&self, record: &VolumeRecord, wish: &Wish) -> Result<Export, RpcError> {
+    /// Whether a volume that is about to be made can be exported as wished: what cannot be is refused
+    /// before there is a volume.
+    pub fn check_wish(&self, of: &Identity, wish: Option<&Wish>) -> Result<(), RpcError> {
+        let Some(wish) = wish else {
+            return Ok(());
+        };
+        let mut export = self.new_export(of.uuid, wish)?;
+        self.admit_wished(&mut export, wish)
+    }
+
+    fn admit_wished(&self, export: &mut Export, wish: &Wish) -> Result<(), RpcError> {
+        export.allow_any_host |= wish.allow_any_host;
+        for host in &wish.hosts {
+            let _: Nqn = host
+                .parse()
+                .map_err(|error| RpcError::params(format!("the host \"{host}\": {error}")))?;
+            if !export.hosts.contains(host) {
+                export.hosts.push(host.clone());
+            }
+        }
+        self.check_hosts(export, wish)
+    }
+
+    fn new_export(&self, uuid: [u8; 16], wish: &Wish) -> Result<Export, RpcError> {
         let usual = self.usual.borrow().clone();
         let usual = usual.filter(|_| wish.hosts.is_empty() && !wish.allow_any_host);
         let nqn = match (&wish.subsystem, usual) {
             (Some(nqn), _) => nqn.clone(),
             (None, Some(usual)) => usual.names.nqn.to_string(),
-            (None, None) => own_nqn(record),
+            (None, None) => own_nqn(uuid),
         };
         let nqn: Nqn = nqn
             .parse()
