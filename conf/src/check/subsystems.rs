@@ -111,7 +111,7 @@ impl<'r, 's> Checker<'r, 's> {
 
     fn count(&mut self) {
         if self.raw.subsystems.is_empty() && self.raw.pools.is_empty() {
-            let draft = Draft::warning("there is no [[subsystem]]: nothing is exported");
+            let draft = Draft::warning("there is no [[subsystem]]: this file exports nothing");
             self.sink.push(
                 draft
                     .help("add, also where volumes are to be exported later:\n[[subsystem]]\nnqn = \"nqn.2024-01.com.example:disk-1\"")

@@ -235,7 +235,7 @@ fn warnings() {
         empty,
         0,
         1,
-        &["there is no [[subsystem]]: nothing is exported"],
+        &["there is no [[subsystem]]: this file exports nothing"],
     );
     let no_namespace = format!(
         "{BASE}[[subsystem]]\nnqn = \"nqn.2024-01.com.example:two\"\nallow_any_host = true\n"
