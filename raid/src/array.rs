@@ -231,6 +231,13 @@ impl<D: Disk> Array<D> {
         &self.assembled
     }
 
+    /// Operations and transfers of this core that have not ended, late ones of members that were given up
+    /// among them.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.core.under_way()
+    }
+
     fn bytes_of(&self, at: Lba, blocks: u64) -> Result<Range<u64>, DiskError> {
         self.core.count_activity();
         let info = self.info();

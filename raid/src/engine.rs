@@ -355,6 +355,11 @@ impl<D: Disk> Core<D> {
         self.operations.executor.run_ready() + self.transfers.executor.run_ready()
     }
 
+    /// Operations and transfers that have not ended, strays among them.
+    pub(crate) fn under_way(&self) -> usize {
+        self.operations.table.in_use() + self.transfers.table.in_use() + self.strays.len()
+    }
+
     /// Waits until somebody else has had a turn.
     pub(crate) async fn next_turn(&self) {
         let mut first = true;

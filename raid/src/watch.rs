@@ -536,8 +536,12 @@ impl Strays {
         }
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.0.borrow().len()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.borrow().is_empty()
+        self.len() == 0
     }
 
     /// Lets those that have ended go; how many.

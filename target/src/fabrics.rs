@@ -545,6 +545,13 @@ pub fn end_association<E: Environment>(
     controller.subsystem.retire_controller(controller);
 }
 
+/// Tells the hosts that keep a connection to the discovery subsystem that what it tells has changed.
+pub fn tell_discovery<E: Environment>(core: &Core<E>) {
+    for controller in core.registry.discovery().controllers() {
+        report(core, &controller, Event::DiscoveryLogChanged);
+    }
+}
+
 /// Reports an event to a controller's host, if it wants to know.
 pub fn report<E: Environment>(core: &Core<E>, controller: &Controller<E::Medium>, event: Event) {
     if controller.raise(event) {

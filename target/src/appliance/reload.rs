@@ -23,7 +23,7 @@ use corebay_core::{mesh::Port, units::CoreId};
 use corebay_target::{
     controller::Event,
     core::{Core, Message},
-    fabrics::{end_association, report},
+    fabrics::{end_association, report, tell_discovery},
     namespace::NamespaceSpec,
     subsystem::{Registry, Subsystem},
 };
@@ -400,14 +400,8 @@ impl Running<'_> {
     /// Tells the hosts that keep a connection to the discovery subsystem.
     fn tell_discovery(&self) {
         self.registry.bump_generation();
-        self.port.send(
-            CoreId(0),
-            Box::new(|core| {
-                for controller in core.registry.discovery().controllers() {
-                    report(core, &controller, Event::DiscoveryLogChanged);
-                }
-            }),
-        );
+        self.port
+            .send(CoreId(0), Box::new(|core| tell_discovery(core)));
     }
 }
 

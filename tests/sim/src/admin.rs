@@ -32,13 +32,13 @@ const RESETS_MAX: usize = 64;
 const PAUSE_MICROS_MAX: u64 = 30_000;
 
 /// How often who waits for an event looks whether there is still something to wait for.
-const LOOK: Duration = Duration::from_millis(10);
+pub const LOOK: Duration = Duration::from_millis(10);
 
 /// The bytes of a Changed Namespace List.
 const LIST_BYTES: u64 = 4096;
 
 /// The longest time that a change may be unread where nothing disturbs.
-const UNREAD_MAX: Duration = Duration::from_secs(2);
+pub const UNREAD_MAX: Duration = Duration::from_secs(2);
 
 /// How often a host looks whether its controller is shut down.
 const LOOKS_MAX: usize = 500;
@@ -383,7 +383,13 @@ pub async fn take_events(session: Rc<Session>) {
             session.reactor().sleep(LOOK).await;
             continue;
         };
-        match wait_for_event(&session, &controller).await {
+        // Another controller has other events.
+        let goes_on = || {
+            let current = session.controller();
+            let same = current.is_some_and(|current| Rc::ptr_eq(&current, &controller));
+            same && !session.common.finishing.get()
+        };
+        match wait_for_event(&session, &controller, goes_on).await {
             Some(Ok(dword)) => session.add_event(dword),
             Some(Err(_)) => {
                 drop(controller);
@@ -394,10 +400,11 @@ pub async fn take_events(session: Rc<Session>) {
     }
 }
 
-/// The controller's next event; `None` where the session has another controller by now, or ends.
-async fn wait_for_event(
+/// The controller's next event; `None` where that is not waited for any more.
+pub async fn wait_for_event(
     session: &Session,
-    controller: &Rc<SimController>,
+    controller: &SimController,
+    goes_on: impl Fn() -> bool,
 ) -> Option<Result<u32, Error>> {
     let mut event = pin!(controller.event());
     loop {
@@ -412,9 +419,7 @@ async fn wait_for_event(
         if told.is_some() {
             return told;
         }
-        let current = session.controller();
-        let same = current.is_some_and(|current| Rc::ptr_eq(&current, controller));
-        if !same || session.common.finishing.get() {
+        if !goes_on() {
             return None;
         }
     }

@@ -7,7 +7,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::{IpAddr, SocketAddr},
     rc::Rc,
     time::Duration,
@@ -19,18 +19,20 @@ use corebay_nvme::{
         Controller, ControllerOptions, Digests, Error, Host, HostIdentity, IoQueue, LostCommands,
         Recovery,
     },
-    spec::status::Status,
+    spec::{nqn::Nqn, status::Status},
 };
 
 use crate::{
     admin,
     beneath::NamespacePlan,
+    discover,
     family::Stream,
     medium::MediumFaults,
     model::Model,
     net::{Hub, SimNetwork},
     node::{HOST_CORE, subsystem},
     notice::Notices,
+    offer::{Informed, Offers},
     plan::{AfterLoss, HostPlan, NodePlan, Plan},
     trace::Trace,
     workload,
@@ -57,6 +59,13 @@ pub fn host_of(nqn: &str) -> Option<usize> {
     nqn.strip_prefix(HOST_NQN)?.parse().ok()
 }
 
+/// The name of a host.
+#[must_use]
+pub fn name_of(host: usize) -> Nqn {
+    let nqn = format!("{HOST_NQN}{host}");
+    nqn.parse().expect("a valid NQN")
+}
+
 /// What the hosts of a world share.
 pub struct Common {
     /// What the world is made of.
@@ -69,8 +78,12 @@ pub struct Common {
     pub models: Vec<Vec<RefCell<Model>>>,
     /// By appliance: what it has told hosts of its namespaces.
     pub notices: Vec<Rc<RefCell<Notices>>>,
+    /// By appliance: what it offers, and who is told of it.
+    pub offers: Vec<Rc<RefCell<Offers>>>,
     /// The snapshot that an operator has sent last.
     pub stream: RefCell<Option<Rc<Stream>>>,
+    /// The snapshots that operators have received, by their UUIDs.
+    pub received: RefCell<BTreeSet<[u8; 16]>>,
     /// Where the targets listen.
     pub targets: Vec<SocketAddr>,
     /// The first failure.
@@ -101,11 +114,13 @@ impl Common {
         Rc::new(Self {
             models: plan.nodes.iter().enumerate().map(models).collect(),
             notices: plan.nodes.iter().map(|_| Rc::default()).collect(),
+            offers: plan.nodes.iter().map(|_| Rc::default()).collect(),
             plan,
             trace: trace.clone(),
             hub: hub.clone(),
             targets,
             stream: RefCell::default(),
+            received: RefCell::default(),
             verdict: RefCell::default(),
             finishing: Cell::new(false),
             power_failed: Cell::new(false),
@@ -202,6 +217,8 @@ pub struct Session {
     pub cache_off: Cell<Option<u64>>,
     /// The association, by its number, whose controller this host has reset.
     pub disabled: Cell<Option<u64>>,
+    /// The discovery controller that it keeps.
+    pub informed: Cell<Option<Informed>>,
     ip: IpAddr,
     controller: RefCell<Option<Rc<SimController>>>,
     busy: Cell<usize>,
@@ -265,6 +282,7 @@ impl Client {
                 has_lost: Cell::new(again),
                 cache_off: Cell::new(None),
                 disabled: Cell::new(None),
+                informed: Cell::new(None),
                 ip,
                 controller: RefCell::default(),
                 busy: Cell::new(plan.workers),
@@ -298,6 +316,9 @@ impl Client {
             self.spawn(admin::take_events(session.clone()));
             self.spawn(admin::read_of_events(session.clone()));
         }
+        if session.common.plan.discovers {
+            self.spawn(discover::keep_informed(session.clone()));
+        }
     }
 
     /// Starts the check of every block of every namespace that it uses.
@@ -319,10 +340,19 @@ impl Client {
         self.sessions.iter().all(|session| session.busy.get() == 0)
     }
 
-    /// True where it has not read yet of all changes of namespaces that it was told of.
+    /// True where it has not read yet of all changes of namespaces, and of what is offered, that it was told
+    /// of.
     #[must_use]
     pub fn has_unread_notices(&self) -> bool {
         let unread = |session: &Rc<Session>| {
+            let offers = session.common.offers[session.node].borrow();
+            if session
+                .informed
+                .get()
+                .is_some_and(|of| offers.has_unread(of))
+            {
+                return true;
+            }
             let notices = session.common.notices[session.node].borrow();
             let taker = session.common.plan.workload.admin && !session.is_disabled();
             taker && session.told_as().is_some_and(|of| notices.has_unread(of))
@@ -473,12 +503,13 @@ impl Session {
         self.checking.get()
     }
 
-    fn options(&self) -> ControllerOptions {
+    /// How it connects to the appliance.
+    #[must_use]
+    pub fn options(&self) -> ControllerOptions {
         let mut id = [0x5A; 16];
         id[0] = u8::try_from(self.index).unwrap_or(0xff);
-        let nqn = format!("{HOST_NQN}{}", self.index);
         let identity = HostIdentity {
-            nqn: nqn.parse().expect("a valid NQN"),
+            nqn: name_of(self.index),
             id,
         };
         let subsystem = subsystem(self.node);

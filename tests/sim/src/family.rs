@@ -5,6 +5,8 @@
 //! - None of these orders changes what any volume or snapshot holds.
 //! - A stream that was received in part is nobody's volume. Whether all of it has come is one change: the
 //!   volume is there if, and only if, its snapshot is.
+//! - The difference between two snapshots makes of a volume that holds the first one what the second one
+//!   holds. It is taken by no volume that was changed, and given up it has changed none.
 
 use std::rc::Rc;
 
@@ -18,10 +20,13 @@ use corebay_lvol::{
 use crate::{
     content::LOST,
     operator::{Failure, KEPT_MAX, Operator},
+    trace::event,
 };
 
-/// A snapshot that was sent.
+/// A snapshot that was sent, or what it differs in from another one.
 pub struct Stream {
+    /// The UUID and the content of that one.
+    base: Option<([u8; 16], Vec<u64>)>,
     bytes: Vec<u8>,
     uuid: [u8; 16],
     block_bytes: usize,
@@ -35,6 +40,15 @@ pub struct Stream {
 pub struct Receiving {
     stream: Rc<Stream>,
     snapshot: String,
+}
+
+/// What a volume was received as.
+#[derive(Clone, Copy)]
+pub struct Received {
+    /// The UUID of the snapshot.
+    uuid: [u8; 16],
+    /// Something was done to the volume since.
+    touched: bool,
 }
 
 impl From<ReceiveError> for Failure {
@@ -54,6 +68,7 @@ impl Operator {
         if self.pool.volume(id)?.kind != Kind::Volume {
             return Err(Failure::Refused);
         }
+        self.touch(&name);
         let mut inflate = self.pool.inflate(id)?;
         loop {
             match inflate.step().await {
@@ -97,26 +112,56 @@ impl Operator {
         self.compare(&name).await
     }
 
-    /// Sends a snapshot, for whoever receives it.
-    pub async fn send(&mut self, chosen: usize) -> Result<(), Failure> {
-        let name = self.name_of(chosen);
-        let known = self.with(&name, |kept| {
-            let content = kept.content.clone().filter(|_| kept.snapshot);
-            Some((content?, kept.nsid))
+    /// Something is done to a volume, which may have been received.
+    pub fn touch(&self, name: &str) {
+        self.with(name, |kept| {
+            kept.received = kept.received.map(|received| Received {
+                touched: true,
+                ..received
+            });
         });
-        // A block that is lost cannot be sent.
-        let known = known
-            .flatten()
-            .filter(|(content, _)| !content.contains(&LOST));
-        let Some((content, nsid)) = known else {
+    }
+
+    /// A snapshot that somebody has received; its UUID, and what it holds.
+    fn base(&self, but: VolumeId) -> Option<(VolumeId, [u8; 16], Vec<u64>)> {
+        let received = self.task.common.received.borrow();
+        let all = self.pool.volumes().into_iter();
+        let mut known = all.filter(|(id, record)| *id != but && received.contains(&record.uuid));
+        known.find_map(|(id, record)| {
+            let held = self.with(&record.name, |kept| {
+                kept.content.clone().filter(|_| kept.snapshot)
+            });
+            Some((id, record.uuid, held.flatten()?))
+        })
+    }
+
+    /// Sends a snapshot, for whoever receives it; of one where another one was received, perhaps only what
+    /// the two differ in.
+    pub async fn send(&mut self, rng: &mut Rng) -> Result<(), Failure> {
+        let mut known = Vec::new();
+        self.with_all(|kept| {
+            // A block that is lost cannot be sent.
+            let content = kept
+                .content
+                .as_ref()
+                .filter(|content| !content.contains(&LOST));
+            if let (true, Some(content)) = (kept.snapshot, content) {
+                known.push((kept.name().to_owned(), content.clone(), kept.nsid));
+            }
+        });
+        let chosen = rng.below(known.len().max(1) as u64) as usize;
+        if known.is_empty() {
             return Err(Failure::Refused);
-        };
+        }
+        let (name, content, nsid) = known.swap_remove(chosen);
         let id = self.find(&name)?;
         let uuid = self.pool.volume(id)?.uuid;
-        let mut sender = self.pool.send(None, id, 0)?;
+        let base = self.base(id).filter(|_| !rng.once_in(4));
+        let mut sender = self.pool.send(base.as_ref().map(|base| base.0), id, 0)?;
         let mut bytes = Vec::new();
         while sender.next(&mut bytes).await? {}
         let stream = Stream {
+            base: base.map(|(_, uuid, content)| (uuid, content)),
             bytes,
             uuid,
             block_bytes: self.block_bytes(),
@@ -131,20 +176,30 @@ impl Operator {
     pub async fn receive(&mut self, rng: &mut Rng) -> Result<(), Failure> {
         let stream = self.task.common.stream.borrow().clone();
         let fits = stream.filter(|stream| stream.block_bytes == self.block_bytes());
-        let (Some(stream), true) = (fits, self.kept() + 2 <= KEPT_MAX) else {
+        let Some(stream) = fits else {
             return Err(Failure::Refused);
         };
+        if self.kept() > KEPT_MAX {
+            // First there has to be space.
+            let place = rng.below(self.kept() as u64) as usize;
+            return self.delete(place).await;
+        }
         let records = self.pool.volumes();
         let here = records
             .into_iter()
             .find(|(_, record)| record.uuid == stream.uuid);
         if let Some((_, here)) = here {
             // It can be received once it is not here any more.
-            return match self.place_of(&here.name) {
-                Some(place) => self.delete(place).await,
-                None => Err(Failure::Refused),
-            };
+            let place = self.place_of(&here.name).ok_or(Failure::Refused)?;
+            self.delete(place).await?;
         }
+        match &stream.base {
+            Some((base, _)) => self.receive_difference(&stream, *base, rng).await,
+            None => self.receive_whole(stream, rng).await,
+        }
+    }
+
+    async fn receive_whole(&self, stream: Rc<Stream>, rng: &mut Rng) -> Result<(), Failure> {
         let (volume, snapshot) = (self.identity(rng), self.identity(rng));
         let receiving = Receiving {
             stream: stream.clone(),
@@ -157,32 +212,88 @@ impl Operator {
                 kept.receiving = (!is_snapshot).then(|| receiving.clone());
             });
         }
-        let received = match rng.once_in(4) {
-            true => self.receive_twice(&volume, &receiving, rng).await,
-            false => {
-                let all = &stream.bytes;
-                self.take(&volume, &receiving, all, rng).await
-            }
-        };
-        let received = received.map_err(Failure::from);
-        if received.is_err() {
-            if self.is_cut_off() {
-                return received;
-            }
-            self.give_up(&volume.name, &snapshot.name).await?;
-            return received;
-        }
-        self.end_receiving(&volume.name, &snapshot.name).await
+        let received = self.take_all(&volume, &receiving, rng).await;
+        self.end_receiving(&volume.name, &receiving, received).await
     }
 
-    /// A stream that breaks off, and all of it again.
-    async fn receive_twice(
+    /// Receives what two snapshots differ in onto the volume that the first one was received as.
+    async fn receive_difference(
+        &self,
+        stream: &Rc<Stream>,
+        base: [u8; 16],
+        rng: &mut Rng,
+    ) -> Result<(), Failure> {
+        let records = self.pool.volumes();
+        let has_base = records
+            .iter()
+            .any(|(_, record)| record.kind == Kind::Snapshot && record.uuid == base);
+        let known = records.into_iter().find_map(|(_, record)| {
+            let received = self.with(&record.name, |kept| kept.received);
+            let received = received.flatten().filter(|as_whom| as_whom.uuid == base)?;
+            Some((record, received.touched))
+        });
+        let (volume, touched) = match known {
+            Some((record, touched)) => {
+                let (name, uuid) = (record.name, record.uuid);
+                (Identity { name, uuid }, touched)
+            }
+            None => (self.identity(rng), false),
+        };
+        let is_there = self.place_of(&volume.name).is_some();
+        let receiving = Receiving {
+            stream: stream.clone(),
+            snapshot: self.identity(rng).name,
+        };
+        if is_there {
+            let snapshot = Identity {
+                name: receiving.snapshot.clone(),
+                uuid: [0; 16],
+            };
+            self.expect(&snapshot, true, Some(stream.content.clone()));
+            self.with(&snapshot.name, |kept| kept.nsid = stream.nsid);
+            self.with(&volume.name, |kept| {
+                kept.receiving = Some(receiving.clone())
+            });
+        }
+        let received = self.take_all(&volume, &receiving, rng).await;
+        let words = [
+            event::ADMIN,
+            u64::from(is_there),
+            u64::from(received.is_ok()),
+        ];
+        self.task.common.trace.note(words, || {
+            let (name, how) = (
+                &volume.name,
+                if touched { "was changed" } else { "was not" },
+            );
+            format!("{name}, which {how}, is to take a difference: {received:?}")
+        });
+        let refused = match &received {
+            Err(ReceiveError::NoBase) => !is_there || !has_base,
+            Err(ReceiveError::Changed) => touched,
+            Ok(()) if !is_there => {
+                return Err(Failure::Wrong("a difference makes a volume".into()));
+            }
+            _ => false,
+        };
+        if refused {
+            self.give_up(&volume.name, &receiving).await?;
+            return Err(Failure::Refused);
+        }
+        self.end_receiving(&volume.name, &receiving, received).await
+    }
+
+    /// All of a stream, now and then after a part of it.
+    async fn take_all(
         &self,
         volume: &Identity,
         receiving: &Receiving,
         rng: &mut Rng,
     ) -> Result<(), ReceiveError> {
         let all = &receiving.stream.bytes;
+        if !rng.once_in(4) {
+            return self.take(volume, receiving, all, rng).await;
+        }
         let part = &all[..rng.below(all.len() as u64) as usize];
         match self.take(volume, receiving, part, rng).await {
             Err(ReceiveError::Stream(StreamFault::Truncated)) => {}
@@ -213,8 +324,45 @@ impl Operator {
         receiver.finish().await
     }
 
-    /// Both are there from now on.
-    async fn end_receiving(&self, volume: &str, snapshot: &str) -> Result<(), Failure> {
+    /// What comes of a stream that was received, or was not.
+    async fn end_receiving(
+        &self,
+        volume: &str,
+        of: &Receiving,
+        received: Result<(), ReceiveError>,
+    ) -> Result<(), Failure> {
+        match received {
+            Ok(()) => self.accept(volume, of).await,
+            Err(error) if self.is_cut_off() => Err(error.into()),
+            Err(error) => {
+                self.give_up(volume, of).await?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Both are there from now on, and hold what was sent.
+    async fn accept(&self, volume: &str, of: &Receiving) -> Result<(), Failure> {
+        let Receiving { stream, snapshot } = of;
+        let was = self.with(volume, |kept| kept.content.replace(stream.content.clone()));
+        if let Some((_, base)) = &stream.base
+            && was.flatten().as_ref() != Some(base)
+        {
+            return Err(Failure::Wrong(format!(
+                "{volume} was changed, and takes a difference"
+            )));
+        }
+        self.task.common.received.borrow_mut().insert(stream.uuid);
+        // A volume of an earlier copy of the snapshot that is here no more takes no difference.
+        let earlier = |as_whom: &Received| as_whom.uuid == stream.uuid;
+        self.with_all(|kept| kept.received = kept.received.filter(|as_whom| !earlier(as_whom)));
+        self.with(volume, |kept| {
+            kept.nsid = stream.nsid;
+            kept.received = Some(Received {
+                uuid: stream.uuid,
+                touched: false,
+            });
+        });
         for name in [volume, snapshot] {
             self.with(name, |kept| {
                 kept.uncertain = false;
@@ -226,13 +374,23 @@ impl Operator {
     }
 
     /// What was received in part is to be gone.
-    async fn give_up(&self, volume: &str, snapshot: &str) -> Result<(), Failure> {
-        if let Some(id) = self.pool.find(volume) {
+    async fn give_up(&self, volume: &str, of: &Receiving) -> Result<(), Failure> {
+        if let Some(id) = self.pool.find(volume)
+            && self.pool.volume(id)?.receiving.is_some()
+        {
             self.pool.abort_receive(id).await?;
         }
-        self.forget(volume);
-        self.forget(snapshot);
-        Ok(())
+        self.forget(&of.snapshot);
+        if of.stream.base.is_none() {
+            self.forget(volume);
+            return Ok(());
+        }
+        // It holds what it held before.
+        self.with(volume, |kept| kept.receiving = None);
+        match self.place_of(volume) {
+            Some(_) => self.compare(volume).await,
+            None => Ok(()),
+        }
     }
 
     /// A new life looks what became of a volume that was being received.
@@ -240,41 +398,33 @@ impl Operator {
         let found = self.pool.find(name);
         let record = found.map(|id| self.pool.volume(id)).transpose()?;
         let has_snapshot = self.pool.find(&of.snapshot).is_some();
-        let complete = record
-            .as_ref()
-            .is_some_and(|record| record.receiving.is_none());
-        if complete != has_snapshot {
-            return Err(Failure::Wrong(format!(
-                "of the received {name} and its snapshot one is there: {record:?}"
-            )));
-        }
+        let is_difference = of.stream.base.is_some();
         match record {
-            Some(record) if record.receiving.is_some() => {
+            Some(record) if record.receiving.is_some() && !has_snapshot => {
                 // It goes on, or is given up.
                 let mut rng = Rng::from_seed(of.stream.bytes.len() as u64 ^ self.seed());
                 if rng.once_in(2) {
-                    return self.give_up(name, &of.snapshot).await;
+                    return self.give_up(name, of).await;
                 }
                 let volume = Identity {
                     name: name.to_owned(),
                     uuid: record.uuid,
                 };
                 let all = &of.stream.bytes;
-                match self.take(&volume, of, all, &mut rng).await {
-                    Ok(()) => self.end_receiving(name, &of.snapshot).await,
-                    Err(error) if self.is_cut_off() => Err(error.into()),
-                    Err(error) => {
-                        self.give_up(name, &of.snapshot).await?;
-                        Err(error.into())
-                    }
-                }
+                let received = self.take(&volume, of, all, &mut rng).await;
+                self.end_receiving(name, of, received).await
             }
-            Some(_) => self.end_receiving(name, &of.snapshot).await,
-            None => {
-                self.forget(name);
-                self.forget(&of.snapshot);
-                Ok(())
+            Some(record) if record.receiving.is_none() && has_snapshot => {
+                self.accept(name, of).await
             }
+            // It has not begun.
+            Some(record) if record.receiving.is_none() && is_difference => {
+                self.give_up(name, of).await
+            }
+            None if !has_snapshot && !is_difference => self.give_up(name, of).await,
+            record => Err(Failure::Wrong(format!(
+                "of the received {name} and its snapshot one is there: {record:?}"
+            ))),
         }
     }
 }

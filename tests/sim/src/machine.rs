@@ -455,6 +455,7 @@ impl Machine {
             scratch: &self.scratch,
             trace: &self.trace,
             notices: &common.notices[self.index],
+            offers: &common.offers[self.index],
             address: self.address,
         };
         let seed = self.rng.next_u64();
@@ -589,6 +590,7 @@ impl Machine {
             let models = common.models[self.index].iter();
             models.for_each(|model| model.borrow_mut().crash(OPERATOR));
             common.notices[self.index].borrow_mut().clear();
+            common.offers[self.index].borrow_mut().end_life();
         }
         let held = self.scratch.iter().flatten().flat_map(Scratch::all);
         let held = held
@@ -631,6 +633,15 @@ impl Machine {
             if let Some(node) = self.running() {
                 node.detach(nsid);
             }
+        }
+    }
+
+    /// Offers something else to hosts.
+    pub fn change_offer(&mut self) {
+        let drawn = self.rng.next_u64();
+        if let Some(node) = self.running() {
+            let offer = node.change_offer(drawn);
+            self.note(&format!("offers {offer:?}"));
         }
     }
 

@@ -23,24 +23,24 @@ use corebay_target::{
     controller::Event,
     core::{Core, Message, Reply, STANDING_TASKS},
     environment::{Environment, NotKept},
-    fabrics::report,
+    fabrics::{report, tell_discovery},
     feature::FeatureChange,
     limits::MESH_CAPACITY,
     memory::Memory,
     namespace::{Identity, NamespaceSpec},
-    subsystem::{Access, Listen, Registry, Subsystem, SubsystemNames, TransportType},
+    subsystem::{Access, Listen, Referral, Registry, Subsystem, SubsystemNames, TransportType},
     tcp::{ConnectionCount, Tcp},
 };
 
 use crate::{
     beneath::FloorPlan,
     boot::Keeper,
-    client::host_of,
+    client::{host_of, name_of},
     disk::Queues,
     machine::Findings,
-    medium::MediumFaults,
     net::{Hub, SimNetwork},
     notice::Notices,
+    offer::{Admitted, Offer, Offers},
     operator::{Assignment, Operator},
     plan::NodePlan,
     pool::OWN_TASKS,
@@ -54,6 +54,19 @@ use crate::{
 pub fn subsystem(node: usize) -> Nqn {
     let nqn = format!("nqn.2026-01.io.corebay:sim{node}");
     nqn.parse().expect("a valid NQN")
+}
+
+/// The subsystem that an appliance offers now and then beside its own, without namespaces.
+#[must_use]
+pub fn second_subsystem(node: usize) -> Nqn {
+    let nqn = format!("nqn.2026-01.io.corebay:second{node}");
+    nqn.parse().expect("a valid NQN")
+}
+
+/// Another discovery service that an appliance tells of: nobody goes there.
+#[must_use]
+pub fn referral(number: u16) -> SocketAddr {
+    SocketAddr::from(([10, 0, 2, 1], 8009 + number))
 }
 
 /// Tasks that tend an array.
@@ -75,6 +88,8 @@ pub struct SimEnvironment {
     network: SimNetwork,
     /// What hosts are told of its namespaces.
     notices: Rc<RefCell<Notices>>,
+    /// What hosts are told that it offers.
+    offers: Rc<RefCell<Offers>>,
 }
 
 impl Environment for SimEnvironment {
@@ -115,6 +130,8 @@ pub struct NodeCore {
 
 /// A running target. Dropping it is the end of its process.
 pub struct Node {
+    /// Which appliance it is.
+    node: usize,
     /// Its cores.
     pub cores: Vec<NodeCore>,
     /// Who keeps the controllers of drives.
@@ -140,7 +157,8 @@ pub struct Node {
     plan: NodePlan,
     address: SocketAddr,
     seed: u64,
-    _port: Port<Message<SimEnvironment>>,
+    /// The main thread's.
+    port: Port<Message<SimEnvironment>>,
 }
 
 /// What surrounds a node for all its lives.
@@ -159,6 +177,8 @@ pub struct Surroundings<'a> {
     pub trace: &'a Trace,
     /// What hosts are told of its namespaces.
     pub notices: &'a Rc<RefCell<Notices>>,
+    /// What hosts are told that it offers.
+    pub offers: &'a Rc<RefCell<Offers>>,
     /// Where it listens.
     pub address: SocketAddr,
 }
@@ -188,6 +208,8 @@ impl Node {
             discovery: true,
             subsystems: true,
         }]);
+        let (generation, ..) = registry.discovery_view();
+        around.offers.borrow_mut().begin_life(generation);
         let registry = Arc::new(registry);
         let mut ports = mesh(plan.target.cores + 1, MESH_CAPACITY, Wakeups::None)
             .expect("without wake-ups the system is not asked");
@@ -199,6 +221,7 @@ impl Node {
             .map(|port| start_core(around, &registry, &queues, &count, port, now))
             .collect();
         let node = Self {
+            node: around.node,
             free_tasks: plan.target.task_slots - STANDING_TASKS,
             cores,
             keeper,
@@ -217,7 +240,7 @@ impl Node {
             tenders: 0,
             subsystem: exported,
             queues,
-            _port: port,
+            port,
         };
         node.open_pools();
         node
@@ -424,6 +447,9 @@ impl Node {
                     "core {index}: drives have {commands} commands left"
                 ));
             }
+            if let Some(held) = each.core.environment.opener.held_by_arrays() {
+                return Some(format!("core {index}: {held}"));
+            }
             if each.core.environment.opener.has_failed_pool() {
                 return Some(format!("core {index}: a pool has failed"));
             }
@@ -431,7 +457,8 @@ impl Node {
                 return Some(format!("core {index}: a fused command still counts"));
             }
         }
-        let controllers = self.subsystem.controllers().len();
+        let discovery = self.registry().discovery();
+        let controllers = self.subsystem.controllers().len() + discovery.controllers().len();
         if controllers != 0 {
             return Some(format!("{controllers} controllers are left"));
         }
@@ -495,6 +522,48 @@ impl Node {
         });
     }
 
+    fn registry(&self) -> &Registry<Store> {
+        &self.cores[0].core.registry
+    }
+
+    /// Offers something else to hosts, in the steps of a reload: the main thread changes the registry, then
+    /// the first core tells whoever keeps a discovery controller. What it is now.
+    pub fn change_offer(&self, drawn: u64) -> Offer {
+        let (registry, offers) = (self.registry(), &self.cores[0].core.environment.offers);
+        let before = offers.borrow().current();
+        let offer = before.changed(drawn);
+        let name = second_subsystem(self.node);
+        match (registry.find(&name), offer.second) {
+            (None, None) => {}
+            (Some(second), None) => drop(registry.remove_subsystem(second.id)),
+            (Some(second), Some(whom)) => second.set_access(access(whom)),
+            (None, Some(whom)) => {
+                let names = SubsystemNames {
+                    nqn: name,
+                    serial: format!("SIM2{:04}", self.node),
+                    model: "corebay simulated".into(),
+                };
+                registry.add_subsystem(names, access(whom), None);
+            }
+        }
+        let referrals = (0..offer.referrals).map(|number| Referral {
+            transport: TransportType::Tcp,
+            address: referral(number),
+            nqn: Nqn::discovery(),
+        });
+        registry.set_referrals(referrals.collect());
+        registry.bump_generation();
+        let (generation, ..) = registry.discovery_view();
+        offers.borrow_mut().change(generation, offer);
+        let tell = |core: &Rc<Core<SimEnvironment>>| {
+            let now = core.reactor.now();
+            core.environment.offers.borrow_mut().announce(now);
+            tell_discovery(core);
+        };
+        self.port.send(CoreId(0), Box::new(tell));
+        offer
+    }
+
     fn arrays(&self) -> impl Iterator<Item = &Arc<ArrayStore>> {
         self.stores.iter().filter_map(Store::array)
     }
@@ -502,11 +571,8 @@ impl Node {
     /// True where no array lacks a member, and each was scrubbed in this life.
     #[must_use]
     pub fn are_arrays_whole(&self) -> bool {
-        self.arrays().all(|array| {
-            // Where a block is lost, its stripe is made equal once it is written.
-            let loses = array.bays.plan.base().may_fail(&MediumFaults::default());
-            array.assembled.state().is_whole() && (loses || array.is_scrubbed())
-        })
+        self.arrays()
+            .all(|array| array.assembled.state().is_whole() && array.is_scrubbed())
     }
 
     /// True where an array takes no write any more, or a drive was given up.
@@ -569,6 +635,16 @@ pub fn tell(core: &Rc<Core<SimEnvironment>>, subsystem: &Subsystem<Store>, nsid:
         }
         controller.namespace_changed(nsid);
         report(core, &controller, Event::NamespaceAttributeChanged);
+    }
+}
+
+fn access(whom: Admitted) -> Access {
+    match whom {
+        Admitted::All => Access::Any,
+        Admitted::Only(_) => {
+            let admitted = (0..u64::BITS as usize).filter(|host| whom.admits(*host));
+            Access::Hosts(admitted.map(name_of).collect())
+        }
     }
 }
 
@@ -650,6 +726,7 @@ fn start_core(
         ),
         network: SimNetwork::new(around.hub, ip),
         notices: around.notices.clone(),
+        offers: around.offers.clone(),
     };
     let core = Core::start(
         reactor.clone(),

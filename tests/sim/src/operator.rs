@@ -25,7 +25,7 @@ use corebay_target::core::Core;
 use crate::{
     client::Common,
     content::{self, LOST},
-    family::Receiving,
+    family::{Received, Receiving},
     machine::Findings,
     model::{OPERATOR, Ticket, WriteEnd},
     node::{SimEnvironment, subsystem, tell},
@@ -56,10 +56,20 @@ pub struct Kept {
     pub nsid: u32,
     /// It is being received.
     pub receiving: Option<Receiving>,
+    /// What it was received as.
+    pub received: Option<Received>,
     /// By block, of a snapshot that nobody has looked at: what it may hold.
     permitted: Vec<Vec<u64>>,
     /// A block of a clone that may have this value instead.
     under_way: Option<(usize, u64)>,
+}
+
+impl Kept {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 /// What is known of a pool beside its volume, over all lives of its appliance.
@@ -156,6 +166,7 @@ impl Operator {
 
     async fn run(&mut self, mut rng: Rng) {
         self.model().borrow_mut().fence(OPERATOR);
+        let wants_streams = rng.once_in(3);
         let begun = self.take_stock().await;
         self.tell("looks at what there is", begun);
         while !self.leaving.get() {
@@ -165,7 +176,11 @@ impl Operator {
             };
             self.core.reactor.sleep(pause.min(LOOK)).await;
             if !self.leaving.get() && !self.task.common.finishing.get() {
-                self.order(&mut rng).await;
+                let drawn = match wants_streams && rng.once_in(2) {
+                    true => 14 + rng.below(2),
+                    false => rng.below(18),
+                };
+                self.order(drawn, &mut rng).await;
             }
         }
         self.working.set(self.working.get() - 1);
@@ -194,10 +209,10 @@ impl Operator {
         }
     }
 
-    async fn order(&mut self, rng: &mut Rng) {
+    async fn order(&mut self, drawn: u64, rng: &mut Rng) {
         let kept = self.kept();
         let chosen = rng.below(kept.max(1) as u64) as usize;
-        let (what, outcome) = match rng.below(18) {
+        let (what, outcome) = match drawn {
             0..=3 if kept < KEPT_MAX => ("takes a snapshot", self.snapshot(rng).await),
             4 | 5 if kept > 0 && kept < KEPT_MAX => {
                 ("makes a clone", self.make_clone(chosen, rng).await)
@@ -208,7 +223,7 @@ impl Operator {
             10 | 11 => ("resizes the volume", self.resize(rng).await),
             12 if kept > 0 => ("inflates", self.inflate(chosen).await),
             13 if kept > 0 => ("promotes", self.promote(chosen).await),
-            14 if kept > 0 => ("sends", self.send(chosen).await),
+            14 if kept > 0 => ("sends", self.send(rng).await),
             15 => ("receives", self.receive(rng).await),
             16 => (
                 "makes a checkpoint",
@@ -245,6 +260,7 @@ impl Operator {
             content,
             nsid: self.task.nsid,
             receiving: None,
+            received: None,
             permitted: Vec::new(),
             under_way: None,
         });
@@ -258,6 +274,12 @@ impl Operator {
             .iter_mut()
             .find(|kept| kept.name == name)
             .map(change)
+    }
+
+    /// Changes what is known of all.
+    pub fn with_all(&self, change: impl FnMut(&mut Kept)) {
+        let mut ledger = self.task.ledger.borrow_mut();
+        ledger.kept.iter_mut().for_each(change);
     }
 
     /// An order that made something has failed.
@@ -419,6 +441,7 @@ impl Operator {
         let scratch = self.core.environment.opener.scratch[self.task.floor].clone();
         let mut buffer = scratch.pool.expect("a pool has some").allocate(size).await;
         content::fill(&mut buffer.bytes_mut(), CLONE_NSID, mark);
+        self.touch(&name);
         self.with(&name, |kept| kept.under_way = Some((at as usize, mark)));
         let from = std::slice::from_ref(&buffer);
         let written = volume.write(Lba(at), from, Durability::Durable).await;
@@ -533,9 +556,14 @@ impl Operator {
             }
             let expected = kept.content.get_or_insert_with(|| found.clone());
             if let Some((at, mark)) = under_way
-                && found[at] == mark
+                && (found[at] == mark || found[at] == LOST)
             {
-                expected[at] = mark;
+                // The power may have torn it.
+                expected[at] = found[at];
+            }
+            if found.len() != expected.len() {
+                let (found, expected) = (found.len(), expected.len());
+                return Some(format!("{name} has {found} blocks of {expected}"));
             }
             let differs = |(mine, other): (&u64, &u64)| mine != other;
             let at = found.iter().zip(expected.iter()).position(differs)?;

@@ -62,9 +62,12 @@ pub enum Mischief {
     DriveFatal,
     /// An NVMe drive is pulled out; it is back before the target is started again.
     DriveGone,
+    /// What an appliance offers beside its namespaces is changed.
+    Offer,
 }
 
 impl Mischief {
+    /// All but the change of an offer, which only worlds have where hosts ask for it.
     const ALL: [Self; 17] = [
         Self::Reset,
         Self::HalfReset,
@@ -95,6 +98,7 @@ impl Mischief {
                 | Self::MemberGone
                 | Self::Scrub
                 | Self::DriveFatal
+                | Self::Offer
         )
     }
 }
@@ -199,6 +203,8 @@ pub struct Plan {
     pub cut_at_end: bool,
     /// The power fails at a point that is not drawn.
     pub cut_by_hand: bool,
+    /// Hosts keep discovery controllers.
+    pub discovers: bool,
 }
 
 impl Plan {
@@ -242,7 +248,11 @@ impl Plan {
             turn_nanos_max: pick(rng, &[500, 3_000, 20_000]),
             cut_at_end,
             cut_by_hand: false,
+            discovers: Rng::from_seed(seed ^ 0x0064_6973_6300).once_in(4),
         };
+        if plan.discovers {
+            plan.mischief.push(Mischief::Offer);
+        }
         if !plan.has_only_disks() {
             plan.workload.weights[SPOIL] = 0;
         }
@@ -286,6 +296,7 @@ impl Plan {
         plan.hosts[0].commands = 8;
         plan.hosts[0].after_loss = AfterLoss::Fail;
         plan.cut_by_hand = true;
+        plan.discovers = false;
         plan.cut_at_end = false;
         plan
     }

@@ -443,7 +443,8 @@ pub struct Opener {
     pub trace: Trace,
     /// By floor, the core's scratch memory.
     pub scratch: Vec<Scratch>,
-    arrays: RefCell<Vec<(Arc<ArrayStore>, CoreArray)>>,
+    /// With what was free of their scratch memory while nothing used them.
+    arrays: RefCell<Vec<(Arc<ArrayStore>, CoreArray, usize)>>,
     drives: RefCell<Vec<Rc<Queue<EmulatedRegisters>>>>,
     /// The core's parts of pools.
     pub pools: RefCell<Vec<OpenPool>>,
@@ -534,7 +535,7 @@ impl Opener {
     /// Where its scratch memory is too small.
     pub fn open_array(&self, store: &Arc<ArrayStore>) -> Result<CoreArray, DiskError> {
         let mut open = self.arrays.borrow_mut();
-        if let Some((_, array)) = open.iter().find(|(known, _)| Arc::ptr_eq(known, store)) {
+        if let Some((_, array, _)) = open.iter().find(|(known, ..)| Arc::ptr_eq(known, store)) {
             return Ok(array.clone());
         }
         let roles = store.assembled.state().roles;
@@ -548,7 +549,7 @@ impl Opener {
         let scratch = scratch.ok_or(DiskError::NoSpace)?;
         let array = Array::open(&store.assembled, members.collect(), &self.reactor, scratch)?;
         let array = Rc::new(array);
-        open.push((store.clone(), array.clone()));
+        open.push((store.clone(), array.clone(), scratch.free_bytes()));
         Ok(array)
     }
 
@@ -557,6 +558,20 @@ impl Opener {
     pub fn drive_commands(&self) -> usize {
         let drives = self.drives.borrow();
         drives.iter().map(|queue| queue.in_flight()).sum()
+    }
+
+    /// What arrays have under way, or hold of their memory for it.
+    #[must_use]
+    pub fn held_by_arrays(&self) -> Option<String> {
+        let arrays = self.arrays.borrow();
+        arrays.iter().find_map(|(store, array, free)| {
+            let scratch = self.scratch[store.floor].array.as_ref()?;
+            let (work, held) = (array.under_way(), free.checked_sub(scratch.free_bytes()));
+            (work != 0 || held != Some(0)).then(|| {
+                let floor = store.floor;
+                format!("the array on floor {floor} has {work} operations left, {held:?} bytes")
+            })
+        })
     }
 
     /// Lets go of what is open.

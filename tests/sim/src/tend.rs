@@ -5,10 +5,10 @@
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
-use corebay_core::rng::Rng;
+use corebay_core::{disk::DiskError, rng::Rng};
 use corebay_raid::{
     state::RoleState,
-    sweep::{Pace, SweepError},
+    sweep::{Pace, Scrubbed, SweepError},
 };
 use corebay_target::core::Core;
 
@@ -170,12 +170,14 @@ impl Tender {
     }
 
     async fn sweeps(&self) {
-        let mut equal = false;
+        let (mut looked, mut equal) = (false, false);
         loop {
-            if !equal {
+            if !looked {
                 let outcome = self.array.resync(Pace::default()).await;
                 self.note(|| format!("resync: {outcome:?}"));
                 equal = outcome.is_ok();
+                let lost = outcome == Err(DiskError::UnrecoveredRead.into());
+                looked = equal || lost && self.may_lose();
                 self.store.ask_scrub();
             }
             let roles = self.array.assembled().state().roles;
@@ -188,11 +190,9 @@ impl Tender {
                 if let Err(error @ SweepError::Lost { .. }) = outcome {
                     self.lost(&error.to_string());
                 }
-            } else if equal && self.store.take_scrub() {
-                self.rot_parity();
-                if self.scrub().await {
-                    self.scrub().await;
-                }
+            } else if looked && self.store.take_scrub() && self.scrub_all(equal).await.is_none() {
+                // It was cut off by a member's end, say: once more.
+                self.store.ask_scrub();
             }
             self.pause().await;
         }
@@ -218,29 +218,44 @@ impl Tender {
         }
     }
 
-    /// Once all was made equal, no stripe may disagree with itself, but where parity has changed by
-    /// itself. True where it had: another scrub finds nothing any more.
-    async fn scrub(&self) -> bool {
+    /// Once all was made equal, no stripe may disagree with itself, but where parity has changed by itself.
+    /// What a first scrub has mended, a second one finds no more; where blocks are lost, the first one may
+    /// have seen only a part of their stripes. None where one did not come to its end.
+    async fn scrub_all(&self, equal: bool) -> Option<()> {
+        self.rot_parity();
+        let first = self.scrub().await?;
+        let rotten = std::mem::take(&mut *lock(&self.store.bays.rotten));
+        let known = |of: &Scrubbed, stripes: &[u64]| {
+            let mut all = of.mismatches.iter();
+            all.all(|stripe| stripes.contains(stripe))
+        };
+        if equal && !known(&first, &rotten) {
+            self.found(&format!("a scrub found {first:?}, with rotten {rotten:?}"));
+        }
+        if !equal || !rotten.is_empty() {
+            let second = self.scrub().await?;
+            if !known(&second, &first.lost) {
+                self.found(&format!("a scrub found {second:?}, after {first:?}"));
+            }
+        }
+        self.store.end_scrub();
+        Some(())
+    }
+
+    async fn scrub(&self) -> Option<Scrubbed> {
         let outcome = self.array.scrub(Pace::default()).await;
         self.note(|| format!("scrub: {outcome:?}"));
-        let Ok(found) = outcome else {
-            // It was cut off by a member's end, say: once more.
-            self.store.ask_scrub();
-            return false;
-        };
-        self.store.end_scrub();
-        let rotten = std::mem::take(&mut *lock(&self.store.bays.rotten));
-        if !found
-            .mismatches
-            .iter()
-            .all(|stripe| rotten.contains(stripe))
-        {
-            self.found(&format!("a scrub found {found:?}, with rotten {rotten:?}"));
-        }
+        let found = outcome.ok()?;
         if !found.lost.is_empty() {
             self.lost(&format!("{found:?}"));
         }
-        !rotten.is_empty()
+        Some(found)
+    }
+
+    /// Blocks may be lost, whatever the array does.
+    fn may_lose(&self) -> bool {
+        let plan = &self.store.bays.plan;
+        plan.may_fail(&MediumFaults::default())
     }
 
     fn lost(&self, what: &str) {
@@ -250,7 +265,7 @@ impl Tender {
             let faults = plan.faults(bay, MediumFaults::default());
             faults.transient_read + faults.latent_read != 0
         });
-        if !reads_fail && !plan.may_fail(&MediumFaults::default()) {
+        if !reads_fail && !self.may_lose() {
             self.found(what);
         }
     }

@@ -559,6 +559,7 @@ impl World {
             Mischief::PowerCut => self.cut_power(index)?,
             Mischief::Restart => machine.drain(self.now),
             Mischief::Reload => machine.reload(),
+            Mischief::Offer => machine.change_offer(),
             Mischief::HostCrash => self.end_host(false),
             Mischief::HostVanish => self.end_host(true),
             Mischief::Kill => {}

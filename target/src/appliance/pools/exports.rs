@@ -19,7 +19,7 @@ use corebay_core::disk::DiskError;
 use corebay_lvol::{Export, VolumeId, error::PoolError, format::page::VolumeRecord};
 use corebay_target::{
     controller::Event,
-    fabrics::{end_association, report},
+    fabrics::{end_association, report, tell_discovery},
     limits::NAMESPACES_MAX,
     namespace::{Identity, Live, NamespaceSpec},
     subsystem::{Access, Registry, Subsystem, SubsystemId, SubsystemNames},
@@ -361,9 +361,7 @@ impl Home {
     /// Tells the hosts that keep a connection to the discovery subsystem.
     pub fn tell_discovery(&self) {
         self.core.registry.bump_generation();
-        for controller in self.core.registry.discovery().controllers() {
-            report(&self.core, &controller, Event::DiscoveryLogChanged);
-        }
+        tell_discovery(&self.core);
     }
 }
 
