@@ -2,8 +2,8 @@
 //!
 //! Everything that can be counted twice is: references of nodes and extents, blocks of volumes, free
 //! extents. What is found is told in words; nothing is changed but damaged copies, which are mended. A pool
-//! that is open goes on meanwhile: its pages on the disk are looked at while no checkpoint writes any, its
-//! maps piece by piece while records wait to take effect.
+//! that is open goes on meanwhile: a page on the disk is looked at while no checkpoint writes any, and maps are
+//! counted as they were at one moment ([`Walk`]).
 
 use corebay_core::disk::{Disk, DiskError, Durability};
 
@@ -16,6 +16,7 @@ use crate::{
     owner::ImportOptions,
     pool::{PAGES_MAX, PoolContext, Shared},
     state::{Missing, State},
+    sync::breathe,
     walk::Walk,
 };
 
@@ -108,12 +109,41 @@ impl<D: Disk> Shared<D> {
         self.scrub_roots(&mut report).await?;
         self.scrub(&mut report).await?;
         report.damaged_copies += self.device.repairs.get() - before;
-        // No reference changes from here on. Hosts' reads and overwrites go on; what needs a record waits.
-        let _places = self.places_stay.acquire(1).await;
-        let _maps = self.maps_stay.acquire(1).await;
-        let walk = Walk::new(&self.state.borrow());
-        walk.run(&self.state, &mut report).await;
+        self.count(&mut report).await;
         Ok(report)
+    }
+
+    /// Counts all references, and compares them with what the books say.
+    async fn count(&self, report: &mut CheckReport) {
+        let _counting = self.counting.acquire(1).await;
+        let walk = Walk::begin(&mut self.state.borrow_mut(), report);
+        let watching = Watching { shared: self };
+        self.walk.replace(Some(walk));
+        while self.count_piece(report) {
+            breathe().await;
+        }
+        if let Some(walk) = self.walk.take() {
+            walk.compare(&self.state, report).await;
+        }
+        drop(watching);
+    }
+
+    /// Counts some more; false where all is counted.
+    fn count_piece(&self, report: &mut CheckReport) -> bool {
+        let (mut walk, state) = (self.walk.borrow_mut(), self.state.borrow());
+        walk.as_mut().is_some_and(|walk| walk.count(&state, report))
+    }
+}
+
+/// The books are watched as long as it is there.
+struct Watching<'a, D: Disk> {
+    shared: &'a Shared<D>,
+}
+
+impl<D: Disk> Drop for Watching<'_, D> {
+    fn drop(&mut self) {
+        self.shared.walk.take();
+        self.shared.state.borrow_mut().watch_no_more();
     }
 }
 

@@ -3,7 +3,8 @@
 //! Invariants:
 //! - What is waited for here is the journal alone. An end takes no task slot, and none of the places
 //!   that beginnings are asked by: those may all wait for the space that an end sets free.
-//! - Ends become records in the order they came, and are answered in that order.
+//! - Ends become records in the order they came, and are answered in that order. Where the journal has no
+//!   room they wait in its line, among the home core's own writes.
 
 use std::{cell::RefCell, collections::VecDeque};
 
@@ -23,6 +24,8 @@ struct End<D: Disk> {
     token: u64,
     write: SlowWrite<D>,
     _writing: Counted,
+    /// Its place in the journal's line, where it has to wait there.
+    number: Option<u64>,
 }
 
 /// Writes that end.
@@ -56,6 +59,7 @@ impl<D: Disk> Shared<D> {
             token,
             write,
             _writing: writing,
+            number: None,
         };
         if !is_written {
             return self.answer_end(end, Ok(Reply::Done));
@@ -90,23 +94,43 @@ impl<D: Disk> Shared<D> {
         loop {
             let ends = &self.desk.ends;
             let next = ends.coming.borrow_mut().pop_front();
-            let Some(end) = next else { return answered };
+            let Some(mut end) = next else { return answered };
             if end.write.records().next().is_none() {
                 answered += 1;
+                self.leave_line(&mut end);
                 self.answer_end(end, Ok(Reply::Done));
                 continue;
             }
-            match self.try_append_all(|| end.write.records()) {
-                Some(Ok(ticket)) => ends.recorded.borrow_mut().push_back((ticket, end)),
-                None => {
-                    ends.coming.borrow_mut().push_front(end);
-                    return answered;
-                }
-                Some(Err(error)) => {
+            let appended = self.try_append_all(|| end.write.records(), end.number);
+            let Some(appended) = appended else {
+                ends.coming.borrow_mut().push_front(end);
+                self.stand_in_line();
+                return answered;
+            };
+            self.leave_line(&mut end);
+            match appended {
+                Ok(ticket) => ends.recorded.borrow_mut().push_back((ticket, end)),
+                Err(error) => {
                     answered += 1;
                     self.answer_end(end, Err(error));
                 }
             }
+        }
+    }
+
+    fn leave_line(&self, end: &mut End<D>) {
+        if let Some(number) = end.number.take() {
+            self.journal.leave_line(number);
+        }
+    }
+
+    /// All ends that wait have their places in the journal's line.
+    fn stand_in_line(&self) {
+        let mut coming = self.desk.ends.coming.borrow_mut();
+        // Those that have one are the first.
+        let last = coming.iter().rposition(|end| end.number.is_some());
+        for end in coming.range_mut(last.map_or(0, |last| last + 1)..) {
+            end.number = Some(self.journal.line.join());
         }
     }
 

@@ -31,7 +31,7 @@ use crate::{
     },
     pool::Shared,
     state::PAGES_PER_RECORD,
-    sync::{Milestones, Signal},
+    sync::{Line, Milestones, Signal},
 };
 
 /// The most bytes of records that wait for their batch.
@@ -70,6 +70,8 @@ pub(crate) struct Journal {
     work: Signal,
     /// Something was committed, or room was made.
     pub progress: Signal,
+    /// Who waits for room: this core's tasks, and ends of other cores' writes.
+    pub line: Line,
     /// Whoever waits for a record.
     commits: Milestones,
     /// Bytes of batches written, of each copy.
@@ -138,7 +140,27 @@ impl<D: Disk> Future for Committed<'_, D> {
     }
 }
 
+/// A task's place in the line of those that wait for room.
+struct Place<'a> {
+    journal: &'a Journal,
+    number: Option<u64>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.journal.leave_line(number);
+        }
+    }
+}
+
 impl Journal {
+    /// Somebody waits for room no more: who comes next may have it.
+    pub fn leave_line(&self, number: u64) {
+        self.line.leave(number);
+        self.progress.notify();
+    }
+
     /// Everything that was ever appended is in a checkpoint.
     pub fn is_idle(&self) -> bool {
         self.committed.get() == self.appended.get() && self.used_pages.get() == 0
@@ -155,9 +177,21 @@ impl<D: Disk> Shared<D> {
         if bytes > BATCH_BYTES_MAX - BATCH_HEADER_BYTES {
             return Err(PoolError::TooMany);
         }
-        self.journal
+        let journal = &self.journal;
+        let mut place = Place {
+            journal,
+            number: None,
+        };
+        journal
             .progress
-            .until(|| (self.stopped().is_some() || self.has_room(bytes)).then_some(()))
+            .until(|| {
+                let is_next = || journal.line.is_first(place.number) && self.has_room(bytes);
+                let may = self.stopped().is_some() || is_next();
+                if !may && place.number.is_none() {
+                    place.number = Some(journal.line.join());
+                }
+                may.then_some(())
+            })
             .await;
         self.add(records(), bytes)
     }
@@ -175,7 +209,8 @@ impl<D: Disk> Shared<D> {
             waiting.records.push(record());
             return Some(Ok(self.appended(waiting, 1, MAP_BYTES)));
         }
-        let may = self.stopped().is_some() || self.has_room(MAP_BYTES);
+        let is_next = || journal.line.is_first(None) && self.has_room(MAP_BYTES);
+        let may = self.stopped().is_some() || is_next();
         let ticket = may.then(|| self.add(std::iter::once_with(record), MAP_BYTES));
         self.look_ahead();
         ticket
@@ -194,13 +229,16 @@ impl<D: Disk> Shared<D> {
         }
     }
 
-    /// Appends the records of one write, which take effect together, if there is room for them now.
+    /// Appends the records of one write, which take effect together, if there is room for them now and
+    /// nobody has waited for longer. `number` is its place in the line.
     pub fn try_append_all<I: Iterator<Item = Record>>(
         &self,
         records: impl Fn() -> I,
+        number: Option<u64>,
     ) -> Option<Result<Ticket, PoolError>> {
         let bytes = records().map(|record| record.encoded_len()).sum();
-        let may = self.stopped().is_some() || self.has_room(bytes);
+        let is_next = || self.journal.line.is_first(number) && self.has_room(bytes);
+        let may = self.stopped().is_some() || is_next();
         may.then(|| self.add(records(), bytes))
     }
 
@@ -326,7 +364,13 @@ impl<D: Disk> Shared<D> {
             journal
                 .work
                 .until(|| {
+                    // What other cores have written gets its room now: this core's own tasks run before
+                    // other cores are heard again, and would take it each time.
+                    self.serve_ends();
                     taken = self.take_batch(&mut batch);
+                    if !batch.is_empty() {
+                        self.serve_ends();
+                    }
                     (!batch.is_empty() || self.stopped().is_some()).then_some(())
                 })
                 .await;
@@ -379,7 +423,6 @@ impl<D: Disk> Shared<D> {
         journal
             .bytes_written
             .set(journal.bytes_written.get() + bytes.len() as u64);
-        let _maps = self.maps_stay.acquire(1).await;
         let relying = self.rely();
         if self.state.borrow().evictions > 0 {
             // What they need was in memory when they were appended.
@@ -440,6 +483,9 @@ impl<D: Disk> Shared<D> {
         self.journal.sure_room.set(0);
         let mut rest = records;
         while !rest.is_empty() {
+            if let Some(walk) = &mut *self.walk.borrow_mut() {
+                walk.before(&state, &rest[0]);
+            }
             let (done, effect) = state.apply_first(rest)?;
             self.follow(&state, &rest[..done], effect);
             rest = &rest[done..];

@@ -35,6 +35,7 @@ use crate::{
     state::{Missing, State, corrupt},
     sync::Signal,
     trim::Trims,
+    walk::Walk,
 };
 
 /// What a pool takes from its surroundings.
@@ -76,8 +77,10 @@ pub(crate) struct Shared<D: Disk> {
     /// Held while a page's place must not be given to another page, and while a checkpoint writes pages to
     /// the places that it has given them.
     pub places_stay: Rc<Permits>,
-    /// Held while records take effect, and by whoever looks at all maps piece by piece.
-    pub maps_stay: Rc<Permits>,
+    /// Held by whoever counts all references, and what he has counted as long as records must not take
+    /// effect before he has seen what they change.
+    pub counting: Rc<Permits>,
+    pub walk: RefCell<Option<Walk>>,
     /// What other cores know.
     pub common: Arc<Common>,
     /// The home core's own looks.
@@ -142,7 +145,8 @@ impl<D: Disk> Shared<D> {
             metadata_written: Cell::new(0),
             dying: Signal::default(),
             places_stay: Permits::new(1, STAYERS_MAX),
-            maps_stay: Permits::new(1, STAYERS_MAX),
+            counting: Permits::new(1, STAYERS_MAX),
+            walk: RefCell::default(),
             limbo: RefCell::default(),
             waiters: RefCell::default(),
             awaited: Cell::new(0),

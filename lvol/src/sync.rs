@@ -1,7 +1,7 @@
 //! Waiting for a pool's progress, doing two things at once, and tables by number.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::VecDeque,
     future::{Future, poll_fn},
     hash::{BuildHasher, Hasher},
@@ -45,6 +45,38 @@ impl Signal {
             Poll::Pending
         })
         .await
+    }
+}
+
+/// Who comes first of those that wait for the same thing, whether they are tasks or not.
+#[derive(Debug, Default)]
+pub(crate) struct Line {
+    /// Their numbers, in the order they came.
+    waiting: RefCell<VecDeque<u64>>,
+    next: Cell<u64>,
+}
+
+impl Line {
+    /// One more waits, behind all others: its number.
+    pub fn join(&self) -> u64 {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        self.waiting.borrow_mut().push_back(number);
+        number
+    }
+
+    /// True where nobody waits before the one with this number, or before one who has none.
+    pub fn is_first(&self, number: Option<u64>) -> bool {
+        let first = self.waiting.borrow().front().copied();
+        first.is_none() || first == number
+    }
+
+    /// It waits no more.
+    pub fn leave(&self, number: u64) {
+        let mut waiting = self.waiting.borrow_mut();
+        if let Ok(at) = waiting.binary_search(&number) {
+            waiting.remove(at);
+        }
     }
 }
 

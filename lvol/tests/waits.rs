@@ -355,6 +355,43 @@ fn writes_that_need_several_extents_do_not_wait_for_each_other() {
     node.checked();
 }
 
+#[test]
+fn the_home_core_leaves_another_ones_writes_their_turn_where_room_is_short() {
+    let medium = medium(16);
+    let (node, _, written) = nearly_full(&medium, 1);
+    node.checkpoint();
+    drop(node);
+    let node = Node::import_slow(&medium);
+    let id = node.pool.find("v").unwrap();
+    let (volume, stop) = (node.open(id), Rc::new(Cell::new(false)));
+    // New blocks of extents that the volume has.
+    for writer in 1..13 {
+        let (volume, stop) = (volume.clone(), stop.clone());
+        let buffer = node.core.filled(&disk::block(1, 512));
+        node.core.spawn(async move {
+            let from = std::slice::from_ref(&buffer);
+            for at in (writer * 6 * PER_EXTENT..).filter(|at| at % PER_EXTENT > 0) {
+                if stop.get() {
+                    break;
+                }
+                let written = volume.write(Lba(at), from, Durability::Cached).await;
+                written.unwrap();
+            }
+        });
+    }
+    let (other, far) = other_core(&node, &medium, id);
+    for _ in 0..50 {
+        node.core.turn();
+    }
+    let written = other.spawn(write(&other, &far, (written - 1) * PER_EXTENT + 1, 1, 2));
+    for _ in 0..500 {
+        node.core.turn();
+        other.turn();
+    }
+    stop.set(true);
+    assert_eq!(written.take(), Ok(()));
+}
+
 /// All of them at once, in one task.
 async fn all_of<T>(mut futures: Vec<Pin<Box<dyn Future<Output = T>>>>) -> Vec<T> {
     let mut values: Vec<Option<T>> = futures.iter().map(|_| None).collect();

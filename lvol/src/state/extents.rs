@@ -39,7 +39,32 @@ pub(crate) struct Extents {
     pins: HashMap<Extent, u32, BuildMix>,
     /// Extents that lost their last reference or pin: free once operations under way have ended.
     pub released: Vec<Extent>,
+    /// What has become of the references since somebody began to count them anew.
+    watched: Option<Tally>,
     cursor: u64,
+}
+
+/// A number for each extent of those pages of counts that have any; where it fell below what it was, the
+/// complement.
+#[derive(Debug, Default)]
+pub(crate) struct Tally(Vec<Option<Box<[u32; COUNTS_PER_PAGE]>>>);
+
+impl Tally {
+    /// Adds to an extent's number: what it is then.
+    pub fn add(&mut self, extent: Extent, more: u32) -> u32 {
+        let (page, at) = count_place(extent);
+        let page = page as usize;
+        if self.0.len() <= page {
+            self.0.resize(page + 1, None);
+        }
+        let counts = self.0[page].get_or_insert_with(|| Box::new([0; COUNTS_PER_PAGE]));
+        counts[at] = counts[at].wrapping_add(more);
+        counts[at]
+    }
+
+    pub fn take(&mut self, page: u32) -> Option<Box<[u32; COUNTS_PER_PAGE]>> {
+        self.0.get_mut(page as usize)?.take()
+    }
 }
 
 /// An attempt to get an extent.
@@ -69,9 +94,32 @@ impl Extents {
     pub fn is_pinned(&self, extent: Extent) -> bool {
         self.pins.contains_key(&extent)
     }
+
+    /// How much the references of a page's extents have grown since they are watched.
+    pub fn gained(&self, page: u32) -> Option<&[u32; COUNTS_PER_PAGE]> {
+        let pages = &self.watched.as_ref()?.0;
+        pages.get(page as usize)?.as_deref()
+    }
+
+    fn watch(&mut self, extent: Extent, more: u32) {
+        if let Some(tally) = &mut self.watched {
+            tally.add(extent, more);
+        }
+    }
 }
 
 impl State {
+    /// From here on it is known by how much references of nodes and extents have changed.
+    pub fn watch(&mut self) {
+        self.nodes.watch();
+        self.extents.watched = Some(Tally::default());
+    }
+
+    pub fn watch_no_more(&mut self) {
+        self.nodes.watch_no_more();
+        self.extents.watched = None;
+    }
+
     /// Tables of counts for all extents, of which none is referred to.
     pub fn grow_extents(&mut self, from: u64, to: u64) {
         let per_page = COUNTS_PER_PAGE as u64;
@@ -121,10 +169,12 @@ impl State {
         *count = count
             .checked_add(1)
             .ok_or_else(|| corrupt("too many references"))?;
-        if *count > 1 {
+        let is_first = *count == 1;
+        let busy = is_first && std::mem::take(&mut counts.busy[at]);
+        self.extents.watch(extent, 1);
+        if !is_first {
             return Ok(());
         }
-        let busy = std::mem::take(&mut counts.busy[at]);
         self.extents.busy -= u64::from(busy);
         self.extents.unreferenced -= 1;
         self.counts.set_number(page, self.counts.number(page) - 1);
@@ -138,10 +188,12 @@ impl State {
         *count = count
             .checked_sub(1)
             .ok_or_else(|| corrupt("an extent without references is in use"))?;
-        if *count > 0 {
+        let was_last = *count == 0;
+        counts.busy[at] |= was_last;
+        self.extents.watch(extent, u32::MAX);
+        if !was_last {
             return Ok(false);
         }
-        counts.busy[at] = true;
         self.extents.busy += 1;
         self.extents.unreferenced += 1;
         self.counts.set_number(page, self.counts.number(page) + 1);

@@ -28,7 +28,7 @@ pub(crate) fn leaf_place(index: u64) -> (u64, usize) {
 }
 
 /// Which child of an inner node at `level` (1 is the lowest) leads to a leaf.
-fn child_index(leaf: u64, level: u8) -> usize {
+pub(crate) fn child_index(leaf: u64, level: u8) -> usize {
     let shift = FANOUT.ilog2() * u32::from(level - 1);
     usize::try_from(leaf >> shift & (FANOUT as u64 - 1)).expect("below the fan-out")
 }

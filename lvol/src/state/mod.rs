@@ -33,7 +33,8 @@ use crate::{
 const DIRTY_PAGES_MAX: u64 = 4096;
 const DIRTY_PAGES_MIN: u64 = 24;
 
-/// Pages that a record adds at most: the way to a leaf anew, the leaf, two pages of fragments, counts.
+/// Pages that a record adds at most: the way to a leaf anew, the leaf, two pages of fragments. Of counts and
+/// pieces of tables it may change any number; there is a place for each of these.
 const PAGES_ADDED_MOST: usize = 8;
 
 /// For so many reserved extents a page is kept: a leaf for each 64 of them, and nodes above it.
@@ -186,7 +187,8 @@ impl State {
             .iter()
             .sum();
         let pages = self.layout.pages_per_extent() as usize;
-        let places = (self.places_needed() + more + pieces).saturating_sub(self.places.free());
+        let needed = self.places_needed() + more + pieces + self.counts.len() as usize;
+        let places = needed.saturating_sub(self.places.free());
         let chunks = self.places.chunks.len() + places.div_ceil(pages);
         Root::bytes_for(pieces, chunks) > self.layout.root_bytes
     }
@@ -208,10 +210,16 @@ impl State {
     }
 
     /// The same where records may add so many pages. What has changed counts as if it were as much as
-    /// ever may: who is refused does not depend on when the last checkpoint was.
+    /// ever may: who is refused does not depend on when the last checkpoint was. Counts and pieces do so,
+    /// too: a copy of a leaf refers to extents all over the pool.
     fn extents_for_pages(&self, for_whom: Spared, more: usize) -> u64 {
         let hard = self.dirty_hard();
-        let needed = self.places_needed().max(hard) + hard * for_whom as usize / 4 + more;
+        let changed = self.nodes.dirty_pages() + self.volumes.dirty_pages();
+        let pieces = self.nodes.pieces_len() + self.counts.pieces_len() + self.volumes.pieces_len();
+        let fixed = self.counts.len() as usize + pieces;
+        // In a small pool these are few, and lie in what is spared anyway.
+        let fixed = fixed.saturating_sub(hard / 8);
+        let needed = changed.max(hard) + fixed + hard * for_whom as usize / 4 + more;
         let reserved = self.extents.reserved;
         let maps = reserved / LEAVES_OF_RESERVED + reserved.min(PAGES_ADDED_MOST as u64);
         let missing = (needed as u64 + maps).saturating_sub(self.places.free_soon() as u64);
@@ -291,6 +299,23 @@ mod tests {
 
     use super::*;
     use crate::{format::record::Record, journal::Position, state::extents::Attempt};
+
+    #[test]
+    fn there_is_a_place_for_all_that_one_record_may_change() {
+        for bytes in [16 << 20, 64 << 30, 100 << 40] {
+            let layout = Layout {
+                block_size: BlockSize::B4096,
+                disk_blocks: BlockSize::B4096.blocks_in(bytes),
+                root_bytes: 1 << 20,
+                journal_bytes: 128 << 10,
+                journal: crate::format::JournalPlace::Disk,
+            };
+            let state = State::new(layout, [1; 16], "pool".to_owned());
+            let kept = state.extents_for_metadata(Spared::Mapping) / 2 * layout.pages_per_extent();
+            let counts = state.counts.len() as usize + state.counts.pieces_len();
+            assert!(kept as usize >= state.dirty_hard() + counts, "{bytes}");
+        }
+    }
 
     #[test]
     fn what_is_taken_while_the_root_has_room_can_always_be_written() {

@@ -47,6 +47,27 @@ pub(crate) struct Table<B> {
     dirty_pieces: usize,
     /// Places that the last checkpoint uses and the next will not.
     pub left: Vec<u64>,
+    /// What has become of the numbers since somebody began to count them anew.
+    watched: Option<Watched>,
+}
+
+/// See [`Table::watch`].
+#[derive(Debug, Default)]
+struct Watched {
+    /// How much a page's number has grown; where it fell, the complement.
+    gained: Vec<u32>,
+    /// It was put since.
+    came: Vec<bool>,
+}
+
+impl Watched {
+    fn note(&mut self, id: u32, old: u32, new: u32) {
+        let at = id as usize;
+        if self.gained.len() <= at {
+            self.gained.resize(at + 1, 0);
+        }
+        self.gained[at] = self.gained[at].wrapping_add(new).wrapping_sub(old);
+    }
 }
 
 impl<B: Body> Table<B> {
@@ -59,6 +80,7 @@ impl<B: Body> Table<B> {
             held: 0,
             hand: 0,
             left: Vec::new(),
+            watched: None,
         }
     }
 
@@ -79,6 +101,7 @@ impl<B: Body> Table<B> {
             held: 0,
             hand: 0,
             left: Vec::new(),
+            watched: None,
         }
     }
 
@@ -142,8 +165,33 @@ impl<B: Body> Table<B> {
     }
 
     pub fn set_number(&mut self, id: u32, number: u32) {
-        self.slots[id as usize].number = number;
+        let old = std::mem::replace(&mut self.slots[id as usize].number, number);
+        if let Some(watched) = &mut self.watched {
+            watched.note(id, old, number);
+        }
         self.mark_piece(id);
+    }
+
+    /// From here on it is known by how much each page's number has changed, and which pages were put.
+    pub fn watch(&mut self) {
+        self.watched = Some(Watched::default());
+    }
+
+    pub fn watch_no_more(&mut self) {
+        self.watched = None;
+    }
+
+    /// How much the page's number has grown since it is watched; where it fell, the complement.
+    pub fn gained(&self, id: u32) -> u32 {
+        let watched = self.watched.as_ref();
+        let gained = watched.and_then(|watched| watched.gained.get(id as usize));
+        gained.copied().unwrap_or(0)
+    }
+
+    /// True where the page was put since the table is watched.
+    pub fn came(&self, id: u32) -> bool {
+        let watched = self.watched.as_ref();
+        watched.is_some_and(|watched| watched.came.get(id as usize) == Some(&true))
     }
 
     /// Puts a new page where there is none.
@@ -152,7 +200,12 @@ impl<B: Body> Table<B> {
         debug_assert!(self.slots[id as usize].body.is_none());
         self.slots[id as usize].body = Some(body);
         self.held += 1;
-        self.slots[id as usize].number = number;
+        self.set_number(id, number);
+        if let Some(watched) = &mut self.watched {
+            let at = id as usize;
+            watched.came.resize(watched.came.len().max(at + 1), false);
+            watched.came[at] = true;
+        }
         self.mark(id);
     }
 
@@ -172,6 +225,9 @@ impl<B: Body> Table<B> {
             self.left.push(slot.location);
         }
         self.slots[id as usize].dirty = slot.dirty;
+        if let Some(watched) = &mut self.watched {
+            watched.note(id, slot.number, 0);
+        }
         self.mark_piece(id);
     }
 
@@ -219,6 +275,10 @@ impl<B: Body> Table<B> {
     /// How many places the next checkpoint needs for this table, at most.
     pub fn places_needed(&self) -> usize {
         self.dirty.len() + self.dirty_pieces
+    }
+
+    pub fn pieces_len(&self) -> usize {
+        self.pieces.len()
     }
 
     pub fn dirty_pages(&self) -> usize {
