@@ -307,10 +307,12 @@ unsafe fn clone(data: *const ()) -> RawWaker {
 }
 
 unsafe fn wake(data: *const ()) {
-    // SAFETY: the waker is living and gives up its count after waking.
+    // SAFETY: `data` is that of a living waker, so the executor lives.
+    let (slot, inner) = unsafe { parts(data) };
+    // SAFETY: as above; the waker gives up its count after waking.
     unsafe {
-        wake_by_ref(data);
-        drop_waker(data);
+        (*inner).enqueue(slot);
+        Rc::decrement_strong_count(inner);
     }
 }
 

@@ -732,7 +732,10 @@ impl<D: Disk> Shared<D> {
                     let mut writes = self.desk.writes.borrow_mut();
                     writes.retain(|_, (by, _)| *by != from);
                 }
-                ask => self.desk.waiting.borrow_mut().push_back((from, token, ask)),
+                ask => match self.begin_at_once(from, &ask) {
+                    Some(answer) => self.answer_core(from, token, answer),
+                    None => self.desk.waiting.borrow_mut().push_back((from, token, ask)),
+                },
             }
         }
         taken += self.serve_ends();
@@ -752,19 +755,36 @@ impl<D: Disk> Shared<D> {
         taken
     }
 
+    /// A write that has to wait for nothing begins here, without a task. Nobody is overtaken who waits for one.
+    fn begin_at_once(self: &Rc<Self>, from: CoreId, ask: &Ask) -> Option<Answer> {
+        let Ask::Begin { volume, blocks } = ask else {
+            return None;
+        };
+        let begun = match self.desk.waiting.borrow().is_empty() {
+            true => self.try_begin_write(*volume, blocks)?,
+            false => return None,
+        };
+        Some(begun.map(|write| self.begun(from, write)))
+    }
+
+    /// A write of another core has begun.
+    fn begun(&self, from: CoreId, write: SlowWrite<D>) -> Reply {
+        let extents = write.extents().clone();
+        let ticket = self.desk.next_ticket.get();
+        self.desk.next_ticket.set(ticket + 1);
+        self.desk.writes.borrow_mut().insert(ticket, (from, write));
+        Reply::Begun { ticket, extents }
+    }
+
     async fn answer(self: &Rc<Self>, from: CoreId, ask: &Ask) -> Answer {
         match ask {
             Ask::LookUp { volume, block } => self.look_up(*volume, *block).await?,
             Ask::Begin { volume, blocks } => {
                 let write = self.begin_write(*volume, blocks.clone()).await?;
-                if self.desk.left.borrow().contains(&from) {
-                    return Ok(Reply::Done);
-                }
-                let extents = write.extents().clone();
-                let ticket = self.desk.next_ticket.get();
-                self.desk.next_ticket.set(ticket + 1);
-                self.desk.writes.borrow_mut().insert(ticket, (from, write));
-                return Ok(Reply::Begun { ticket, extents });
+                return Ok(match self.desk.left.borrow().contains(&from) {
+                    true => Reply::Done,
+                    false => self.begun(from, write),
+                });
             }
             Ask::Clear {
                 volume,

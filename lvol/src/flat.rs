@@ -51,17 +51,20 @@ impl<T> Default for Spread<T> {
 }
 
 impl<T> Spread<T> {
+    #[inline(always)]
     fn place(index: usize) -> (usize, usize) {
         let bucket = (index + 1).ilog2();
         (bucket as usize, index + 1 - (1 << bucket))
     }
 
+    #[inline(always)]
     fn get(&self, index: usize) -> Option<&T> {
         let (bucket, at) = Self::place(index);
         let bucket = self.buckets.get(bucket)?.get()?;
         Some(&**bucket[at].get()?)
     }
 
+    #[inline(always)]
     fn get_or_make(&self, index: usize, make: impl FnOnce() -> Box<T>) -> &T {
         match self.get(index) {
             Some(there) => there,
@@ -126,12 +129,14 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
+    #[inline(always)]
     pub fn partial(&self, slot: u64) -> &PartialSlot {
         let slot = usize::try_from(slot).expect("a slot's number");
         let make = || Box::new([const { zeroes::<{ 1 + WORDS }>() }; CHUNK]);
         &self.partial.get_or_make(slot / CHUNK, make)[slot % CHUNK]
     }
 
+    #[inline(always)]
     pub fn fragments(&self, slot: u64) -> &FragmentsSlot {
         let slot = usize::try_from(slot).expect("a slot's number");
         let make = || Box::new([const { FragmentsSlot::empty() }; CHUNK]);
@@ -181,6 +186,7 @@ impl Word {
         (self.kind as u64) << (NUMBER_BITS + OWN_BITS) | self.own << NUMBER_BITS | self.number
     }
 
+    #[inline(always)]
     pub fn of(bits: u64) -> Self {
         let kind = match bits >> (NUMBER_BITS + OWN_BITS) {
             1 => Kind::Hole,
@@ -297,14 +303,14 @@ impl FlatVolume {
     }
 
     /// Where blocks lie, as far as it is seen at one glance: a single block, or an extent that is whole
-    /// or a hole. While looking.
+    /// or a hole. That they may be written in place is told only where it `WRITES`. While looking.
     #[inline(always)]
-    pub fn glance(&self, slots: &Slots, block: u64, blocks: u64) -> Glance {
+    pub fn glance<const WRITES: bool>(&self, slots: &Slots, block: u64, blocks: u64) -> Glance {
         let per_extent = BLOCKS_PER_EXTENT as u64;
         let first = block % per_extent;
         let word = self.entry(block / per_extent);
         let present = self.own.load(Ordering::Relaxed);
-        let at = |word: Word| Glance::In(Extent(word.number), word.own == present);
+        let at = |word: Word| Glance::In(Extent(word.number), WRITES && word.own == present);
         match word.kind {
             Kind::Whole if first + blocks <= per_extent => at(word),
             Kind::Hole if first + blocks <= per_extent => Glance::Zeroes,
@@ -319,11 +325,12 @@ impl FlatVolume {
             }
             Kind::Fragments if blocks == 1 => {
                 let slot = slots.fragments(word.number);
-                let target = Word::of(slot.target.load(Ordering::Acquire));
+                let target = || Word::of(slot.target.load(Ordering::Acquire));
+                let target = if WRITES { target() } else { Word::UNKNOWN };
                 let holder = slot.holders[within(first)].load(Ordering::Acquire);
                 match Extent::from_stored(holder.into()) {
                     None => Glance::Zeroes,
-                    Some(Extent(number)) if number == target.number => at(target),
+                    Some(Extent(number)) if WRITES && number == target.number => at(target),
                     Some(other) => Glance::In(other, false),
                 }
             }

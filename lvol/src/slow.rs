@@ -19,6 +19,7 @@ use corebay_core::disk::Disk;
 use crate::{
     error::PoolError,
     format::{BLOCKS_PER_EXTENT, Extent, record::Record},
+    journal::Committed,
     pool::Shared,
     staged::{AllStaged, bits_of},
     state::{Missing, State, extents::Attempt, map::leaf_place},
@@ -192,35 +193,40 @@ pub(crate) struct FirstWrite<'a, D: Disk> {
     ended: bool,
 }
 
-impl<D: Disk> FirstWrite<'_, D> {
+impl<'a, D: Disk> FirstWrite<'a, D> {
     /// Where its data go.
     pub fn extent(&self) -> Extent {
         self.extent
     }
 
-    /// The data are where they belong, or could not be written. Once.
-    pub async fn finish(&mut self, is_written: bool) -> Result<(), PoolError> {
-        let result = match is_written {
-            true => self.show().await,
-            false => Ok(()),
-        };
-        self.ended = true;
-        self.release();
-        result
-    }
-
-    async fn show(&self) -> Result<(), PoolError> {
+    /// The data are where they belong: they are to be found once the record that this gives has taken
+    /// effect, or now where it gives none. `None` where there is no room for it now.
+    pub fn record(&self) -> Option<Result<Option<Committed<'a, D>>, PoolError>> {
         if self.own {
             let index = self.blocks.start / PER_EXTENT;
             self.shared.publish(self.volume, index);
-            return Ok(());
+            return Some(Ok(None));
         }
-        let record = || map_record(self.volume, &self.blocks, self.extent);
-        let appended = match self.shared.try_append_map(record) {
-            Some(appended) => appended,
-            None => Box::pin(self.shared.append(|| std::iter::once(record()))).await,
-        };
-        self.shared.committed(appended?).await
+        let shared = self.shared;
+        let appended = shared.try_append_map(|| self.map_record());
+        appended.map(|appended| appended.map(|ticket| Some(shared.committed(ticket))))
+    }
+
+    /// The same, once there is room for it; waits until the record has taken effect.
+    pub async fn record_later(&self) -> Result<(), PoolError> {
+        let record = || std::iter::once(self.map_record());
+        let ticket = self.shared.append(record).await?;
+        self.shared.committed(ticket).await
+    }
+
+    fn map_record(&self) -> Record {
+        map_record(self.volume, &self.blocks, self.extent)
+    }
+
+    /// What it made readable has taken effect, or will not. Once.
+    pub fn end(&mut self) {
+        self.ended = true;
+        self.release();
     }
 
     fn release(&self) {
@@ -331,19 +337,8 @@ impl<D: Disk> Shared<D> {
                 .until(|| turns.take(ticket, volume, &blocks).then_some(()))
                 .await;
         }
-        let mut write = SlowWrite {
-            shared: self.clone(),
-            volume,
-            blocks: blocks.clone(),
-            extents: ArrayVec::new(),
-            own: 0,
-            ended: false,
-        };
-        if let Err(error) = self.check_end(volume, &blocks) {
-            write.end();
-            return Err(error);
-        }
-        let found = match self.try_targets(&mut write) {
+        let mut write = self.taken(volume, blocks);
+        let found = match self.check_and_try_targets(&mut write) {
             Ok(Try::Got) => Ok(()),
             Ok(_) => self.targets(&mut write).await,
             Err(error) => Err(error),
@@ -355,6 +350,42 @@ impl<D: Disk> Shared<D> {
                 Err(error)
             }
         }
+    }
+
+    /// The same where nobody has to be waited for, and nothing.
+    pub fn try_begin_write(
+        self: &Rc<Self>,
+        volume: u32,
+        blocks: &Range<u64>,
+    ) -> Option<Result<SlowWrite<D>, PoolError>> {
+        let turns = &self.turns;
+        if !turns.held.borrow().is_empty() || !turns.take(u64::MAX, volume, blocks) {
+            return None;
+        }
+        let mut write = self.taken(volume, blocks.clone());
+        let found = self.check_and_try_targets(&mut write);
+        if let Ok(Try::Got) = found {
+            return Some(Ok(write));
+        }
+        write.end();
+        found.err().map(Err)
+    }
+
+    /// A slow write whose blocks were taken.
+    fn taken(self: &Rc<Self>, volume: u32, blocks: Range<u64>) -> SlowWrite<D> {
+        SlowWrite {
+            shared: self.clone(),
+            volume,
+            blocks,
+            extents: ArrayVec::new(),
+            own: 0,
+            ended: false,
+        }
+    }
+
+    fn check_and_try_targets(&self, write: &mut SlowWrite<D>) -> Result<Try, PoolError> {
+        self.check_end(write.volume, &write.blocks)?;
+        self.try_targets(write)
     }
 
     /// The data of a slow write are where they belong, or could not be written.

@@ -194,8 +194,10 @@ impl<D: Disk> Volume<D> {
             && self.check(at, blocks).is_ok()
     }
 
-    fn glance(&self, block: u64, blocks: u64) -> Glance {
-        self.flat.glance(&self.core.common.slots, block, blocks)
+    #[inline(always)]
+    fn glance<const WRITES: bool>(&self, block: u64, blocks: u64) -> Glance {
+        let slots = &self.core.common.slots;
+        self.flat.glance::<WRITES>(slots, block, blocks)
     }
 
     /// Where blocks lie, as `run` says, for who has glanced at them.
@@ -405,7 +407,7 @@ impl<D: Disk> Disk for Volume<D> {
     async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
         let blocks = self.check_buffers(at, into)?;
         let look = self.core.looks.begin();
-        let glance = self.glance(at.0, blocks);
+        let glance = self.glance::<false>(at.0, blocks);
         if let Glance::In(extent, _) = glance {
             let read = self.core.disk.read(self.place(extent, at.0), into).await;
             look.end();
@@ -446,7 +448,7 @@ impl<D: Disk> Disk for Volume<D> {
                 }
                 continue;
             }
-            let glance = self.glance(at.0, blocks);
+            let glance = self.glance::<true>(at.0, blocks);
             if let Glance::In(extent, true) = glance {
                 let look = look.of_write(&self.flat.forsaken);
                 let place = self.place(extent, at.0);
@@ -476,7 +478,14 @@ impl<D: Disk> Disk for Volume<D> {
                 if let Some(mut first) = self.core.try_begin(self.flat.id, &blocks, lies) {
                     let place = self.place(first.extent(), at.0);
                     let written = self.core.disk.write(place, from, durability).await;
-                    let shown = first.finish(written.is_ok()).await;
+                    // Every future within another one would be one more to go through.
+                    let shown = match written.is_ok().then(|| first.record()) {
+                        Some(Some(Ok(Some(committed)))) => committed.await,
+                        Some(Some(Err(error))) => Err(error),
+                        Some(None) => Box::pin(first.record_later()).await,
+                        Some(Some(Ok(None))) | None => Ok(()),
+                    };
+                    first.end();
                     drop(writing);
                     return written.and(shown.map_err(DiskError::from));
                 }

@@ -21,6 +21,16 @@ use crate::{
     },
 };
 
+/// Blocks that came to an extent.
+struct Added {
+    /// How many held nothing before.
+    gained: u64,
+    /// They are written down in the leaf, not in a page of fragments.
+    is_in_leaf: bool,
+    /// The entry is of another kind now.
+    is_whole: bool,
+}
+
 impl State {
     /// Makes the changes of the first of these records, as long as they add blocks to extents of one volume
     /// under one leaf that are its own already. How many that were, maybe none; all but the last are
@@ -42,6 +52,7 @@ impl State {
             return none;
         }
         let (mut gained, mut done, mut effect) = (0, 0, Effect::More);
+        let mut is_touched = false;
         for record in records {
             let Record::Map {
                 volume: of,
@@ -60,12 +71,16 @@ impl State {
             if *of != volume || under != leaf_number || !is_within {
                 break;
             }
-            let Some((more, is_whole)) = self.add_blocks(id, at, &range, *extent)? else {
+            let Some(added) = self.add_blocks(id, at, &range, *extent)? else {
                 break;
             };
-            gained += more;
+            gained += added.gained;
             done += 1;
-            if is_whole {
+            if added.is_in_leaf && !is_touched {
+                self.nodes.touch(id);
+                is_touched = true;
+            }
+            if added.is_whole {
                 effect = Effect::Other;
                 break;
             }
@@ -76,15 +91,15 @@ impl State {
         Ok((done, effect))
     }
 
-    /// More blocks of an extent that is the volume's own: how many held nothing before, and whether the
-    /// entry is of another kind now. Nothing is done where there is more to it.
+    /// More blocks of an extent that is the volume's own. The caller says that the leaf has changed, where it
+    /// has. Nothing is done where there is more to it.
     fn add_blocks(
         &mut self,
         id: NodeId,
         at: usize,
         range: &Range<usize>,
         extent: Extent,
-    ) -> Result<Option<(u64, bool)>, PoolError> {
+    ) -> Result<Option<Added>, PoolError> {
         let leaf = self.leaf_unkept(id)?;
         if leaf.owned >> at & 1 == 0 {
             return Ok(None);
@@ -98,7 +113,11 @@ impl State {
                     return Ok(None);
                 }
                 let gained = self.map_more_fragments(page, range, extent)?;
-                return Ok(gained.map(|gained| (gained, false)));
+                return Ok(gained.map(|gained| Added {
+                    gained,
+                    is_in_leaf: false,
+                    is_whole: false,
+                }));
             }
             _ => return Ok(None),
         };
@@ -107,8 +126,11 @@ impl State {
         if is_whole {
             leaf.entries[at] = Entry::Whole(extent);
         }
-        self.nodes.touch(id);
-        Ok(Some((gained, is_whole)))
+        Ok(Some(Added {
+            gained,
+            is_in_leaf: true,
+            is_whole,
+        }))
     }
 
     /// More blocks in an extent that the page refers to already, of one that it still refers to after: no

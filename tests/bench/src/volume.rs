@@ -8,6 +8,8 @@
 //! `valgrind --tool=callgrind --toggle-collect='*looked_at*' corebay-bench volume --only ram \`
 //! `--rounds 1 --look-at 'first write'`
 
+mod away;
+
 use std::{cell::Cell, rc::Rc, time::Duration};
 
 use anyhow::{Context, Result, anyhow};
@@ -66,6 +68,10 @@ const SNAPSHOTS: u64 = 64;
 /// Blocks written after each of many snapshots.
 const BETWEEN_SNAPSHOTS: u64 = 8;
 const DEPTH: u64 = 128;
+/// Held against the bare disk's reads of blocks that lie beside each other, and against its reads of the
+/// places where the volume's blocks have come to lie.
+const BENEATH: &str = "read, 64 snapshots beneath";
+const BENEATH_SAME: &str = "the same, of the same places";
 const POOL_BLOCKS: u64 = 8 << 20;
 /// What `corebay array create` makes.
 const ZONE_BYTES: u64 = 8 << 20;
@@ -89,6 +95,9 @@ struct Sample {
 
 struct Bench {
     reactor: Reactor,
+    /// Another core's, which has its turns where the load is there.
+    away: Reactor,
+    is_away: Cell<bool>,
     buffers: BufferPool,
     /// For arrays.
     scratch: BufferPool,
@@ -109,6 +118,8 @@ impl Bench {
             buffers: BufferPool::new(region()?, WAITERS),
             scratch: BufferPool::new(region()?, WAITERS),
             reactor: Reactor::new(CoreId(0), 1024, clock.now()),
+            away: Reactor::new(CoreId(1), 1024, clock.now()),
+            is_away: Cell::new(false),
             clock,
             blocks: arguments.blocks,
             look_at: arguments.look_at.clone(),
@@ -131,6 +142,9 @@ impl Bench {
     fn turns(&self, done: impl Fn() -> bool) {
         while !done() {
             self.reactor.poll_once(self.clock.now());
+            if self.is_away.get() {
+                self.away.poll_once(self.clock.now());
+            }
         }
     }
 
@@ -175,11 +189,26 @@ impl Bench {
         &self,
         disk: &Rc<D>,
         work: Work,
-        (count, depth): (u64, u64),
+        amount: (u64, u64),
         row: &str,
     ) -> Result<Sample> {
-        let order = self.order();
+        self.measure_at(disk, work, amount, row, &self.order())
+    }
+
+    /// The same with the first of the blocks that `order` says.
+    fn measure_at<D: Disk>(
+        &self,
+        disk: &Rc<D>,
+        work: Work,
+        (count, depth): (u64, u64),
+        row: &str,
+        order: &Rc<Vec<u64>>,
+    ) -> Result<Sample> {
         let left = Rc::new(Cell::new(depth));
+        let reactor = match self.is_away.get() {
+            true => &self.away,
+            false => &self.reactor,
+        };
         for worker in 0..depth {
             let (disk, order, left) = (disk.clone(), order.clone(), left.clone());
             let buffer: Buffer = self.buffers.try_allocate(4096).context("a free buffer")?;
@@ -195,7 +224,7 @@ impl Bench {
                 }
                 left.set(left.get() - 1);
             };
-            let spawned = self.reactor.spawn(task).is_ok();
+            let spawned = reactor.spawn(task).is_ok();
             spawned.then_some(()).context("every task slot is taken")?;
         }
         let instructions = || {
@@ -233,8 +262,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     if wanted("ram") {
         let (bare, under) = (bench.ram()?, bench.ram()?);
+        let read_last = under.read_last.clone();
         let under = || PoolDisk::from(under.clone());
-        bench.compare("ram", arguments.rounds, bare, under)?;
+        bench.compare("ram", arguments.rounds, (bare, read_last), under)?;
+        bench.away(arguments.rounds)?;
     }
     for (name, level, members, zone_bytes) in [
         ("mirror", Level::Mirrored, 2, 0),
@@ -247,15 +278,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 ..Wish::new(level, members, BlockSize::B4096)
             };
             let (bare, under) = (bench.array(wish)?, bench.array(wish)?);
+            let read_last = under.read_last.clone();
             let under = || PoolDisk {
                 zone: under.below.zone().map(Rc::new).map(Base::Zone),
                 disk: Base::Array(under.clone()),
             };
-            bench.compare(name, arguments.rounds, bare, under)?;
+            bench.compare(name, arguments.rounds, (bare, read_last), under)?;
         }
     }
     bench.depth()?;
     bench.reactor.tear_down();
+    bench.away.tear_down();
     Ok(())
 }
 
@@ -285,6 +318,7 @@ impl Bench {
             below: Rc::new(below),
             reactor: self.reactor.clone(),
             takes: Duration::ZERO,
+            read_last: Rc::default(),
         }
     }
 
@@ -365,7 +399,7 @@ impl Bench {
         &self,
         name: &str,
         rounds: usize,
-        bare: B,
+        (bare, read_last): (B, Rc<Cell<Lba>>),
         under: impl Fn() -> PoolDisk<D>,
     ) -> Result<()> {
         let bare = Rc::new(bare);
@@ -379,7 +413,8 @@ impl Bench {
             row("read"),
             row("first write"),
             row("write after a snapshot"),
-            row("read, 64 snapshots beneath"),
+            row(BENEATH),
+            row(BENEATH_SAME),
             row("overwrite, depth 1"),
             row("first write, depth 1"),
         ];
@@ -418,9 +453,9 @@ impl Bench {
                 self.measure(&volume, Work::Write, few, "")?;
             }
             // Each of them changed some of the blocks.
-            let row = "read, 64 snapshots beneath";
-            let beneath = self.measure(&volume, Work::Read, (all, DEPTH), row)?;
+            let (bare_there, beneath) = self.beneath(&bare, &volume, &read_last)?;
             add(4, bare_read, beneath);
+            add(5, bare_there, beneath);
             let bare_one = self.measure(&bare, Work::Write, (all / 8, 1), "")?;
             drop(volume);
             snapshots.push(id);
@@ -430,8 +465,8 @@ impl Bench {
             let first_one = self.measure(&volume, Work::Write, (all / 8, 1), row)?;
             self.measure(&volume, Work::Write, (all, DEPTH), "")?;
             let one = self.measure(&volume, Work::Write, (all / 8, 1), "overwrite, depth 1")?;
-            add(5, bare_one, one);
-            add(6, one, first_one);
+            add(6, bare_one, one);
+            add(7, one, first_one);
             drop(volume);
             self.delete(&pool, vec![id])?;
             self.run(async move { pool.close().await })??;
@@ -443,6 +478,36 @@ impl Bench {
             median(pages)
         );
         Ok(())
+    }
+
+    /// Reads of the bare disk at the places where the volume's blocks lie, and reads of the volume. Both
+    /// disks were read before in the same order, so that the processor's caches hold as much of either.
+    fn beneath<D: Disk, B: Disk>(
+        &self,
+        bare: &Rc<B>,
+        volume: &Rc<Volume<D>>,
+        read_last: &Rc<Cell<Lba>>,
+    ) -> Result<(Sample, Sample)> {
+        let (disk, last, blocks) = (volume.clone(), read_last.clone(), self.blocks);
+        let buffer: Buffer = self.buffers.try_allocate(4096).context("a free buffer")?;
+        let places = self.run(async move {
+            let mut places = Vec::new();
+            for at in 0..blocks {
+                disk.read(Lba(at), std::slice::from_ref(&buffer)).await?;
+                places.push(last.get().0);
+            }
+            Ok::<_, DiskError>(places)
+        })?;
+        let places = places.map_err(|error| anyhow!("{error}"))?;
+        let there = |order: Rc<Vec<u64>>| -> Rc<Vec<u64>> {
+            Rc::new(order.iter().map(|at| places[*at as usize]).collect())
+        };
+        let all = (self.blocks, DEPTH);
+        self.measure_at(bare, Work::Read, all, "", &there(self.order()))?;
+        let beneath = self.measure(volume, Work::Read, all, BENEATH)?;
+        let row = "bare read, same places";
+        let bare = self.measure_at(bare, Work::Read, all, row, &there(self.order()))?;
+        Ok((bare, beneath))
     }
 
     /// How many writes of the disk one after the other a first write waits for.
@@ -506,6 +571,8 @@ fn show(name: &str, rows: &[Row]) {
         let most = ratios().fold(0.0, f64::max);
         let against = match row.what {
             "first write" | "write after a snapshot" | "first write, depth 1" => "overwrite",
+            BENEATH_SAME => "bare disk there",
+            what if away::ROWS.contains(&what) => "home core",
             _ => "bare disk",
         };
         let whole = |value: f64| match value.is_nan() {
@@ -536,6 +603,8 @@ struct Kept<D> {
     below: Rc<D>,
     reactor: Reactor,
     takes: Duration,
+    /// Where it was read from last.
+    read_last: Rc<Cell<Lba>>,
 }
 
 impl<D> Clone for Kept<D> {
@@ -544,6 +613,7 @@ impl<D> Clone for Kept<D> {
             below: self.below.clone(),
             reactor: self.reactor.clone(),
             takes: self.takes,
+            read_last: self.read_last.clone(),
         }
     }
 }
@@ -566,6 +636,7 @@ impl<D: Disk> Disk for Kept<D> {
 
     async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
         self.wait().await;
+        self.read_last.set(at);
         self.below.read(at, into).await
     }
 
