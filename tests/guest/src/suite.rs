@@ -226,8 +226,8 @@ impl Lab {
         self.guest.answers() && self.clean().is_ok()
     }
 
-    /// What helps to understand a failure.
-    /// What guest and target said; the guest's log where it could still be asked for it.
+    /// What helps to understand a failure: what guest and target said; the guest's log where it could
+    /// still be asked for it.
     fn evidence(&mut self, kernel_log: Option<&str>) -> String {
         let mut text = String::new();
         if let Some(log) = kernel_log {
