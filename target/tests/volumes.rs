@@ -582,16 +582,24 @@ fn volumes_go_in_and_out_and_are_limited() {
         &format!("volume import third {other_image}"),
         "is there already",
     );
-    // What cannot be shown to hosts as wished is not made.
-    appliance.does("snapshot create third@one");
+    appliance.serving.end();
+}
+
+#[test]
+fn what_cannot_be_shown_to_hosts_as_wished_is_not_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image");
+    fs::write(&image, vec![7; 1 << 20]).unwrap();
+    let appliance = Appliance::start(folder.path());
+    appliance.does("snapshot create volume-1@one");
     for make in [
-        "volume create fourth --size 16MiB".to_owned(),
-        "volume clone third@one fourth".to_owned(),
-        format!("volume import fourth {other_image}"),
+        "volume create new --size 16MiB".to_owned(),
+        "volume clone volume-1@one new".to_owned(),
+        format!("volume import new {}", text(&image)),
     ] {
         let wish = "--export --subsystem nqn.2024-01.com.example:other";
         appliance.refuses(&format!("{make} {wish}"), "nobody could connect");
-        appliance.refuses("volume show fourth", "no volume");
+        appliance.refuses("volume show new", "no volume");
     }
     appliance.serving.end();
 }
