@@ -75,6 +75,8 @@ struct Inner {
     /// A source was added since the last turn began.
     added: Cell<bool>,
     stopping: Cell<bool>,
+    /// It is torn down.
+    over: Cell<bool>,
     /// When a source last had something: what comes from outside, and comes again.
     last_event: Cell<Time>,
     counters: Cell<ReactorCounters>,
@@ -99,6 +101,7 @@ impl Reactor {
                 sources: RefCell::default(),
                 added: Cell::new(false),
                 stopping: Cell::new(false),
+                over: Cell::new(false),
                 last_event: Cell::new(now),
                 counters: Cell::default(),
             }),
@@ -149,8 +152,12 @@ impl Reactor {
         self.inner.timers.at(deadline)
     }
 
-    /// Adds a source, to be polled from the next turn on. With it those go that are over.
+    /// Adds a source, to be polled from the next turn on. With it those go that are over. Once the reactor is
+    /// torn down, it is dropped.
     pub fn add_source(&self, source: Rc<dyn PollSource>) {
+        if self.inner.over.get() {
+            return;
+        }
         self.inner.sources.borrow_mut().push(source);
         self.inner.added.set(true);
     }
@@ -217,6 +224,7 @@ impl Reactor {
 
     /// Drops all tasks and sources, so that what they refer to (this reactor too) is freed.
     pub fn tear_down(&self) {
+        self.inner.over.set(true);
         self.inner.executor.drop_tasks();
         let sources = std::mem::take(&mut *self.inner.sources.borrow_mut());
         drop(sources);

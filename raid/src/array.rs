@@ -24,7 +24,7 @@ use crate::{
     dirty::Marks,
     engine::{Core, Flight, Job, Outcome, Transfer, one, scratch_bytes, window},
     geometry::{Band, Geometry, ROLES_MAX},
-    read::{Reader, Recover, reader},
+    read::{READS_MAX, Reader, Recover, reader_in_time},
     shared::{Counters, Shared},
     state::{ArrayState, Uuid},
     watch::{Patience, Takes},
@@ -42,6 +42,9 @@ const ZEROED_BYTES_MAX: u32 = 4 << 20;
 
 /// The same where members only note what they forget.
 const DEALLOCATED_BYTES_MAX: u32 = 64 << 20;
+
+/// A piece that is being read, and for the how manieth time.
+type OnItsWay<'a> = (Band, u32, Reader, Flight<'a>);
 
 /// An assembled array, shared by all cores.
 #[derive(Clone, Debug)]
@@ -256,10 +259,14 @@ impl<D: Disk> Array<D> {
     async fn read_piece(&self, piece: Band, into: &[Buffer]) -> Outcome {
         let core = &self.core;
         let mut failed = None;
-        if let Some(reader) = reader(core, &piece)
-            && let Some(disk) = core.usable(reader.role)
-        {
+        for _ in 0..READS_MAX {
+            let Some(reader) = reader_in_time(core, &piece).await else {
+                break;
+            };
             let role = reader.role;
+            let Some(disk) = core.usable(role) else {
+                break;
+            };
             let (shared, reactor) = (&core.shared, &core.reactor);
             let at = shared.geometry.row_lba(piece.stripe, piece.rows.start);
             let incarnation = shared.manners.incarnation(role);
@@ -271,7 +278,7 @@ impl<D: Disk> Array<D> {
             };
             match ended {
                 Some(Ok(())) if reader.counts(shared, &piece) => return Ok(()),
-                Some(Ok(())) => {}
+                Some(Ok(())) => continue,
                 Some(Err(DiskError::UnrecoveredRead)) => {}
                 Some(Err(error)) if !shared.has_redundancy() => {
                     shared.heard(role, Err(error));
@@ -280,6 +287,7 @@ impl<D: Disk> Array<D> {
                 _ if shared.manners.incarnation(role) != incarnation => {}
                 _ => failed = Some(role),
             }
+            break;
         }
         let all = |piece: &Band| 0..piece.row_bytes();
         self.recover(piece, into, all, failed).await
@@ -312,33 +320,38 @@ impl<D: Disk> Array<D> {
             let at = (at - bytes.start) as usize;
             at..at + piece.row_bytes()
         };
-        let mut flights: ArrayVec<(Band, Reader, Flight<'_>), WINDOW> = ArrayVec::new();
+        let mut flights: ArrayVec<OnItsWay<'_>, WINDOW> = ArrayVec::new();
         let mut pieces = geometry.pieces(bytes.clone(), u32::MAX);
+        let mut again: Option<(Band, u32)> = None;
         loop {
-            let next = pieces.next();
+            let next = again.take().or_else(|| Some((pieces.next()?, 1)));
             let ended = next.is_none();
-            if let Some(piece) = next {
-                let Some(reader) = reader(core, &piece) else {
+            if let Some((piece, reads)) = next {
+                let Some(reader) = reader_in_time(core, &piece).await else {
                     self.recover(piece, into, place, None).await?;
                     continue;
                 };
                 let at = geometry.row_lba(piece.stripe, piece.rows.start);
                 let read = || Transfer::Read(window(into, place(&piece)));
                 let flight = core.transfer(reader.role, at, read).await;
-                flights.push((piece, reader, flight));
+                flights.push((piece, reads, reader, flight));
             }
-            while flights.is_full() || (ended && !flights.is_empty()) {
+            while again.is_none() && (flights.is_full() || (ended && !flights.is_empty())) {
                 core.run();
-                let (piece, reader, flight) = flights.remove(0);
+                let (piece, reads, reader, flight) = flights.remove(0);
                 let failed = match flight.outcome().await {
                     Ok(()) if reader.counts(&core.shared, &piece) => continue,
+                    Ok(()) if reads < READS_MAX => {
+                        again = Some((piece, reads + 1));
+                        continue;
+                    }
                     Ok(()) | Err(DiskError::UnrecoveredRead) => None,
                     Err(error) if !core.shared.has_redundancy() => return Err(error),
                     Err(_) => Some(reader.role),
                 };
                 self.recover(piece, into, place, failed).await?;
             }
-            if ended {
+            if ended && again.is_none() {
                 return Ok(());
             }
         }

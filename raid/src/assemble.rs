@@ -8,7 +8,8 @@
 //!    it may come back. This also repairs copies that were damaged.
 //! 3. Where members' dirty maps differ, which a crash amid a write of them leaves, all get the marks of
 //!    all: a mark counts only once every member has it.
-//! 4. The journal is replayed (`recovery.rs`). A crash here replays it again, to the same result.
+//! 4. The journal is replayed (`recovery.rs`). A crash here replays it again, to the same result. What cannot
+//!    be made of it is marked, and is made to agree by a resync.
 //! 5. The state is written with the next epoch: the journal's records are void, new ones may begin.
 //! 6. Where a crash may have left the copies of the mirrored zone unequal, they are made equal.
 
@@ -194,6 +195,9 @@ pub struct Report {
     pub repaired_copies: usize,
     /// Writes that a crash had interrupted and that were finished.
     pub replayed: usize,
+    /// Stripes in which such a write was finished in part, as the rest of it cannot be read: their blocks are old
+    /// or new, and their parity is made to agree by the resync that is due.
+    pub unmade: Vec<u64>,
 }
 
 pub(crate) type Found = Result<Candidate, Refusal>;
@@ -358,8 +362,13 @@ async fn start<D: Disk>(
     if core.shared.geometry.is_journaled() {
         let replay = recovery::replay(core).await?;
         (next, report.replayed) = (replay.next, replay.writes);
+        report.unmade = replay.unmade;
     }
     core.shared.begin_epoch(next);
+    let dirty = &core.shared.dirty;
+    for stripe in &report.unmade {
+        dirty.unequal.set(dirty.region_of(*stripe));
+    }
     let epoch = core.shared.epoch();
     core.change(|state| {
         state.epoch = epoch;
@@ -517,6 +526,7 @@ fn sort<D: Disk>(disks: &[D], found: &[Found], newest: &Superblock) -> Report {
         refused: Vec::new(),
         repaired_copies: 0,
         replayed: 0,
+        unmade: Vec::new(),
     };
     let mut known: Vec<(Uuid, usize)> = Vec::new();
     for (place, (disk, found)) in disks.iter().zip(found).enumerate() {

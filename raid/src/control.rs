@@ -20,7 +20,6 @@ use crate::{
     geometry::{MAP_OFFSETS, SUPERBLOCK_OFFSETS},
     shared::{Set, Tally},
     state::{ArrayState, RoleState},
-    superblock::SUPERBLOCK_BYTES,
 };
 
 impl<D: Disk> Core<D> {
@@ -126,7 +125,7 @@ impl<D: Disk> Core<D> {
     /// The roles whose superblock could not be written.
     async fn write_superblocks(&self, state: &ArrayState) -> Set {
         let mut failed = Set::default();
-        let buffers = self.superblock_buffer().await;
+        let mut buffers = self.superblock_buffers().await;
         for offset in SUPERBLOCK_OFFSETS {
             let at = self.shared.geometry.member_lba(offset);
             let mut fan = Fan::new();
@@ -134,11 +133,10 @@ impl<D: Disk> Core<D> {
                 if record.state == RoleState::Failed || failed.has(role) {
                     continue;
                 }
-                let place = role * SUPERBLOCK_BYTES;
-                let mut buffer = buffers.slice(place..place + SUPERBLOCK_BYTES);
                 let superblock = self.shared.superblock(record.member, state);
-                buffer.bytes_mut().copy_from_slice(&superblock.encode());
-                let write = Transfer::Write(one(buffer), Durability::Durable);
+                let place = &mut buffers[role];
+                place.bytes_mut().copy_from_slice(&superblock.encode());
+                let write = Transfer::Write(one(place.clone()), Durability::Durable);
                 fan.add(role, self.transfer(role, at, || write).await);
             }
             let Ends {

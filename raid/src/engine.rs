@@ -38,7 +38,7 @@ use hashbrown::HashMap;
 use crate::{
     dirty::MAP_BYTES,
     geometry::{Geometry, ROLES_MAX, UNIT_BYTES_MAX},
-    kernels::{PARITY_MAX, Plan},
+    kernels::Plan,
     lock::Parking,
     merge::Merges,
     read::{Recover, recover},
@@ -59,8 +59,12 @@ const TRANSFERS: usize = 320;
 /// Tasks of the layers above that may wait for either.
 const WAITERS: usize = 4096;
 
-/// Buffers for superblocks and for the dirty map: one for each member that may be given up, and one.
-const STATES: usize = PARITY_MAX + 1;
+/// Members that were given up and keep a buffer for good that the state was written from.
+const SILENT_MAX: usize = 24;
+
+/// Buffers for superblocks, and for the dirty map.
+const SUPERBLOCKS: usize = ROLES_MAX + SILENT_MAX;
+const MAPS: usize = 1 + SILENT_MAX;
 
 /// As many of the largest operations fit the scratch memory at a time.
 pub(crate) const OPERATIONS_WITH_SCRATCH: usize = 4;
@@ -209,11 +213,11 @@ pub(crate) struct Core<D> {
     pub(crate) parking: Parking,
     plans: RefCell<HashMap<u32, Rc<Plan>>>,
     zeroes: Buffer,
-    /// For superblocks, by role; used with the update lock held. More than one, because a member that
-    /// was given up may still read from one.
-    superblocks: ArrayVec<Buffer, STATES>,
+    /// For superblocks; used with the update lock held. More than there are roles, because members that
+    /// were given up may still read from some.
+    superblocks: ArrayVec<Buffer, SUPERBLOCKS>,
     /// For the dirty map; used with the map's lock held.
-    maps: ArrayVec<Buffer, STATES>,
+    maps: ArrayVec<Buffer, MAPS>,
     /// What one operation needs at most.
     reserve: Vec<Buffer>,
     turn: Cell<usize>,
@@ -229,15 +233,14 @@ impl<D: Disk> Core<D> {
     ) -> Option<Rc<Self>> {
         let mut zeroes = pool.try_allocate(UNIT_BYTES_MAX as usize)?;
         zeroes.bytes_mut().fill(0);
-        let states = state_buffers(&shared.geometry);
-        let bytes = shared.geometry.roles() * SUPERBLOCK_BYTES;
-        let superblocks: ArrayVec<_, STATES> = (0..states)
-            .map_while(|_| pool.try_allocate(bytes))
+        let wanted = superblock_buffers(&shared.geometry);
+        let superblocks: ArrayVec<_, SUPERBLOCKS> = (0..wanted)
+            .map_while(|_| pool.try_allocate(SUPERBLOCK_BYTES))
             .collect();
-        let maps: ArrayVec<_, STATES> = (0..states)
+        let maps: ArrayVec<_, MAPS> = (0..MAPS)
             .map_while(|_| pool.try_allocate(MAP_BYTES))
             .collect();
-        if superblocks.len() < states || maps.len() < states {
+        if superblocks.len() < wanted || maps.len() < MAPS {
             return None;
         }
         let reserve: Vec<Buffer> = operation_lengths(&shared.geometry)
@@ -422,21 +425,21 @@ impl<D: Disk> Core<D> {
         Some(plan)
     }
 
-    /// The place for the superblocks, by role. With the update lock held. Where members that were given
-    /// up keep all that are ready, as more of them may than the level bears at a time, another one.
-    pub(crate) async fn superblock_buffer(&self) -> Buffer {
-        self.parking
-            .until(|| {
-                self.superblocks
-                    .iter()
-                    .find(|buffer| !buffer.is_used())
-                    .cloned()
-                    .or_else(|| self.pool.try_allocate(self.superblocks[0].len()))
-            })
-            .await
+    /// A place for the superblock of each role. With the update lock held. They are there without waiting for
+    /// memory, which operations may have that wait for the lock, until more members than [`SILENT_MAX`] were
+    /// given up that keep one.
+    pub(crate) async fn superblock_buffers(&self) -> ArrayVec<Buffer, ROLES_MAX> {
+        let roles = self.shared.geometry.roles();
+        let ready = self.superblocks.iter().filter(|buffer| !buffer.is_used());
+        let mut buffers: ArrayVec<Buffer, ROLES_MAX> = ready.take(roles).cloned().collect();
+        while buffers.len() < roles {
+            let buffer = || self.pool.try_allocate(SUPERBLOCK_BYTES);
+            buffers.push(self.parking.until(buffer).await);
+        }
+        buffers
     }
 
-    /// The place for the dirty map, in the same way. With the map's lock held.
+    /// A place for the dirty map, in the same way. With the map's lock held.
     pub(crate) async fn map_buffer(&self) -> Buffer {
         self.parking
             .until(|| {
@@ -462,7 +465,7 @@ impl<D: Disk> Core<D> {
     pub(crate) fn end(&self) {
         self.operations.executor.drop_tasks();
         self.transfers.executor.drop_tasks();
-        self.strays.end();
+        self.strays.outlive(&self.shared, &self.reactor);
     }
 
     fn is_idle(&self) -> bool {
@@ -512,17 +515,25 @@ async fn carrier<D: Disk, F: Future<Output = Outcome> + 'static>(
         let (token, errand) = desk.take(number).await;
         let Some(core) = core.upgrade() else { return };
         let (shared, role, changes) = (&core.shared, errand.role, errand.changes());
-        let own = core.reactor.core();
         if changes {
-            shared.unended.began(own, role);
+            shared.unended.began(core.reactor.core(), role);
         }
         let (takes, incarnation) = (errand.takes(), shared.manners.incarnation(role));
         place.set(Some(carry_out(errand)));
-        let command = place.as_mut().as_pin_mut().expect("it was just put there");
+        let mut out = Out {
+            core: &core,
+            role,
+            changes,
+            place: &mut place,
+        };
         let ended = core
             .watch
-            .over(shared, &core.reactor, role, takes, command)
+            .over(shared, &core.reactor, role, takes, out.command())
             .await;
+        if ended.is_some() {
+            out.place.set(None);
+        }
+        drop(out);
         let outcome = match ended {
             Some(Err(_)) | None if shared.manners.incarnation(role) != incarnation => {
                 // The role's member is another one by now, which has nothing to do with it.
@@ -534,21 +545,45 @@ async fn carrier<D: Disk, F: Future<Output = Outcome> + 'static>(
             ended => ended.unwrap_or(Err(DiskError::TimedOut)),
         };
         shared.heard(role, outcome);
-        if ended.is_some() && changes {
-            shared.unended.ended(own, role);
-        } else if changes {
-            // On the heap: it happens while a member is given up.
-            let mut stray = std::mem::replace(&mut place, Box::pin(None));
+        desk.table.complete(token, outcome);
+    }
+}
+
+/// A command that is out on a member: given up, or left where its core closes the array, it is a stray from
+/// then on.
+struct Out<'a, D: Disk, F: Future<Output = Outcome> + 'static> {
+    core: &'a Core<D>,
+    role: usize,
+    changes: bool,
+    /// Empty once the command has ended.
+    place: &'a mut Pin<Box<Option<F>>>,
+}
+
+impl<D: Disk, F: Future<Output = Outcome> + 'static> Out<'_, D, F> {
+    fn command(&mut self) -> Pin<&mut F> {
+        let command = self.place.as_mut().as_pin_mut();
+        command.expect("it was just put there")
+    }
+}
+
+impl<D: Disk, F: Future<Output = Outcome> + 'static> Drop for Out<'_, D, F> {
+    fn drop(&mut self) {
+        let shared = &self.core.shared;
+        if !self.changes {
+            self.place.set(None);
+        } else if self.place.is_none() {
+            shared.unended.ended(self.core.reactor.core(), self.role);
+        } else {
+            // On the heap: it happens while a member is given up, or at the end.
+            let mut stray = std::mem::replace(self.place, Box::pin(None));
             let stray = async move {
                 match stray.as_mut().as_pin_mut() {
                     Some(command) => command.await,
                     None => Ok(()),
                 }
             };
-            core.strays.keep(shared, role, Box::pin(stray));
+            self.core.strays.keep(shared, self.role, Box::pin(stray));
         }
-        place.set(None);
-        desk.table.complete(token, outcome);
     }
 }
 
@@ -603,9 +638,9 @@ pub(crate) struct Ends {
     pub(crate) failed: Set,
 }
 
-/// Buffers of each kind that the state is written from.
-fn state_buffers(geometry: &Geometry) -> usize {
-    1 + geometry.parity().max(geometry.copies() - 1)
+/// Buffers that superblocks are written from.
+fn superblock_buffers(geometry: &Geometry) -> usize {
+    geometry.roles() + SILENT_MAX
 }
 
 /// The buffers that an operation takes at most.
@@ -617,13 +652,12 @@ pub(crate) fn operation_lengths(geometry: &Geometry) -> impl Iterator<Item = usi
 
 /// The scratch memory that a core takes: some of it for good, and for some operations.
 pub(crate) fn scratch_bytes(geometry: &Geometry) -> usize {
-    let superblocks = geometry.roles() * SUPERBLOCK_BYTES;
-    let states = superblocks.next_power_of_two() + MAP_BYTES;
+    let states = superblock_buffers(geometry) * SUPERBLOCK_BYTES + MAPS * MAP_BYTES;
     let operation: usize = operation_lengths(geometry)
         .map(usize::next_power_of_two)
         .sum();
     let all = (1 + OPERATIONS_WITH_SCRATCH) * operation;
-    UNIT_BYTES_MAX as usize + state_buffers(geometry) * states + all
+    UNIT_BYTES_MAX as usize + states + all
 }
 
 impl<'a> Fan<'a> {

@@ -44,13 +44,56 @@ pub(crate) struct LockedRun {
     keys: Range<u64>,
 }
 
-/// How a lock was at a moment.
+/// By key, counts what changes several legs one by one, so that who reads one of them without the lock sees
+/// whether that was under way. Begun and ended with the key locked.
+#[derive(Debug)]
+pub(crate) struct Changes(Box<[AtomicU32]>);
+
+/// How often that has begun and ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Look {
-    /// The ticket of whoever asks next.
-    next: u32,
-    /// Somebody has it, or waits for it.
-    pub(crate) held: bool,
+pub(crate) struct Look(u32);
+
+impl Look {
+    pub(crate) fn is_under_way(self) -> bool {
+        self.0 % 2 == 1
+    }
+
+    /// How many have ended since an earlier look.
+    pub(crate) fn ended_since(self, earlier: Self) -> u32 {
+        self.0.wrapping_sub(earlier.0) / 2
+    }
+}
+
+impl Changes {
+    /// For a table of `count` locks; 0 where there are no legs.
+    pub(crate) fn new(count: usize) -> Self {
+        Self((0..count).map(|_| AtomicU32::new(0)).collect())
+    }
+
+    fn count(&self, key: u64) -> Option<&AtomicU32> {
+        match self.0.is_empty() {
+            true => None,
+            false => Some(&self.0[(key % self.0.len() as u64) as usize]),
+        }
+    }
+
+    pub(crate) fn begin(&self, keys: Range<u64>) {
+        keys.filter_map(|key| self.count(key)).for_each(|count| {
+            count.fetch_add(1, Ordering::SeqCst);
+        });
+    }
+
+    pub(crate) fn end(&self, keys: Range<u64>) {
+        self.begin(keys);
+    }
+
+    /// Where two looks give the same and nothing is under way, nothing has changed between.
+    pub(crate) fn look(&self, key: u64) -> Look {
+        Look(
+            self.count(key)
+                .map_or(0, |count| count.load(Ordering::SeqCst)),
+        )
+    }
 }
 
 impl TicketLocks {
@@ -79,16 +122,6 @@ impl TicketLocks {
         let (done, looked) = (Ordering::SeqCst, Ordering::Relaxed);
         let taken = next.compare_exchange(ticket, ticket.wrapping_add(1), done, looked);
         taken.is_ok().then_some(Locked { slot, ticket })
-    }
-
-    /// How the lock of `key` is. Where two looks give the same and nobody has it, nobody had it between.
-    pub(crate) fn look(&self, key: u64) -> Look {
-        let slot = &self.slots[self.slot(key)];
-        let next = slot.next.load(Ordering::SeqCst);
-        Look {
-            next,
-            held: slot.serving.load(Ordering::SeqCst) != next,
-        }
     }
 
     /// Waits for the locks of neighbouring keys, none of which share one, the last key first. Stripes of a
@@ -205,14 +238,25 @@ mod tests {
         }
         assert_eq!(*order.borrow(), ["a", "c", "b", "d"]);
         assert!(parking.is_empty());
-        let before = locks.look(1);
         let locked = locks.try_acquire(1).expect("it is free");
         assert!(locks.try_acquire(5).is_none() && locks.try_acquire(2).is_some());
-        let (during, other) = (locks.look(5), locks.look(3));
-        assert!(during.held && !other.held);
         locks.release(locked);
-        assert!(!locks.look(5).held && locks.look(5) != before);
-        assert_eq!(other, locks.look(3));
         assert!(locks.try_acquire(5).is_some());
+    }
+
+    #[test]
+    fn changes_are_seen_while_they_go_on_and_afterwards() {
+        let changes = Changes::new(4);
+        let (before, other) = (changes.look(1), changes.look(3));
+        assert!(!before.is_under_way());
+        changes.begin(5..6);
+        assert!(changes.look(1).is_under_way() && !changes.look(3).is_under_way());
+        changes.end(5..6);
+        let after = changes.look(1);
+        assert!(!after.is_under_way() && after != before);
+        assert_eq!((after.ended_since(before), other), (1, changes.look(3)));
+        let none = Changes::new(0);
+        none.begin(0..9);
+        assert!(!none.look(3).is_under_way());
     }
 }

@@ -8,7 +8,8 @@
 //!   there no choice: that is the write hole, which the journal closes.
 //! - Of a mirror, what was read new is not read old again, although a write changes its legs one by one.
 //!   While a stripe is being written its first leg answers; where that one is missing, a read waits for
-//!   the write. What another leg answered counts only if no write began meanwhile.
+//!   the write. What another leg answered counts only if no write began meanwhile; else it is read again,
+//!   and with the stripe locked only after some times. A read never makes another one not count.
 //! - A block is given as unreadable only where more than the redundancy is lost in its own row.
 
 use std::ops::Range;
@@ -38,7 +39,7 @@ pub(crate) struct Recover {
 /// Whom to read a piece from.
 pub(crate) struct Reader {
     pub(crate) role: usize,
-    /// How the stripe's lock was, where what is read counts only if it still is so afterwards.
+    /// How the stripe was, where what is read counts only if it still is so afterwards.
     seen: Option<Look>,
 }
 
@@ -46,18 +47,53 @@ impl Reader {
     /// What was read counts.
     pub(crate) fn counts(&self, shared: &Shared, piece: &Band) -> bool {
         let seen = self.seen;
-        seen.is_none_or(|seen| shared.stripes.look(piece.stripe) == seen)
+        seen.is_none_or(|seen| shared.changes.look(piece.stripe) == seen)
     }
 }
 
-/// The role to read a piece from, if one has it that can be asked at once.
-pub(crate) fn reader<D: Disk>(core: &Core<D>, piece: &Band) -> Option<Reader> {
+/// Reads of a piece that changes, before its stripe is locked.
+pub(crate) const READS_MAX: u32 = 4;
+
+/// Who can be asked for a piece.
+pub(crate) enum Whom {
+    /// A role, at once.
+    Ask(Reader),
+    /// Nobody while the stripe is being written.
+    Later,
+    /// No role has it alone.
+    Nobody,
+}
+
+/// Whom to read a piece from, once no write stands in the way; nobody also where that lasts.
+pub(crate) async fn reader_in_time<D: Disk>(core: &Core<D>, piece: &Band) -> Option<Reader> {
+    match whom(core, piece) {
+        Whom::Ask(reader) => return Some(reader),
+        Whom::Nobody => return None,
+        Whom::Later => {}
+    }
+    let changes = &core.shared.changes;
+    let first = changes.look(piece.stripe);
+    let ask = || match whom(core, piece) {
+        Whom::Ask(reader) => Some(Some(reader)),
+        Whom::Nobody => Some(None),
+        Whom::Later => {
+            let lasts = changes.look(piece.stripe).ended_since(first) >= READS_MAX;
+            lasts.then_some(None)
+        }
+    };
+    core.parking.until(ask).await
+}
+
+/// Whom to read a piece from.
+pub(crate) fn whom<D: Disk>(core: &Core<D>, piece: &Band) -> Whom {
     let (shared, strip) = (&core.shared, piece.strips.start);
     let geometry = &shared.geometry;
     if geometry.copies() == 1 {
         let role = geometry.role_of(piece.stripe, strip);
-        let good = shared.is_whole() || shared.is_good(role, piece.stripe);
-        return good.then_some(Reader { role, seen: None });
+        return match shared.is_whole() || shared.is_good(role, piece.stripe) {
+            true => Whom::Ask(Reader { role, seen: None }),
+            false => Whom::Nobody,
+        };
     }
     let legs = geometry.legs_of(strip);
     let first = legs.start;
@@ -66,15 +102,23 @@ pub(crate) fn reader<D: Disk>(core: &Core<D>, piece: &Band) -> Option<Reader> {
         .dirty
         .unequal
         .get(shared.dirty.region_of(piece.stripe));
-    let look = shared.stripes.look(piece.stripe);
-    let turn = if equal && !look.held { core.turn() } else { 0 };
+    let look = shared.changes.look(piece.stripe);
+    let turn = match equal && !look.is_under_way() {
+        true => core.turn(),
+        false => 0,
+    };
     let mut by_turns = (0..legs.len()).map(|leg| first + (leg + turn) % legs.len());
-    let role = by_turns.find(|&role| shared.is_good(role, piece.stripe))?;
+    let Some(role) = by_turns.find(|&role| shared.is_good(role, piece.stripe)) else {
+        return Whom::Nobody;
+    };
     let is_first = role == first;
-    (is_first || !look.held).then_some(Reader {
-        role,
-        seen: (!is_first).then_some(look),
-    })
+    match is_first || !look.is_under_way() {
+        true => Whom::Ask(Reader {
+            role,
+            seen: (!is_first).then_some(look),
+        }),
+        false => Whom::Later,
+    }
 }
 
 /// Reads a piece in whatever way is left.

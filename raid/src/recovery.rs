@@ -30,12 +30,14 @@ use crate::{
 };
 
 /// What a replay came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Replay {
     /// Writes that were carried out.
     pub(crate) writes: usize,
     /// The next sequence.
     pub(crate) next: u64,
+    /// Stripes with rows that were written in part and could not be made whole: too much of them is lost.
+    pub(crate) unmade: Vec<u64>,
 }
 
 /// What the journals hold.
@@ -107,7 +109,11 @@ pub(crate) async fn replay<D: Disk>(core: &Core<D>) -> Result<Replay, DiskError>
     let found = read_headers(core).await?;
     let newest = found.headers.iter().map(|header| header.sequence).max();
     let Some(newest) = newest else {
-        return Ok(Replay { writes: 0, next: 0 });
+        return Ok(Replay {
+            writes: 0,
+            next: 0,
+            unmade: Vec::new(),
+        });
     };
     let from = replay_from(shared.geometry.wish().journal_slots, &found.headers);
     let mut writes: BTreeMap<u64, Vec<&RecordHeader>> = BTreeMap::new();
@@ -135,8 +141,15 @@ pub(crate) async fn replay<D: Disk>(core: &Core<D>) -> Result<Replay, DiskError>
         }
         course.done += 1;
     }
+    let mut unmade = Vec::new();
     for ((stripe, row), roles) in &course.left_out {
-        make_left_out(core, *stripe, *row..row + course.block, *roles).await?;
+        let made = make_left_out(core, *stripe, *row..row + course.block, *roles).await?;
+        if !made && unmade.last() != Some(stripe) {
+            // Parity may not belong to its data there. Marked until they are made to agree, also after a crash.
+            core.mark(*stripe).await?;
+            shared.dirty.leave(shared.dirty.region_of(*stripe));
+            unmade.push(*stripe);
+        }
     }
     if shared.is_volatile() {
         core.flush_members().await?;
@@ -144,6 +157,7 @@ pub(crate) async fn replay<D: Disk>(core: &Core<D>) -> Result<Replay, DiskError>
     Ok(Replay {
         writes: count,
         next: newest + 1,
+        unmade,
     })
 }
 
@@ -304,19 +318,19 @@ async fn replay_one<D: Disk>(
     Ok(true)
 }
 
-/// Makes the row of a block on roles whose part was left out of what lies in place on the others. Where
-/// more than the redundancy is lost, what lies there stays.
+/// Makes the row of a block on roles whose part was left out of what lies in place on the others. False where
+/// more than the redundancy is lost: what lies there stays.
 async fn make_left_out<D: Disk>(
     core: &Core<D>,
     stripe: u64,
     row: Range<u32>,
     roles: Set,
-) -> Outcome {
+) -> Result<bool, DiskError> {
     let (shared, bytes) = (&core.shared, (row.end - row.start) as usize);
     let geometry = shared.geometry;
     let roles = Set(roles.0 & core.written_roles().0);
     if roles.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
     let wanted: Set = roles
         .iter()
@@ -326,7 +340,7 @@ async fn make_left_out<D: Disk>(
     let mut scratch = Scratch::new();
     let plan = loop {
         let Some(plan) = core.plan(unreadable.union(shared.absent(stripe))) else {
-            return Ok(());
+            return Ok(false);
         };
         scratch.clear();
         let lengths = std::iter::repeat_n(bytes, plan.sources().len() + roles.len());
@@ -344,7 +358,8 @@ async fn make_left_out<D: Disk>(
         make(&plan, number.expect("it is lost"), &scratch, &mut made);
         write_durably(core, geometry.role_of(stripe, index), at, one(made)).await?;
     }
-    core.mark_missed(stripe).await
+    core.mark_missed(stripe).await?;
+    Ok(true)
 }
 
 /// Reads the data of parts, each into the buffer of its strip. The roles whose data cannot be read;

@@ -17,7 +17,7 @@ use crate::{
     geometry::{Geometry, ROLES_MAX},
     journal::Ring,
     kernels::Codec,
-    lock::TicketLocks,
+    lock::{Changes, TicketLocks},
     state::{ArrayState, RoleState, Uuid},
     superblock::Superblock,
     watch::{Activity, Manners, Unended},
@@ -194,6 +194,8 @@ pub(crate) struct Shared {
     /// Some member had a volatile cache when the array was assembled, so that it is flushed.
     volatile: AtomicBool,
     pub(crate) stripes: TicketLocks,
+    /// Of stripes on several legs.
+    pub(crate) changes: Changes,
     /// Held by parts of the mirrored zone.
     pub(crate) zone: TicketLocks,
     /// Roles being rebuilt whose copy of the zone is good.
@@ -222,6 +224,10 @@ impl Shared {
     pub(crate) fn new(superblock: Superblock, dirty: DirtyMap, ring: Ring, volatile: bool) -> Self {
         let stripes = superblock.geometry.stripes();
         let locks = stripes.min(STRIPE_LOCKS_MAX);
+        let changes = match superblock.geometry.copies() {
+            1 => 0,
+            _ => locks as usize,
+        };
         let shared = Self {
             array: superblock.array,
             geometry: superblock.geometry,
@@ -239,6 +245,7 @@ impl Shared {
             halted: AtomicBool::new(false),
             volatile: AtomicBool::new(volatile),
             stripes: TicketLocks::new(locks as usize),
+            changes: Changes::new(changes),
             zone: TicketLocks::new(ZONE_LOCKS),
             zone_good: AtomicU32::new(0),
             update: TicketLocks::new(1),
@@ -478,5 +485,28 @@ impl Shared {
             slow_members: load(&self.tally.slow_members),
             mismatches: load(&self.tally.mismatches),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hole_that_two_fill_at_once_is_filled_once() {
+        let holes = Holes::new();
+        assert!(holes.dig(1, 7) && holes.dig(1, 7));
+        holes.fill(|role, stripe| {
+            if (role, stripe) == (1, 7) {
+                // Another core fills it after this one has looked, and one is dug in its place.
+                holes.fill(|of, at| (of, at) == (1, 7));
+                assert!(holes.dig(2, 9));
+            }
+            (role, stripe) == (1, 7)
+        });
+        assert!(holes.has(2, 9) && !holes.has(1, 7));
+        assert_eq!(holes.count.load(Ordering::SeqCst), 1);
+        holes.fill(|_, _| true);
+        assert_eq!(holes.count.load(Ordering::SeqCst), 0);
     }
 }

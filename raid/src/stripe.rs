@@ -445,8 +445,17 @@ async fn check_legs<D: Disk>(
         let places = legs.iter().copied().enumerate().filter(is_stale);
         stale = places.map(|(_, role)| role).collect();
     }
-    for role in stale.without(ends.failed).iter() {
-        write_rows(core, role, stripe, rows, one(scratch[first].clone())).await?;
+    let stale = stale.without(ends.failed);
+    if !stale.is_empty() {
+        core.shared.changes.begin(stripe..stripe + 1);
     }
-    Ok(!differ.is_empty())
+    let mut mended = Ok(());
+    for role in stale.iter() {
+        let written = write_rows(core, role, stripe, rows, one(scratch[first].clone())).await;
+        mended = mended.and(written);
+    }
+    if !stale.is_empty() {
+        core.shared.changes.end(stripe..stripe + 1);
+    }
+    mended.map(|()| !differ.is_empty())
 }

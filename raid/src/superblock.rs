@@ -24,8 +24,8 @@ use crate::{
 /// The bytes of a superblock.
 pub const SUPERBLOCK_BYTES: usize = 4096;
 
-/// The version of the format.
-pub const VERSION: u32 = 1;
+/// The version of the format that is written; older ones are read.
+pub const VERSION: u32 = 2;
 
 const MAGIC: [u8; 8] = *b"CBAYRAID";
 const MATRIX_BYTES: usize = DATA_MAX * PARITY_MAX;
@@ -390,8 +390,10 @@ mod tests {
 
     #[test]
     fn refusals_say_why() {
-        let newer = resealed(|raw| raw.version = 2.into()).unwrap_err();
-        assert_eq!(newer, BadSuperblock::Newer { version: 2 });
+        let newer = resealed(|raw| raw.version = 3.into()).unwrap_err();
+        assert_eq!(newer, BadSuperblock::Newer { version: 3 });
+        let older = resealed(|raw| raw.version = 1.into()).unwrap();
+        assert_eq!(older.state, example().state);
         let empty = Superblock::decode(&[0; SUPERBLOCK_BYTES]).unwrap_err();
         assert_eq!(empty, BadSuperblock::Absent);
         let impossible = [

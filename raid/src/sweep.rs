@@ -468,24 +468,21 @@ impl<D: Disk> Array<D> {
         let count = |region| stripes_of(region).count() as u64;
         let unequal = (0..dirty.regions()).filter(|region| dirty.unequal.get(*region));
         core.begin_sweep(unequal.clone().map(count).sum());
-        let (mut lost, mut done) = (0, 0);
+        let (mut lost, mut done) = (None, 0);
         for region in unequal {
             for stripe in stripes_of(region) {
                 convoy.start(|run| Work::Check(run, stripe)).await?;
             }
             convoy.drain().await?;
-            match convoy.run.found.take().lost.len() {
-                0 => dirty.unequal.clear(region),
-                more => lost += more,
+            match convoy.run.found.take().lost.into_iter().min() {
+                None => dirty.unequal.clear(region),
+                more => lost = lost.or(more),
             }
             done += count(region);
             core.set_swept(done);
         }
         self.tidy().await?;
-        match lost {
-            0 => Ok(()),
-            _ => Err(DiskError::UnrecoveredRead.into()),
-        }
+        lost.map_or(Ok(()), |stripe| Err(SweepError::Lost { stripe }))
     }
 
     /// Reads everything, and makes agree, durably, what does not: parity with its data, legs with the

@@ -22,14 +22,17 @@ use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
     rc::{Rc, Weak},
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::{
+        Arc, Weak as SharedWeak,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use corebay_core::{
     disk::Disk,
-    reactor::Reactor,
+    reactor::{PollSource, Reactor},
     units::{CoreId, Time},
 };
 
@@ -563,8 +566,38 @@ impl Strays {
         before - strays.len()
     }
 
-    pub(crate) fn end(&self) {
-        self.0.borrow_mut().clear();
+    /// The array is closed on this core, whose reactor looks at what is left until that has ended: others
+    /// may go on with the array.
+    pub(crate) fn outlive(&self, shared: &Arc<Shared>, reactor: &Reactor) {
+        let left = self.0.take();
+        if !left.is_empty() {
+            reactor.add_source(Rc::new(LeftOver {
+                strays: Self(RefCell::new(left)),
+                shared: Arc::downgrade(shared),
+                core: reactor.core(),
+            }));
+        }
+    }
+}
+
+/// Strays of an array that its core has closed.
+struct LeftOver {
+    strays: Strays,
+    shared: SharedWeak<Shared>,
+    core: CoreId,
+}
+
+impl PollSource for LeftOver {
+    fn poll(&self, _now: Time) -> usize {
+        match self.shared.upgrade() {
+            Some(shared) => self.strays.look(&shared, self.core),
+            // Nobody asks any more; buffers stay with their devices.
+            None => self.strays.0.take().len(),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.strays.is_empty()
     }
 }
 

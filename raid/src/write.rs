@@ -635,7 +635,9 @@ pub(crate) async fn zero_stripes<D: Disk>(
 ) -> Outcome {
     let locks = &core.shared.stripes;
     let locked = locks.acquire_run(&core.parking, stripes.clone()).await;
-    let outcome = zero_locked(core, stripes, space, durability).await;
+    core.shared.changes.begin(stripes.clone());
+    let outcome = zero_locked(core, stripes.clone(), space, durability).await;
+    core.shared.changes.end(stripes);
     locks.release_run(locked);
     outcome
 }
@@ -758,9 +760,12 @@ async fn journal_zero<D: Disk>(
 /// Writes a piece of one strip to all legs of a mirror.
 pub(crate) async fn write_mirrored<D: Disk>(core: &Core<D>, write: &Write) -> Outcome {
     let stripe = write.band.stripe;
-    let locked = core.shared.stripes.acquire(&core.parking, stripe).await;
+    let (shared, stripes) = (&core.shared, stripe..stripe + 1);
+    let locked = shared.stripes.acquire(&core.parking, stripe).await;
+    shared.changes.begin(stripes.clone());
     let outcome = write_legs(core, write).await;
-    core.shared.stripes.release(locked);
+    shared.changes.end(stripes);
+    shared.stripes.release(locked);
     outcome
 }
 

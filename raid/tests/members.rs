@@ -683,7 +683,7 @@ fn a_newer_format_is_left_alone() {
         {
             let mut bytes = buffer.bytes_mut();
             assert!(Superblock::decode(&bytes).is_ok());
-            bytes[8] = 2;
+            bytes[8] = 3;
             bytes[12..16].fill(0);
             let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &bytes) as u32;
             bytes[12..16].copy_from_slice(&crc.to_le_bytes());
@@ -693,7 +693,7 @@ fn a_newer_format_is_left_alone() {
             .unwrap();
     });
     let (_, report) = rig.assemble(&rig.machine.all()).unwrap();
-    let newer = BadSuperblock::Newer { version: 2 };
+    let newer = BadSuperblock::Newer { version: 3 };
     assert_eq!(report.refused, [(3, Refusal::Superblock(newer))]);
 }
 
@@ -765,7 +765,7 @@ fn what_a_crash_tore_is_lost_rather_than_made_up_where_there_is_no_journal() {
         rig.bench.run(resync).unwrap()
     };
     assert_eq!(read(&array), Err(DiskError::UnrecoveredRead));
-    let lost = Err(SweepError::Disk(DiskError::UnrecoveredRead));
+    let lost = Err(SweepError::Lost { stripe: 0 });
     assert_eq!(resync(&array), lost);
     assert!(array.assembled().needs_resync());
     assert_eq!(read(&array), Err(DiskError::UnrecoveredRead));

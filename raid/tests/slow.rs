@@ -33,26 +33,28 @@ use corebay_raid::{
 
 use crate::support::{ec, scratch};
 
-const SIZE: BlockSize = BlockSize::B4096;
+pub const SIZE: BlockSize = BlockSize::B4096;
 const STRIP: usize = 16 << 10;
-const DEADLINE: Duration = Duration::from_secs(5);
+pub const DEADLINE: Duration = Duration::from_secs(5);
 
 /// A device that can be told to leave its commands unanswered. As a real one, it keeps their buffers
 /// whoever still waits, and what it has begun it ends some day.
-struct Device<D> {
-    disk: D,
-    state: Rc<State>,
+pub struct Device<D> {
+    pub disk: D,
+    pub state: Rc<State>,
 }
 
 #[derive(Default)]
-struct State {
-    holds: Cell<bool>,
-    held: RefCell<Vec<DevicePin>>,
+pub struct State {
+    pub holds: Cell<bool>,
+    /// Where this is set, only what begins at this block.
+    pub only_at: Cell<Option<Lba>>,
+    pub held: RefCell<Vec<DevicePin>>,
     waiting: RefCell<Vec<Waker>>,
 }
 
 impl State {
-    fn let_go(&self) {
+    pub fn let_go(&self) {
         self.holds.set(false);
         self.held.borrow_mut().clear();
         self.waiting.take().into_iter().for_each(Waker::wake);
@@ -60,7 +62,10 @@ impl State {
 }
 
 impl<D> Device<D> {
-    async fn hold(&self, buffers: &[Buffer], direction: Direction) {
+    async fn hold(&self, at: Lba, buffers: &[Buffer], direction: Direction) {
+        if self.state.only_at.get().is_some_and(|only| only != at) {
+            return;
+        }
         if self.state.holds.get() {
             let pins = buffers.iter().map(|buffer| buffer.pin(direction));
             self.state.held.borrow_mut().extend(pins);
@@ -85,22 +90,22 @@ impl<D: Disk> Disk for Device<D> {
     }
 
     async fn read(&self, at: Lba, into: &[Buffer]) -> Result<(), DiskError> {
-        self.hold(into, Direction::FromDevice).await;
+        self.hold(at, into, Direction::FromDevice).await;
         self.disk.read(at, into).await
     }
 
     async fn write(&self, at: Lba, from: &[Buffer], d: Durability) -> Result<(), DiskError> {
-        self.hold(from, Direction::ToDevice).await;
+        self.hold(at, from, Direction::ToDevice).await;
         self.disk.write(at, from, d).await
     }
 
     async fn flush(&self) -> Result<(), DiskError> {
-        self.hold(&[], Direction::ToDevice).await;
+        self.hold(Lba(u64::MAX), &[], Direction::ToDevice).await;
         self.disk.flush().await
     }
 
     async fn deallocate(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
-        self.hold(&[], Direction::ToDevice).await;
+        self.hold(at, &[], Direction::ToDevice).await;
         self.disk.deallocate(at, blocks).await
     }
 
@@ -111,7 +116,7 @@ impl<D: Disk> Disk for Device<D> {
         space: Space,
         durability: Durability,
     ) -> Result<(), DiskError> {
-        self.hold(&[], Direction::ToDevice).await;
+        self.hold(at, &[], Direction::ToDevice).await;
         self.disk.write_zeroes(at, blocks, space, durability).await
     }
 
@@ -120,21 +125,21 @@ impl<D: Disk> Disk for Device<D> {
     }
 }
 
-type Member = Device<FaultDisk<RamDisk>>;
+pub type Member = Device<FaultDisk<RamDisk>>;
 
 /// An array, its members' faults and devices, and a clock that is set by hand.
-struct Rig {
-    reactor: Reactor,
-    pool: BufferPool,
-    now: Cell<u64>,
-    media: Vec<std::sync::Arc<RamMedium>>,
-    faults: Vec<Faults>,
-    devices: Vec<Rc<State>>,
-    array: Rc<Array<Member>>,
+pub struct Rig {
+    pub reactor: Reactor,
+    pub pool: BufferPool,
+    pub now: Cell<u64>,
+    pub media: Vec<std::sync::Arc<RamMedium>>,
+    pub faults: Vec<Faults>,
+    pub devices: Vec<Rc<State>>,
+    pub array: Rc<Array<Member>>,
 }
 
 impl Rig {
-    fn new(level: Level, roles: usize) -> Self {
+    pub fn new(level: Level, roles: usize) -> Self {
         let wish = Wish {
             strip_bytes: STRIP as u32,
             journal_slots: 64,
@@ -172,46 +177,54 @@ impl Rig {
     }
 
     /// Starts a task; its value comes later.
-    fn start<T: 'static>(&self, task: impl Future<Output = T> + 'static) -> Rc<Cell<Option<T>>> {
+    pub fn start<T: 'static>(
+        &self,
+        task: impl Future<Output = T> + 'static,
+    ) -> Rc<Cell<Option<T>>> {
         start(&self.reactor, task)
     }
 
-    fn run<T: 'static>(&self, task: impl Future<Output = T> + 'static) -> T {
+    pub fn run<T: 'static>(&self, task: impl Future<Output = T> + 'static) -> T {
         run(&self.reactor, &self.now, task)
     }
 
-    fn turn(&self, step: Duration) {
+    pub fn turn(&self, step: Duration) {
         self.now.set(self.now.get() + step.as_nanos() as u64);
         self.reactor.poll_once(Time(self.now.get()));
     }
 
     /// Turns for a time, in many turns.
-    fn pass(&self, time: Duration) {
+    pub fn pass(&self, time: Duration) {
         (0..1000).for_each(|_| self.turn(time / 1000));
     }
 
-    fn filled(&self, bytes: usize, byte: u8) -> Buffer {
+    pub fn filled(&self, bytes: usize, byte: u8) -> Buffer {
         let mut buffer = self.pool.try_allocate(bytes).expect("memory");
         buffer.bytes_mut().fill(byte);
         buffer
     }
 
-    fn write(&self, at: u64, bytes: usize, byte: u8) -> Rc<Cell<Option<Result<(), DiskError>>>> {
+    pub fn write(
+        &self,
+        at: u64,
+        bytes: usize,
+        byte: u8,
+    ) -> Rc<Cell<Option<Result<(), DiskError>>>> {
         let (array, buffer) = (self.array.clone(), self.filled(bytes, byte));
         self.start(async move { array.write(Lba(at), &[buffer], Durability::Cached).await })
     }
 
-    fn read(&self, at: u64, into: &Buffer) -> Rc<Cell<Option<Result<(), DiskError>>>> {
+    pub fn read(&self, at: u64, into: &Buffer) -> Rc<Cell<Option<Result<(), DiskError>>>> {
         let (array, into) = (self.array.clone(), into.clone());
         self.start(async move { array.read(Lba(at), &[into]).await })
     }
 
-    fn state(&self, role: usize) -> RoleState {
+    pub fn state(&self, role: usize) -> RoleState {
         self.array.assembled().state().roles[role].state
     }
 
     /// The role that a block's strip lies on, by whom a read of it asks.
-    fn role_of(&self, at: u64) -> usize {
+    pub fn role_of(&self, at: u64) -> usize {
         let before: Vec<u64> = self.faults.iter().map(Faults::seen).collect();
         let into = self.filled(4096, 0);
         let array = self.array.clone();
@@ -228,7 +241,7 @@ impl Drop for Rig {
     }
 }
 
-fn member(
+pub fn member(
     medium: &std::sync::Arc<RamMedium>,
     faults: &Faults,
     state: &Rc<State>,
@@ -269,7 +282,7 @@ fn run<T: 'static>(
     panic!("nothing moves any more");
 }
 
-fn hang() -> Rule {
+pub fn hang() -> Rule {
     Rule::new(Effect::Hang)
 }
 

@@ -80,6 +80,8 @@ pub struct Medium {
     pub gone: bool,
     /// The same once this block was written.
     pub gone_with: Option<u64>,
+    /// The same from a write of this block on, which changes nothing.
+    pub gone_before: Option<u64>,
 }
 
 impl Medium {
@@ -100,6 +102,7 @@ impl Medium {
             bad_once: BTreeSet::new(),
             gone: false,
             gone_with: None,
+            gone_before: None,
         }
     }
 
@@ -186,6 +189,7 @@ impl Medium {
         self.bad.clear();
         self.gone = false;
         self.gone_with = None;
+        self.gone_before = None;
     }
 }
 
@@ -303,6 +307,12 @@ impl Disk for PowerDisk {
             .map(|buffer| buffer.pin(Direction::ToDevice))
             .collect();
         self.pause().await?;
+        let blocks = at.0..at.0 + self.blocks_of(from);
+        let goes = self.medium.borrow().gone_before;
+        if goes.is_some_and(|block| blocks.contains(&block)) {
+            self.medium.borrow_mut().gone = true;
+            return Err(DiskError::Gone);
+        }
         let size = self.info().block_size.bytes();
         let mut changes = Vec::new();
         let mut lba = at.0;

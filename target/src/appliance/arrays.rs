@@ -184,6 +184,8 @@ pub struct Tending {
     pub blanking: Vec<String>,
     /// What goes over the array.
     pub sweep: Option<Sweep>,
+    /// A stripe that keeps the resync from its end, as blocks of it cannot be read.
+    pub resync_lost: Option<u64>,
     /// The scrub that is to be brought to its end.
     pub scrubbing: Option<Scrubbing>,
     /// How the last scrub ended.
@@ -559,6 +561,11 @@ pub struct Found {
 }
 
 impl Found {
+    /// What all cores share of it.
+    pub(super) fn assembled(&self) -> &Assembled {
+        &self.assembled
+    }
+
     /// To be opened with this memory, a region for each core.
     pub fn into_medium(self, plan: &ArrayPlan, scratch: Vec<Region>) -> ArrayMedium {
         self.assembled.set_patience(plan.patience);
@@ -781,6 +788,13 @@ impl Finding {
                 array = name,
                 writes = report.replayed,
                 "finished what a crash had interrupted"
+            );
+        }
+        if !report.unmade.is_empty() {
+            warn!(
+                "array \"{name}\": of what a crash had interrupted some blocks of stripes {:?} cannot be read in \
+                 the journal: what was being written there is old or new",
+                report.unmade
             );
         }
         if report.repaired_copies > 0 {

@@ -91,13 +91,13 @@ impl Door {
         self.waiting.notify();
     }
 
-    /// Closes a shut door for good; the array's memory, where nobody holds it any more.
-    pub fn close(&self) -> Option<Region> {
+    /// Closes a shut door for good; the array's memory, or what becomes of it once nobody holds any of it.
+    pub fn close(&self) -> Option<Result<Region, BufferPool>> {
         self.take_out();
         let scratch = self.scratch.take();
         // Who waits is told that there is nothing behind it.
         self.reopen();
-        scratch?.reclaim().ok()
+        Some(scratch?.reclaim())
     }
 
     async fn enter(&self) -> Result<Pass<'_>, DiskError> {

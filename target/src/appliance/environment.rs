@@ -5,6 +5,7 @@ use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc};
 
 use corebay_core::{
     arena::Region,
+    buffer::BufferPool,
     disk::{
         Disk, DiskError, DiskInfo,
         file::{FileDisk, FileEngine, FileMedium},
@@ -265,9 +266,9 @@ impl MachineEnvironment {
         self.door(medium)?.array()
     }
 
-    /// Closes this core's way to an array, behind a door that was shut; its memory, where nobody holds
-    /// it any more.
-    pub fn close_array(&self, medium: &Arc<ArrayMedium>) -> Option<Region> {
+    /// Closes this core's way to an array, behind a door that was shut; its memory, or what becomes of it
+    /// once nobody holds any of it.
+    pub fn close_array(&self, medium: &Arc<ArrayMedium>) -> Option<Result<Region, BufferPool>> {
         let door = self.door(medium)?;
         self.arrays
             .borrow_mut()

@@ -91,7 +91,17 @@ impl Making {
 pub async fn while_it_moves<F: Future>(
     reactor: &Reactor,
     making: &Making,
+    work: Pin<&mut F>,
+) -> Result<F::Output, String> {
+    while_it_moves_and(reactor, making, work, |_, _| {}).await
+}
+
+/// The same; `tell` is told how far it is after each look.
+async fn while_it_moves_and<F: Future>(
+    reactor: &Reactor,
+    making: &Making,
     mut work: Pin<&mut F>,
+    tell: impl Fn(u64, u64),
 ) -> Result<F::Output, String> {
     let (mut seen, mut since, mut looks): (_, Time, _) = ((0, 0), reactor.now(), 0);
     loop {
@@ -100,6 +110,7 @@ pub async fn while_it_moves<F: Future>(
         }
         let (done, total) = making.progress.bytes();
         looks += 1;
+        tell(done, total);
         if total > 0 && looks % LOOKS_PER_LINE == 0 {
             let (array, percent) = (&making.name, u128::from(done) * 100 / u128::from(total));
             info!(array, percent, "is being made");
@@ -143,6 +154,18 @@ impl Finding {
                 Err(failure)
             }
         }
+    }
+
+    /// Makes it where no appliance runs: a disk that hangs ends that.
+    pub async fn make_alone(
+        &self,
+        devices: &Devices,
+        pool: &BufferPool,
+        tell: impl Fn(u64, u64),
+    ) -> Result<Found, Failure> {
+        let work = std::pin::pin!(self.make_new(devices, pool));
+        let made = while_it_moves_and(&devices.reactor, &self.making, work, tell).await;
+        made.unwrap_or_else(|why| Err(self.hangs(&why)))
     }
 
     /// Makes the array of its members, which are all there and blank, or may lose what they hold.

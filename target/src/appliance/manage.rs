@@ -41,7 +41,7 @@ use super::{
 };
 
 /// Tasks of an array that may wait for its scratch memory while it is made.
-const WAITERS: usize = 512;
+pub(super) const WAITERS: usize = 512;
 
 /// How often memory is looked at that a silent disk has kept.
 const RECLAIM: Duration = Duration::from_secs(1);
@@ -174,6 +174,49 @@ fn patience(params: &Value) -> Result<Patience, RpcError> {
     Ok(patience)
 }
 
+/// An array that is to be made.
+pub(super) struct Wanted {
+    pub(super) name: String,
+    pub(super) plan: ArrayPlan,
+    pub(super) members: Vec<String>,
+    pub(super) spares: Vec<String>,
+}
+
+impl Wanted {
+    /// Of the parameters of `array.create`.
+    pub(super) fn parse(params: &Value) -> Result<Self, RpcError> {
+        let name = text(params, "array")?;
+        array_words::name(name).map_err(RpcError::params)?;
+        let (members, spares) = (names(params, "members")?, names(params, "spares")?);
+        let lose = names(params, "lose")?;
+        let mut plan = plan(name, params, members.len())?;
+        let mut seen = BTreeSet::new();
+        for disk in members.iter().chain(&spares) {
+            if !seen.insert(disk) {
+                return Err(RpcError::params(format!(
+                    "the disk \"{disk}\" is named twice"
+                )));
+            }
+        }
+        if let Some(other) = lose.iter().find(|name| !seen.contains(name)) {
+            let message = format!("\"{other}\" is to be lost, and is no disk of the new array");
+            return Err(RpcError::params(message));
+        }
+        plan.lose = lose;
+        Ok(Self {
+            name: name.to_owned(),
+            plan,
+            members,
+            spares,
+        })
+    }
+
+    /// These disks can be its members and spares, by what they are.
+    pub(super) fn check(&self, members: &[Named], spares: &[Named]) -> Result<(), RpcError> {
+        check_geometry(&self.plan, members, spares)
+    }
+}
+
 /// The geometry fits the members that were named.
 fn check_geometry(plan: &ArrayPlan, members: &[Named], spares: &[Named]) -> Result<(), RpcError> {
     let all = || members.iter().chain(spares);
@@ -214,8 +257,6 @@ fn check_geometry(plan: &ArrayPlan, members: &[Named], spares: &[Named]) -> Resu
 impl Main {
     fn create_array(&mut self, appliance: &Appliance, params: &Value) -> Result<Reply, RpcError> {
         let name = text(params, "array")?;
-        let (members, spares) = (names(params, "members")?, names(params, "spares")?);
-        let lose = names(params, "lose")?;
         self.check_name(appliance, name)?;
         if appliance.arrays().iter().any(|array| array.name == name) {
             return Err(RpcError::refused(format!(
@@ -223,23 +264,11 @@ impl Main {
                  looks for it"
             )));
         }
-        let mut plan = plan(name, params, members.len())?;
-        let mut seen = BTreeSet::new();
-        for disk in members.iter().chain(&spares) {
-            if !seen.insert(disk) {
-                return Err(RpcError::params(format!(
-                    "the disk \"{disk}\" is named twice"
-                )));
-            }
-        }
-        if let Some(other) = lose.iter().find(|name| !seen.contains(name)) {
-            let message = format!("\"{other}\" is to be lost, and is no disk of the new array");
-            return Err(RpcError::params(message));
-        }
-        let members = self.free_disks(appliance, &members)?;
-        let spares = self.free_disks(appliance, &spares)?;
-        check_geometry(&plan, &members, &spares)?;
-        plan.lose = lose;
+        let wanted = Wanted::parse(params)?;
+        let members = self.free_disks(appliance, &wanted.members)?;
+        let spares = self.free_disks(appliance, &wanted.spares)?;
+        wanted.check(&members, &spares)?;
+        let plan = wanted.plan;
         let medium = |disk: Named| (disk.name, Some(disk.medium));
         let finding = Finding {
             making: Making::new(&plan, members.iter().map(|disk| &disk.name)),
@@ -642,11 +671,15 @@ impl Main {
         }
         let said = format!(
             "the array \"{}\" is stopped, but its disk {} has not ended what was asked of it: it is used \
-             again once corebay was restarted",
+             again once it has, or once corebay was restarted",
             medium.name,
             unended.join(", ")
         );
-        self.exports.media.unended.extend(unended);
+        for disk in unended {
+            let (medium, name) = (medium.clone(), disk.clone());
+            let is_out = move || medium.unended().contains(&name);
+            self.exports.media.keep_from_use(disk, is_out);
+        }
         Err(said)
     }
 
@@ -654,8 +687,10 @@ impl Main {
         let (sender, regions) = mpsc::channel();
         let closing = medium.clone();
         self.running().on_each_core(move |core, answer| {
-            if let Some(region) = core.environment.close_array(&closing) {
-                let _ = sender.send(region);
+            match core.environment.close_array(&closing) {
+                Some(Ok(region)) => drop(sender.send(region)),
+                Some(Err(pool)) => give_back_later(core, pool),
+                None => {}
             }
             let _ = answer.send(Ok(()));
         });
@@ -668,7 +703,8 @@ impl Main {
         if count < self.cores {
             warn!(
                 array = medium.name,
-                "some of its memory is still in use, and comes back at the next start only"
+                "some of its memory is still in use, and comes back once its disks have ended what was asked \
+                 of them"
             );
         }
     }

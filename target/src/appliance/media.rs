@@ -65,8 +65,9 @@ pub struct Media {
     absent: Vec<(String, String)>,
     /// Disks that something is being made of.
     claimed: BTreeSet<String>,
-    /// Disks of arrays that were stopped, which have not ended what was asked of them.
-    pub unended: BTreeSet<String>,
+    /// Disks of arrays that were stopped or do without them, which had not ended what was asked of them, and
+    /// whether that is still so.
+    unended: Vec<(String, Box<dyn Fn() -> bool>)>,
     /// The arrays that are being made.
     pub making: Vec<Arc<Making>>,
     /// An array is being assembled.
@@ -196,6 +197,17 @@ impl Media {
     /// Disks, or a name, that something is being made of.
     pub fn claimed(&mut self) -> &mut BTreeSet<String> {
         &mut self.claimed
+    }
+
+    /// A disk is not used for anything else as long as `is_out` says that something asked of it has not ended.
+    pub fn keep_from_use(&mut self, disk: String, is_out: impl Fn() -> bool + 'static) {
+        self.unended.push((disk, Box::new(is_out)));
+    }
+
+    /// True where that is so.
+    pub fn is_kept_from_use(&mut self, disk: &str) -> bool {
+        self.unended.retain(|(_, is_out)| is_out());
+        self.unended.iter().any(|(known, _)| known == disk)
     }
 
     /// The disk of this name, opened now where it could not be opened before.
@@ -383,7 +395,7 @@ pub fn open(
         pools: PoolBook::default(),
         absent: Vec::new(),
         claimed: BTreeSet::new(),
-        unended: BTreeSet::new(),
+        unended: Vec::new(),
         making: Vec::new(),
         is_assembling: false,
         reserve: Reserve::default(),

@@ -236,10 +236,10 @@ pub fn free(
     state: &mut State,
     name: &str,
 ) -> Result<Named, RpcError> {
-    if media.unended.contains(name) {
+    if media.is_kept_from_use(name) {
         return Err(RpcError::refused(format!(
-            "the disk \"{name}\" has not ended what was asked of it by an array that was stopped: it is used \
-             again once corebay was restarted"
+            "the disk \"{name}\" has not ended what was asked of it by an array that was stopped or does \
+             without it: it is used again once it has, or once corebay was restarted"
         )));
     }
     if media.claimed().contains(name) {
@@ -346,6 +346,9 @@ fn describe(array: &ArrayMedium, now: Time) -> Value {
     let trouble = trouble.or_else(|| is_stopped.then(|| STOPPED.to_owned()));
     let lost = lost_stripes(&assembled);
     let trouble = trouble.or_else(|| lost.first().map(|(first, _)| first.clone()));
+    let resync_lost = tending.resync_lost.filter(|_| assembled.needs_resync());
+    let resync_lost = resync_lost.map(|stripe| keeps_from_resync(&assembled, stripe));
+    let trouble = trouble.or_else(|| Some(resync_lost.as_ref()?.0.clone()));
     let lost: Vec<_> = lost.into_iter().map(|(_, stripe)| stripe).collect();
     json!({
         "name": array.name,
@@ -369,6 +372,7 @@ fn describe(array: &ArrayMedium, now: Time) -> Value {
             None => tending.scrubbing.as_ref().map(|scrub| waiting(array, scrub)),
         },
         "resync_due": assembled.needs_resync(),
+        "resync_lost": resync_lost.map(|(_, stripe)| stripe),
         "lost_stripes": lost,
         "scrubbed": scrubbed,
         "scrub_every_seconds": array.scrub_every.map(|every| every.as_secs()),
@@ -424,6 +428,22 @@ fn lost_stripes(assembled: &Assembled) -> Vec<(String, Value)> {
         (said, json!({ "role": role, "stripe": stripe, "first_block": first, "blocks": blocks }))
     })
     .collect()
+}
+
+/// A stripe that keeps a resync from its end, with what there is to say about it.
+fn keeps_from_resync(assembled: &Assembled, stripe: u64) -> (String, Value) {
+    let geometry = assembled.geometry();
+    let blocks = geometry.block_size().blocks_in(geometry.stripe_bytes());
+    let first = stripe * blocks;
+    let last = first + blocks - 1;
+    let said = format!(
+        "the resync does not end: some of blocks {first} to {last} cannot be read; write or deallocate all of \
+         these blocks (it is tried again at least once an hour, and at the next start)"
+    );
+    (
+        said,
+        json!({ "stripe": stripe, "first_block": first, "blocks": blocks }),
+    )
 }
 
 /// The members, and how they answer.

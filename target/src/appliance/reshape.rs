@@ -116,14 +116,19 @@ impl Tender {
                 self.medium.name
             ));
         }
-        let hangs = leaves.filter(|role| self.medium.assembled().unended(*role) > 0);
-        let hangs = hangs.and_then(|role| self.medium.members().get(role).cloned().flatten());
+        let before = self.medium.assembled();
+        let hangs = leaves.filter(|role| before.unended(*role) > 0);
+        let hangs = hangs.and_then(|role| {
+            let disk = self.medium.members().get(role).cloned().flatten();
+            Some((role, disk?))
+        });
         let changed = array.reshape(change, &mut random()).await;
         drop(array);
-        if let (Ok(()), Some(disk)) = (&changed, hangs) {
+        if let (Ok(()), Some((role, disk))) = (&changed, hangs) {
             // Assembled anew, the array knows nothing of what the disk has still to end.
+            let is_out = move || before.unended(role) > 0;
             let keep = move |main: &mut super::run::Main| {
-                main.exports.media.unended.insert(disk.name);
+                main.exports.media.keep_from_use(disk.name, is_out);
             };
             self.core.environment.keeper.then(keep);
         }

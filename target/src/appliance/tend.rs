@@ -42,8 +42,10 @@ const AFTER_FAILURE: Duration = Duration::from_secs(10);
 /// Looks after which marks of the dirty map are taken away where nothing is written any more.
 const LOOKS_PER_TIDY: u32 = 50;
 
-/// How long a resync that failed is not begun again: what it could not read may be written meanwhile.
+/// How long a resync that failed is not begun again: what it could not read may be written meanwhile. Each time
+/// twice as long, up to a bound.
 const AFTER_RESYNC: Duration = Duration::from_secs(60);
+const AFTER_RESYNC_MAX: Duration = Duration::from_secs(3600);
 
 /// How often it is kept how far a scrub is.
 const SCRUB_KEPT: Duration = Duration::from_secs(60);
@@ -80,7 +82,7 @@ pub fn tend(core: &MachineCore, medium: Arc<ArrayMedium>) {
         core: core.clone(),
         medium,
         reshaping: Cell::new(false),
-        resync_from: Cell::new(core.reactor.now()),
+        resync: Again::default(),
         may_pass: Cell::new(false),
     });
     let orders = tender.clone();
@@ -149,10 +151,33 @@ pub(super) struct Tender {
     pub(super) core: MachineCore,
     pub(super) medium: Arc<ArrayMedium>,
     pub(super) reshaping: Cell<bool>,
-    /// When a resync that failed is begun again.
-    resync_from: Cell<Time>,
+    resync: Again,
     /// Why a member that returned was not taken back may pass by itself.
     may_pass: Cell<bool>,
+}
+
+/// When a resync that failed is begun again.
+#[derive(Default)]
+struct Again {
+    from: Cell<Time>,
+    failures: Cell<u32>,
+}
+
+impl Again {
+    fn is_time(&self, now: Time) -> bool {
+        now >= self.from.get()
+    }
+
+    fn failed(&self, now: Time) {
+        let failures = self.failures.get().min(16);
+        self.failures.set(failures + 1);
+        let wait = AFTER_RESYNC * (1 << failures);
+        self.from.set(now.plus(wait.min(AFTER_RESYNC_MAX)));
+    }
+
+    fn succeeded(&self) {
+        self.failures.set(0);
+    }
 }
 
 impl Tender {
@@ -586,7 +611,7 @@ impl Tender {
         let lost = assembled.lost_stripes();
         let wanting = |(role, _): &(usize, u64)| lost.iter().any(|(of, _)| of == role);
         let rebuilding = rebuilding.min_by_key(wanting);
-        let is_time = self.core.reactor.now() >= self.resync_from.get();
+        let is_time = self.resync.is_time(self.core.reactor.now());
         if assembled.needs_resync() && is_time && !assembled.is_stopped() {
             return Some((SweepKind::Resync, 0));
         }
@@ -648,15 +673,14 @@ impl Tender {
             }
         };
         self.medium.tending().sweep = None;
+        if kind == SweepKind::Resync {
+            self.resync_ended(outcome);
+        }
         match (outcome, kind) {
             (Ok(()), SweepKind::Rebuild(role)) => info!(array = name, role, "rebuilt"),
             (Ok(()), _) | (Err(SweepError::Halted), _) => {}
             (Err(error), kind) => {
                 warn!(array = name, ?kind, %error, "ended early");
-                if kind == SweepKind::Resync {
-                    let again = self.core.reactor.now().plus(AFTER_RESYNC);
-                    self.resync_from.set(again);
-                }
                 drop(array);
                 let deadline = self.core.reactor.now().plus(AFTER_FAILURE);
                 while !self.is_ending() && self.core.reactor.now() < deadline {
@@ -664,6 +688,17 @@ impl Tender {
                 }
             }
         }
+    }
+
+    fn resync_ended(&self, outcome: Result<(), SweepError>) {
+        match outcome {
+            Ok(()) => self.resync.succeeded(),
+            Err(_) => self.resync.failed(self.core.reactor.now()),
+        }
+        self.medium.tending().resync_lost = match outcome {
+            Err(SweepError::Lost { stripe }) => Some(stripe),
+            _ => None,
+        };
     }
 
     /// Goes on with the scrub until it has come to its end, or something goes before it.
@@ -723,5 +758,30 @@ impl Tender {
         let medium = self.medium.clone();
         let keep = move |main: &mut super::run::Main| main.keep_scrub(&medium);
         self.core.environment.keeper.then(keep);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resync_that_fails_is_begun_again_ever_more_rarely() {
+        let (again, mut now) = (Again::default(), Time(5));
+        assert!(again.is_time(now));
+        let mut waits = Vec::new();
+        for _ in 0..40 {
+            again.failed(now);
+            let from = now;
+            while !again.is_time(now) {
+                now = now.plus(Duration::from_secs(30));
+            }
+            waits.push(now.since(from).as_secs());
+        }
+        assert_eq!(waits[..8], [60, 120, 240, 480, 960, 1920, 3600, 3600]);
+        assert!(waits[8..].iter().all(|wait| *wait == 3600));
+        again.succeeded();
+        again.failed(now);
+        assert!(again.is_time(now.plus(AFTER_RESYNC)));
     }
 }

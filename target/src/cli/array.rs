@@ -1,7 +1,8 @@
 //! `corebay array`: looks at the arrays of a running appliance, and changes them, by its control socket.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode, time::Duration};
 
+use corebay_conf::{BlockSize, Size};
 use serde_json::{Value, json};
 
 use super::{
@@ -10,6 +11,7 @@ use super::{
     examine,
     table::Table,
 };
+use crate::appliance::create_array_offline;
 
 /// What `corebay array` is asked.
 #[derive(Debug, clap::Args)]
@@ -19,6 +21,7 @@ Disks and arrays are named as the configuration names them. What would lose data
 
 Examples:
   corebay array create bulk --level raid6 bay-1 bay-2 bay-3 bay-4 bay-5 --spare bay-6 --scrub weekly
+  corebay array create bulk --level raid5 --offline /dev/sda /dev/sdb /dev/sdc    without an appliance
   corebay array list
   corebay array status bulk --watch      members, and how far a rebuild or a scrub is
   corebay array examine /dev/nvme?n1     what disks say of themselves, without an appliance
@@ -188,9 +191,51 @@ struct Create {
     /// What this disk holds may be lost; repeatable
     #[arg(long, value_name = "DISK")]
     lose: Vec<String>,
+    /// Without an appliance, of files and devices that nobody uses: disks are named by their paths. How the
+    /// array is tended, and its spares, are said where it is used
+    #[arg(long, conflicts_with_all = [
+        "spares", "rebuild_floor", "rebuild_ceiling", "scrub", "member_timeout", "slow_members", "watch",
+    ])]
+    offline: bool,
+    /// The size of blocks, 512 or 4096, as in [[disk]] [default: what the medium keeps whole]
+    #[arg(long, value_name = "SIZE", requires = "offline", value_parser = block_size)]
+    block_size: Option<BlockSize>,
+}
+
+fn block_size(text: &str) -> Result<BlockSize, String> {
+    let bytes = text
+        .parse::<Size>()
+        .map_err(|error| error.to_string())?
+        .bytes();
+    BlockSize::from_bytes(bytes).ok_or_else(|| "blocks have 512 or 4096 bytes".to_owned())
 }
 
 impl Create {
+    /// Makes it without an appliance.
+    fn run_offline(&self, output: Format) -> Result<(), Failure> {
+        let shows = output == Format::Text && std::io::stderr().is_terminal();
+        let tell = move |done: u64, total: u64| {
+            if shows && total > 0 {
+                eprint!("\ris being made: {}%\x1b[K", done * 100 / total);
+            }
+        };
+        let made = create_array_offline(&self.params(), self.block_size, tell);
+        if shows {
+            eprint!("\r\x1b[K");
+        }
+        let made = made?;
+        match output {
+            Format::Json => println!("{made}"),
+            Format::Text => println!(
+                "done; {} of {}, array {}: name it and its disks in [[array]], or use `corebay array assemble`",
+                word(&made["array"]),
+                gib(&made["bytes"]),
+                word(&made["uuid"])
+            ),
+        }
+        Ok(())
+    }
+
     fn params(&self) -> Value {
         json!({
             "array": self.array, "members": self.disks, "spares": self.spares,
@@ -283,6 +328,11 @@ pub fn run(args: &Args) -> ExitCode {
 fn act(args: &Args) -> Result<(), Failure> {
     if let Action::Examine { paths } = &args.action {
         return examine::run(paths, args.asking.output);
+    }
+    if let Action::Create(create) = &args.action
+        && create.offline
+    {
+        return create.run_offline(args.asking.output);
     }
     let mut client = Client::connect(&args.asking)?;
     let (method, params, array) = args.action.request();
@@ -473,10 +523,12 @@ fn scrubs(array: &Value) -> String {
         text += &format!("next scrub: in {}\n", span(next));
     }
     if let Some(trouble) = array["trouble"].as_str() {
-        let word = if array["state"] == "stopped" {
-            "stopped"
-        } else {
-            "closed"
+        let lost = array["lost_stripes"].as_array();
+        let lost = lost.is_some_and(|lost| !lost.is_empty()) || !array["resync_lost"].is_null();
+        let word = match (array["state"].as_str(), lost) {
+            (Some("stopped"), _) => "stopped",
+            (_, true) => "lost",
+            (_, false) => "closed",
         };
         text += &format!("{word}: {trouble}\n");
     }
