@@ -28,7 +28,7 @@
 
 //! Invariants of in-capsule data: at least half of the pool is for complete commands, which wait for
 //! disks, and for the limits of what they go to. Of that a host takes a block only if what it then holds
-//! was free, as of payload; and of the last [`IN_CAPSULE_PART`]th hosts with commands that wait for a limit
+//! was free, as of payload, but for one of each admin queue, which keeps its controllers alive; and of the last [`IN_CAPSULE_PART`]th hosts with commands that wait for a limit
 //! take one block each: however many such there are, they leave room for others. Capsules whose data are
 //! still arriving hold at most a quarter ([`Memory::begin_capsule`]; beyond it they arrive in their connection's staging buffer, and take a
 //! block once they are complete, [`Memory::complete_capsule`]); fused commands, whose first half may
@@ -119,13 +119,19 @@ impl Memory {
         })
     }
 
-    /// A buffer for in-capsule data that have not all arrived yet, where there is room for such.
+    /// A buffer for in-capsule data that have not all arrived yet, where there is room for such. Without a
+    /// `share` they are held against none.
     #[must_use]
-    pub fn begin_capsule(&self, share: &HostShare, len: usize) -> Option<(Buffer, Arriving)> {
+    pub fn begin_capsule(
+        &self,
+        share: Option<&HostShare>,
+        len: usize,
+    ) -> Option<(Buffer, Arriving)> {
         let (block, arriving) = (block_bytes(len), self.arriving.get());
         let most = self.in_capsule.total_bytes() / IN_CAPSULE_PART;
         let line = !self.capsule_line.borrow().is_empty();
-        if arriving + block > most || line || !share.admits_capsule(block, self) {
+        let admits = || share.is_none_or(|share| share.admits_capsule(block, self));
+        if arriving + block > most || line || !admits() {
             return None;
         }
         let buffer = self.in_capsule.try_allocate(len)?;
@@ -137,9 +143,14 @@ impl Memory {
     /// A buffer for the in-capsule data of queue `key`, all of which have arrived. Where there is
     /// none it is in line from then on; unless its host holds so much that it keeps nobody waiting.
     #[must_use]
-    pub fn complete_capsule(&self, key: QueueKey, share: &HostShare, len: usize) -> Option<Buffer> {
+    pub fn complete_capsule(
+        &self,
+        key: QueueKey,
+        share: Option<&HostShare>,
+        len: usize,
+    ) -> Option<Buffer> {
         let mut line = self.capsule_line.borrow_mut();
-        if !share.admits_capsule(block_bytes(len), self) {
+        if share.is_some_and(|share| !share.admits_capsule(block_bytes(len), self)) {
             line.retain(|each| *each != key);
             return None;
         }
@@ -414,18 +425,18 @@ mod tests {
     fn complete_capsules_get_memory_in_the_order_in_which_they_came() {
         let (memory, share) = (memory(), HostShare::default());
         let mut held = Vec::new();
-        while let Some(buffer) = memory.complete_capsule(QueueKey(1), &share, 4096) {
+        while let Some(buffer) = memory.complete_capsule(QueueKey(1), Some(&share), 4096) {
             held.push(buffer);
         }
         memory.leave_capsule_line(QueueKey(1));
-        let ask = |key, len| memory.complete_capsule(QueueKey(key), &share, len);
+        let ask = |key, len| memory.complete_capsule(QueueKey(key), Some(&share), len);
         assert!(ask(2, 8192).is_none());
         assert!(ask(3, 4096).is_none());
         held.truncate(held.len() - 1);
         for (key, len) in [(3, 4096), (2, 8192), (3, 4096)] {
             assert!(ask(key, len).is_none(), "the first needs more");
         }
-        assert!(memory.begin_capsule(&share, 100).is_none());
+        assert!(memory.begin_capsule(Some(&share), 100).is_none());
         held.clear();
         assert!(ask(3, 4096).is_none());
         assert!(ask(2, 8192).is_some());
@@ -437,21 +448,25 @@ mod tests {
     fn a_host_whose_commands_wait_leaves_memory_and_slots() {
         let (memory, limited) = (memory(), HostShare::default());
         let mut held = Vec::new();
-        while let Some(buffer) = memory.complete_capsule(QueueKey(1), &limited, 4096) {
+        while let Some(buffer) = memory.complete_capsule(QueueKey(1), Some(&limited), 4096) {
             held.push(buffer);
             limited.hold_capsule(4096);
         }
         let pool = &memory.in_capsule;
         assert_eq!(pool.free_bytes() * 2, pool.total_bytes());
-        assert!(memory.begin_capsule(&limited, 4096).is_none());
+        assert!(memory.begin_capsule(Some(&limited), 4096).is_none());
+        // What keeps its controllers alive is not held against it.
+        held.extend(memory.complete_capsule(QueueKey(3), None, 4096));
+        assert_eq!(pool.free_bytes() * 2, pool.total_bytes() - 2 * 4096);
+        held.pop();
         // It is not in line, where it would keep others waiting.
         let other = HostShare::default();
-        held.extend(memory.complete_capsule(QueueKey(2), &other, 4096));
-        assert!(memory.begin_capsule(&other, 4096).is_some());
+        held.extend(memory.complete_capsule(QueueKey(2), Some(&other), 4096));
+        assert!(memory.begin_capsule(Some(&other), 4096).is_some());
         limited.let_capsule_go(held.len() * 4096 - 4096);
         assert!(
             memory
-                .complete_capsule(QueueKey(1), &limited, 4096)
+                .complete_capsule(QueueKey(1), Some(&limited), 4096)
                 .is_some()
         );
         let mut free = TASKS_PER_CORE;
@@ -471,7 +486,7 @@ mod tests {
         let (pool, mut held) = (&memory.in_capsule, Vec::new());
         for _ in 0..40 {
             let limited = HostShare::default();
-            while let Some(buffer) = memory.complete_capsule(QueueKey(1), &limited, 4096) {
+            while let Some(buffer) = memory.complete_capsule(QueueKey(1), Some(&limited), 4096) {
                 held.push(buffer);
                 limited.hold_capsule(4096);
                 limited.wait_for_limits();
@@ -481,7 +496,7 @@ mod tests {
         assert!(pool.free_bytes() >= left, "{}", pool.free_bytes());
         let other = HostShare::default();
         let mut count = 0;
-        while let Some(buffer) = memory.complete_capsule(QueueKey(2), &other, 4096) {
+        while let Some(buffer) = memory.complete_capsule(QueueKey(2), Some(&other), 4096) {
             held.push(buffer);
             other.hold_capsule(4096);
             count += 1;
@@ -493,13 +508,16 @@ mod tests {
     fn arriving_capsules_leave_most_of_the_memory() {
         let (memory, share) = (memory(), HostShare::default());
         let mut held = Vec::new();
-        while let Some(arriving) = memory.begin_capsule(&share, 5000) {
+        while let Some(arriving) = memory.begin_capsule(Some(&share), 5000) {
             held.push(arriving);
         }
         let pool = &memory.in_capsule;
         assert_eq!(pool.free_bytes() * 4, pool.total_bytes() * 3);
         held.pop();
-        assert!(memory.begin_capsule(&share, 1).is_some(), "one has arrived");
+        assert!(
+            memory.begin_capsule(Some(&share), 1).is_some(),
+            "one has arrived"
+        );
     }
 
     #[test]

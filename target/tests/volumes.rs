@@ -55,6 +55,15 @@ impl Appliance {
         }
     }
 
+    /// Runs several commands at once.
+    fn at_once(&self, lines: &[&str]) -> Vec<Result<Value, String>> {
+        std::thread::scope(|scope| {
+            let begun = lines.iter().map(|line| scope.spawn(|| self.run(line)));
+            let begun: Vec<_> = begun.collect();
+            begun.into_iter().map(|one| one.join().unwrap()).collect()
+        })
+    }
+
     #[track_caller]
     fn does(&self, line: &str) -> Value {
         self.run(line).unwrap_or_else(|why| panic!("{line}: {why}"))
@@ -426,22 +435,28 @@ fn a_full_pool_refuses_what_needs_space_and_warns_before() {
     appliance.refuses("pool import other --disk b", "is \"q\" with the UUID");
     appliance.refuses("pool create other --disk b", "is \"q\" with the UUID");
     appliance.refuses("pool create q --disk b", "`corebay pool import` opens it");
-    // Two orders at once open it once; one that is there already is known by its UUID, too.
-    let uuid = std::thread::scope(|scope| {
-        let one = || scope.spawn(|| appliance.does("pool import q --disk b")["uuid"].clone());
-        let both = [one(), one(), one()];
-        let both = both.map(|one| one.join().unwrap());
-        assert!(both.iter().all(|uuid| *uuid == both[0]));
-        both[0].as_str().unwrap().to_uppercase()
-    });
-    appliance.does(&format!("pool import {uuid} --disk b"));
+    // Several orders at once open it once; one that is there already is known by its UUID, too.
+    let uuid = appliance.does("pool import q --disk b")["uuid"].clone();
+    let uuid = uuid.as_str().unwrap().to_uppercase();
+    let by_uuid = format!("pool import {uuid} --disk b");
+    appliance.does(&by_uuid);
+    appliance.does("pool export q");
+    let opened = appliance.at_once(&[&by_uuid, "pool import q --disk b", &by_uuid]);
+    for opened in opened {
+        assert_eq!(opened.map(|pool| pool["name"].clone()), Ok(json!("q")));
+    }
     let pools = appliance.does("pool list");
     assert_eq!(pools.as_array().map(Vec::len), Some(2));
     appliance.writes(1, 1);
     appliance.does("pool destroy q --force");
     // Also where the answer was lost.
     appliance.does("pool destroy q --force");
-    appliance.does("pool create r --disk b");
+    // One of several is made, and the others are told of it.
+    let made = appliance.at_once(&["pool create r --disk b", "pool create s --disk b"]);
+    let (good, bad): (Vec<_>, Vec<_>) = made.into_iter().partition(Result::is_ok);
+    assert_eq!((good.len(), bad.len()), (1, 1));
+    let why = bad[0].as_ref().unwrap_err();
+    assert!(why.contains("\"b\""), "{why}");
     drop(admin);
     appliance.serving.end();
 }

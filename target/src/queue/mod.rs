@@ -387,6 +387,13 @@ impl<E: Environment, W: Wire> Queue<E, W> {
             .map_or(&self.core.shares.strangers, |binding| &binding.share)
     }
 
+    /// What a capsule's data are held against. What keeps a host's controllers alive is not held against
+    /// its share: one capsule at a time of each queue that takes no I/O.
+    pub(crate) fn capsule_share(&self) -> Option<&HostShare> {
+        let is_io = self.binding().is_some_and(|binding| binding.qid != 0);
+        (is_io || self.capsules.get() > 0).then(|| &**self.share())
+    }
+
     /// True once the queue is closed: nothing more is received for it.
     #[must_use]
     pub fn is_closed(&self) -> bool {

@@ -646,9 +646,9 @@ impl<E: Environment> Receiver<E> {
         let memory = &queue.core.memory;
         let complete = staged >= *len + if *digest { DIGEST_BYTES } else { 0 };
         if complete {
-            *buffer = memory.complete_capsule(queue.key, queue.share(), *len);
+            *buffer = memory.complete_capsule(queue.key, queue.capsule_share(), *len);
             self.waiting_for_memory = buffer.is_none();
-        } else if let Some((room, place)) = memory.begin_capsule(queue.share(), *len) {
+        } else if let Some((room, place)) = memory.begin_capsule(queue.capsule_share(), *len) {
             *buffer = Some(room);
             *arriving = Some(place);
         }

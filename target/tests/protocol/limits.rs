@@ -78,6 +78,40 @@ fn who_waits_for_a_limit_takes_nothing_from_others() {
 }
 
 #[test]
+fn a_host_whose_writes_wait_for_a_limit_keeps_its_other_controllers() {
+    let (world, _) = world();
+    let host = Host::new(&world, 1);
+    let association = host.associate();
+    let data = pattern(1, 4096);
+    let mut queues: Vec<_> = (1..=5).map(|qid| association.io(qid, 1024)).collect();
+    let in_capsule = &world.nodes[0].core.memory.in_capsule;
+    let free = || in_capsule.free_bytes();
+    for queue in &mut queues {
+        for at in 0..100 {
+            queue.submit(nvm::write(2, at, 1, false), Payload::Capsule(&data));
+        }
+    }
+    world.settle();
+    // It holds all that it may.
+    let left = free();
+    assert!(left < in_capsule.total_bytes(), "{left}");
+    queues[0].submit(nvm::write(2, 0, 1, false), Payload::Capsule(&data));
+    world.settle();
+    assert_eq!(free(), left);
+    let before = world.now.get();
+    let mut second = host.associate();
+    let stamp = [7; 8];
+    for _ in 0..5 {
+        let set = admin::set_features(0x0e, 0, 0);
+        second.admin.command(set, Payload::Capsule(&stamp)).ok();
+    }
+    let took = world.now.get().since(before);
+    assert!(took < Duration::from_millis(20), "{took:?}");
+    drop((association, queues, second));
+    world.assert_deserted();
+}
+
+#[test]
 fn a_host_that_goes_leaves_no_debt_behind() {
     let (world, _) = world();
     let crowd = crowd(&world);

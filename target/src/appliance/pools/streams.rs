@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use corebay_core::units::Time;
+use corebay_core::{reactor::Reactor, units::Time};
 use corebay_lvol::{Piece, ReceiveError, ReceiveOptions, SparseFile, VolumeId, error::PoolError};
 use rustix::fs::{OFlags, fcntl_setfl};
 use serde_json::{Value, json};
@@ -42,21 +42,30 @@ const PIECES_MAX: usize = 16;
 const PIECE_BYTES: usize = 256 << 10;
 
 /// How often it is looked whether the other side has come further.
-const STEP: Duration = Duration::from_millis(1);
+const PAUSE: Duration = Duration::from_millis(1);
 
-/// Where the other side has not moved for so long, the work ends.
+/// Where the other side has not moved for so long, the work ends; but for a file that is being made
+/// durable, which moves no piece and may take as long as it needs.
 const IDLE_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// A file's or pipe's side of a long order.
 pub enum Stream {
     /// Takes a stream.
-    Sink(SyncSender<Vec<u8>>, Receiver<io::Result<()>>),
+    Sink(SyncSender<Vec<u8>>, Receiver<Step>),
     /// Gives a stream.
     Source(Receiver<io::Result<Vec<u8>>>),
     /// Takes an image: its length, then its pieces.
-    ImageSink(SyncSender<ImagePart>, Receiver<io::Result<()>>),
+    ImageSink(SyncSender<ImagePart>, Receiver<Step>),
     /// Gives an image of so many bytes; which one it is.
     ImageSource(Receiver<io::Result<Piece>>, u64, String),
+}
+
+/// How far the other side is that takes pieces.
+pub enum Step {
+    /// All of them are written; it is being made durable.
+    Written,
+    /// It is at its end.
+    Ended(io::Result<()>),
 }
 
 /// What goes to an image's file.
@@ -131,8 +140,11 @@ fn sink(mut file: File) -> Result<Stream, Failure> {
             }
             file.write_all(&piece)
         });
-        let synced = written.and_then(|()| if is_file { file.sync_all() } else { Ok(()) });
-        let _ = ending.send(synced);
+        let synced = written.and_then(|()| {
+            let _ = ending.send(Step::Written);
+            if is_file { file.sync_all() } else { Ok(()) }
+        });
+        let _ = ending.send(Step::Ended(synced));
     })?;
     Ok(Stream::Sink(to, ended))
 }
@@ -171,9 +183,10 @@ fn image_sink(file: File) -> Result<Stream, Failure> {
                     image.write(&piece)?;
                 }
             }
+            let _ = ending.send(Step::Written);
             image.finish()
         };
-        let _ = ending.send(write());
+        let _ = ending.send(Step::Ended(write()));
     })?;
     Ok(Stream::ImageSink(to, ended))
 }
@@ -329,18 +342,6 @@ impl Home {
         Ok(json!({ "pool": of, "name": name, "state": "ending" }))
     }
 
-    /// Waits a little for the other side, unless that has lasted too long, or nobody wants it any more.
-    async fn wait(&self, work: &Work, since: Time) -> Result<(), RpcError> {
-        work.refuse_cancelled()?;
-        if self.core.reactor.now() > since.plus(IDLE_MAX) {
-            let minutes = IDLE_MAX.as_secs() / 60;
-            let message = format!("the file or pipe has not moved for {minutes} minutes");
-            return Err(RpcError::refused(message));
-        }
-        self.core.reactor.sleep(STEP).await;
-        Ok(())
-    }
-
     /// Gives a piece to the other side; false where that takes nothing any more.
     async fn push<T>(
         &self,
@@ -356,7 +357,8 @@ impl Home {
                 Err(TrySendError::Full(back)) => piece = back,
                 Err(TrySendError::Disconnected(_)) => return Ok(false),
             }
-            self.wait(&working.1, since).await?;
+            let refuse = || working.1.refuse_cancelled();
+            wait(&self.core.reactor, Some(since), &refuse).await?;
         }
     }
 
@@ -367,27 +369,13 @@ impl Home {
         from: &Receiver<T>,
     ) -> Result<Option<T>, RpcError> {
         let since = self.core.reactor.now();
-        working.1.refuse_cancelled()?;
-        loop {
-            match from.try_recv() {
-                Ok(piece) => return Ok(Some(piece)),
-                Err(TryRecvError::Disconnected) => return Ok(None),
-                Err(TryRecvError::Empty) => self.wait(&working.1, since).await?,
-            }
-        }
+        let refuse = || working.1.refuse_cancelled();
+        next(&self.core.reactor, from, Some(since), refuse).await
     }
 
     /// How the file's side has ended.
-    async fn ended(
-        &self,
-        working: &Working<'_>,
-        ended: &Receiver<io::Result<()>>,
-    ) -> Result<(), RpcError> {
-        match self.pull(working, ended).await? {
-            Some(Ok(())) => Ok(()),
-            Some(Err(error)) => Err(RpcError::refused(format!("the file or pipe: {error}"))),
-            None => Err(RpcError::refused("the file or pipe is gone")),
-        }
+    async fn ended(&self, working: &Working<'_>, ended: &Receiver<Step>) -> Result<(), RpcError> {
+        ended_well(&self.core.reactor, ended, || working.1.refuse_cancelled()).await
     }
 
     /// Sends a snapshot, or what has changed since another one.
@@ -598,6 +586,59 @@ impl Home {
     }
 }
 
+/// Waits a little for the other side, unless it has not moved `since` then for too long, or nobody wants it
+/// any more.
+async fn wait(
+    reactor: &Reactor,
+    since: Option<Time>,
+    refuse: &impl Fn() -> Result<(), RpcError>,
+) -> Result<(), RpcError> {
+    refuse()?;
+    if since.is_some_and(|since| reactor.now() > since.plus(IDLE_MAX)) {
+        let minutes = IDLE_MAX.as_secs() / 60;
+        let message = format!("the file or pipe has not moved for {minutes} minutes");
+        return Err(RpcError::refused(message));
+    }
+    reactor.sleep(PAUSE).await;
+    Ok(())
+}
+
+/// What comes next from the other side; `None` where nothing comes any more.
+async fn next<T>(
+    reactor: &Reactor,
+    from: &Receiver<T>,
+    since: Option<Time>,
+    refuse: impl Fn() -> Result<(), RpcError>,
+) -> Result<Option<T>, RpcError> {
+    refuse()?;
+    loop {
+        match from.try_recv() {
+            Ok(piece) => return Ok(Some(piece)),
+            Err(TryRecvError::Disconnected) => return Ok(None),
+            Err(TryRecvError::Empty) => wait(reactor, since, &refuse).await?,
+        }
+    }
+}
+
+/// How the other side has ended that was given all pieces.
+async fn ended_well(
+    reactor: &Reactor,
+    steps: &Receiver<Step>,
+    refuse: impl Fn() -> Result<(), RpcError>,
+) -> Result<(), RpcError> {
+    let mut since = Some(reactor.now());
+    loop {
+        match next(reactor, steps, since, &refuse).await? {
+            Some(Step::Written) => since = None,
+            Some(Step::Ended(Ok(()))) => return Ok(()),
+            Some(Step::Ended(Err(error))) => {
+                return Err(RpcError::refused(format!("the file or pipe: {error}")));
+            }
+            None => return Err(RpcError::refused("the file or pipe is gone")),
+        }
+    }
+}
+
 /// What a snapshot is called that comes in a stream, after the volume that it becomes one of.
 fn snapshot_of(volume: &str, sent: &str) -> Option<String> {
     let (_, name) = sent.rsplit_once('@')?;
@@ -625,5 +666,40 @@ fn refused(error: ReceiveError) -> RpcError {
             RpcError::conflict(error.to_string())
         }
         other => RpcError::refused(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use corebay_conformance::TestCore;
+
+    use super::*;
+
+    /// What becomes of an order whose other side has come so far, does nothing for long, and then ends well.
+    fn after_long(step: Option<Step>) -> Result<(), RpcError> {
+        let core = TestCore::single();
+        let (to, from) = channel();
+        step.into_iter().for_each(|step| to.send(step).unwrap());
+        let reactor = core.reactor.clone();
+        let ended = core.spawn(async move { ended_well(&reactor, &from, || Ok(())).await });
+        let mut now = core.reactor.now();
+        for turn in 0..20 {
+            match turn {
+                5 => now = now.plus(2 * IDLE_MAX),
+                // Nobody may be listening any more.
+                10 => drop(to.send(Step::Ended(Ok(())))),
+                _ => now = now.plus(2 * PAUSE),
+            }
+            core.reactor.poll_once(now);
+        }
+        ended.take()
+    }
+
+    #[test]
+    fn a_file_may_be_made_durable_for_as_long_as_it_needs() {
+        assert!(after_long(Some(Step::Written)).is_ok());
+        // While it is written to, it has to move.
+        let idle = after_long(None).unwrap_err();
+        assert!(idle.message.contains("has not moved"), "{}", idle.message);
     }
 }
