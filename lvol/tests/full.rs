@@ -1,11 +1,16 @@
 //! Pools that are full: nothing that is asked of one makes it end, or keeps it from being opened again.
 
+use std::{cell::Cell, rc::Rc};
+
 use crate::support::{Medium, Node, named};
+use corebay_conformance::TestCore;
 use corebay_core::{
     disk::{Disk, DiskError, Durability},
+    mesh::Wakeups,
+    reactor::MachineClock,
     units::{BlockSize, Lba},
 };
-use corebay_lvol::{VolumeId, error::PoolError};
+use corebay_lvol::{PoolCore, Volume, VolumeId, error::PoolError};
 
 const PER_EXTENT: u64 = 256;
 
@@ -98,6 +103,78 @@ fn a_full_pool_takes_as_many_volumes_as_it_can_write_down() {
     node.settle();
     node.create_volume("again", 1 << 22);
     node.checked();
+}
+
+#[test]
+fn what_is_reserved_stays_so_though_records_of_all_kinds_share_their_batches() {
+    // Large enough that room for metadata is looked for ahead.
+    let medium = medium(2048);
+    let node = Node::create(&medium);
+    let thin = node.create_volume("thin", 1 << 24);
+    let volume = node.open(thin);
+    for leaf in 0..300 {
+        let at = leaf * APART;
+        node.write(&volume, at, 2, 1, Durability::Cached).unwrap();
+    }
+    drop(volume);
+    let extents = node.pool.status().available_bytes / (PER_EXTENT * 512) - 4;
+    let thick = node.run(move |pool| async move {
+        let blocks = extents * PER_EXTENT;
+        pool.create_volume(&named("thick"), blocks, true).await
+    });
+    let thick = node.open(thick.unwrap());
+    // New blocks of extents that it has, by another core: most batches begin with a record of these.
+    let id = node.pool.find("thick").unwrap();
+    let handle = node.pool.share(2, Wakeups::None).unwrap();
+    let other = TestCore::new(1, MachineClock::new());
+    let part = PoolCore::open(&handle, &other.reactor, medium.open()).unwrap();
+    let far = Volume::open(&part, &node.pool.volume_handle(id).unwrap());
+    let far = Rc::new(far.unwrap());
+    let stop = Rc::new(Cell::new(false));
+    for writer in 0..4 {
+        let (disk, stop, buffer) = (far.clone(), stop.clone(), other.filled(&[5; 512]));
+        other.spawn(async move {
+            let buffers = std::slice::from_ref(&buffer);
+            for at in writer * 60 * PER_EXTENT..(writer + 1) * 60 * PER_EXTENT {
+                if stop.get() {
+                    break;
+                }
+                let written = disk.write(Lba(at), buffers, Durability::Cached).await;
+                written.unwrap();
+            }
+        });
+    }
+    let (mut made, mut refused) = (0, 0);
+    for round in 0..1200 {
+        let pool = node.pool.clone();
+        let taken = node.core.spawn(async move {
+            let taken = pool.snapshot(&[(thin, named(&format!("s{round}")))]).await;
+            let volume = pool.open(thin).expect("the volume");
+            let cleared = volume.deallocate(Lba(round % 300 * APART), 1).await;
+            (taken.map(drop), cleared)
+        });
+        node.core.turn_until("the end of both", || {
+            other.turn();
+            taken.is_there()
+        });
+        match taken.take() {
+            (Err(PoolError::NoSpace), _) | (_, Err(DiskError::NoSpace)) => refused += 1,
+            (Ok(()), Ok(())) => made += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    stop.set(true);
+    for _ in 0..100 {
+        other.turn();
+        node.core.turn();
+    }
+    drop((far, part));
+    assert!(refused > 10, "{made} made, {refused} refused");
+    assert!(!node.pool.status().failed);
+    for extent in 0..extents {
+        let written = node.write(&thick, extent * PER_EXTENT, 1, 3, Durability::Cached);
+        assert_eq!(written, Ok(()), "extent {extent} of {extents}");
+    }
 }
 
 #[test]
