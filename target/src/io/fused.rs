@@ -46,9 +46,9 @@ pub async fn compare_and_write<E: Environment>(
         return both(Status::INTERNAL_ERROR);
     };
     // Scratch memory before the lock: a Copy that holds scratch may wait for the lock's end.
-    let piece = core.memory.scratch_piece().await;
+    let mut piece = core.memory.scratch_piece().await;
     let lock = Exclusive::take(core, binding.controller.subsystem.id, &blocks).await;
-    let compared = range::compare_by(&piece, &blocks, &expected, &binding.counters).await;
+    let compared = range::compare_by(core, &mut piece, &blocks, &expected, &binding.counters).await;
     drop(piece);
     let outcome = match compared {
         Err(status) => (

@@ -44,6 +44,10 @@ pub type Ns<E> = Rc<Namespace<<E as Environment>::Disk, <E as Environment>::Medi
 /// commands.
 pub const FUSED_BLOCKS_MAX: u64 = 1;
 
+/// How often blocks are read where a device does not answer: an array bears the loss of three members, each
+/// of which may be found out by a read.
+const READS_MAX: usize = 4;
+
 /// Blocks of a namespace.
 pub struct Blocks<E: Environment> {
     /// The namespace.
@@ -417,13 +421,15 @@ async fn read<E: Environment>(
 ) -> Result<Buffer, DiskError> {
     let disk = &blocks.namespace.disk;
     let mut result = disk.read(blocks.at, std::slice::from_ref(&data)).await;
-    if result == Err(DiskError::TimedOut)
-        && let Some(other) = core.memory.payload.try_allocate(data.len())
-    {
+    for _ in 1..READS_MAX {
         // A device that did not answer may still write the first one. An array reads from others by
         // now.
-        data = other;
-        result = disk.read(blocks.at, std::slice::from_ref(&data)).await;
+        if result == Err(DiskError::TimedOut)
+            && let Some(other) = core.memory.payload.try_allocate(data.len())
+        {
+            data = other;
+            result = disk.read(blocks.at, std::slice::from_ref(&data)).await;
+        }
     }
     result.map(|()| data)
 }

@@ -6,7 +6,7 @@
 
 use corebay_core::{
     buffer::Buffer,
-    disk::{Cost, Direction, Disk, Durability},
+    disk::{Cost, Direction, Disk, DiskError, Durability},
     units::Lba,
 };
 use corebay_nvme::spec::{
@@ -15,7 +15,7 @@ use corebay_nvme::spec::{
 };
 use zerocopy::FromBytes;
 
-use super::{Blocks, status_of};
+use super::{Blocks, READS_MAX, status_of};
 use crate::{
     controller::IoCounters,
     core::Core,
@@ -38,13 +38,14 @@ pub async fn compare<E: Environment>(
     data: &Buffer,
     counters: &IoCounters,
 ) -> Result<(), Status> {
-    let piece = core.memory.scratch_piece().await;
-    compare_by(&piece, blocks, data, counters).await
+    let mut piece = core.memory.scratch_piece().await;
+    compare_by(core, &mut piece, blocks, data, counters).await
 }
 
 /// The same, with a scratch piece that the caller holds already.
 pub async fn compare_by<E: Environment>(
-    piece: &Buffer,
+    core: &Core<E>,
+    piece: &mut Buffer,
     blocks: &Blocks<E>,
     data: &Buffer,
     counters: &IoCounters,
@@ -53,14 +54,9 @@ pub async fn compare_by<E: Environment>(
     let mut done = 0;
     while done < data.len() {
         let len = (data.len() - done).min(SCRATCH_BYTES);
-        let part = piece.slice(0..len);
         let at = blocks.at.plus((done >> shift) as u64);
-        blocks
-            .namespace
-            .disk
-            .read(at, std::slice::from_ref(&part))
-            .await
-            .map_err(|error| status_of(error, counters))?;
+        let part = read_part(core, &blocks.namespace.disk, at, (piece, len)).await;
+        let part = part.map_err(|error| status_of(error, counters))?;
         if *part.bytes() != *data.slice(done..done + len).bytes() {
             #[cfg(corebay_fault)]
             if crate::fault::is(crate::fault::Fault::ScratchLeaked) {
@@ -73,6 +69,28 @@ pub async fn compare_by<E: Environment>(
     Ok(())
 }
 
+/// Reads so many bytes into a scratch piece; into another one where a device did not answer, which may still
+/// write to the first.
+async fn read_part<E: Environment>(
+    core: &Core<E>,
+    disk: &E::Disk,
+    at: Lba,
+    (piece, len): (&mut Buffer, usize),
+) -> Result<Buffer, DiskError> {
+    let mut part = piece.slice(0..len);
+    for _ in 1..READS_MAX {
+        match disk.read(at, std::slice::from_ref(&part)).await {
+            Err(DiskError::TimedOut) => {}
+            read => return read.map(|()| part),
+        }
+        let other = core.memory.scratch.try_allocate(SCRATCH_BYTES);
+        *piece = other.ok_or(DiskError::TimedOut)?;
+        part = piece.slice(0..len);
+    }
+    let read = disk.read(at, std::slice::from_ref(&part)).await;
+    read.map(|()| part)
+}
+
 /// Reads blocks without transferring them.
 pub async fn verify<E: Environment>(
     core: &Core<E>,
@@ -81,18 +99,14 @@ pub async fn verify<E: Environment>(
 ) -> Result<(), Status> {
     let block_size = blocks.namespace.spec.info.block_size;
     let step = block_size.blocks_in(SCRATCH_BYTES as u64);
-    let piece = core.memory.scratch_piece().await;
+    let mut piece = core.memory.scratch_piece().await;
     let mut done = 0;
     while done < blocks.count {
         let count = (blocks.count - done).min(step);
-        let part = piece.slice(0..count as usize * block_size.bytes());
+        let len = count as usize * block_size.bytes();
         let at = blocks.at.plus(done);
-        blocks
-            .namespace
-            .disk
-            .read(at, std::slice::from_ref(&part))
-            .await
-            .map_err(|error| status_of(error, counters))?;
+        let read = read_part(core, &blocks.namespace.disk, at, (&mut piece, len)).await;
+        read.map_err(|error| status_of(error, counters))?;
         done += count;
     }
     Ok(())
@@ -162,11 +176,14 @@ pub async fn copy<E: Environment>(
         return Done::status(status);
     }
     count_copied(core, namespace, ranges, data);
-    let piece = core.memory.scratch_piece().await;
+    let mut piece = core.memory.scratch_piece().await;
     let mut to = to;
     for index in 0..ranges {
         let copied = match copy_range(data, index) {
-            Ok(range) => copy_one(namespace, to, range, durability, (&piece, counters)).await,
+            Ok(range) => {
+                let with = (&mut piece, counters);
+                copy_one(core, namespace, to, range, durability, with).await
+            }
             Err(status) => Err(status),
         };
         match copied {
@@ -232,25 +249,23 @@ fn check_copy<D: Disk, M>(
     Ok(())
 }
 
-async fn copy_one<D: Disk, M>(
-    namespace: &Namespace<D, M>,
+async fn copy_one<E: Environment>(
+    core: &Core<E>,
+    namespace: &Namespace<E::Disk, E::Medium>,
     to: Lba,
     (from, count): (Lba, u64),
     durability: Durability,
-    (piece, counters): (&Buffer, &IoCounters),
+    (piece, counters): (&mut Buffer, &IoCounters),
 ) -> Result<u64, Status> {
     let block_size = namespace.spec.info.block_size;
     let step = block_size.blocks_in(SCRATCH_BYTES as u64);
     let mut done = 0;
     while done < count {
         let blocks = (count - done).min(step);
-        let part = piece.slice(0..blocks as usize * block_size.bytes());
+        let len = blocks as usize * block_size.bytes();
+        let part = read_part(core, &namespace.disk, from.plus(done), (piece, len)).await;
+        let part = part.map_err(|error| status_of(error, counters))?;
         let buffers = std::slice::from_ref(&part);
-        namespace
-            .disk
-            .read(from.plus(done), buffers)
-            .await
-            .map_err(|error| status_of(error, counters))?;
         #[cfg(not(corebay_fault))]
         let _pass = namespace.gate.enter(to.plus(done), blocks).await;
         #[cfg(corebay_fault)]

@@ -592,6 +592,33 @@ fn disk_errors_and_their_statuses() {
     world.assert_deserted();
 }
 
+/// Each member that an array bears the loss of may be found out by a read: no command that reads is told.
+#[test]
+fn members_that_do_not_answer_one_after_the_other_are_no_affair_of_hosts() {
+    let world = World::with(vec![faulty(BlockSize::B4096, BLOCKS)]);
+    let (_association, mut queue) = Host::new(&world, 1).with_queue(16);
+    let block = [1; 4096];
+    queue.write(1, 0, 4096, &block).ok();
+    let source = sources(&[(0, 1)]);
+    for (sqe, payload) in [
+        (nvm::read(1, 0, 1), Payload::ToHost(4096)),
+        (nvm::compare(1, 0, 1), Payload::Capsule(&block)),
+        (nvm::verify(1, 0, 1), Payload::None),
+        (nvm::copy(1, 9, 1, false), Payload::Capsule(&source)),
+    ] {
+        let before = world.faults().had_effect();
+        let silent = Rule::new(Effect::Fail(DiskError::TimedOut)).on(Operation::Read);
+        world.faults().add(silent.times(3));
+        let done = queue.command(sqe, payload);
+        assert!(done.status.is_success(), "opcode {:02x}h", sqe.opc);
+        assert_eq!(world.faults().had_effect() - before, 3);
+        world.faults().clear();
+    }
+    assert!(queue.read(1, 9, 4096, 1).ok() == block);
+    drop((_association, queue));
+    world.assert_deserted();
+}
+
 #[test]
 fn a_fuse_bit_where_it_has_no_place() {
     let world = World::with(vec![ram(BlockSize::B4096, BLOCKS)]);
