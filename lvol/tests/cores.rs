@@ -2,12 +2,14 @@
 //! it; and as threads.
 
 use std::{
+    cell::Cell,
     rc::Rc,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
+    task::Poll,
     thread::JoinHandle,
 };
 
@@ -437,6 +439,44 @@ fn an_extent_is_given_out_again_once_a_read_of_another_core_has_ended() {
     core.turn();
     turns(&node.core);
     assert_eq!((cleared.take(), written.take()), (Ok(()), Ok(())));
+    node.checked();
+}
+
+#[test]
+fn a_first_write_of_another_core_takes_no_task_slot_of_the_home_core() {
+    let (_medium, node, id, core, volume) = beside();
+    let own = node.open(id);
+    let cleared = node
+        .core
+        .run(async move { own.deallocate(Lba(0), 256).await });
+    assert_eq!(cleared, Ok(()));
+    let has_ended = Rc::new(Cell::new(false));
+    let holds_a_slot = || {
+        let has_ended = has_ended.clone();
+        std::future::poll_fn(move |context| {
+            context.waker().wake_by_ref();
+            match has_ended.get() {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
+    };
+    while node.core.reactor.spawn(holds_a_slot()).is_ok() {}
+    let (disk, from) = (volume.clone(), core.filled(&disk::block(6, 4096)));
+    let written = core.spawn(async move {
+        let from = std::slice::from_ref(&from);
+        disk.write(Lba(9), from, Durability::Cached).await
+    });
+    core.turn_until("the write", || {
+        node.core.turn();
+        written.is_there()
+    });
+    assert_eq!(written.take(), Ok(()));
+    has_ended.set(true);
+    turns(&node.core);
+    assert_eq!(node.tags(&node.open(id), 8, 3), [0, 6, 0]);
+    drop(volume);
+    turns(&core);
     node.checked();
 }
 
