@@ -96,11 +96,11 @@ pub async fn probe<D: Disk>(context: &PoolContext, disk: D) -> Result<PoolLabel,
 /// Where there is none, it has another name, or it is another machine's.
 pub async fn destroy<D: Disk>(
     context: &PoolContext,
-    disk: D,
+    disk: impl Into<PoolDisk<D>>,
     name: &str,
     options: &ImportOptions,
 ) -> Result<(), PoolError> {
-    let device = Device::new(PoolDisk::from(disk), context.buffers.clone());
+    let device = Device::new(disk.into(), context.buffers.clone());
     device.read_only.set(true);
     let superblock = device.read_superblock(|found| options.allow(found)).await?;
     if superblock.name != name {
@@ -177,6 +177,11 @@ impl<D: Disk> Pool<D> {
             return Err(PoolError::NotFound);
         }
         self.finish(false).await?;
-        Ok(self.shared.device.erase().await?)
+        let erased = self.shared.device.erase().await;
+        if erased.is_err() {
+            // It is closed, and not gone: it can be opened anew.
+            self.shared.fail();
+        }
+        Ok(erased?)
     }
 }

@@ -479,8 +479,137 @@ fn a_pool_that_cannot_be_opened_is_checked_all_the_same() {
         why.contains("damaged") && !why.contains("not available"),
         "{why}"
     );
-    appliance.refuses("pool export pool-1", "is not available");
-    appliance.refuses("pool destroy pool-1 --force", "is not available");
+    appliance.refuses("pool export pool-1", "the configuration names it");
+    appliance.refuses("volume create v --size 1MiB", "is not available");
+    appliance.refuses("pool destroy pool-1", "--force");
+    appliance.does("pool destroy pool-1 --force");
+    appliance.does("pool destroy pool-1 --force");
+    let why = appliance.run("pool check").expect_err("it is gone");
+    assert!(why.contains("no pool"), "{why}");
+    appliance.serving.end();
+}
+
+#[test]
+fn two_machines_disks_have_pools_of_one_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let disks = ["one", "two"].map(|machine| {
+        let appliance = Appliance::start(&folder.path().join(machine));
+        appliance.does("pool export pool-1");
+        appliance.serving.end();
+        let path = folder.path().join(machine).join("pool-1.img");
+        format!(
+            "[[disk]]\nname = \"{machine}\"\nfile = {{ path = \"{}\" }}\n",
+            text(&path)
+        )
+    });
+    let file = folder.path().join("corebay.toml");
+    let head = format!(
+        "data_dir = \"{}\"\n[[listener]]\naddress = \"127.0.0.1:{}\"\n",
+        text(folder.path()),
+        serving::free_port()
+    );
+    fs::write(&file, head + &disks.concat()).unwrap();
+    let appliance = Appliance {
+        serving: Serving::start_as(&["--config", text(&file)]),
+        control: folder.path().join("corebay.sock"),
+    };
+    let first = appliance.does("pool import pool-1 --disk one")["uuid"].clone();
+    let told = appliance.run("pool import other --disk two").unwrap_err();
+    let second = told.split("UUID ").nth(1).unwrap().trim();
+    // By its UUID it is not taken beside the other one either: orders would not know which is meant.
+    let import = format!("pool import {second} --disk two");
+    appliance.refuses(&import, "has the same name");
+    appliance.does("pool rename pool-1 mine");
+    assert_eq!(appliance.does(&import)["name"], "pool-1");
+    assert_eq!(appliance.does("pool status mine")["uuid"], first);
+    assert_eq!(
+        appliance.does(&format!("pool status {second}"))["name"],
+        "pool-1"
+    );
+    appliance.serving.end();
+}
+
+#[test]
+fn a_pool_that_is_gone_is_forgotten() {
+    let folder = configured(POOL);
+    let file = folder.path().join("corebay.toml");
+    let start = || Appliance {
+        serving: Serving::start_as(&["--config", text(&file)]),
+        control: folder.path().join("corebay.sock"),
+    };
+    let appliance = start();
+    let made = appliance.does("pool create q --disk b");
+    let import = format!("pool import {} --disk b", made["uuid"].as_str().unwrap());
+    appliance.does("pool export q");
+    appliance.refuses("pool rename p q", "the configuration names");
+    appliance.does(&import);
+    appliance.does("pool rename q z");
+    appliance.does("pool export z");
+    appliance.refuses("pool import q --disk b", "is \"z\" with the UUID");
+    appliance.does(&import);
+    appliance.does(&format!("pool status {}", made["uuid"].as_str().unwrap()));
+    appliance.serving.end();
+    // Memory keeps nothing: the disk is blank now.
+    let appliance = start();
+    let list = appliance.does("pool list");
+    let state = |name: &str| {
+        let mut pools = list.as_array().unwrap().iter();
+        pools.find(|pool| pool["name"] == name).unwrap()["state"].clone()
+    };
+    assert_eq!(
+        (state("p"), state("z")),
+        (json!("online"), json!("unavailable"))
+    );
+    assert_eq!(appliance.does("pool export z")["state"], "forgotten");
+    assert_eq!(appliance.does("pool export z")["state"], "released");
+    appliance.does("pool create q --disk b");
+    appliance.serving.end();
+}
+
+#[test]
+fn who_sees_a_volume_is_what_was_said() {
+    let folder = configured(POOL);
+    let file = folder.path().join("corebay.toml");
+    let appliance = Appliance {
+        serving: Serving::start_as(&["--config", text(&file)]),
+        control: folder.path().join("corebay.sock"),
+    };
+    let host = |number: u32| format!("--host nqn.2024-01.com.example:h{number}");
+    let own = "--export --subsystem nqn.2024-01.com.example:own";
+    appliance.does(&format!("volume create v --size 1MiB {own} {}", host(1)));
+    // What another namespace has, or the configuration names, is refused before a volume is made.
+    appliance.refuses(
+        &format!("volume create w --size 1MiB {own} --nsid 1 {}", host(1)),
+        "another namespace 1",
+    );
+    let discovery = "--subsystem nqn.2014-08.org.nvmexpress.discovery";
+    appliance.refuses(
+        &format!("volume create w --size 1MiB --export {discovery}"),
+        "discovery service",
+    );
+    appliance.refuses("volume show w", "no volume");
+    appliance.refuses(
+        "volume create named --size 1MiB --export",
+        "the configuration",
+    );
+    appliance.refuses("volume create w.importing --size 1MiB", "is no name");
+    // A host that is not listed takes nothing with it, and the last one that is takes all.
+    let left = appliance.does(&format!("export remove v {}", host(9)));
+    assert_eq!(left["export"]["hosts"].as_array().unwrap().len(), 1);
+    let left = appliance.does(&format!("export remove v {}", host(1)));
+    assert_eq!(left["export"], Value::Null);
+    appliance.does(&format!("export add v {} --allow-any-host", &own[9..]));
+    appliance.refuses(&format!("export remove v {}", host(1)), "every host may");
+    appliance.does("volume create x --size 1MiB --export");
+    appliance.refuses(
+        &format!("export remove x {}", host(1)),
+        "the configuration says",
+    );
+    // A volume that the configuration names is shown whatever made it, and keeps its name.
+    appliance.does("snapshot create v@one");
+    let clone = appliance.does("volume clone v@one named");
+    assert_eq!(clone["export"]["nsid"], 7);
+    appliance.refuses("volume rename named other", "the configuration names");
     appliance.serving.end();
 }
 

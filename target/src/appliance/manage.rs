@@ -34,6 +34,7 @@ use super::{
     kept::{self, KeptScrub, Made},
     making::Making,
     operate::{array, free, names, text},
+    pools,
     reload::Running,
     run::Main,
     spares::array_lists,
@@ -516,6 +517,8 @@ impl Main {
         let tend = Box::new(move |core: &tend::MachineCore| tend::tend(core, tending));
         self.port.send(CoreId(0), tend);
         self.exports.media.add_array(medium.clone());
+        let (media, floor) = (&self.exports.media, Medium::Array(medium.clone()));
+        pools::floor_returned(&self.port, media, &medium.name, floor);
         self.keep_array(medium).map_err(|why| {
             let name = &medium.name;
             format!("the array \"{name}\" runs, but the next start does not look for it: {why}")

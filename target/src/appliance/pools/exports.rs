@@ -20,7 +20,6 @@ use corebay_lvol::{Export, VolumeId, error::PoolError, format::page::VolumeRecor
 use corebay_target::{
     controller::Event,
     fabrics::{end_association, report, tell_discovery},
-    limits::NAMESPACES_MAX,
     namespace::{Identity, Live, NamespaceSpec},
     subsystem::{Access, Registry, Subsystem, SubsystemId, SubsystemNames},
 };
@@ -342,12 +341,28 @@ impl Home {
             .collect()
     }
 
-    /// The lowest number that no namespace of a subsystem has, nor an export that is not shown.
-    pub fn free_nsid(&self, subsystem: Option<&Arc<Subsystem<Medium>>>, nqn: &Nqn) -> Option<u32> {
+    /// The numbers that a subsystem's namespaces have, and exports that are not shown.
+    pub fn taken_nsids(
+        &self,
+        subsystem: Option<&Arc<Subsystem<Medium>>>,
+        nqn: &Nqn,
+    ) -> BTreeSet<u32> {
         let mut taken: BTreeSet<u32> = self.exports_of(nqn).iter().map(|e| e.nsid).collect();
         let shown = subsystem.map(|subsystem| subsystem.namespaces());
         taken.extend(shown.into_iter().flatten().map(|spec| spec.nsid));
-        (1..=NAMESPACES_MAX).find(|nsid| !taken.contains(nsid))
+        taken
+    }
+
+    /// Whether the configuration names a volume of a pool as a namespace.
+    pub fn is_pool_named(&self, pool: &str) -> bool {
+        self.named.borrow().iter().any(|named| named.pool == pool)
+    }
+
+    /// Whether the configuration names a volume as a namespace.
+    pub fn is_named(&self, pool: &str, volume: &str) -> bool {
+        let named = self.named.borrow();
+        let mut named = named.iter();
+        named.any(|named| named.pool == pool && named.volume == volume)
     }
 
     /// Tells a subsystem's hosts that a namespace has changed.

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use corebay_conf::{Appliance, appliance::Store};
+use corebay_conf::{
+    Appliance,
+    appliance::{Pool, Store},
+};
 use corebay_core::{
     mesh::Port,
     units::{CoreId, Time},
@@ -21,8 +24,8 @@ use serde_json::Value;
 use tracing::warn;
 
 use super::{
-    DiskClaim, Home, KeptExport, NamedVolume, Opening, Order, PoolBook, PoolMemory, named_volumes,
-    orders, streams, subsystem_for,
+    DiskClaim, Home, KeptExport, KnownPool, NamedVolume, Opening, Order, PoolBook, PoolMemory,
+    named_volumes, orders, streams, subsystem_for,
 };
 use crate::{
     appliance::{
@@ -54,38 +57,50 @@ pub struct AtStart {
     pub owner: Owner,
 }
 
-/// The pools that a configuration describes, and those that were added before.
+/// The pools that a configuration describes, and those that were added before. Those whose disk is not
+/// there are noted as not available: they are opened once it is.
 pub fn openings(appliance: &Appliance, media: &Media, state: &State) -> Vec<Opening> {
-    let configured = appliance.pools().iter().filter_map(|pool| {
+    let missing = |on: &str, name: &str, added: bool| {
+        let problem = format!("\"{on}\" is not there, or used otherwise");
+        warn!("pool \"{name}\" is not available: {problem}");
+        media.pools.pools().push(KnownPool {
+            name: name.to_owned(),
+            on: on.to_owned(),
+            problem: Some(problem),
+            added,
+        });
+    };
+    let mut openings = Vec::new();
+    for pool in appliance.pools() {
+        let on = appliance.store_name(pool.store);
+        let Some(medium) = media.medium(appliance, pool.store) else {
+            missing(on, &pool.name, false);
+            continue;
+        };
         let first = pool.first_volume.as_ref();
-        Some(Opening {
-            on: appliance.store_name(pool.store).to_owned(),
-            medium: media.medium(appliance, pool.store)?,
-            name: pool.name.clone(),
+        openings.push(Opening {
             create: pool.create,
             thresholds: (pool.warn_at, pool.critical_at),
-            force: false,
             first_volume: first.map(|(name, size)| (name.clone(), size.bytes())),
-            added: false,
-        })
-    });
-    let mut openings: Vec<Opening> = configured.collect();
+            ..opening(on, &pool.name, medium)
+        });
+    }
     for (on, name) in state.pools() {
-        if openings.iter().any(|opening| opening.on == *on) {
+        let configured = |pool: &Pool| appliance.store_name(pool.store) == on;
+        if appliance.pools().iter().any(configured) {
             continue;
         }
         let found = appliance.store(on).and_then(|store| {
             let medium = media.medium(appliance, store);
             medium.filter(|_| !is_used(appliance, media, store))
         });
-        let Some(medium) = found else {
-            warn!("the pool \"{name}\" is not opened: \"{on}\" is not there, or used otherwise");
-            continue;
-        };
-        openings.push(Opening {
-            added: true,
-            ..opening(on, name, medium)
-        });
+        match found {
+            Some(medium) => openings.push(Opening {
+                added: true,
+                ..opening(on, name, medium)
+            }),
+            None => missing(on, name, true),
+        }
     }
     openings
 }
@@ -215,16 +230,23 @@ pub fn floors_lost(port: &MachinePort, names: &[String]) {
 
 /// Disks that were lost are there again: the pools on them are opened anew.
 pub fn floors_returned(port: &MachinePort, appliance: &Appliance, media: &Media, names: &[String]) {
-    for name in names.iter().filter(|name| media.pools.on(name).is_some()) {
+    for name in names {
         let store = appliance.store(name);
-        let Some(medium) = store.and_then(|store| media.medium(appliance, store)) else {
-            continue;
-        };
-        let name = name.clone();
-        at_home(port, move |home| async move {
-            home.reopen(&name, medium).await;
-        });
+        if let Some(medium) = store.and_then(|store| media.medium(appliance, store)) {
+            floor_returned(port, media, name, medium);
+        }
     }
+}
+
+/// A disk or an array is there: the pool that is known to lie on it is opened.
+pub fn floor_returned(port: &MachinePort, media: &Media, name: &str, medium: Medium) {
+    if media.pools.on(name).is_none() {
+        return;
+    }
+    let name = name.to_owned();
+    at_home(port, move |home| async move {
+        home.reopen(&name, medium).await;
+    });
 }
 
 /// Passes on what a client orders of the pools; `None` where it is no order to them.

@@ -40,6 +40,9 @@ use crate::appliance::{
 /// How often sizes and use are looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// What the volume ends with that an appliance without a configuration is making.
+pub const BEGUN: &str = ".begun";
+
 pub type MachineCore = Rc<Core<MachineEnvironment>>;
 
 /// A pool that is to be opened.
@@ -103,7 +106,7 @@ pub struct Home {
     /// What takes long and is under way.
     pub work: RefCell<Vec<Rc<Work>>>,
     /// The appliance, as its pools know it.
-    owner: Owner,
+    pub owner: Owner,
 }
 
 /// A volume whose pool says how it is exported.
@@ -439,7 +442,7 @@ impl Home {
         let Some((name, bytes)) = &opening.first_volume else {
             return Ok(());
         };
-        let begun = format!("{name}.begun");
+        let begun = format!("{name}{BEGUN}");
         let id = match pool.pool.find(&begun) {
             Some(id) => id,
             None if !pool.pool.is_pristine() => return Ok(()),
@@ -466,10 +469,12 @@ impl Home {
         pool.pool.rename(id, name).await
     }
 
-    /// The open pool of this name.
+    /// The open pool of this name, or of this UUID.
     pub fn find(&self, name: &str) -> Option<Rc<OpenPool>> {
         let pools = self.pools.borrow();
-        pools.iter().find(|pool| pool.pool.name() == name).cloned()
+        let called = pools.iter().find(|pool| pool.pool.name() == name).cloned();
+        drop(pools);
+        called.or_else(|| self.by_uuid(Uuid::parse_str(name).ok()?.as_bytes()))
     }
 
     /// The open pool of this identity.

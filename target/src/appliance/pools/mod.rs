@@ -10,6 +10,7 @@
 //! - All memory of pools comes out of the arena at the start, so there may be only so many of them.
 
 mod describe;
+mod exporting;
 mod exports;
 mod gateway;
 mod home;
@@ -39,7 +40,9 @@ use corebay_target::{
 use super::environment::Medium;
 
 pub use exports::subsystem_for;
-pub use gateway::{AtStart, floors_lost, floors_returned, open, openings, order, reload};
+pub use gateway::{
+    AtStart, floor_returned, floors_lost, floors_returned, open, openings, order, reload,
+};
 pub use home::{Home, KeptExport, Opening};
 pub use offline::check_offline;
 use orders::Order;

@@ -19,15 +19,19 @@ use std::{rc::Rc, sync::Arc};
 
 use corebay_conf::appliance::Namespace;
 use corebay_core::units::Time;
-use corebay_lvol::VolumeId;
+use corebay_lvol::{ImportOptions, PoolContext, VolumeId, error::PoolError};
 use tracing::{info, warn};
 
 use super::{
-    BUSY_STEP, Opening,
+    BUSY_STEP, KnownPool, Opening,
     exports::Attached,
     home::{Home, OpenPool},
+    orders::PoolDestroy,
 };
-use crate::appliance::{control::RpcError, environment::Medium};
+use crate::appliance::{
+    control::RpcError,
+    environment::{Floor, Medium},
+};
 
 /// How often it is looked whether the memory of a pool that was given up is free.
 const MEMORY_STEPS: u32 = 1000;
@@ -81,6 +85,69 @@ impl Home {
                 "its disk is there again, but not the pool: {problem}"
             ),
         }
+    }
+
+    /// Forgets a pool that was added and could not be opened; on its disk nothing changes. `why` tells
+    /// that it is not available.
+    ///
+    /// # Errors
+    /// Where the configuration names it.
+    pub fn forget_closed(&self, name: &str, why: RpcError) -> Result<(), RpcError> {
+        let mut known = self.book.pools();
+        let is_it = |known: &KnownPool| known.name == name && known.problem.is_some();
+        if known.iter().any(|known| is_it(known) && !known.added) {
+            let advice = "the configuration names it: take it out of there";
+            return Err(RpcError::refused(format!("{}; {advice}", why.message)));
+        }
+        known.retain(|known| !is_it(known));
+        let mut closed = self.closed.borrow_mut();
+        closed.retain(|opening| opening.name != name);
+        warn!(pool = name, "forgotten: it could not be opened");
+        Ok(())
+    }
+
+    /// Destroys a pool that could not be opened, where its disk can be written and says that the pool is
+    /// this one's. One that is no longer there was destroyed before.
+    ///
+    /// # Errors
+    /// Where that is not said with force, or it cannot be done.
+    pub async fn destroy_closed(&self, of: &PoolDestroy, why: RpcError) -> Result<(), RpcError> {
+        let refused = |advice: &str| RpcError::refused(format!("{}; {advice}", why.message));
+        let Some(opening) = self.closed(Some(&of.pool)) else {
+            return Err(refused("`corebay pool export` forgets it"));
+        };
+        if !of.force {
+            return Err(refused("what is in it is not known: say --force"));
+        }
+        let floor = self.core.environment.open_pool_disk(&opening.medium);
+        let floor = floor.map_err(|error| refused(&error.to_string()))?;
+        let memory = self.memory.borrow_mut().pop();
+        let memory = memory.ok_or_else(|| RpcError::refused("there is no memory for it now"))?;
+        let context = PoolContext {
+            reactor: self.core.reactor.clone(),
+            buffers: memory.clone(),
+        };
+        let ours = ImportOptions {
+            owner: Some(self.owner.clone()),
+            force: false,
+        };
+        let destroyed = corebay_lvol::destroy::<Floor>(&context, floor, &of.pool, &ours).await;
+        self.memory.borrow_mut().push(memory);
+        match destroyed {
+            Ok(()) | Err(PoolError::NotAPool) => {}
+            Err(error) => return Err(refused(&error.to_string())),
+        }
+        if opening.added {
+            self.forget_closed(&of.pool, why)?;
+        } else {
+            let mut known = self.book.pools();
+            let mut known = known.iter_mut().filter(|known| known.on == opening.on);
+            if let Some(known) = known.next() {
+                known.problem = Some("it was destroyed".to_owned());
+            }
+        }
+        info!(pool = of.pool, "destroyed");
+        Ok(())
     }
 
     /// Opens a pool anew that has stopped. Until then its namespaces are there, and take no commands.

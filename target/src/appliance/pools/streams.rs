@@ -530,7 +530,7 @@ impl Home {
             pool.pool.delete(left).await.map_err(refusal)?;
         }
         let made = identity(&begun);
-        self.check_wish(&made, import.export.as_ref())?;
+        self.check_wish(&pool, &identity(name), import.export.as_ref())?;
         let working = self.begin("import", (&pool, name), &[], length);
         let made = pool.pool.create_volume(&made, blocks, false).await;
         let id = made.map_err(refusal)?;

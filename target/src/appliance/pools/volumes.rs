@@ -5,14 +5,13 @@
 
 use std::rc::Rc;
 
-use corebay_conf::{Nqn, Size};
+use corebay_conf::Size;
 use corebay_core::units::Time;
 use corebay_lvol::{
     Export, Identity, Rate, Thresholds, VolumeId,
     error::PoolError,
     format::page::{Kind, VolumeRecord},
 };
-use corebay_target::{limits::NAMESPACES_MAX, subsystem::Access};
 use serde_json::{Value, json};
 use tracing::info;
 use uuid::Uuid;
@@ -20,13 +19,13 @@ use uuid::Uuid;
 use super::{
     BUSY_STEP, Opening,
     describe::{STOPPED, describe_check, describe_pool, describe_volume},
-    exports::{derived_serial, own_nqn, subsystem_for},
-    home::{Home, OpenPool, refresh},
+    exports::subsystem_for,
+    home::{BEGUN, Home, OpenPool, refresh},
     orders::{
-        ExportAdd, ExportRemove, Order, PoolDestroy, PoolOn, RateSet, Renamed, SnapshotCreate,
-        VolumeClone, VolumeCreate, VolumeDelete, VolumeResize, VolumeRollback, VolumeSet, What,
-        Wish,
+        Order, PoolDestroy, PoolOn, RateSet, Renamed, SnapshotCreate, VolumeClone, VolumeCreate,
+        VolumeDelete, VolumeResize, VolumeRollback, VolumeSet, What,
     },
+    streams::IMPORTING,
 };
 use crate::appliance::{control::RpcError, environment::Medium};
 
@@ -180,9 +179,18 @@ impl Home {
     fn only_pool(&self, advice: impl Fn() -> String) -> Result<Rc<OpenPool>, RpcError> {
         match self.pools.borrow().as_slice() {
             [one] => Ok(one.clone()),
-            [] => Err(RpcError::missing(
-                "there is no pool: `corebay pool create` makes one",
-            )),
+            [] => match self.book.pools().iter().find_map(|known| {
+                let problem = known.problem.as_ref()?;
+                Some(format!(
+                    "the pool \"{}\" is not available: {problem}",
+                    known.name
+                ))
+            }) {
+                Some(why) => Err(RpcError::refused(why)),
+                None => Err(RpcError::missing(
+                    "there is no pool: `corebay pool create` makes one",
+                )),
+            },
             _ => {
                 let advice = advice();
                 let message = format!("there are several pools: {advice}");
@@ -236,6 +244,9 @@ impl Home {
         if let Some(pool) = open {
             return match (is_called(&pool, &on.pool), pool.on == on.disk) {
                 (true, true) => {
+                    // Also where it could not be kept before.
+                    self.keep_added().await?;
+                    self.attach_all_kept().await;
                     set_thresholds(&pool, on).await?;
                     Ok(describe_pool(&pool))
                 }
@@ -284,6 +295,13 @@ impl Home {
         if label.name != on.pool && !is_uuid(&on.pool, label.uuid) {
             return Err(RpcError::conflict(there));
         }
+        if let Some(other) = self.find(&label.name).filter(|other| other.on != on.disk) {
+            return Err(RpcError::conflict(format!(
+                "{there}, and the one on \"{}\" has the same name: `corebay pool rename` gives that \
+                 one another",
+                other.on
+            )));
+        }
         if opening.create && !self.is_ours(&label) {
             let advice = "`corebay pool import` opens it";
             return Err(RpcError::conflict(format!("{there}: {advice}")));
@@ -305,7 +323,7 @@ impl Home {
     }
 
     /// An export's subsystem, made with what is kept of it where there is none.
-    async fn subsystem(
+    pub async fn subsystem(
         &self,
         export: &Export,
     ) -> Result<std::sync::Arc<corebay_target::subsystem::Subsystem<Medium>>, RpcError> {
@@ -368,10 +386,17 @@ impl Home {
     async fn release_pool(&self, name: &str, deadline: Time) -> Outcome {
         let pool = match self.pool(name) {
             Ok(pool) => pool,
-            // What could not be opened was not released either.
-            Err(why) if self.is_known(name) => return Err(why),
+            // What could not be opened was not released either: nothing of it is changed.
+            Err(why) if self.is_known(name) => {
+                self.forget_closed(name, why)?;
+                self.keep_added().await?;
+                return Ok(json!({ "pool": name, "state": "forgotten" }));
+            }
             // It was released before, or never there.
-            Err(_) => return Ok(json!({ "pool": name, "state": "released" })),
+            Err(_) => {
+                self.keep_added().await?;
+                return Ok(json!({ "pool": name, "state": "released" }));
+            }
         };
         self.refuse_at_work(&pool, None)?;
         self.detach_all(&pool).await;
@@ -386,10 +411,16 @@ impl Home {
     async fn destroy_pool(&self, of: &PoolDestroy, deadline: Time) -> Outcome {
         let pool = match self.pool(&of.pool) {
             Ok(pool) => pool,
-            // What could not be opened was not destroyed either.
-            Err(why) if self.is_known(&of.pool) => return Err(why),
+            Err(why) if self.is_known(&of.pool) => {
+                self.destroy_closed(of, why).await?;
+                self.keep_added().await?;
+                return Ok(json!({ "pool": of.pool, "state": "destroyed" }));
+            }
             // It was destroyed before, or never there.
-            Err(_) => return Ok(json!({ "pool": of.pool, "state": "destroyed" })),
+            Err(_) => {
+                self.keep_added().await?;
+                return Ok(json!({ "pool": of.pool, "state": "destroyed" }));
+            }
         };
         self.refuse_at_work(&pool, None)?;
         let volumes = pool.pool.volumes();
@@ -417,9 +448,15 @@ impl Home {
             && let Ok(pool) = self.pool(&renamed.name)
         {
             // It was renamed before.
+            self.keep_added().await?;
             return Ok(describe_pool(&pool));
         }
         let pool = before?;
+        if self.is_pool_named(&pool.pool.name()) {
+            return Err(RpcError::refused(
+                "the configuration names the pool's volumes: take them out of it first",
+            ));
+        }
         if self
             .find(&renamed.name)
             .is_some_and(|other| !Rc::ptr_eq(&other, &pool))
@@ -458,7 +495,7 @@ impl Home {
             }
             None => {
                 let identity = identity(name);
-                self.check_wish(&identity, create.export.as_ref())?;
+                self.check_wish(&pool, &identity, create.export.as_ref())?;
                 let made = pool.pool.create_volume(&identity, blocks, create.thick);
                 made.await.map_err(refusal)?
             }
@@ -466,20 +503,6 @@ impl Home {
         self.attach_named().await;
         self.export_and_describe(&pool, id, create.export.as_ref())
             .await
-    }
-
-    /// Exports a volume, where that is wished, and tells of it.
-    pub async fn export_and_describe(
-        &self,
-        pool: &Rc<OpenPool>,
-        id: VolumeId,
-        wish: Option<&Wish>,
-    ) -> Outcome {
-        if let Some(wish) = wish {
-            self.export(pool, id, wish).await?;
-        }
-        let record = pool.pool.volume(id).map_err(refusal)?;
-        Ok(describe_volume(pool, id, &record))
     }
 
     async fn resize(&self, resize: &VolumeResize) -> Outcome {
@@ -522,10 +545,16 @@ impl Home {
             return self.export_and_describe(&pool, id, None).await;
         }
         let (pool, id, record) = self.volume(&renamed.from)?;
+        if self.is_named(&pool.pool.name(), &record.name) {
+            return Err(RpcError::refused(
+                "the configuration names the volume: take it out of there first",
+            ));
+        }
         if record.kind == Kind::Snapshot {
             return Err(RpcError::refused("snapshots keep their names"));
         }
         pool.pool.rename(id, &renamed.name).await.map_err(refusal)?;
+        self.attach_named().await;
         self.export_and_describe(&pool, id, None).await
     }
 
@@ -575,11 +604,12 @@ impl Home {
             }
             None => {
                 let identity = identity(name);
-                self.check_wish(&identity, clone.export.as_ref())?;
+                self.check_wish(&pool, &identity, clone.export.as_ref())?;
                 let made = pool.pool.clone_volume(source, &identity).await;
                 made.map_err(refusal)?
             }
         };
+        self.attach_named().await;
         self.export_and_describe(&pool, id, clone.export.as_ref())
             .await
     }
@@ -690,171 +720,6 @@ impl Home {
         });
         Ok(json!(made.collect::<Vec<_>>()))
     }
-
-    async fn add_export(&self, add: &ExportAdd) -> Outcome {
-        let (pool, id, _) = self.volume(&add.volume)?;
-        self.export_and_describe(&pool, id, Some(&add.export)).await
-    }
-
-    /// Exports a volume as wished, or admits more hosts where it is exported.
-    async fn export(&self, pool: &Rc<OpenPool>, id: VolumeId, wish: &Wish) -> Result<(), RpcError> {
-        let record = pool.pool.volume(id).map_err(refusal)?;
-        if record.receiving.is_some() {
-            let name = &record.name;
-            return Err(RpcError::refused(format!(
-                "\"{name}\" is being received: `corebay volume show {name}` says how its stream goes on"
-            )));
-        }
-        let known = record.export.clone();
-        let before = known.clone();
-        let mut export = match known {
-            Some(export) => {
-                let other = wish
-                    .subsystem
-                    .as_ref()
-                    .is_some_and(|s| *s != export.subsystem)
-                    || wish.nsid.is_some_and(|nsid| nsid != export.nsid);
-                if other {
-                    return Err(RpcError::conflict(format!(
-                        "the volume is exported as namespace {} of {}",
-                        export.nsid, export.subsystem
-                    )));
-                }
-                export
-            }
-            None if pool.attached.borrow().contains_key(&id) => {
-                return Err(RpcError::conflict("the configuration exports the volume"));
-            }
-            None => self.new_export(record.uuid, wish)?,
-        };
-        self.admit_wished(&mut export, wish)?;
-        if before.as_ref() != Some(&export) {
-            let kept = pool.pool.set_export(id, Some(&export)).await;
-            kept.map_err(refusal)?;
-        }
-        let subsystem = self.subsystem(&export).await?;
-        if !pool.attached.borrow().contains_key(&id) {
-            let attached = self.attach(pool, id, &subsystem, export.nsid, None).await;
-            if let Err(why) = attached {
-                // As if it had not been asked for.
-                let undone = pool.pool.set_export(id, before.as_ref()).await;
-                undone.map_err(refusal)?;
-                return Err(RpcError::conflict(why));
-            }
-        }
-        self.admit(&subsystem);
-        Ok(())
-    }
-
-    /// Whether a volume that is about to be made can be exported as wished: what cannot be is refused
-    /// before there is a volume.
-    pub fn check_wish(&self, of: &Identity, wish: Option<&Wish>) -> Result<(), RpcError> {
-        let Some(wish) = wish else {
-            return Ok(());
-        };
-        let mut export = self.new_export(of.uuid, wish)?;
-        self.admit_wished(&mut export, wish)
-    }
-
-    fn admit_wished(&self, export: &mut Export, wish: &Wish) -> Result<(), RpcError> {
-        export.allow_any_host |= wish.allow_any_host;
-        for host in &wish.hosts {
-            let _: Nqn = host
-                .parse()
-                .map_err(|error| RpcError::params(format!("the host \"{host}\": {error}")))?;
-            if !export.hosts.contains(host) {
-                export.hosts.push(host.clone());
-            }
-        }
-        self.check_hosts(export, wish)
-    }
-
-    fn new_export(&self, uuid: [u8; 16], wish: &Wish) -> Result<Export, RpcError> {
-        let usual = self.usual.borrow().clone();
-        let usual = usual.filter(|_| wish.hosts.is_empty() && !wish.allow_any_host);
-        let nqn = match (&wish.subsystem, usual) {
-            (Some(nqn), _) => nqn.clone(),
-            (None, Some(usual)) => usual.names.nqn.to_string(),
-            (None, None) => own_nqn(uuid),
-        };
-        let nqn: Nqn = nqn
-            .parse()
-            .map_err(|error| RpcError::params(format!("the subsystem \"{nqn}\": {error}")))?;
-        let subsystem = self.core.registry.find(&nqn);
-        let nsid = wish
-            .nsid
-            .or_else(|| self.free_nsid(subsystem.as_ref(), &nqn));
-        let nsid = nsid
-            .filter(|nsid| (1..=NAMESPACES_MAX).contains(nsid))
-            .ok_or_else(|| RpcError::params(format!("an NSID is 1 to {NAMESPACES_MAX}")))?;
-        let mut export = Export {
-            serial: match &subsystem {
-                Some(subsystem) => subsystem.names.serial.clone(),
-                None => derived_serial(&nqn),
-            },
-            allow_any_host: false,
-            hosts: Vec::new(),
-            subsystem: nqn.to_string(),
-            nsid,
-        };
-        // Whom the configuration admits comes along where the pool goes, as far as there is room.
-        let configured = subsystem.filter(|known| !self.made.borrow().contains(&known.id));
-        match configured.map(|known| known.access()) {
-            Some(Access::Any) => export.allow_any_host = true,
-            Some(Access::Hosts(hosts)) => {
-                export.hosts = hosts.iter().map(ToString::to_string).collect();
-                if export.encode().is_none() {
-                    export.hosts.clear();
-                }
-            }
-            None => {}
-        }
-        Ok(export)
-    }
-
-    /// Who may connect is said once: by the configuration, or by exports.
-    fn check_hosts(&self, export: &Export, wish: &Wish) -> Result<(), RpcError> {
-        let known = export.subsystem.parse().ok();
-        let known = known.and_then(|nqn: Nqn| self.core.registry.find(&nqn));
-        let configured = known.filter(|known| !self.made.borrow().contains(&known.id));
-        let says = !wish.hosts.is_empty() || wish.allow_any_host;
-        match configured {
-            Some(_) if says => Err(RpcError::params(
-                "the configuration says who may connect to that subsystem",
-            )),
-            None if !export.allow_any_host && export.hosts.is_empty() => Err(RpcError::params(
-                "nobody could connect: name hosts (--host NQN), or say --allow-any-host",
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    async fn remove_export(&self, remove: &ExportRemove) -> Outcome {
-        let (pool, id, record) = self.volume(&remove.volume)?;
-        let Some(mut export) = record.export.clone() else {
-            return match pool.attached.borrow().contains_key(&id) {
-                true => Err(RpcError::refused("the configuration exports the volume")),
-                false => Ok(describe_volume(&pool, id, &record)),
-            };
-        };
-        export.hosts.retain(|host| !remove.hosts.contains(host));
-        let some_left = export.allow_any_host || !export.hosts.is_empty();
-        if !remove.hosts.is_empty() && some_left {
-            let kept = pool.pool.set_export(id, Some(&export)).await;
-            kept.map_err(refusal)?;
-            let attached = pool.attached.borrow();
-            let subsystem = attached.get(&id).map(|attached| attached.subsystem.clone());
-            drop(attached);
-            if let Some(subsystem) = subsystem {
-                self.admit(&subsystem);
-            }
-        } else {
-            self.detach(&pool, id).await;
-            let kept = pool.pool.set_export(id, None).await;
-            kept.map_err(refusal)?;
-        }
-        self.export_and_describe(&pool, id, None).await
-    }
 }
 
 /// A name, and a UUID that nothing else has.
@@ -873,6 +738,12 @@ fn blocks_of(pool: &OpenPool, bytes: u64) -> u64 {
 pub fn check_name(name: &str) -> Result<(), RpcError> {
     let good = |c: char| c.is_ascii_alphanumeric() || "._-:+".contains(c);
     let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    // What is begun under such a name is deleted where it is begun again.
+    if let Some(taken) = [IMPORTING, BEGUN].iter().find(|end| name.ends_with(**end)) {
+        return Err(RpcError::params(format!(
+            "\"{name}\" is no name for a volume: those that end with {taken} are being made"
+        )));
+    }
     match begins && name.chars().all(good) && name.len() <= NAME_BYTES_MAX {
         true => Ok(()),
         false => Err(RpcError::params(format!(
