@@ -91,9 +91,13 @@ impl Rig {
         Serving::start_as(&["--config", text(&file)])
     }
 
-    /// Runs `corebay array`, which must succeed.
+    /// Runs `corebay array`, which must succeed. No member is given up because the disk beneath is busy.
     fn array(&self, arguments: &[&str]) -> Value {
-        let (ok, said) = array(&self.socket(), arguments);
+        let patience: &[&str] = match arguments[0] {
+            "create" | "assemble" => &["--member-timeout", "60s"],
+            _ => &[],
+        };
+        let (ok, said) = array(&self.socket(), &[arguments, patience].concat());
         assert!(ok, "{arguments:?}: {said}");
         serde_json::from_str(&said).unwrap()
     }
@@ -432,7 +436,8 @@ fn an_array_grows_with_its_members_while_hosts_go_on() {
 fn a_rebuild_goes_on_where_a_restart_interrupted_it() {
     let rig = Rig::new(&FOUR);
     let serving = rig.start(&[]);
-    let pace = ["--rebuild-floor", "1MiB", "--rebuild-ceiling", "24MiB"];
+    // What is left takes far longer than a slow machine needs to stop, start and ask.
+    let pace = ["--rebuild-floor", "1MiB", "--rebuild-ceiling", "4MiB"];
     rig.array(
         &[
             &["create", "r", "--level", "raid5", "a", "b", "c"],
@@ -444,19 +449,19 @@ fn a_rebuild_goes_on_where_a_restart_interrupted_it() {
     rig.array(&["fail", "r", "b"]);
     rig.array(&["replace", "r", "b", "d"]);
     let done = |status: &Value| status["sweep"]["done_bytes"].as_u64().unwrap_or(0);
-    let status = rig.wait("some of it", |status| done(status) > 12 << 20);
+    let rebuilds = |status: &Value| status["sweep"]["kind"] == "rebuild";
+    let status = rig.wait("some of it", |status| {
+        rebuilds(status) && done(status) > 4 << 20
+    });
     let sweep = &status["sweep"];
-    assert_eq!(
-        (&sweep["kind"], &sweep["role"]),
-        (&json!("rebuild"), &json!(1))
-    );
+    assert_eq!(sweep["role"], 1, "{status}");
     let rate = sweep["bytes_per_second"].as_u64().unwrap();
-    assert!(rate > 1 << 20 && rate < 40 << 20, "{status}");
-    assert!(sweep["seconds_left"].as_u64().unwrap() < 10, "{status}");
+    assert!(rate < 8 << 20, "{status}");
+    assert!(sweep["seconds_left"].as_u64().is_some(), "{status}");
     serving.end();
     let serving = rig.start(&[]);
-    let status = rig.wait("it goes on", |status| !status["sweep"].is_null());
-    assert!(done(&status) > 12 << 20, "{status}");
+    let status = rig.wait("it goes on", rebuilds);
+    assert!(done(&status) > 4 << 20, "{status}");
     let (ok, said) = array(&rig.socket(), &["status", "r", "--watch"]);
     assert!(ok && said.lines().count() > 1, "{said}");
     let last: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
@@ -509,6 +514,7 @@ fn scrubs_begin_by_themselves_and_their_result_is_kept() {
 fn a_scrub_outlasts_a_restart_gives_way_to_a_rebuild_and_can_be_stopped() {
     let rig = Rig::new(&FOUR.map(|(name, _)| (name, 32)));
     let serving = rig.start(&[]);
+    // So slow that it is under way wherever it is looked for.
     rig.array(&[
         "create",
         "r",
@@ -520,21 +526,21 @@ fn a_scrub_outlasts_a_restart_gives_way_to_a_rebuild_and_can_be_stopped() {
         "--spare",
         "d",
         "--rebuild-floor",
-        "8MiB",
+        "2MiB",
         "--rebuild-ceiling",
-        "8MiB",
+        "2MiB",
     ]);
     rig.good();
     rig.array(&["scrub", "r"]);
     let done = |status: &Value| status["sweep"]["done_bytes"].as_u64().unwrap_or(0);
     let scrubs = |status: &Value| status["sweep"]["kind"] == "scrub";
     rig.wait("some of it", |status| {
-        scrubs(status) && done(status) > 4 << 20
+        scrubs(status) && done(status) > 1 << 20
     });
     serving.end();
     let serving = rig.start(&[]);
     let status = rig.wait("it goes on", |status| scrubs(status));
-    assert!(done(&status) > 4 << 20, "{status}");
+    assert!(done(&status) > 1 << 20, "{status}");
     rig.array(&["fail", "r", "b"]);
     rig.wait("the spare is rebuilt", |status| {
         assert!(status["scrubbed"].is_null(), "the rebuild waits: {status}");
@@ -542,7 +548,7 @@ fn a_scrub_outlasts_a_restart_gives_way_to_a_rebuild_and_can_be_stopped() {
     });
     let good = |status: &Value| status["state"] == "good";
     let status = rig.wait("it goes on again", |status| good(status) && scrubs(status));
-    assert!(done(&status) > 4 << 20, "{status}");
+    assert!(done(&status) > 1 << 20, "{status}");
     rig.array(&["scrub", "r", "--stop"]);
     let status = rig.good();
     assert!(status["scrubbed"].is_null(), "it has not ended: {status}");
@@ -766,7 +772,7 @@ fn raid5(folder: &Path, port: u16, members: [&str; 3], create: bool) -> std::pat
         "data_dir = \"{}\"\n[[listener]]\naddress = \"127.0.0.1:{port}\"\n\
          [[subsystem]]\nnqn = \"nqn.2026-01.io.corebay:raid\"\nallow_any_host = true\n\
          [[subsystem.namespace]]\ndisk = \"r\"\n[[array]]\nname = \"r\"\nlevel = \"raid5\"\n\
-         members = {members:?}\ncreate = {create}\n",
+         members = {members:?}\ncreate = {create}\nmember_timeout = \"60s\"\n",
         text(&data)
     );
     for name in members {

@@ -21,7 +21,7 @@ mod serving;
 use corebay_nvme::spec::command::admin;
 use harness::wire::{Connection, Payload};
 use serde_json::{Value, json};
-use serving::{PROGRAM, Serving, text};
+use serving::{PROGRAM, Serving, free_port, text};
 use tempfile::TempDir;
 
 /// A running appliance, and the way to its control socket.
@@ -106,20 +106,17 @@ impl Appliance {
 /// there are two.
 fn configured(pool: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let free = || {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap()
-    };
     let cores = match std::thread::available_parallelism() {
         Ok(count) if count.get() > 1 => "0, 1",
         _ => "0",
     };
     let file = format!(
-        "data_dir = \"{}\"\n[reactor]\ncores = [{cores}]\nmemory = \"256MiB\"\n[[listener]]\naddress = \"{}\"\n\
+        "data_dir = \"{}\"\n[reactor]\ncores = [{cores}]\nmemory = \"256MiB\"\n[[listener]]\n\
+         address = \"127.0.0.1:{}\"\n\
          [[disk]]\nname = \"a\"\nram = {{ size = \"24MiB\" }}\n\
          [[disk]]\nname = \"b\"\nram = {{ size = \"24MiB\" }}\n{pool}",
         text(folder.path()),
-        free()
+        free_port()
     );
     fs::write(folder.path().join("corebay.toml"), file).unwrap();
     folder
@@ -324,10 +321,7 @@ fn a_first_start_that_was_cut_off_is_begun_again() {
         text(&file)
     );
     let pool = "[[pool]]\nname = \"pool-1\"\ndisk = \"d\"\ncreate = true\n";
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    let listener = format!("[[listener]]\naddress = \"{address}\"\n");
+    let listener = format!("[[listener]]\naddress = \"127.0.0.1:{}\"\n", free_port());
     let text = format!(
         "data_dir = \"{}\"\n{cores}{listener}{disk}{pool}",
         text(folder.path())
@@ -856,7 +850,7 @@ fn what_is_refused_because_of_work_takes_nothing_from_hosts() {
 fn on_an_array(said: &str) -> TempDir {
     let mut more = format!(
         "[[array]]\nname = \"r\"\nlevel = \"raid5\"\nmembers = [\"c\", \"d\", \"e\"]\n\
-         create = true\n{said}[[pool]]\nname = \"p\"\ndisk = \"r\"\ncreate = true\n\
+         create = true\nmember_timeout = \"60s\"\n{said}[[pool]]\nname = \"p\"\ndisk = \"r\"\ncreate = true\n\
          [[subsystem]]\nnqn = \"nqn.2024-01.com.example:v\"\nallow_any_host = true\n"
     );
     for name in ["c", "d", "e"] {
