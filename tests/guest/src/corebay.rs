@@ -230,7 +230,8 @@ fn with_arrays(data: &Path, endpoint: &Endpoint, cores: &str) -> Result<Vec<Stri
         let names = ARRAY_DISKS.map(|disk| format!("{disk}{nsid}"));
         toml += &format!(
             "[[array]]\nname = \"array-{nsid}\"\nlevel = \"raid5\"\nmembers = {:?}\n\
-             create = true\nrebuild_floor = \"4MiB\"\nrebuild_ceiling = \"16MiB\"\n",
+             create = true\nrebuild_floor = \"4MiB\"\nrebuild_ceiling = \"16MiB\"\n\
+             member_timeout = \"60s\"\n",
             &names[..3]
         );
         for name in names {

@@ -72,7 +72,7 @@ impl Guest {
             qemu.check_running()?;
             match UnixStream::connect(folder.path().join("agent")) {
                 Ok(stream) => break stream,
-                Err(error) if start.elapsed() > Duration::from_secs(30) => {
+                Err(error) if start.elapsed() > BOOT_LIMIT => {
                     let error = anyhow::Error::new(error);
                     return Err(error.context("QEMU opens no agent socket").into());
                 }

@@ -578,9 +578,10 @@ fn taken_out_and_put_back(lab: &mut Lab) -> Result<()> {
 /// Not asked for: the slot's power goes, and with it the drive, at once.
 fn torn_out_under_load(lab: &mut Lab) -> Result<()> {
     // The driver sees it within 50 ms, and ends what is in flight within as much; the rest of what is
-    // measured is the emulated machine's, which takes its time beside other work. At 10 s commands would
-    // have timed out: that the drive is gone is to be seen, not waited for.
-    without_the_drive(lab, tear_out, Duration::from_secs(10))
+    // measured is the emulated machine's: the host's programs and its kernel need seconds to see the failure
+    // where processors are scarce. That is why the limit is above the time of a single command, 10 s: what
+    // is proved is that nobody waits for the times of commands one after the other.
+    without_the_drive(lab, tear_out, Duration::from_secs(30))
 }
 
 pub(super) fn tear_out(lab: &Lab) -> Result<()> {

@@ -136,7 +136,8 @@ fn data_survives_kill(lab: &mut Lab) -> Result<()> {
 /// The host reconnects by itself and sends again what was in flight; every block verifies.
 fn killed_under_load(lab: &mut Lab) -> Result<()> {
     let (controller, device) = lab.attach(1, PATIENT)?;
-    let job = start(lab, &Fio::verify_for(&device, 25))?;
+    // The load outlasts both restarts also where each takes its time.
+    let job = start(lab, &Fio::verify_for(&device, 35))?;
     for pause_ms in [200, 3_000] {
         still_runs(&job, 4)?;
         lab.corebay()?.kill();

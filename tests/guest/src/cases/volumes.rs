@@ -161,7 +161,8 @@ fn trim_gives_space_back(lab: &mut Lab) -> Result<()> {
 fn killed_under_load(lab: &mut Lab) -> Result<()> {
     let nsid = make(lab, "killed", 128)?;
     let (controller, device) = lab.attach(nsid, PATIENT)?;
-    let load = Fio::verify_for(&device, 20);
+    // It outlasts both restarts also where each takes its time.
+    let load = Fio::verify_for(&device, 40);
     let job = lab.guest.start(&load.script(), load.limit())?;
     for _ in 0..2 {
         let ended = job.ends_within(Duration::from_secs(5))?;
