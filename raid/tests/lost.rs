@@ -95,12 +95,13 @@ fn write_all(rig: &Rig, array: &Shared, at: u64, blocks: u64) {
 #[test]
 fn a_role_that_fails_amid_a_lost_stripe_is_rebuilt_by_its_next_member() {
     let longest = Duration::from_millis(200);
-    for after in (20..260).step_by(12) {
+    for after in (40..1000).step_by(40) {
         let rig = Rig::new(small(Level::Raid5, 4, BlockSize::B512), false);
         let array = rig.all();
         let geometry = array.assembled().geometry();
         let blocks = geometry.block_size().blocks_in(geometry.stripe_bytes());
-        let lost = 4;
+        // More stripes before it than are worked on at a time.
+        let lost = 20;
         let first = geometry.role_of(lost, 0);
         let bad = (first + 1) % geometry.roles();
         let at = geometry.row_lba(lost, 8192).0;
@@ -124,9 +125,10 @@ fn a_role_that_fails_amid_a_lost_stripe_is_rebuilt_by_its_next_member() {
             *tell.borrow_mut() = Some(rebuilt);
         });
         assert!(rig.bench.reactor.spawn(rebuild).is_ok());
-        let failing = array.clone();
+        // Each turn takes a microsecond.
+        let (failing, waiting) = (array.clone(), rig.bench.reactor.clone());
         let failed = rig.bench.run(async move {
-            turns(after).await;
+            waiting.sleep(Duration::from_micros(after)).await;
             failing.give_up(first).await
         });
         failed.unwrap().unwrap();

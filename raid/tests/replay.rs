@@ -54,10 +54,8 @@ fn a_member_that_fails_amid_a_replay_has_missed_what_was_replayed() {
         let power = Power::new(seed, false);
         let machine = Machine::new(small(Level::Raid5, 4, BlockSize::B512), true, &power);
         let geometry = machine.geometry;
-        let blocks: Vec<(u64, u8)> = (0..3)
-            .map(|number| number * u64::from(geometry.strip_bytes()) / 512)
-            .zip(1..)
-            .collect();
+        // One record: a later one of the same region would mark it as well.
+        let blocks = [(0, 1)];
         let bench = Bench::new(&power);
         let (array, _) = machine.assemble(&bench, &machine.all()).unwrap().unwrap();
         put(&bench, &array, &blocks);
@@ -68,7 +66,7 @@ fn a_member_that_fails_amid_a_replay_has_missed_what_was_replayed() {
         machine.media[role].borrow_mut().gone_before = Some(geometry.row_lba(0, 0).0);
         let bench = Bench::new(&power);
         let (array, report) = machine.assemble(&bench, &machine.all()).unwrap().unwrap();
-        assert_eq!(report.replayed, 3);
+        assert_eq!(report.replayed, 1);
         let state = array.assembled().state().roles[role].state;
         assert_eq!(state, RoleState::Failed);
         {

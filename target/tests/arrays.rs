@@ -320,6 +320,75 @@ fn what_cannot_be_made_is_refused_with_a_reason() {
     serving.end();
 }
 
+/// Without an appliance: the same refusals, nothing is written by them, and the appliance finds what was made.
+#[test]
+fn an_array_is_made_without_an_appliance_and_found_by_one() {
+    let mut rig = Rig::new(&[("a", 48), ("b", 48), ("c", 48)]);
+    rig.more =
+        "[[array]]\nname = \"r\"\nlevel = \"raid5\"\nmembers = [\"a\", \"b\", \"c\"]\n".into();
+    fs::create_dir(rig.data()).unwrap();
+    for name in ["a", "b", "c"] {
+        let file = fs::File::create(rig.disk(name)).unwrap();
+        file.set_len(48 << 20).unwrap();
+    }
+    let mut bytes = vec![0; 48 << 20];
+    bytes[1080..1082].copy_from_slice(&[0x53, 0xef]);
+    fs::write(rig.disk("b"), &bytes).unwrap();
+    let paths = ["a", "b", "c"].map(|name| text(&rig.disk(name)).to_owned());
+    let [a, b, c] = paths.each_ref().map(String::as_str);
+    let create = |level: &str, disks: &[&str]| {
+        let offline = [
+            "array",
+            "create",
+            "r",
+            "--offline",
+            "-o",
+            "json",
+            "--level",
+            level,
+        ];
+        let run = Command::new(PROGRAM).args(offline).args(disks).output();
+        let run = run.unwrap();
+        let said = if run.status.success() {
+            run.stdout
+        } else {
+            run.stderr
+        };
+        (run.status.success(), String::from_utf8(said).unwrap())
+    };
+    let missing = format!("{a}.no");
+    let refusals: [(&str, &[&str], &str); 6] = [
+        ("raid5", &[a, b, c], "is not free: it holds an ext2"),
+        ("raid5", &[a, b], "takes 3 to"),
+        ("raid1", &[a, a], "is named twice"),
+        ("raid1", &[a, &missing], "there is no such file"),
+        ("raid1", &[a, c, "--lose", b], "is no disk of the new array"),
+        ("raid7", &[a, c], "raid7"),
+    ];
+    for (level, disks, why) in refusals {
+        let (ok, said) = create(level, disks);
+        assert!(!ok && said.contains(why), "{level} of {disks:?}: {said}");
+    }
+    assert_eq!(
+        fs::read(rig.disk("b")).unwrap(),
+        bytes,
+        "nothing was written"
+    );
+    let (ok, said) = create("raid5", &[a, b, c, "--lose", b]);
+    assert!(ok, "{said}");
+    let made: Value = serde_json::from_str(&said).unwrap();
+    let (ok, said) = create("raid1", &[a, b]);
+    assert!(!ok && said.contains("it is a member of array"), "{said}");
+    let serving = rig.start(&["r"]);
+    assert_eq!(rig.good()["uuid"], made["uuid"]);
+    write(&serving);
+    verify(&serving);
+    // What it uses is not taken from it.
+    let (ok, said) = create("raid1", &[a, b, "--lose", a, "--lose", b]);
+    assert!(!ok && said.contains("uses it as a disk"), "{said}");
+    serving.end();
+}
+
 #[test]
 fn the_memory_for_arrays_to_come_is_a_bound_that_is_told() {
     let mut rig = Rig::new(&FOUR);
