@@ -102,7 +102,8 @@ pub struct Machine {
     common: Option<Rc<Common>>,
     /// By floor: what the operator knows of a pool.
     ledgers: Vec<SharedLedger>,
-    /// A drive's controller may fail again from then on.
+    /// A drive's controller is to fail, and may again from then on.
+    fatal_due: bool,
     next_fatal: Time,
 }
 
@@ -146,6 +147,7 @@ impl Machine {
                 .iter()
                 .map(|_| SharedLedger::default())
                 .collect(),
+            fatal_due: false,
             next_fatal: Time(0),
             life: Life::Off(Time(0)),
             rng,
@@ -302,28 +304,39 @@ impl Machine {
         }
     }
 
-    /// A drive's controller reports a fatal status, or is pulled out. The floor that it is, if any.
-    pub fn disturb_drive(&mut self, pull: bool, now: Time) -> Option<usize> {
-        if !pull && now < self.next_fatal {
-            return None;
+    /// A drive's controller reports a fatal status, as soon as it has something to do.
+    pub fn fail_drive(&mut self) {
+        self.fatal_due = true;
+    }
+
+    fn fail_busy_drive(&mut self, now: Time) {
+        if !self.fatal_due || now < self.next_fatal {
+            return;
         }
+        let busy: Vec<_> = self.drives().filter(|drive| drive.pending() > 0).collect();
+        let chosen = now.0 as usize % busy.len().max(1);
+        let Some(drive) = busy.get(chosen) else {
+            return;
+        };
+        drive.fail_fatally();
+        self.note("has a drive that fails");
+        let sound = self.plan.floors.iter().all(FloorPlan::has_sound_drives);
+        self.fatal_due = false;
+        self.next_fatal = now.plus(match sound {
+            true => BETWEEN_FATAL_OF_SOUND,
+            false => BETWEEN_FATAL,
+        });
+    }
+
+    /// A drive is pulled out: the floor that it is, if any.
+    pub fn pull_drive(&mut self) -> Option<usize> {
         let floors = self.floors.iter().enumerate();
         let drives: Vec<_> = floors
             .filter_map(|(floor, bays)| Some((floor, bays.controller.clone()?)))
             .collect();
         let chosen = self.rng.below(drives.len().max(1) as u64) as usize;
         let (floor, drive) = drives.get(chosen)?;
-        match pull {
-            true => drive.unplug(),
-            false => {
-                let sound = self.plan.floors.iter().all(FloorPlan::has_sound_drives);
-                self.next_fatal = now.plus(match sound {
-                    true => BETWEEN_FATAL_OF_SOUND,
-                    false => BETWEEN_FATAL,
-                });
-                drive.fail_fatally();
-            }
-        }
+        drive.unplug();
         Some(*floor)
     }
 
@@ -335,6 +348,7 @@ impl Machine {
         if let Some(what) = self.findings.take() {
             return Err(format!("appliance {}: {what}", self.index));
         }
+        self.fail_busy_drive(now);
         match &self.life {
             Life::Booting(boot) => match boot.found() {
                 Some(found) => self.end_boot(found, now),
@@ -753,6 +767,7 @@ impl Machine {
     /// # Errors
     /// Says what the end of a target without its disk leaves behind.
     pub fn calm_down(&mut self, now: Time) -> Result<(), String> {
+        self.fatal_due = false;
         self.floors.iter().for_each(|bays| bays.calm_down());
         let stopped = self.process().is_some_and(Node::has_failed_store);
         let pulled = self.drives().any(|drive| !drive.is_present());

@@ -220,6 +220,10 @@ impl Plan {
         if rng.once_in(4) {
             mischief.retain(|kind| !kind.disturbs());
         }
+        // What is not durable is seen only where the power fails.
+        if rng.once_in(4) && !mischief.contains(&Mischief::PowerCut) {
+            mischief.push(Mischief::PowerCut);
+        }
         // A third of the worlds is calm, to see that nothing goes wrong by itself.
         if rng.once_in(3) {
             mischief.clear();
@@ -478,8 +482,10 @@ fn draw_workload(rng: &mut Rng, calm: bool) -> WorkloadPlan {
     let usual = [35, 29, 10, 6, 10, 5, 5, 0, 0, 0, 0];
     let duel = [8, 25, 5, 2, 55, 3, 2, 0, 0, 0, 0];
     let all = [20, 15, 8, 6, 10, 8, 8, 10, 8, 7, 0];
+    // Nobody makes anything durable: that is left to whoever has to.
+    let lazy = [20, 45, 0, 0, 10, 10, 10, 2, 3, 0, 0];
     let copies = [5, 15, 3, 2, 45, 3, 2, 3, 22, 0, 0];
-    let mut weights = pick(rng, &[usual, duel, copies, all, all]);
+    let mut weights = pick(rng, &[usual, duel, copies, all, all, lazy]);
     if rng.once_in(8) {
         weights[SPOIL] = 3;
     }

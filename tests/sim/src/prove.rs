@@ -16,17 +16,16 @@ fn seeds_max(fault: Fault) -> u64 {
         | Fault::CompletionLost
         | Fault::ScratchLeaked
         | Fault::FusedUnlocked
-        | Fault::CopyUngated
         | Fault::EdgeForgotten
         | Fault::QueuesOutliveReset
         | Fault::AckBeforeWrite => 40,
         Fault::FlushSkipped => 50,
-        Fault::WrongFlush | Fault::CacheOffIgnored => 70,
+        Fault::WrongFlush | Fault::CacheOffIgnored | Fault::CopyUngated => 70,
         Fault::ArrayJournalSkipped | Fault::ArrayJournalCached => 85,
         Fault::FusedLocksOneCore => 110,
         Fault::PoolSuperblockEarly | Fault::PoolDataUnflushed => 260,
-        Fault::FormerNotAwaited | Fault::DriverForgetsReset => 520,
-        Fault::ArrayUnmarksEarly => 800,
+        Fault::ArrayUnmarksEarly | Fault::DriverForgetsReset => 320,
+        Fault::FormerNotAwaited => 520,
         // Scripts, each cut after every change.
         Fault::PoolJournalCached => 3,
     }

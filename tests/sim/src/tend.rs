@@ -176,7 +176,10 @@ impl Tender {
                 let outcome = self.array.resync(Pace::default()).await;
                 self.note(|| format!("resync: {outcome:?}"));
                 equal = outcome.is_ok();
-                let lost = outcome == Err(DiskError::UnrecoveredRead.into());
+                let lost = matches!(
+                    outcome,
+                    Err(SweepError::Lost { .. } | SweepError::Disk(DiskError::UnrecoveredRead))
+                );
                 looked = equal || lost && self.may_lose();
                 self.store.ask_scrub();
             }

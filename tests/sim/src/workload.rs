@@ -59,14 +59,37 @@ enum Kind {
     Spoil,
 }
 
+impl Kind {
+    fn writes(self) -> bool {
+        !matches!(
+            self,
+            Self::Read | Self::Flush | Self::Compare | Self::Verify | Self::Spoil
+        )
+    }
+}
+
 /// One worker: one command after the other.
 pub async fn work(session: &Session, worker: usize, mut rng: Rng) {
+    let mut lost = None;
     for turn in 0..session.plan.commands {
         let Some(queue) = session.queue(worker + turn).await else {
             return;
         };
         session.fence();
-        if !command(session, &queue, &mut rng).await {
+        // Who has lost a write does it again, most likely.
+        let again = lost.take().filter(|_| !rng.once_in(3));
+        let (kind, blocks) = match again {
+            Some(blocks) => (Kind::Write { fua: false }, blocks),
+            None => choose(session, &mut rng),
+        };
+        let result = command(session, &queue, (kind, blocks)).await;
+        if let Err(error) = &result
+            && is_loss(error)
+            && kind.writes()
+        {
+            lost = Some(blocks);
+        }
+        if result.is_err() {
             session.reactor().sleep(AFTER_FAILURE).await;
         }
         if rng.once_in(4) {
@@ -170,9 +193,12 @@ fn check_lost(session: &Session, block: Blocks, ticket: Ticket, error: &Error) {
     }
 }
 
-/// Sends one command; false where it failed.
-async fn command(session: &Session, queue: &Queue, rng: &mut Rng) -> bool {
-    let (kind, blocks) = choose(session, rng);
+/// Sends one command.
+async fn command(
+    session: &Session,
+    queue: &Queue,
+    (kind, blocks): (Kind, Blocks),
+) -> Result<(), Error> {
     let what = format!("{kind:?} {blocks:?}");
     let (host, node) = (session.index, session.node);
     let number = session.common.begin_command(host, what.clone());
@@ -202,7 +228,6 @@ async fn command(session: &Session, queue: &Queue, rng: &mut Rng) -> bool {
     trace.note(words, || {
         format!("host {host} command {number} ends: {result:?}")
     });
-    let good = result.is_ok();
     // What was sent again belongs to another association.
     if is_answered(&result) && was_disabled && association == session.association() {
         session.common.fail(format!(
@@ -210,19 +235,19 @@ async fn command(session: &Session, queue: &Queue, rng: &mut Rng) -> bool {
         ));
     }
     let sized = check_size(session, kind, blocks, since, &result);
-    if let Err(error) = result {
+    if let Err(error) = &result {
         let compares = matches!(kind, Kind::CompareAndWrite | Kind::Compare);
-        let differs = compares && is_compare_failure(&error);
+        let differs = compares && is_compare_failure(error);
         let weak = || session.common.plan.weak_namespace(node);
         let place = (kind == Kind::Flush).then(weak).flatten();
         let place = place.or(Some((node, blocks.nsid)));
-        if !differs && !sized && may_not_happen(&session.common, place, &error) {
+        if !differs && !sized && may_not_happen(&session.common, place, error) {
             session.common.fail(format!(
                 "host {host} to appliance {node}, command {number}, {kind:?} {blocks:?}: {error}"
             ));
         }
     }
-    good
+    result
 }
 
 /// Whether a command failed, as it may, for want of blocks; one that succeeded had them.

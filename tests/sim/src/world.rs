@@ -553,7 +553,7 @@ impl World {
             }
             Mischief::MemberGone => machine.move_member(self.now),
             Mischief::Scrub => machine.scrub(),
-            Mischief::DriveFatal => drop(machine.disturb_drive(false, self.now)),
+            Mischief::DriveFatal => machine.fail_drive(),
             Mischief::DriveGone => self.pull_drive(index),
             Mischief::Kill if machine.is_on() => machine.kill(self.now)?,
             Mischief::PowerCut => self.cut_power(index)?,
@@ -569,7 +569,7 @@ impl World {
 
     /// A drive is pulled out, and loses its cache.
     fn pull_drive(&mut self, index: usize) {
-        let pulled = self.machines[index].disturb_drive(true, self.now);
+        let pulled = self.machines[index].pull_drive();
         let namespaces = self.common.plan.nodes[index].namespaces.iter();
         for (namespace, model) in namespaces.zip(&self.common.models[index]) {
             if Some(namespace.floor) == pulled {
