@@ -57,17 +57,21 @@ fn a_pool_of_100_tib_opens_in_seconds() {
         status.total_bytes
     );
     drop(node);
+    medium.count_reads();
     let clock = corebay_core::reactor::MachineClock::new();
     let node = Node::import(&medium).unwrap();
     let opened = clock.now();
+    let reads = medium.count_reads();
     let volume = node.open(node.pool.find(&format!("v{}", volumes - 1)).unwrap());
     let at = (volumes - 1) * 7919 % blocks;
     assert_eq!(node.tags(&volume, at, 1), [volumes]);
     println!(
-        "opened after {:?}, first read after {:?}",
-        opened,
+        "opened after {opened:?} and {reads} reads, first read after {:?}",
         clock.now()
     );
-    assert!(clock.now().0 < 5_000_000_000, "it took {:?}", clock.now());
+    // What it takes are reads; the time is the machine's, and bounded only so that it ends.
+    let reads_max = if is_long() { 1_500 } else { 240 };
+    assert!(reads < reads_max, "{reads} reads for {volumes} volumes");
+    assert!(clock.now().0 < 60_000_000_000, "it took {:?}", clock.now());
     node.checked();
 }
