@@ -30,6 +30,10 @@ impl Machine for LocalMachine {
         }
     }
 
+    fn first_core(&self) -> Option<u32> {
+        allowed_cores().first().copied()
+    }
+
     fn usable_cores(&self) -> String {
         in_ranges(&allowed_cores())
     }
@@ -220,6 +224,7 @@ mod tests {
     fn this_machine() {
         let machine = LocalMachine;
         let first = *allowed_cores().first().unwrap();
+        assert_eq!(machine.first_core(), Some(first));
         assert_eq!(machine.core(first), CoreState::Usable);
         assert_eq!(machine.core(8191), CoreState::Absent);
         assert!(!machine.usable_cores().is_empty());

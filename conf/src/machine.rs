@@ -17,6 +17,9 @@ pub trait Machine {
     /// Whether a reactor can be pinned to this CPU.
     fn core(&self, core: u32) -> CoreState;
 
+    /// The first CPU that a reactor can be pinned to; `None` where that cannot be found out.
+    fn first_core(&self) -> Option<u32>;
+
     /// The CPUs that a reactor can be pinned to, as in "0-3,8", for a message.
     fn usable_cores(&self) -> String;
 

@@ -42,6 +42,17 @@ fn line_ends_of_other_systems() {
 }
 
 #[test]
+fn the_first_core_is_one_that_the_process_may_use() {
+    let text = std::fs::read_to_string(folder().join("minimal.toml")).unwrap();
+    let mut machine = FakeMachine::large();
+    machine.first_core = 5;
+    let (appliance, _) = parse(&text, "minimal.toml", &machine).unwrap();
+    assert_eq!(appliance.reactor().cores, [5]);
+    let named = format!("{text}\n[reactor]\ncores = [0]\n");
+    assert!(parse(&named, "minimal.toml", &machine).is_err());
+}
+
+#[test]
 fn minimal() {
     let appliance = example("minimal.toml");
     assert_eq!(appliance.data_dir(), Path::new("./corebay-data"));

@@ -22,7 +22,7 @@ use corebay_nvme::spec::command::admin;
 use corebay_raid::superblock::SUPERBLOCK_BYTES;
 use harness::wire::Payload;
 use serde_json::{Value, json};
-use serving::{PATIENCE, PROGRAM, Serving, free_port, refused, text};
+use serving::{PATIENCE, PROGRAM, Serving, cores, free_port, refused, text};
 
 /// A folder with a configuration of free disks, of which arrays are made over the control socket.
 struct Rig {
@@ -30,7 +30,8 @@ struct Rig {
     port: u16,
     /// Name and MiB.
     disks: Vec<(&'static str, u64)>,
-    cores: &'static str,
+    /// How many, where there are as many.
+    cores: usize,
     /// Anything else that the configuration says.
     more: String,
 }
@@ -43,7 +44,7 @@ impl Rig {
             folder: tempfile::tempdir().unwrap(),
             port: free_port(),
             disks: disks.to_vec(),
-            cores: "[0]",
+            cores: 1,
             more: String::new(),
         }
     }
@@ -69,7 +70,7 @@ impl Rig {
             self.port
         );
         if !self.more.contains("[reactor]") {
-            toml += &format!("[reactor]\ncores = {}\n", self.cores);
+            toml += &format!("[reactor]\ncores = {}\n", cores(self.cores));
         }
         toml += &self.more;
         for (name, mib) in &self.disks {
@@ -392,7 +393,8 @@ fn an_array_is_made_without_an_appliance_and_found_by_one() {
 #[test]
 fn the_memory_for_arrays_to_come_is_a_bound_that_is_told() {
     let mut rig = Rig::new(&FOUR);
-    rig.more = "[reactor]\ncores = [0]\nmemory = \"64MiB\"\narray_memory = \"4MiB\"\n".into();
+    let memory = "memory = \"64MiB\"\narray_memory = \"4MiB\"";
+    rig.more = format!("[reactor]\ncores = {}\n{memory}\n", cores(1));
     let serving = rig.start(&[]);
     rig.array(&["create", "one", "--level", "raid1", "a"]);
     rig.array(&["create", "two", "--level", "raid1", "b"]);
@@ -637,8 +639,7 @@ fn every_level_serves_several_cores_without_the_members_it_can_do_without() {
         (&["ec", "--data", "3", "--parity", "3"], 6, 2),
     ] {
         let mut rig = Rig::new(&disks);
-        let usable = corebay_cores();
-        rig.cores = if usable > 1 { "[0, 1]" } else { "[0]" };
+        rig.cores = 2;
         let mut serving = rig.start(&[]);
         let create = [&["create", "r", "--level"], level, &names[..members]].concat();
         rig.array(&create);
@@ -667,10 +668,6 @@ fn every_level_serves_several_cores_without_the_members_it_can_do_without() {
         two(&["--rw", "read"]);
         serving.end();
     }
-}
-
-fn corebay_cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 #[test]

@@ -21,7 +21,7 @@ mod serving;
 use corebay_nvme::spec::command::admin;
 use harness::wire::{Connection, Payload};
 use serde_json::{Value, json};
-use serving::{PROGRAM, Serving, free_port, text};
+use serving::{PROGRAM, Serving, cores, free_port, text};
 use tempfile::TempDir;
 
 /// A running appliance, and the way to its control socket.
@@ -106,12 +106,9 @@ impl Appliance {
 /// there are two.
 fn configured(pool: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let cores = match std::thread::available_parallelism() {
-        Ok(count) if count.get() > 1 => "0, 1",
-        _ => "0",
-    };
+    let cores = cores(2);
     let file = format!(
-        "data_dir = \"{}\"\n[reactor]\ncores = [{cores}]\nmemory = \"256MiB\"\n[[listener]]\n\
+        "data_dir = \"{}\"\n[reactor]\ncores = {cores}\nmemory = \"256MiB\"\n[[listener]]\n\
          address = \"127.0.0.1:{}\"\n\
          [[disk]]\nname = \"a\"\nram = {{ size = \"24MiB\" }}\n\
          [[disk]]\nname = \"b\"\nram = {{ size = \"24MiB\" }}\n{pool}",
@@ -315,7 +312,7 @@ fn a_first_start_that_was_cut_off_is_begun_again() {
     fs::File::create(&file).unwrap().set_len(64 << 20).unwrap();
     // A pool of this appliance that was made, and opened again, and never had a volume.
     let config = folder.path().join("corebay.toml");
-    let cores = "[reactor]\ncores = [0]\nmemory = \"256MiB\"\n";
+    let cores = format!("[reactor]\ncores = {}\nmemory = \"256MiB\"\n", cores(1));
     let disk = format!(
         "[[disk]]\nname = \"d\"\nfile = {{ path = \"{}\" }}\n",
         text(&file)

@@ -74,8 +74,12 @@ fn reactor(raw: &RawReactor, machine: &dyn Machine, sink: &mut Sink) -> Reactor 
         sink.push(draft.at(core.span, "").help(help));
     }
     memory(raw, machine, sink);
+    let cores = match raw.cores.is_empty() {
+        true => vec![machine.first_core().unwrap_or(0)],
+        false => raw.cores.iter().map(|core| core.value).collect(),
+    };
     Reactor {
-        cores: raw.cores.iter().map(|core| core.value).collect(),
+        cores,
         memory: raw.memory.value,
         array_memory: array_memory(raw, sink),
         hugepages: raw.hugepages,

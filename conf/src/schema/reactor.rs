@@ -19,6 +19,7 @@ const CORE_MAX: u64 = 8191;
 
 /// `[reactor]` by itself.
 pub(crate) struct RawReactor {
+    /// Empty where nothing is said of them: the first that the process may use.
     pub(crate) cores: Vec<At<u32>>,
     pub(crate) memory: At<Size>,
     /// A part of the memory that is for arrays to come.
@@ -30,7 +31,7 @@ pub(crate) struct RawReactor {
 impl Default for RawReactor {
     fn default() -> RawReactor {
         RawReactor {
-            cores: vec![At::default(0)],
+            cores: Vec::new(),
             memory: At::default(MEMORY_DEFAULT),
             array_memory: None,
             hugepages: Hugepages::Auto,
@@ -69,8 +70,7 @@ pub(crate) fn read(section: Option<Section<'_, '_>>) -> RawReactor {
 
 fn cores(section: &mut Section<'_, '_>) -> Vec<At<u32>> {
     let list = match section.list("cores", "a list of CPU numbers, as in [0, 1]") {
-        Field::Absent => return RawReactor::default().cores,
-        Field::Wrong => return Vec::new(),
+        Field::Absent | Field::Wrong => return Vec::new(),
         Field::Given(list) => list,
     };
     if list.value.is_empty() {

@@ -299,6 +299,10 @@ impl Machine for Kept {
         FakeMachine::new().core(core)
     }
 
+    fn first_core(&self) -> Option<u32> {
+        FakeMachine::new().first_core()
+    }
+
     fn usable_cores(&self) -> String {
         FakeMachine::new().usable_cores()
     }

@@ -10,6 +10,8 @@ use corebay_conf::machine::{AddressState, CoreState, FileIdentity, PathState};
 
 pub struct FakeMachine {
     pub cores: u32,
+    /// Those before it are of others'.
+    pub first_core: u32,
     pub memory_bytes: u64,
     pub paths: BTreeMap<PathBuf, PathState>,
     pub addresses: Vec<IpAddr>,
@@ -20,6 +22,7 @@ impl FakeMachine {
     pub fn new() -> FakeMachine {
         let mut machine = FakeMachine {
             cores: 4,
+            first_core: 0,
             memory_bytes: 8 << 30,
             paths: BTreeMap::new(),
             addresses: ["0.0.0.0", "::", "127.0.0.1", "::1", "10.0.0.10"]
@@ -94,17 +97,19 @@ impl Machine for FakeMachine {
     fn core(&self, core: u32) -> CoreState {
         match core {
             3 if self.cores == 4 => CoreState::NotAllowed,
+            core if core < self.first_core => CoreState::NotAllowed,
             core if core < self.cores => CoreState::Usable,
             _ => CoreState::Absent,
         }
     }
 
+    fn first_core(&self) -> Option<u32> {
+        Some(self.first_core)
+    }
+
     fn usable_cores(&self) -> String {
-        if self.cores == 4 {
-            "0-2".to_owned()
-        } else {
-            format!("0-{}", self.cores - 1)
-        }
+        let last = if self.cores == 4 { 2 } else { self.cores - 1 };
+        format!("{}-{last}", self.first_core)
     }
 
     fn path(&self, path: &Path) -> PathState {

@@ -225,6 +225,10 @@ impl Machine for ThisMachine {
         LocalMachine.core(core)
     }
 
+    fn first_core(&self) -> Option<u32> {
+        LocalMachine.first_core()
+    }
+
     fn usable_cores(&self) -> String {
         LocalMachine.usable_cores()
     }

@@ -59,8 +59,8 @@ pub struct Args {
         value_parser = listen_address
     )]
     discovery: Vec<SocketAddr>,
-    /// The CPUs to poll on, one reactor each
-    #[arg(long, value_name = "CPU", default_value = "0", value_delimiter = ',')]
+    /// The CPUs to poll on, one reactor each [default: the first that it may use]
+    #[arg(long, value_name = "CPU", value_delimiter = ',')]
     cores: Vec<u32>,
     /// A disk, which becomes the next namespace; repeatable: file:PATH[,size=1GiB], ram:1GiB,
     /// null:1TiB or /dev/..., each with ,block=512|4096

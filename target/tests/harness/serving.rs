@@ -213,6 +213,17 @@ pub fn refused(arguments: &[&str]) -> String {
     String::from_utf8(stderr).unwrap()
 }
 
+/// The first CPUs that this process may use, at most `count`, as a configuration lists them.
+pub fn cores(count: usize) -> String {
+    let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+    let all = 0..rustix::thread::CpuSet::MAX_CPU;
+    let first: Vec<_> = all
+        .filter(|core| allowed.is_set(*core))
+        .take(count)
+        .collect();
+    format!("{first:?}")
+}
+
 /// A port that nobody listens on, nor gets by chance: it lies below those that the system gives to who
 /// asks for any, so that it is still free where a test starts its appliance again.
 pub fn free_port() -> u16 {
