@@ -83,13 +83,19 @@ impl<N: Network> Controller<N> {
             let bytes = count * RECORD_BYTES;
             let page = self
                 .log_page(lid::DISCOVERY, 0, RECORD_BYTES, bytes)
-                .await?;
+                .await;
             let after = self.discovery_header().await?;
             if after.genctr == header.genctr && after.numrec == header.numrec {
                 return Ok(DiscoveryLog {
                     generation: header.genctr.get(),
-                    records: records(&page),
+                    records: records(&page?),
                 });
+            }
+            // Beyond the end of a log that has become shorter there is nothing to read.
+            if let Err(error) = page
+                && !matches!(error, Error::Status(_))
+            {
+                return Err(error);
             }
             header = after;
         }
