@@ -352,6 +352,25 @@ fn a_discovery_log_that_changes_is_read_again() {
 }
 
 #[test]
+fn a_discovery_log_that_becomes_shorter_is_read_again() {
+    let mut world = World::new(9, Manner::default());
+    let mut reads = 0;
+    world.target.log = Some(Box::new(move |page| {
+        reads += 1;
+        let (generation, records) = if reads == 1 { (1, 9) } else { (2, 0) };
+        let bytes = discovery_page(generation, records, "nqn.2024-01.example:a");
+        let at = page.offset as usize;
+        let mut out = bytes.get(at..).unwrap_or_default().to_vec();
+        if at < bytes.len() {
+            out.resize(page.bytes() as usize, 0);
+        }
+        out
+    }));
+    let log = read_discovery(&mut world).unwrap();
+    assert_eq!((log.generation, log.records.len()), (2, 0));
+}
+
+#[test]
 fn a_discovery_log_without_end_is_an_error() {
     for records in [1 << 20, u64::MAX] {
         let mut world = World::new(10, Manner::default());

@@ -116,7 +116,7 @@ pub struct FakeTarget {
     pub keep_alives: u64,
     pub shut_down: bool,
     pub connects: u64,
-    /// Overrides the answer to Get Log Page.
+    /// Overrides the answer to Get Log Page; nothing is Invalid Field.
     pub log: Option<Box<dyn FnMut(admin::GetLogPage) -> Vec<u8>>>,
     cc: Cc,
 }
@@ -262,7 +262,12 @@ impl FakeTarget {
             admin::GET_LOG_PAGE => {
                 let page = admin::GetLogPage::from(sqe);
                 match &mut self.log {
-                    Some(log) => (log(page), ok),
+                    Some(log) => match log(page) {
+                        beyond if beyond.is_empty() => {
+                            (none, ok.with_status(Status::INVALID_FIELD))
+                        }
+                        page => (page, ok),
+                    },
                     None => (vec![0; page.bytes() as usize], ok),
                 }
             }
