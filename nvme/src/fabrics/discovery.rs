@@ -81,9 +81,7 @@ impl<N: Network> Controller<N> {
                 ));
             }
             let bytes = count * RECORD_BYTES;
-            let page = self
-                .log_page(lid::DISCOVERY, 0, RECORD_BYTES, bytes)
-                .await;
+            let page = self.log_page(lid::DISCOVERY, 0, RECORD_BYTES, bytes).await;
             let after = self.discovery_header().await?;
             if after.genctr == header.genctr && after.numrec == header.numrec {
                 return Ok(DiscoveryLog {
