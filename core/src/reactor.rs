@@ -152,12 +152,8 @@ impl Reactor {
         self.inner.timers.at(deadline)
     }
 
-    /// Adds a source, to be polled from the next turn on. With it those go that are over. Once the reactor is
-    /// torn down, it is dropped.
+    /// Adds a source, to be polled from the next turn on. With it those go that are over.
     pub fn add_source(&self, source: Rc<dyn PollSource>) {
-        if self.inner.over.get() {
-            return;
-        }
         self.inner.sources.borrow_mut().push(source);
         self.inner.added.set(true);
     }
@@ -220,6 +216,12 @@ impl Reactor {
     #[must_use]
     pub fn counters(&self) -> ReactorCounters {
         self.inner.counters.get()
+    }
+
+    /// Whether it is being torn down, or was: nobody may poll what is added.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.inner.over.get()
     }
 
     /// Drops all tasks and sources, so that what they refer to (this reactor too) is freed.

@@ -44,10 +44,11 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// What was read counts.
+    /// What was read counts. Where the member failed meanwhile, its role may have had another disk by then.
     pub(crate) fn counts(&self, shared: &Shared, piece: &Band) -> bool {
         let seen = self.seen;
         seen.is_none_or(|seen| shared.changes.look(piece.stripe) == seen)
+            && (shared.is_whole() || shared.is_good(self.role, piece.stripe))
     }
 }
 
@@ -200,6 +201,9 @@ async fn recover_mirrored<D: Disk>(
         fan.add(role, core.transfer(role, at, || read).await);
         let ends = fan.land(core).await;
         if ends.unreadable.is_empty() && ends.failed.is_empty() {
+            if !shared.is_good(role, piece.stripe) {
+                continue;
+            }
             if !unreadable.is_empty() {
                 Tally::count(&shared.tally.reconstructed);
                 rewrite(core, piece, rows, unreadable, &into).await;
@@ -259,7 +263,8 @@ async fn recover_by_parity<D: Disk>(
         let read = Transfer::Read(into.clone());
         fan.add(role, core.transfer(role, at, || read).await);
         let ends = fan.land(core).await;
-        if ends.unreadable.is_empty() && ends.failed.is_empty() {
+        let is_read = ends.unreadable.is_empty() && ends.failed.is_empty();
+        if is_read && shared.is_good(role, piece.stripe) {
             return Ok(());
         }
         if into.iter().any(Buffer::is_used) {
@@ -304,7 +309,10 @@ async fn recover_by_parity<D: Disk>(
     }
 }
 
-/// Reads strips by index, each into its buffer; those that could not be read.
+/// Reads strips by index, each into its buffer; those that could not be read. With the stripe locked.
+///
+/// A member that failed meanwhile counts as one that could not be read, whatever came: its role may have
+/// another disk by now, which has nothing of the stripe yet.
 pub(crate) async fn gather<D: Disk>(
     core: &Core<D>,
     stripe: u64,
@@ -323,7 +331,9 @@ pub(crate) async fn gather<D: Disk>(
     let ends = fan.land(core).await;
     let _ = core.fail_all(ends.failed).await;
     let failed = ends.failed.union(ends.unreadable).iter();
-    failed.map(|role| geometry.index_of(stripe, role)).collect()
+    let failed: Set = failed.map(|role| geometry.index_of(stripe, role)).collect();
+    let read: Set = indices.iter().copied().collect();
+    failed.union(Set(read.0 & core.shared.absent(stripe).0))
 }
 
 /// Makes the lost strip that comes at `number` in the plan.

@@ -570,7 +570,7 @@ impl Strays {
     /// may go on with the array.
     pub(crate) fn outlive(&self, shared: &Arc<Shared>, reactor: &Reactor) {
         let left = self.0.take();
-        if !left.is_empty() {
+        if !left.is_empty() && !reactor.is_over() {
             reactor.add_source(Rc::new(LeftOver {
                 strays: Self(RefCell::new(left)),
                 shared: Arc::downgrade(shared),

@@ -356,7 +356,14 @@ async fn gather<D: Disk>(
         let into = one(scratch[place(held, data, parity, index)].clone());
         fan.add(role, core.transfer(role, at, || Transfer::Read(into)).await);
     }
-    fan.land(core).await
+    let mut ends = fan.land(core).await;
+    // A role that failed meanwhile may have another disk by now, which has nothing of the stripe yet.
+    let gone = Set(reads.0 & core.shared.absent(piece.stripe).0);
+    let gone = gone
+        .iter()
+        .map(|index| geometry.role_of(piece.stripe, index));
+    ends.unreadable = ends.unreadable.union(gone.collect());
+    ends
 }
 
 /// Makes the new parity of what was gathered.
