@@ -262,17 +262,7 @@ async fn write_piece<D: Disk>(core: &Core<D>, piece: &Piece<'_>) -> Outcome {
     outcome
 }
 
-/// Whether this is one row of blocks that a crash may have torn on several members, without a journal that
-/// has them. A write of others than these does not depend on them.
-fn is_torn_row<D: Disk>(core: &Core<D>, piece: &Piece<'_>) -> bool {
-    let (shared, geometry) = (&core.shared, core.shared.geometry);
-    let region = shared.dirty.region_of(piece.stripe);
-    let is_row = (piece.rows.end - piece.rows.start) as usize == geometry.block_size().bytes();
-    is_row && !geometry.is_journaled() && shared.dirty.unequal.get(region)
-}
-
-/// Makes the new parity in the first buffers of `scratch`; the strips that are absent, and parity where it
-/// cannot be made.
+/// Makes the new parity in the first buffers of `scratch`; the strips that are absent.
 async fn make_parity<D: Disk>(
     core: &Core<D>,
     piece: &Piece<'_>,
@@ -287,10 +277,6 @@ async fn make_parity<D: Disk>(
         absent = absent.union(shared.absent(stripe));
         let lost = absent.union(unreadable);
         let Some(method) = choose(data, parity, piece.touched, absent, lost) else {
-            if is_torn_row(core, piece) && absent.len() <= parity {
-                // Parity is of no use to this row until all its lost blocks have been written.
-                return absent.union(Set::first(data + parity).without(Set::first(data)));
-            }
             *outcome = Err(match absent.len() > parity {
                 true => DiskError::WriteFault,
                 false => DiskError::UnrecoveredRead,

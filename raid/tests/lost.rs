@@ -3,12 +3,12 @@
 use std::{cell::RefCell, pin::Pin, rc::Rc, time::Duration};
 
 use corebay_core::{
-    disk::{Disk, DiskError, Durability},
+    disk::{Disk, Durability},
     rng::Rng,
     units::{BlockSize, Lba},
 };
 use corebay_raid::{
-    geometry::{Consistency, Level, Wish},
+    geometry::Level,
     sweep::{Pace, SweepError},
     within,
 };
@@ -151,69 +151,5 @@ fn a_role_that_fails_amid_a_lost_stripe_is_rebuilt_by_its_next_member() {
         let stepped = Err(SweepError::Lost { stripe: lost });
         let good = (Some(stepped), Some(Ok(())), Some(Ok(())));
         assert_eq!(outcome, Some(good), "after {after} turns");
-    }
-}
-
-/// Without a journal, a crash may tear blocks of several members in one row. A write of another block there
-/// needs none of them; once all are written, the row has its parity again.
-#[test]
-fn a_row_with_torn_blocks_is_written_where_there_is_no_journal() {
-    let wish = Wish {
-        consistency: Consistency::DirtyRegions,
-        ..small(Level::Raid5, 4, BlockSize::B512)
-    };
-    let mut rig = Rig::new(wish, false);
-    let array = rig.all();
-    rig.work(&array, 40);
-    drop(array);
-    let geometry = rig.machine.geometry;
-    let at = geometry.row_lba(0, 0).0;
-    let spoil = |rig: &Rig, strip: usize| {
-        let member = geometry.role_of(0, strip);
-        rig.machine.media[member].borrow_mut().bad.insert(at);
-    };
-    spoil(&rig, 0);
-    spoil(&rig, 1);
-    let array = rig.all();
-    let lba = |strip: usize| {
-        geometry
-            .block_size()
-            .blocks_in(geometry.array_offset(0, strip, 0))
-    };
-    let read = |strip: usize| {
-        let (array, pool, lba) = (array.clone(), rig.bench.pool.clone(), Lba(lba(strip)));
-        let read = rig.bench.run(async move {
-            let into = pool.allocate(512).await;
-            array.read(lba, std::slice::from_ref(&into)).await?;
-            Ok::<u8, DiskError>(into.bytes()[0])
-        });
-        read.unwrap()
-    };
-    write_all(&rig, &array, lba(2), 1);
-    assert!(read(2).is_ok());
-    assert_eq!(
-        (read(0), read(1)),
-        (
-            Err(DiskError::UnrecoveredRead),
-            Err(DiskError::UnrecoveredRead)
-        )
-    );
-    let resync = || {
-        let array = array.clone();
-        let resync = async move { array.resync(Pace::default()).await };
-        rig.bench.run(resync).unwrap()
-    };
-    assert_eq!(resync(), Err(SweepError::Lost { stripe: 0 }));
-    write_all(&rig, &array, lba(0), 1);
-    write_all(&rig, &array, lba(1), 1);
-    assert_eq!(resync(), Ok(()));
-    let there = [read(0), read(1), read(2)];
-    for (strip, content) in there.into_iter().enumerate() {
-        spoil(&rig, strip);
-        assert_eq!(
-            (read(strip), content.is_ok()),
-            (content, true),
-            "made of the others"
-        );
     }
 }
