@@ -357,25 +357,14 @@ mod tests {
 
     use arrayvec::ArrayVec;
     use corebay_conformance::TestCore;
-    use corebay_core::{rng::Rng, units::BlockSize};
+    use corebay_core::rng::Rng;
 
     use super::*;
-    use crate::{format::Layout, state::extents::Attempt};
+    use crate::state::extents::Attempt;
 
     const PER_EXTENT: u64 = BLOCKS_PER_EXTENT as u64;
     const LEAVES: u64 = 3;
     const BLOCKS: u64 = LEAVES * 64 * PER_EXTENT;
-
-    fn empty() -> State {
-        let layout = Layout {
-            block_size: BlockSize::B4096,
-            disk_blocks: BlockSize::B4096.blocks_in(8 << 30),
-            root_bytes: 64 << 10,
-            journal_bytes: 128 << 10,
-            journal: crate::format::JournalPlace::Disk,
-        };
-        State::new(layout, [1; 16], "pool".to_owned())
-    }
 
     fn next_map(state: &mut State, volume: u32, rng: &mut Rng) -> Option<Record> {
         // Few of each leaf's.
@@ -470,7 +459,7 @@ mod tests {
 
     /// What a walk finds in a pool that changes all the time; `spoil` makes something wrong before it.
     fn problems(seed: u64, spoil: impl Fn(&mut State)) -> CheckReport {
-        let (mut state, mut report) = (empty(), CheckReport::default());
+        let (mut state, mut report) = (State::of_8_gib(), CheckReport::default());
         let (mut rng, mut last) = (Rng::from_seed(seed), 0);
         for _ in 0..150 {
             change(&mut state, None, &mut last, &mut rng);

@@ -28,8 +28,9 @@
 
 //! Invariants of in-capsule data: at least half of the pool is for complete commands, which wait for
 //! disks, and for the limits of what they go to. Of that a host takes a block only if what it then holds
-//! was free, as of payload, but for one of each admin queue, which keeps its controllers alive; and of the last [`IN_CAPSULE_PART`]th hosts with commands that wait for a limit
-//! take one block each: however many such there are, they leave room for others. Capsules whose data are
+//! was free, as of payload, but for one of each admin queue, which keeps its controllers alive; and of the
+//! last [`IN_CAPSULE_PART`]th hosts with commands that wait for a limit take one block each: however many
+//! such there are, they leave room for others. Capsules whose data are
 //! still arriving hold at most a quarter ([`Memory::begin_capsule`]; beyond it they arrive in their connection's staging buffer, and take a
 //! block once they are complete, [`Memory::complete_capsule`]); fused commands, whose first half may
 //! wait for its second, at most another ([`Memory::fused_max`]). Complete capsules that find no block

@@ -294,6 +294,22 @@ impl State {
 }
 
 #[cfg(test)]
+impl State {
+    /// A new pool on a disk of 8 GiB.
+    pub(crate) fn of_8_gib() -> Self {
+        let block_size = corebay_core::units::BlockSize::B4096;
+        let layout = Layout {
+            block_size,
+            disk_blocks: block_size.blocks_in(8 << 30),
+            root_bytes: 64 << 10,
+            journal_bytes: 128 << 10,
+            journal: crate::format::JournalPlace::Disk,
+        };
+        Self::new(layout, [1; 16], "pool".to_owned())
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use corebay_core::units::BlockSize;
 

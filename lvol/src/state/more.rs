@@ -161,20 +161,13 @@ impl State {
 #[cfg(test)]
 mod tests {
     use arrayvec::ArrayVec;
-    use corebay_core::{rng::Rng, units::BlockSize};
+    use corebay_core::rng::Rng;
 
     use super::*;
-    use crate::{format::Layout, state::extents::Attempt};
+    use crate::state::extents::Attempt;
 
     fn empty() -> State {
-        let layout = Layout {
-            block_size: BlockSize::B4096,
-            disk_blocks: BlockSize::B4096.blocks_in(8 << 30),
-            root_bytes: 64 << 10,
-            journal_bytes: 128 << 10,
-            journal: crate::format::JournalPlace::Disk,
-        };
-        let mut state = State::new(layout, [1; 16], "pool".to_owned());
+        let mut state = State::of_8_gib();
         let create = Record::Create {
             volume: 1,
             blocks: 80 * 256 - 3,

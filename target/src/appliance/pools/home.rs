@@ -212,15 +212,22 @@ impl Home {
     ) -> Result<Result<CheckReport, PoolError>, RpcError> {
         let floor = self.core.environment.open_pool_disk(&opening.medium);
         let floor = floor.map_err(|error| RpcError::refused(error.to_string()))?;
-        let memory = self.memory.borrow_mut().pop();
-        let memory = memory.ok_or_else(|| RpcError::refused("there is no memory for it now"))?;
+        let check = async |context: &PoolContext| corebay_lvol::check(context, floor).await;
+        let checked = self.with_memory(check).await;
+        checked.ok_or_else(no_memory)
+    }
+
+    /// Works on a pool that is not open, with the memory of one that may still be opened; `None` where
+    /// there is none.
+    pub async fn with_memory<T>(&self, work: impl AsyncFnOnce(&PoolContext) -> T) -> Option<T> {
+        let memory = self.memory.borrow_mut().pop()?;
         let context = PoolContext {
             reactor: self.core.reactor.clone(),
             buffers: memory.clone(),
         };
-        let checked = corebay_lvol::check(&context, floor).await;
+        let done = work(&context).await;
         self.memory.borrow_mut().push(memory);
-        Ok(checked)
+        Some(done)
     }
 
     /// Opens a pool, or makes it where that is asked and its disk is blank.
@@ -263,17 +270,11 @@ impl Home {
 
     /// What is told of the pool on a disk, if one is. Nothing is written.
     pub async fn label(&self, opening: &Opening) -> Option<PoolLabel> {
-        let memory = self.memory.borrow_mut().pop()?;
-        let context = PoolContext {
-            reactor: self.core.reactor.clone(),
-            buffers: memory.clone(),
+        let look = async |context: &PoolContext| {
+            let floor = self.core.environment.open_floor(&opening.medium).ok()?;
+            corebay_lvol::probe(context, floor).await.ok()
         };
-        let found = match self.core.environment.open_floor(&opening.medium) {
-            Ok(floor) => corebay_lvol::probe(&context, floor).await.ok(),
-            Err(_) => None,
-        };
-        self.memory.borrow_mut().push(memory);
-        found
+        self.with_memory(look).await?
     }
 
     /// Whether this appliance has the pool.
@@ -548,4 +549,9 @@ pub fn refresh(live: &Live, id: VolumeId, record: &VolumeRecord, pool: &OpenPool
     live.thin.store(space.thin, Ordering::Relaxed);
     let read_only = record.read_only || record.kind == Kind::Snapshot;
     live.read_only.store(read_only, Ordering::Relaxed);
+}
+
+/// There is none for a pool that is only worked on.
+pub fn no_memory() -> RpcError {
+    RpcError::refused("there is no memory for it now")
 }

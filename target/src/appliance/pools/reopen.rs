@@ -25,7 +25,7 @@ use tracing::{info, warn};
 use super::{
     BUSY_STEP, KnownPool, Opening,
     exports::Attached,
-    home::{Home, OpenPool},
+    home::{Home, OpenPool, no_memory},
     orders::PoolDestroy,
 };
 use crate::appliance::{
@@ -121,19 +121,14 @@ impl Home {
         }
         let floor = self.core.environment.open_pool_disk(&opening.medium);
         let floor = floor.map_err(|error| refused(&error.to_string()))?;
-        let memory = self.memory.borrow_mut().pop();
-        let memory = memory.ok_or_else(|| RpcError::refused("there is no memory for it now"))?;
-        let context = PoolContext {
-            reactor: self.core.reactor.clone(),
-            buffers: memory.clone(),
-        };
         let ours = ImportOptions {
             owner: Some(self.owner.clone()),
             force: false,
         };
-        let destroyed = corebay_lvol::destroy::<Floor>(&context, floor, &of.pool, &ours).await;
-        self.memory.borrow_mut().push(memory);
-        match destroyed {
+        let destroy = async |context: &PoolContext| {
+            corebay_lvol::destroy::<Floor>(context, floor, &of.pool, &ours).await
+        };
+        match self.with_memory(destroy).await.ok_or_else(no_memory)? {
             Ok(()) | Err(PoolError::NotAPool) => {}
             Err(error) => return Err(refused(&error.to_string())),
         }

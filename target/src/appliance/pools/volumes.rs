@@ -386,16 +386,18 @@ impl Home {
     async fn release_pool(&self, name: &str, deadline: Time) -> Outcome {
         let pool = match self.pool(name) {
             Ok(pool) => pool,
-            // What could not be opened was not released either: nothing of it is changed.
-            Err(why) if self.is_known(name) => {
-                self.forget_closed(name, why)?;
+            Err(why) => {
+                let state = match self.is_known(name) {
+                    // What could not be opened was not released either: nothing of it is changed.
+                    true => {
+                        self.forget_closed(name, why)?;
+                        "forgotten"
+                    }
+                    // It was released before, or never there.
+                    false => "released",
+                };
                 self.keep_added().await?;
-                return Ok(json!({ "pool": name, "state": "forgotten" }));
-            }
-            // It was released before, or never there.
-            Err(_) => {
-                self.keep_added().await?;
-                return Ok(json!({ "pool": name, "state": "released" }));
+                return Ok(json!({ "pool": name, "state": state }));
             }
         };
         self.refuse_at_work(&pool, None)?;
@@ -411,13 +413,11 @@ impl Home {
     async fn destroy_pool(&self, of: &PoolDestroy, deadline: Time) -> Outcome {
         let pool = match self.pool(&of.pool) {
             Ok(pool) => pool,
-            Err(why) if self.is_known(&of.pool) => {
-                self.destroy_closed(of, why).await?;
-                self.keep_added().await?;
-                return Ok(json!({ "pool": of.pool, "state": "destroyed" }));
-            }
-            // It was destroyed before, or never there.
-            Err(_) => {
+            Err(why) => {
+                // Else it was destroyed before, or never there.
+                if self.is_known(&of.pool) {
+                    self.destroy_closed(of, why).await?;
+                }
                 self.keep_added().await?;
                 return Ok(json!({ "pool": of.pool, "state": "destroyed" }));
             }
