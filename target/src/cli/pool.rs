@@ -71,12 +71,13 @@ enum Action {
         /// Its name from then on
         name: String,
     },
-    /// Release a pool, so that another machine may import it; hosts lose its volumes
+    /// Release a pool, so that another machine may import it; hosts lose its volumes. One that is not
+    /// available is forgotten
     Export {
         /// The pool
         pool: String,
     },
-    /// Destroy a pool, with all that is in it
+    /// Destroy a pool, with all that is in it; also one that cannot be opened
     Destroy {
         /// The pool
         pool: String,
