@@ -172,15 +172,19 @@ impl Guest {
         self.run("exec dmesg --read-clear")
     }
 
-    /// How the emulator failed the guest, if it did: its kernel fell over a patched instruction, or QEMU
-    /// itself crashed. No program in the guest does either.
-    pub fn fell_to_the_emulator(&mut self) -> Option<&'static str> {
-        if panicked_while_patching(self.folder.path()) {
-            return Some("the emulated kernel panicked (int3 oops)");
+    /// How the guest itself fell, if it did: its kernel panicked, or QEMU crashed. Nothing that a target
+    /// answers and nothing that a program in the guest does may bring either down, and whatever does so
+    /// does it again.
+    pub fn fell(&mut self) -> Option<String> {
+        if let Some(line) = panic_line(self.folder.path()) {
+            let console = process::tail(&console_text(self.folder.path()), 60);
+            return Some(format!(
+                "the guest's kernel panicked ({line}):\n{console}\n"
+            ));
         }
         // Its end is seen late where a core is written.
         let crashed = !self.answers() && self.qemu.crashed(Duration::from_secs(20));
-        crashed.then_some("QEMU crashed")
+        crashed.then(|| "QEMU crashed".to_owned())
     }
 
     /// The last lines on the guest's console.
@@ -207,13 +211,6 @@ impl From<std::io::Error> for Boot {
     fn from(error: std::io::Error) -> Boot {
         Boot::Failed(error.into())
     }
-}
-
-/// Whether the kernel panicked over an instruction that it was just patching (an `int3` oops), as when a
-/// tracepoint is switched on: emulated processors do not always see the new one at once.
-fn panicked_while_patching(folder: &Path) -> bool {
-    let text = console_text(folder);
-    text.contains("Oops: int3") && text.contains("Kernel panic")
 }
 
 /// The line of the console that says why the kernel panicked, if it did.
