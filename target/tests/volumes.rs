@@ -678,6 +678,13 @@ fn volumes_go_in_and_out_and_are_limited() {
     other.refuses(&format!("volume send copy --to {all}"), "take one first");
     other.refuses(&format!("volume export missing {all}"), "no volume");
     assert_eq!(fs::read(&all).unwrap(), before);
+    // And makes none.
+    let none = file("none");
+    other.refuses(&format!("volume send copy --to {none}"), "take one first");
+    other.refuses(&format!("volume export missing {none}"), "no volume");
+    assert!(!fs::exists(&none).unwrap());
+    let nowhere = file("no/folder");
+    appliance.refuses(&format!("volume send volume-1@one --to {nowhere}"), "no/folder");
     other.does("export add copy");
     other.reads(2, 1);
     other.does("export remove copy");

@@ -54,6 +54,7 @@ enum Action {
         pool: Option<String>,
     },
     /// Say how a volume is
+    #[command(visible_alias = "status")]
     Show {
         /// The volume, or a snapshot
         volume: String,
@@ -320,8 +321,19 @@ pub fn show(volume: &Value) -> String {
     }
     for (what, limit) in volume["limits"].as_object().into_iter().flatten() {
         if !limit.is_null() {
-            let what = what.replace('_', " ");
-            text += &format!("  at most {} {what} a second\n", limit["per_second"]);
+            let (way, unit) = what.split_once('_').unwrap_or((what, ""));
+            let so_many = |count: &Value| match unit {
+                "bytes" => size(count),
+                _ => format!("{count} {unit}"),
+            };
+            text += &format!(
+                "  {way}s at most {} a second",
+                so_many(&limit["per_second"])
+            );
+            if limit["burst"].as_u64() > Some(0) {
+                text += &format!(", {} at once after a pause", so_many(&limit["burst"]));
+            }
+            text += "\n";
         }
     }
     if !volume["receiving_from_block"].is_null() {
@@ -350,5 +362,21 @@ mod tests {
         ] {
             assert_eq!(size(&json!(bytes)), text);
         }
+    }
+
+    #[test]
+    fn limits_are_for_people() {
+        let text = show(&json!({ "limits": {
+            "read_bytes": null,
+            "write_bytes": { "per_second": 200 << 20, "burst": 0 },
+            "write_operations": { "per_second": 5000, "burst": 10000 },
+        }}));
+        assert!(
+            text.contains("  writes at most 200MiB a second\n"),
+            "{text}"
+        );
+        let burst =
+            "  writes at most 5000 operations a second, 10000 operations at once after a pause\n";
+        assert!(text.contains(burst), "{text}");
     }
 }

@@ -118,33 +118,56 @@ fn to_read(path: &str) -> Result<File, Failure> {
     open_path(path, File::options().read(true))
 }
 
-/// Opens what is written to. It keeps what it has until the first piece comes: the order may be refused.
-fn to_write(path: &str) -> Result<File, Failure> {
-    open_path(path, File::options().write(true).create(true))
+/// What is written to once the first piece comes: the order may be refused. What is there keeps what it has
+/// until then, and what is not there is made then.
+enum Written {
+    There(File),
+    ToMake(String),
+}
+
+impl Written {
+    fn file(self) -> io::Result<File> {
+        match self {
+            Self::There(file) => Ok(file),
+            Self::ToMake(path) => File::create(&path)
+                .map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}"))),
+        }
+    }
+}
+
+fn to_write(path: &str) -> Result<Written, Failure> {
+    let path_is_new =
+        Path::new(path).is_absolute() && matches!(Path::new(path).try_exists(), Ok(false));
+    match path_is_new {
+        true => Ok(Written::ToMake(path.to_owned())),
+        false => open_path(path, File::options().write(true)).map(Written::There),
+    }
 }
 
 fn start(body: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
     spawn("corebay-stream".into(), body).map(drop)
 }
 
-fn sink(mut file: File) -> Result<Stream, Failure> {
+fn sink(to_write: Written) -> Result<Stream, Failure> {
     let (to, pieces) = sync_channel::<Vec<u8>>(PIECES_MAX);
     let (ending, ended) = channel();
     start(move || {
-        // A pipe has nothing to cut off or to sync.
-        let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
-        let mut first = is_file;
-        let written = pieces.iter().try_for_each(|piece| {
-            if std::mem::take(&mut first) {
+        let write = || -> io::Result<()> {
+            let Ok(first) = pieces.recv() else {
+                return Ok(());
+            };
+            let mut file = to_write.file()?;
+            // A pipe has nothing to cut off or to sync.
+            let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+            if is_file {
                 file.set_len(0)?;
             }
-            file.write_all(&piece)
-        });
-        let synced = written.and_then(|()| {
+            file.write_all(&first)?;
+            pieces.iter().try_for_each(|piece| file.write_all(&piece))?;
             let _ = ending.send(Step::Written);
             if is_file { file.sync_all() } else { Ok(()) }
-        });
-        let _ = ending.send(Step::Ended(synced));
+        };
+        let _ = ending.send(Step::Ended(write()));
     })?;
     Ok(Stream::Sink(to, ended))
 }
@@ -169,7 +192,7 @@ fn source(mut file: File) -> Result<Stream, Failure> {
     Ok(Stream::Source(pieces))
 }
 
-fn image_sink(file: File) -> Result<Stream, Failure> {
+fn image_sink(to_write: Written) -> Result<Stream, Failure> {
     let (to, parts) = sync_channel(PIECES_MAX);
     let (ending, ended) = channel();
     start(move || {
@@ -177,7 +200,7 @@ fn image_sink(file: File) -> Result<Stream, Failure> {
             let Some(ImagePart::Length(length)) = parts.iter().next() else {
                 return Ok(());
             };
-            let mut image = SparseFile::create(file, length)?;
+            let mut image = SparseFile::create(to_write.file()?, length)?;
             for part in parts.iter() {
                 if let ImagePart::Piece(piece) = part {
                     image.write(&piece)?;
