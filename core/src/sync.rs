@@ -326,6 +326,19 @@ impl<T, R> OpTable<T, R> {
     /// caller hands the token to the device and then awaits [`Submitted::outcome`].
     pub async fn begin(&self, kept: T) -> Submitted<'_, T, R> {
         let index = self.waiters.wait_for(|| self.free.borrow_mut().pop()).await;
+        self.occupy(index, kept)
+    }
+
+    /// The same without waiting: `None` where no slot is free, or others wait for one.
+    pub fn try_begin(&self, kept: T) -> Option<Submitted<'_, T, R>> {
+        if !self.waiters.is_empty() {
+            return None;
+        }
+        let index = self.free.borrow_mut().pop()?;
+        Some(self.occupy(index, kept))
+    }
+
+    fn occupy(&self, index: u32, kept: T) -> Submitted<'_, T, R> {
         let op = &mut self.ops.borrow_mut()[index as usize];
         debug_assert!(matches!(op.state, OpState::Free));
         op.state = OpState::InFlight {
@@ -520,6 +533,22 @@ mod tests {
         assert_eq!(table.complete(token.get().unwrap(), 1), Some(9));
         assert_eq!(table.complete(token.get().unwrap(), 1), None);
         assert_eq!(table.in_use(), 0);
+    }
+
+    #[test]
+    fn who_does_not_wait_overtakes_nobody() {
+        let executor = Executor::new(4);
+        let table: Rc<OpTable<u8, u32>> = Rc::new(OpTable::new(1, 4));
+        let held = table.try_begin(1).unwrap();
+        assert!(table.try_begin(2).is_none());
+        let t = table.clone();
+        let waited = run(&executor, async move { t.begin(3).await.token() });
+        assert_eq!(table.complete(held.token(), 0), Some(1));
+        drop(held);
+        assert!(table.try_begin(2).is_none(), "overtook a waiter");
+        executor.run_ready();
+        assert_eq!(table.complete(waited.take().unwrap(), 0), Some(3));
+        assert!(table.try_begin(2).is_some());
     }
 
     #[test]

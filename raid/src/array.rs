@@ -6,6 +6,7 @@
 //!   abandons only the parts that were not begun.
 
 use std::{
+    iter::Peekable,
     ops::Range,
     pin::pin,
     rc::Rc,
@@ -24,7 +25,7 @@ use crate::{
     dirty::Marks,
     engine::{Core, Flight, Job, Outcome, Transfer, one, scratch_bytes, window},
     geometry::{Band, Geometry, ROLES_MAX},
-    read::{READS_MAX, Reader, Recover, reader_in_time},
+    read::{READS_MAX, Reader, Recover, Whom, reader_in_time, whom},
     shared::{Counters, Shared},
     state::{ArrayState, Uuid},
     watch::{Patience, Takes},
@@ -43,8 +44,25 @@ const ZEROED_BYTES_MAX: u32 = 4 << 20;
 /// The same where members only note what they forget.
 const DEALLOCATED_BYTES_MAX: u32 = 64 << 20;
 
-/// A piece that is being read, and for the how manieth time.
-type OnItsWay<'a> = (Band, u32, Reader, Flight<'a>);
+/// A piece that is being read.
+type OnItsWay<'a> = (Band, Reader, Flight<'a>);
+
+/// A piece that is read once nothing else is on its way.
+struct Left {
+    piece: Band,
+    why: Why,
+}
+
+/// Why it was not read with the others.
+#[derive(Clone, Copy)]
+enum Why {
+    /// Nobody could be asked at once, or what came did not count.
+    Changes,
+    /// Its member's medium failed on it.
+    Unreadable,
+    /// The member of this role failed.
+    Failed(u8),
+}
 
 /// An assembled array, shared by all cores.
 #[derive(Clone, Debug)]
@@ -312,48 +330,110 @@ impl<D: Disk> Array<D> {
         flight.outcome().await
     }
 
-    /// Reads several pieces at a time.
+    /// Reads several pieces.
     async fn read_pieces(&self, bytes: Range<u64>, into: &[Buffer]) -> Outcome {
-        let (core, geometry) = (&self.core, self.core.shared.geometry);
+        let geometry = self.core.shared.geometry;
         let place = |piece: &Band| {
             let at = geometry.array_offset(piece.stripe, piece.strips.start, piece.rows.start);
             let at = (at - bytes.start) as usize;
             at..at + piece.row_bytes()
         };
+        let mut pieces = geometry.pieces(bytes.clone(), u32::MAX).peekable();
+        let mut left = ArrayVec::new();
+        while pieces.peek().is_some() {
+            self.read_together(&mut pieces, &mut left, into, place)
+                .await?;
+            while let Some(Left { piece, why }) = left.pop() {
+                match why {
+                    Why::Changes => self.read_alone(piece, into, place).await?,
+                    Why::Unreadable => self.recover(piece, into, place, None).await?,
+                    Why::Failed(role) => {
+                        self.recover(piece, into, place, Some(role.into())).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads one of several pieces with nothing else on its way.
+    async fn read_alone(
+        &self,
+        piece: Band,
+        into: &[Buffer],
+        place: impl Fn(&Band) -> Range<usize>,
+    ) -> Outcome {
+        let (core, shared) = (&self.core, &self.core.shared);
+        let mut failed = None;
+        for _ in 0..READS_MAX {
+            let Some(reader) = reader_in_time(core, &piece).await else {
+                break;
+            };
+            let at = shared.geometry.row_lba(piece.stripe, piece.rows.start);
+            let read = || Transfer::Read(window(into, place(&piece)));
+            let flight = core.transfer(reader.role, at, read).await;
+            core.run();
+            match flight.outcome().await {
+                Ok(()) if reader.counts(shared, &piece) => return Ok(()),
+                Ok(()) => continue,
+                Err(DiskError::UnrecoveredRead) => {}
+                Err(error) if !shared.has_redundancy() => return Err(error),
+                Err(_) => failed = Some(reader.role),
+            }
+            break;
+        }
+        self.recover(piece, into, place, failed).await
+    }
+
+    /// Reads pieces at the same time, each from its member, until there are no more, or many are left that
+    /// cannot be read so. With some on their way it waits for nothing else, a write say: that may wait for
+    /// what these hold.
+    async fn read_together(
+        &self,
+        pieces: &mut Peekable<impl Iterator<Item = Band>>,
+        left: &mut ArrayVec<Left, WINDOW>,
+        into: &[Buffer],
+        place: impl Fn(&Band) -> Range<usize>,
+    ) -> Outcome {
+        let (core, geometry) = (&self.core, self.core.shared.geometry);
         let mut flights: ArrayVec<OnItsWay<'_>, WINDOW> = ArrayVec::new();
-        let mut pieces = geometry.pieces(bytes.clone(), u32::MAX);
-        let mut again: Option<(Band, u32)> = None;
         loop {
-            let next = again.take().or_else(|| Some((pieces.next()?, 1)));
-            let ended = next.is_none();
-            if let Some((piece, reads)) = next {
-                let Some(reader) = reader_in_time(core, &piece).await else {
-                    self.recover(piece, into, place, None).await?;
+            let has_room = flights.len() + left.len() < WINDOW;
+            if has_room && let Some(piece) = pieces.peek().cloned() {
+                let Whom::Ask(reader) = whom(core, &piece) else {
+                    pieces.next();
+                    let why = Why::Changes;
+                    left.push(Left { piece, why });
                     continue;
                 };
                 let at = geometry.row_lba(piece.stripe, piece.rows.start);
                 let read = || Transfer::Read(window(into, place(&piece)));
-                let flight = core.transfer(reader.role, at, read).await;
-                flights.push((piece, reads, reader, flight));
-            }
-            while again.is_none() && (flights.is_full() || (ended && !flights.is_empty())) {
-                core.run();
-                let (piece, reads, reader, flight) = flights.remove(0);
-                let failed = match flight.outcome().await {
-                    Ok(()) if reader.counts(&core.shared, &piece) => continue,
-                    Ok(()) if reads < READS_MAX => {
-                        again = Some((piece, reads + 1));
-                        continue;
+                let flight = match core.try_transfer(reader.role, at, read) {
+                    Ok(flight) => Some(flight),
+                    Err(read) if flights.is_empty() => {
+                        Some(core.transfer(reader.role, at, read).await)
                     }
-                    Ok(()) | Err(DiskError::UnrecoveredRead) => None,
-                    Err(error) if !core.shared.has_redundancy() => return Err(error),
-                    Err(_) => Some(reader.role),
+                    Err(_) => None,
                 };
-                self.recover(piece, into, place, failed).await?;
+                if let Some(flight) = flight {
+                    pieces.next();
+                    flights.push((piece, reader, flight));
+                    continue;
+                }
             }
-            if ended && again.is_none() {
+            if flights.is_empty() {
                 return Ok(());
             }
+            core.run();
+            let (piece, reader, flight) = flights.remove(0);
+            let why = match flight.outcome().await {
+                Ok(()) if reader.counts(&core.shared, &piece) => continue,
+                Ok(()) => Why::Changes,
+                Err(DiskError::UnrecoveredRead) => Why::Unreadable,
+                Err(error) if !core.shared.has_redundancy() => return Err(error),
+                Err(_) => Why::Failed(reader.role as u8),
+            };
+            left.push(Left { piece, why });
         }
     }
 
@@ -384,14 +464,14 @@ impl<D: Disk> Array<D> {
         let mut landing = Landing::new(&self.core);
         if geometry.parity() > 0 {
             for band in geometry.bands(bytes.clone()) {
-                self.core.wait_for_room(band.stripe).await;
+                landing.wait_for_room(band.stripe).await;
                 let job = || Job::Write(part(band, bytes.start, from, durability));
-                landing.add(self.core.operate(job).await).await;
+                landing.operate(job).await;
             }
         } else if geometry.copies() > 1 {
             for band in geometry.pieces(bytes.clone(), most) {
                 let job = || Job::Mirror(part(band, bytes.start, from, durability));
-                landing.add(self.core.operate(job).await).await;
+                landing.operate(job).await;
             }
         } else {
             for piece in geometry.pieces(bytes.clone(), most) {
@@ -409,7 +489,7 @@ impl<D: Disk> Array<D> {
                     };
                     Transfer::Write(data, durability)
                 };
-                landing.add(self.core.transfer(role, at, write).await).await;
+                landing.transfer(role, at, write).await;
             }
         }
         landing.end().await
@@ -431,7 +511,8 @@ fn part(band: Band, start: u64, from: Option<&[Buffer]>, durability: Durability)
     }
 }
 
-/// Parts of a request that are on their way; the first error counts, once all have ended.
+/// Parts of a request that are on their way; the first error counts, once all have ended. Where there is
+/// no room for the next one, some of them land first.
 struct Landing<'a, D> {
     core: &'a Core<D>,
     flights: ArrayVec<Flight<'a>, WINDOW>,
@@ -447,11 +528,47 @@ impl<'a, D: Disk> Landing<'a, D> {
         }
     }
 
-    async fn add(&mut self, flight: Flight<'a>) {
+    async fn operate(&mut self, mut job: impl FnOnce() -> Job) {
+        self.make_room().await;
+        let flight = loop {
+            match self.core.try_operate(job) {
+                Ok(flight) => break flight,
+                Err(back) if self.flights.is_empty() => break self.core.operate(back).await,
+                Err(back) => job = back,
+            }
+            self.one().await;
+        };
+        self.flights.push(flight);
+    }
+
+    async fn transfer(&mut self, role: usize, at: Lba, mut what: impl FnOnce() -> Transfer) {
+        self.make_room().await;
+        let flight = loop {
+            match self.core.try_transfer(role, at, what) {
+                Ok(flight) => break flight,
+                Err(back) if self.flights.is_empty() => {
+                    break self.core.transfer(role, at, back).await;
+                }
+                Err(back) => what = back,
+            }
+            self.one().await;
+        };
+        self.flights.push(flight);
+    }
+
+    async fn wait_for_room(&mut self, stripe: u64) {
+        while self.core.merges.is_crowded(stripe) {
+            match self.flights.is_empty() {
+                true => self.core.wait_for_room(stripe).await,
+                false => self.one().await,
+            }
+        }
+    }
+
+    async fn make_room(&mut self) {
         if self.flights.is_full() {
             self.one().await;
         }
-        self.flights.push(flight);
     }
 
     async fn one(&mut self) {
@@ -539,7 +656,7 @@ impl<D: Disk> Disk for Array<D> {
                 space,
                 durability,
             };
-            landing.add(self.core.operate(job).await).await;
+            landing.operate(job).await;
         }
         landing.end().await
     }

@@ -137,7 +137,7 @@ impl<D: Disk> Core<D> {
                 let place = &mut buffers[role];
                 place.bytes_mut().copy_from_slice(&superblock.encode());
                 let write = Transfer::Write(one(place.clone()), Durability::Durable);
-                fan.add(role, self.transfer(role, at, || write).await);
+                fan.transfer(self, role, at, || write).await;
             }
             let Ends {
                 unreadable,
@@ -272,7 +272,7 @@ impl<D: Disk> Core<D> {
         let mut fan = Fan::new();
         for role in roles.iter() {
             let write = Transfer::Write(one(buffer.clone()), Durability::Durable);
-            fan.add(role, self.transfer(role, at, || write).await);
+            fan.transfer(self, role, at, || write).await;
         }
         let ends = fan.land(self).await;
         ends.failed.union(ends.unreadable)
@@ -321,7 +321,7 @@ impl<D: Disk> Core<D> {
         let mut fan = Fan::new();
         for role in self.written_roles().iter() {
             let at = self.shared.geometry.member_lba(0);
-            fan.add(role, self.transfer(role, at, || Transfer::Flush).await);
+            fan.transfer(self, role, at, || Transfer::Flush).await;
         }
         let ends = fan.land(self).await;
         let failed = ends.failed.union(ends.unreadable);
@@ -366,7 +366,7 @@ impl<D: Disk> Core<D> {
         let mut fan = Fan::new();
         for role in self.written_roles().iter() {
             let at = self.shared.geometry.member_lba(0);
-            fan.add(role, self.transfer(role, at, || Transfer::Flush).await);
+            fan.transfer(self, role, at, || Transfer::Flush).await;
         }
         let ends = fan.land(self).await;
         match ends.failed.union(ends.unreadable).is_empty() {

@@ -12,6 +12,9 @@
 //!   some; it holds none while it waits for some.
 //! - Who waits for room in the journal may hold scratch memory and its stripes' locks; who has such room
 //!   waits for transfers and for what is recorded alone, never for scratch memory or for a stripe.
+//! - Whoever has something on its way waits for nothing else: where no worker is free for the next part, it
+//!   waits for what it has on its way. A worker is not free again before its outcome was taken, so those who
+//!   held some while they wait for more would all wait for each other.
 //! - After the start nothing is taken from the heap for a read or a write.
 
 use std::{
@@ -169,10 +172,21 @@ impl<J: 'static> Desk<J> {
 
     /// Hands a job to a free worker, waiting for one.
     async fn hand(&self, job: impl FnOnce() -> J) -> Flight<'_> {
-        let submitted = self.table.begin(()).await;
+        self.put(self.table.begin(()).await, job())
+    }
+
+    /// Hands it over only where that takes no waiting; else gives it back.
+    fn try_hand<T, F: FnOnce(T) -> J>(&self, what: T, job: F) -> Result<Flight<'_>, T> {
+        match self.table.try_begin(()) {
+            Some(submitted) => Ok(self.put(submitted, job(what))),
+            None => Err(what),
+        }
+    }
+
+    fn put<'a>(&self, submitted: Flight<'a>, job: J) -> Flight<'a> {
         let token = submitted.token();
         let mut place = self.places[token.index()].borrow_mut();
-        place.job = Some((token, job()));
+        place.job = Some((token, job));
         if let Some(waker) = place.waker.take() {
             waker.wake();
         }
@@ -323,33 +337,51 @@ impl<D: Disk> Core<D> {
         }
     }
 
-    /// Starts an operation.
+    /// Starts an operation. Only for who has nothing on its way.
     pub(crate) async fn operate(&self, job: impl FnOnce() -> Job) -> Flight<'_> {
         self.operations.hand(job).await
     }
 
-    /// Waits while too many operations wait for a stripe: others shall find workers.
-    pub(crate) async fn wait_for_room(&self, stripe: u64) {
-        if self.merges.is_crowded(stripe) {
-            let room = || (!self.merges.is_crowded(stripe)).then_some(());
-            self.parking.until(room).await;
-        }
+    /// Starts an operation where that takes no waiting.
+    pub(crate) fn try_operate<F: FnOnce() -> Job>(&self, job: F) -> Result<Flight<'_>, F> {
+        self.operations.try_hand(job, |job| job())
     }
 
-    /// Starts a transfer.
+    /// Waits while too many operations wait for a stripe: others shall find workers.
+    pub(crate) async fn wait_for_room(&self, stripe: u64) {
+        let room = || (!self.merges.is_crowded(stripe)).then_some(());
+        self.parking.until(room).await;
+    }
+
+    /// Starts a transfer. Only for who has nothing on its way.
     pub(crate) async fn transfer(
         &self,
         role: usize,
         at: Lba,
         what: impl FnOnce() -> Transfer,
     ) -> Flight<'_> {
-        let errand = || Errand {
+        let errand = || self.errand(role, at, what());
+        self.transfers.hand(errand).await
+    }
+
+    /// Starts a transfer where that takes no waiting.
+    pub(crate) fn try_transfer<F: FnOnce() -> Transfer>(
+        &self,
+        role: usize,
+        at: Lba,
+        what: F,
+    ) -> Result<Flight<'_>, F> {
+        let errand = |what: F| self.errand(role, at, what());
+        self.transfers.try_hand(what, errand)
+    }
+
+    fn errand(&self, role: usize, at: Lba, what: Transfer) -> Errand<D> {
+        Errand {
             role,
             disk: self.usable(role),
             at,
-            what: self.through_cache(role, what()),
-        };
-        self.transfers.hand(errand).await
+            what: self.through_cache(role, what),
+        }
     }
 
     /// Runs what is ready. A task above that has just started something calls it, so that the members
@@ -626,8 +658,11 @@ impl<D: Disk> PollSource for Source<D> {
     }
 }
 
-/// Several transfers, each to another role.
-pub(crate) struct Fan<'a>(ArrayVec<(usize, Flight<'a>), ROLES_MAX>);
+/// Several transfers, each to another role: at a time, but where few workers are free.
+pub(crate) struct Fan<'a> {
+    flights: ArrayVec<(usize, Flight<'a>), ROLES_MAX>,
+    ends: Ends,
+}
 
 /// How a fan of transfers ended.
 #[derive(Clone, Copy, Debug, Default)]
@@ -662,25 +697,51 @@ pub(crate) fn scratch_bytes(geometry: &Geometry) -> usize {
 
 impl<'a> Fan<'a> {
     pub(crate) fn new() -> Self {
-        Self(ArrayVec::new())
+        Self {
+            flights: ArrayVec::new(),
+            ends: Ends::default(),
+        }
     }
 
-    pub(crate) fn add(&mut self, role: usize, flight: Flight<'a>) {
-        self.0.push((role, flight));
+    /// Starts one more.
+    pub(crate) async fn transfer<D: Disk>(
+        &mut self,
+        core: &'a Core<D>,
+        role: usize,
+        at: Lba,
+        mut what: impl FnOnce() -> Transfer,
+    ) {
+        let flight = loop {
+            match core.try_transfer(role, at, what) {
+                Ok(flight) => break flight,
+                Err(back) if self.flights.is_empty() => {
+                    break core.transfer(role, at, back).await;
+                }
+                Err(back) => what = back,
+            }
+            core.transfers.executor.run_ready();
+            self.land_one(0).await;
+        };
+        self.flights.push((role, flight));
+    }
+
+    async fn land_one(&mut self, number: usize) {
+        let (role, flight) = self.flights.remove(number);
+        let ends = &mut self.ends;
+        match flight.outcome().await {
+            Ok(()) => {}
+            Err(DiskError::UnrecoveredRead) => ends.unreadable = ends.unreadable.with(role),
+            Err(_) => ends.failed = ends.failed.with(role),
+        }
     }
 
     /// Waits for all of them.
     pub(crate) async fn land<D: Disk>(&mut self, core: &Core<D>) -> Ends {
         core.transfers.executor.run_ready();
-        let mut ends = Ends::default();
-        while let Some((role, flight)) = self.0.pop() {
-            match flight.outcome().await {
-                Ok(()) => {}
-                Err(DiskError::UnrecoveredRead) => ends.unreadable = ends.unreadable.with(role),
-                Err(_) => ends.failed = ends.failed.with(role),
-            }
+        while let Some(last) = self.flights.len().checked_sub(1) {
+            self.land_one(last).await;
         }
-        ends
+        std::mem::take(&mut self.ends)
     }
 }
 

@@ -198,7 +198,7 @@ async fn recover_mirrored<D: Disk>(
         }
         let mut fan = Fan::new();
         let read = Transfer::Read(into.clone());
-        fan.add(role, core.transfer(role, at, || read).await);
+        fan.transfer(core, role, at, || read).await;
         let ends = fan.land(core).await;
         if ends.unreadable.is_empty() && ends.failed.is_empty() {
             if !shared.is_good(role, piece.stripe) {
@@ -234,7 +234,7 @@ async fn rewrite<D: Disk>(
     for role in roles.iter() {
         // Durable: nobody waits for it, and the next flush would not be asked for it.
         let write = Transfer::Write(content.clone(), Durability::Durable);
-        fan.add(role, core.transfer(role, at, || write).await);
+        fan.transfer(core, role, at, || write).await;
     }
     let ends = fan.land(core).await;
     let failed = ends.failed.union(ends.unreadable);
@@ -261,7 +261,7 @@ async fn recover_by_parity<D: Disk>(
         let at = geometry.row_lba(piece.stripe, rows.start);
         let mut fan = Fan::new();
         let read = Transfer::Read(into.clone());
-        fan.add(role, core.transfer(role, at, || read).await);
+        fan.transfer(core, role, at, || read).await;
         let ends = fan.land(core).await;
         let is_read = ends.unreadable.is_empty() && ends.failed.is_empty();
         if is_read && shared.is_good(role, piece.stripe) {
@@ -326,7 +326,7 @@ pub(crate) async fn gather<D: Disk>(
     for (&index, buffer) in indices.iter().zip(into) {
         let role = geometry.role_of(stripe, index);
         let read = Transfer::Read(one(buffer.clone()));
-        fan.add(role, core.transfer(role, at, || read).await);
+        fan.transfer(core, role, at, || read).await;
     }
     let ends = fan.land(core).await;
     let _ = core.fail_all(ends.failed).await;

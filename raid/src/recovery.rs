@@ -183,7 +183,7 @@ async fn read_headers<D: Disk>(core: &Core<D>) -> Result<Found, DiskError> {
         let mut fan = Fan::new();
         for role in roles.iter() {
             let read = Transfer::Read(one(window(role)));
-            fan.add(role, core.transfer(role, at, || read).await);
+            fan.transfer(core, role, at, || read).await;
         }
         let ends = fan.land(core).await;
         core.fail_all(ends.failed).await?;
@@ -309,7 +309,7 @@ async fn replay_one<D: Disk>(
             }
             RecordKind::Zero => Transfer::Zero(blocks, Space::Keep, Durability::Durable),
         };
-        fan.add(role, core.transfer(role, at, || transfer).await);
+        fan.transfer(core, role, at, || transfer).await;
     }
     let ends = fan.land(core).await;
     core.fail_all(ends.failed.union(ends.unreadable)).await?;
@@ -375,7 +375,7 @@ async fn read_parts<D: Disk>(
     for part in parts {
         let role = usize::from(part.role);
         let into = one(scratch[geometry.index_of(part.stripe, role)].clone());
-        fan.add(role, core.transfer(role, at, || Transfer::Read(into)).await);
+        fan.transfer(core, role, at, || Transfer::Read(into)).await;
     }
     let ends = fan.land(core).await;
     core.fail_all(ends.failed).await?;
@@ -468,7 +468,7 @@ async fn mend<D: Disk>(
 async fn write_durably<D: Disk>(core: &Core<D>, role: usize, at: Lba, from: Segments) -> Outcome {
     let mut fan = Fan::new();
     let write = Transfer::Write(from, Durability::Durable);
-    fan.add(role, core.transfer(role, at, || write).await);
+    fan.transfer(core, role, at, || write).await;
     let ends = fan.land(core).await;
     core.fail_all(ends.failed.union(ends.unreadable)).await
 }

@@ -134,7 +134,7 @@ impl<D: Disk> Array<D> {
             let mut fan = Fan::new();
             for role in 0..grown.roles() {
                 let zero = || Transfer::Zero(blocks, Space::Deallocate, Durability::Durable);
-                fan.add(role, core.transfer(role, grown.member_lba(at), zero).await);
+                fan.transfer(core, role, grown.member_lba(at), zero).await;
             }
             landed(core, fan).await?;
             at += bytes;
@@ -166,7 +166,7 @@ impl<D: Disk> Array<D> {
             let mut fan = Fan::new();
             for role in 0..geometry.roles() {
                 let write = Transfer::Write(one(buffer.clone()), Durability::Durable);
-                fan.add(role, core.transfer(role, at, || write).await);
+                fan.transfer(core, role, at, || write).await;
             }
             landed(core, fan).await?;
         }
@@ -181,7 +181,7 @@ impl<D: Disk> Array<D> {
                 };
                 buffer.bytes_mut().copy_from_slice(&superblock.encode());
                 let write = Transfer::Write(one(buffer.clone()), Durability::Durable);
-                fan.add(role, core.transfer(role, at, || write).await);
+                fan.transfer(core, role, at, || write).await;
             }
             landed(core, fan).await?;
         }

@@ -419,7 +419,7 @@ async fn check_legs<D: Disk>(
     let mut fan = Fan::new();
     for (&role, into) in legs.iter().zip(&scratch) {
         let read = Transfer::Read(one(into.clone()));
-        fan.add(role, core.transfer(role, at, || read).await);
+        fan.transfer(core, role, at, || read).await;
     }
     let ends = fan.land(core).await;
     core.fail_all(ends.failed).await?;

@@ -171,7 +171,15 @@ impl<'a, D: Disk> Convoy<'a, D> {
             return self.drain().await;
         }
         let run = self.run.clone();
-        let flight = core.operate(|| Job::Stripe(work(run))).await;
+        let mut job = || Job::Stripe(work(run));
+        let flight = loop {
+            match core.try_operate(job) {
+                Ok(flight) => break flight,
+                Err(back) if self.flights.is_empty() => break core.operate(back).await,
+                Err(back) => job = back,
+            }
+            self.end_one().await;
+        };
         self.flights.push(flight);
         core.run();
         Ok(())

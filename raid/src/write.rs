@@ -354,7 +354,7 @@ async fn gather<D: Disk>(
     for index in reads.iter() {
         let role = geometry.role_of(piece.stripe, index);
         let into = one(scratch[place(held, data, parity, index)].clone());
-        fan.add(role, core.transfer(role, at, || Transfer::Read(into)).await);
+        fan.transfer(core, role, at, || Transfer::Read(into)).await;
     }
     let mut ends = fan.land(core).await;
     // A role that failed meanwhile may have another disk by now, which has nothing of the stripe yet.
@@ -542,7 +542,7 @@ async fn put<D: Disk>(
         let role = geometry.role_of(stripe, index);
         let from = content(core, piece, scratch, index);
         let transfer = Transfer::Write(from, durability);
-        fan.add(role, core.transfer(role, at, || transfer).await);
+        fan.transfer(core, role, at, || transfer).await;
     }
     finish(core, fan.land(core).await, sequence).await
 }
@@ -600,14 +600,14 @@ async fn journal<D: Disk>(
             }
         };
         let transfer = Transfer::Write(from, journal_durability());
-        fan.add(role, core.transfer(role, at, || transfer).await);
+        fan.transfer(core, role, at, || transfer).await;
     }
     let mut ends = fan.land(core).await;
     if !split.is_empty() {
         let mut fan = Fan::new();
         for role in split.iter() {
             let transfer = Transfer::Write(one(header_of(role)), Durability::Durable);
-            fan.add(role, core.transfer(role, header_at, || transfer).await);
+            fan.transfer(core, role, header_at, || transfer).await;
         }
         let more = fan.land(core).await;
         ends.failed = ends.failed.union(more.failed).union(more.unreadable);
@@ -719,7 +719,7 @@ async fn zero_alike<D: Disk>(
     let mut fan = Fan::new();
     for role in roles.iter() {
         let transfer = Transfer::Zero(blocks, space, durability);
-        fan.add(role, core.transfer(role, at, || transfer).await);
+        fan.transfer(core, role, at, || transfer).await;
     }
     let ends = fan.land(core).await;
     if !shared.has_redundancy() && !ends.failed.union(ends.unreadable).is_empty() {
@@ -758,7 +758,7 @@ async fn journal_zero<D: Disk>(
         let mut buffer = headers.slice(role * block..(role + 1) * block);
         header.encode(&mut buffer.bytes_mut());
         let transfer = Transfer::Write(one(buffer), Durability::Durable);
-        fan.add(role, core.transfer(role, at, || transfer).await);
+        fan.transfer(core, role, at, || transfer).await;
     }
     let ends = fan.land(core).await;
     core.fail_all(ends.failed.union(ends.unreadable)).await
@@ -788,7 +788,7 @@ async fn write_legs<D: Disk>(core: &Core<D>, write: &Write) -> Outcome {
         if shared.is_good(role, band.stripe) {
             let from = write.data(core, band.strips.start, &band.rows);
             let transfer = Transfer::Write(from, write.durability);
-            fan.add(role, core.transfer(role, at, || transfer).await);
+            fan.transfer(core, role, at, || transfer).await;
         }
     }
     finish(core, fan.land(core).await, None).await?;

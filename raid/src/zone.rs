@@ -173,7 +173,7 @@ impl<D: Disk> Core<D> {
         for role in self.zone_readers().iter() {
             let mut fan = Fan::new();
             let read = Transfer::Read(one(scratch[1].clone()));
-            fan.add(role, self.transfer(role, self.zone_lba(at), || read).await);
+            fan.transfer(self, role, self.zone_lba(at), || read).await;
             let ends = fan.land(self).await;
             if !ends.failed.is_empty() {
                 // It may keep the buffer, having not answered.
@@ -202,7 +202,7 @@ impl<D: Disk> Core<D> {
         let mut fan = Fan::new();
         for role in roles.iter() {
             let write = Transfer::Write(from.clone(), durability);
-            fan.add(role, self.transfer(role, self.zone_lba(at), || write).await);
+            fan.transfer(self, role, self.zone_lba(at), || write).await;
         }
         let ends = fan.land(self).await;
         if !self.shared.has_redundancy() && !ends.failed.union(ends.unreadable).is_empty() {
@@ -233,7 +233,7 @@ impl<D: Disk> Core<D> {
             let role = left.iter().next().ok_or(DiskError::UnrecoveredRead)?;
             let mut fan = Fan::new();
             let read = Transfer::Read(into.clone());
-            fan.add(role, self.transfer(role, self.zone_lba(at), || read).await);
+            fan.transfer(self, role, self.zone_lba(at), || read).await;
             let ends = fan.land(self).await;
             if ends.failed.is_empty() && ends.unreadable.is_empty() {
                 // What others could not read is written there.

@@ -3,6 +3,7 @@
 mod allocations;
 mod conformance;
 mod crash;
+mod crowd;
 mod lost;
 mod members;
 mod parity;
