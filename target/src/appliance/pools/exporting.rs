@@ -16,9 +16,16 @@ use super::{
     exports::{derived_serial, own_nqn},
     home::{Home, OpenPool},
     orders::{ExportAdd, ExportRemove, Wish},
+    turns::{Promise, Promised},
     volumes::{Outcome, refusal},
 };
 use crate::appliance::control::RpcError;
+
+/// An export that is not kept yet; its namespace's number is promised to it.
+pub struct Planned {
+    export: Export,
+    _promise: Promise,
+}
 
 impl Home {
     /// Exports a volume, where that is wished, and tells of it.
@@ -28,8 +35,19 @@ impl Home {
         id: VolumeId,
         wish: Option<&Wish>,
     ) -> Outcome {
+        self.export_planned(pool, id, wish, None).await
+    }
+
+    /// The same, where it may have been planned before the volume was made.
+    pub async fn export_planned(
+        &self,
+        pool: &Rc<OpenPool>,
+        id: VolumeId,
+        wish: Option<&Wish>,
+        planned: Option<Planned>,
+    ) -> Outcome {
         if let Some(wish) = wish {
-            self.export(pool, id, wish).await?;
+            self.export(pool, id, wish, planned).await?;
         }
         let record = pool.pool.volume(id).map_err(refusal)?;
         Ok(describe_volume(pool, id, &record))
@@ -41,7 +59,13 @@ impl Home {
     }
 
     /// Exports a volume as wished, or admits more hosts where it is exported.
-    async fn export(&self, pool: &Rc<OpenPool>, id: VolumeId, wish: &Wish) -> Result<(), RpcError> {
+    async fn export(
+        &self,
+        pool: &Rc<OpenPool>,
+        id: VolumeId,
+        wish: &Wish,
+        mut planned: Option<Planned>,
+    ) -> Result<(), RpcError> {
         let record = pool.pool.volume(id).map_err(refusal)?;
         if record.receiving.is_some() {
             let name = &record.name;
@@ -69,7 +93,14 @@ impl Home {
             None if pool.attached.borrow().contains_key(&id) => {
                 return Err(RpcError::conflict("the configuration exports the volume"));
             }
-            None => self.new_export(record.uuid, wish)?,
+            None => {
+                let plan = match planned.take() {
+                    Some(planned) => planned,
+                    None => self.new_export(record.uuid, wish)?,
+                };
+                // Its number is no other's until the pool keeps it.
+                planned.insert(plan).export.clone()
+            }
         };
         self.admit_wished(&mut export, wish)?;
         if before.as_ref() != Some(&export) {
@@ -91,6 +122,7 @@ impl Home {
         id: VolumeId,
         export: &Export,
     ) -> Result<(), RpcError> {
+        let _showing = self.turns.of_showing().await;
         let subsystem = self.subsystem(export).await?;
         if !pool.attached.borrow().contains_key(&id) {
             let attached = self.attach(pool, id, &subsystem, export.nsid, None).await;
@@ -107,17 +139,18 @@ impl Home {
         pool: &OpenPool,
         of: &Identity,
         wish: Option<&Wish>,
-    ) -> Result<(), RpcError> {
+    ) -> Result<Option<Planned>, RpcError> {
         let Some(wish) = wish else {
-            return Ok(());
+            return Ok(None);
         };
         if self.is_named(&pool.pool.name(), &of.name) {
             return Err(RpcError::conflict(
                 "the configuration exports the volume: make it without --export",
             ));
         }
-        let mut export = self.new_export(of.uuid, wish)?;
-        self.admit_wished(&mut export, wish)
+        let planned = self.new_export(of.uuid, wish)?;
+        self.admit_wished(&mut planned.export.clone(), wish)?;
+        Ok(Some(planned))
     }
 
     fn admit_wished(&self, export: &mut Export, wish: &Wish) -> Result<(), RpcError> {
@@ -140,7 +173,7 @@ impl Home {
         self.check_hosts(export, wish)
     }
 
-    fn new_export(&self, uuid: [u8; 16], wish: &Wish) -> Result<Export, RpcError> {
+    fn new_export(&self, uuid: [u8; 16], wish: &Wish) -> Result<Planned, RpcError> {
         let usual = self.usual.borrow().clone();
         let usual = usual.filter(|_| wish.hosts.is_empty() && !wish.allow_any_host);
         let nqn = match (&wish.subsystem, usual) {
@@ -190,7 +223,13 @@ impl Home {
             }
             None => {}
         }
-        Ok(export)
+        let number = Promised::Namespace(export.subsystem.clone(), nsid);
+        let promise = self.turns.promise(number);
+        let promise = promise.ok_or_else(|| RpcError::conflict("the namespace is taken"))?;
+        Ok(Planned {
+            export,
+            _promise: promise,
+        })
     }
 
     /// Who may connect is said once: by the configuration, or by exports.

@@ -82,7 +82,8 @@ pub fn subsystem_for(
 }
 
 impl Home {
-    /// Exports what pools say, into subsystems that there are. What does not fit is told of.
+    /// Exports what pools say, into subsystems that there are. What does not fit is told of. In the turn of
+    /// showing.
     pub async fn attach_kept(&self, kept: Vec<(KeptExport, Arc<Subsystem<Medium>>)>) {
         self.admit_all(kept.iter().map(|(_, subsystem)| subsystem));
         for (kept, subsystem) in kept {
@@ -99,50 +100,52 @@ impl Home {
         }
     }
 
-    /// The configuration names these volumes from now on.
-    pub async fn set_named(&self, named: Vec<NamedVolume>) {
-        let same = |named: &NamedVolume, attached: &Attached| {
-            named.subsystem.id == attached.subsystem.id && named.namespace.nsid == attached.nsid
+    /// The configuration names these volumes from now on: which are not there is told.
+    pub fn set_named(&self, named: Vec<NamedVolume>) {
+        let is_there = |named: &&NamedVolume| {
+            let pool = self.find(&named.pool);
+            pool.is_some_and(|pool| pool.pool.find(&named.volume).is_some())
         };
-        let pools = self.pools.borrow().clone();
-        for pool in pools {
-            let is_gone = |id: &VolumeId, attached: &Attached| {
-                let record = pool.pool.volume(*id);
-                let name = record.map_or_else(|_| String::new(), |record| record.name);
-                let mut named = named.iter();
-                let still = named.any(|named| named.volume == name && same(named, attached));
-                !attached.medium.by_pool && !still
-            };
-            let gone: Vec<VolumeId> = {
-                let attached = pool.attached.borrow();
-                let gone = attached
-                    .iter()
-                    .filter(|(id, attached)| is_gone(id, attached));
-                gone.map(|(id, _)| *id).collect()
-            };
-            for id in gone {
-                self.detach(&pool, id).await;
-            }
-        }
-        *self.named.borrow_mut() = named;
-        for named in self.attach_named().await {
+        for named in named.iter().filter(|named| !is_there(named)) {
             warn!(
                 "namespace {} of {} waits for its volume: `corebay volume create {}/{} --size SIZE` \
                  makes it",
                 named.namespace.nsid, named.subsystem.names.nqn, named.pool, named.volume
             );
         }
+        *self.named.borrow_mut() = named;
     }
 
-    /// Exports the volumes that the configuration names and that are there; gives the others.
-    pub async fn attach_named(&self) -> Vec<NamedVolume> {
-        let mut missing = Vec::new();
-        let all = self.named.borrow().clone();
+    /// Exports what the configuration names of a pool, and nothing else that no pool says. In its turn.
+    pub async fn show_named(&self, pool: &Rc<OpenPool>) {
+        let gone: Vec<VolumeId> = {
+            let (attached, named) = (pool.attached.borrow(), self.named.borrow());
+            let is_gone = |(id, attached): &(&VolumeId, &Attached)| {
+                let record = pool.pool.volume(**id);
+                let name = record.map_or_else(|_| String::new(), |record| record.name);
+                let still = named.iter().any(|named| {
+                    named.volume == name
+                        && named.subsystem.id == attached.subsystem.id
+                        && named.namespace.nsid == attached.nsid
+                });
+                !attached.medium.by_pool && !still
+            };
+            let gone = attached.iter().filter(is_gone);
+            gone.map(|(id, _)| *id).collect()
+        };
+        for id in gone {
+            self.detach(pool, id).await;
+        }
+        self.attach_named(pool).await;
+    }
+
+    /// Exports the volumes of a pool that the configuration names and that are there. In its turn.
+    pub async fn attach_named(&self, pool: &Rc<OpenPool>) {
+        let name = pool.pool.name();
+        let of_it = |named: &&NamedVolume| named.pool == name;
+        let all: Vec<_> = self.named.borrow().iter().filter(of_it).cloned().collect();
         for named in all {
-            let pool = self.find(&named.pool);
-            let id = pool.as_ref().and_then(|pool| pool.pool.find(&named.volume));
-            let (Some(pool), Some(id)) = (pool, id) else {
-                missing.push(named);
+            let Some(id) = pool.pool.find(&named.volume) else {
                 continue;
             };
             if pool.attached.borrow().contains_key(&id) {
@@ -153,7 +156,8 @@ impl Home {
                 namespace,
                 ..
             } = &named;
-            let attached = self.attach(&pool, id, subsystem, namespace.nsid, Some(namespace));
+            let _showing = self.turns.of_showing().await;
+            let attached = self.attach(pool, id, subsystem, namespace.nsid, Some(namespace));
             if let Err(why) = attached.await {
                 warn!(
                     "the volume {}/{} is not exported: {why}",
@@ -161,7 +165,6 @@ impl Home {
                 );
             }
         }
-        missing
     }
 
     /// Closes all pools: nothing more comes from hosts. True where all is in place.
@@ -195,7 +198,7 @@ impl Home {
     }
 
     /// Opens a volume on every core, and shows it to hosts. `configured` is the namespace that the
-    /// configuration describes, if it does.
+    /// configuration describes, if it does. In the turn of showing.
     pub async fn attach(
         &self,
         pool: &Rc<OpenPool>,
@@ -260,6 +263,7 @@ impl Home {
 
     /// Takes a volume from hosts.
     pub async fn detach(&self, pool: &Rc<OpenPool>, id: VolumeId) {
+        let _showing = self.turns.of_showing().await;
         let Some(attached) = pool.attached.borrow_mut().remove(&id) else {
             return;
         };
@@ -341,7 +345,7 @@ impl Home {
             .collect()
     }
 
-    /// The numbers that a subsystem's namespaces have, and exports that are not shown.
+    /// The numbers that a subsystem's namespaces have, exports that are not shown, and orders under way.
     pub fn taken_nsids(
         &self,
         subsystem: Option<&Arc<Subsystem<Medium>>>,
@@ -350,6 +354,7 @@ impl Home {
         let mut taken: BTreeSet<u32> = self.exports_of(nqn).iter().map(|e| e.nsid).collect();
         let shown = subsystem.map(|subsystem| subsystem.namespaces());
         taken.extend(shown.into_iter().flatten().map(|spec| spec.nsid));
+        taken.extend(self.turns.promised_nsids(nqn.as_str()));
         taken
     }
 

@@ -196,8 +196,14 @@ pub fn open(
     let (answer, attached) = mpsc::channel();
     at_home(port, move |home| async move {
         home.made.borrow_mut().extend(made);
+        let showing = home.turns.of_showing().await;
         home.attach_kept(ready).await;
-        home.set_named(named).await;
+        drop(showing);
+        home.set_named(named);
+        let pools = home.pools.borrow().clone();
+        for pool in pools {
+            home.show_named(&pool).await;
+        }
         let _ = answer.send(());
     });
     attached.recv_timeout(OPEN_TIMEOUT).map_err(slow)
@@ -216,9 +222,20 @@ pub fn reload(port: &MachinePort, appliance: &Appliance, registry: &Registry<Med
     let named: Vec<NamedVolume> = named_volumes(appliance, registry);
     let usual = usual(appliance, registry);
     at_home(port, move |home| async move {
-        let _turn = home.turn.acquire(1).await;
         *home.usual.borrow_mut() = usual;
-        home.set_named(named).await;
+        home.set_named(named);
+        // Each in its turn: one whose disk hangs keeps no other waiting.
+        let pools = home.pools.borrow().clone();
+        for pool in pools {
+            let of = home.clone();
+            home.core.spawn_control(async move {
+                let _turn = of.turns.of(&pool.on).await;
+                let is_open = of.pools.borrow().iter().any(|open| Rc::ptr_eq(open, &pool));
+                if is_open {
+                    of.show_named(&pool).await;
+                }
+            });
+        }
     });
 }
 

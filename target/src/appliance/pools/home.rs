@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use corebay_core::{buffer::BufferPool, disk::DiskInfo, mesh::Wakeups, sync::Permits};
+use corebay_core::{buffer::BufferPool, disk::DiskInfo, mesh::Wakeups};
 use corebay_lvol::{
     CheckReport, CreateOptions, Export, Identity, ImportOptions, Owner, Pool, PoolContext,
     PoolCore, PoolDisk, PoolLabel, SpaceLevel, Thresholds, VolumeId,
@@ -29,8 +29,8 @@ use uuid::Uuid;
 use super::{
     KnownPool, NamedVolume, PoolBook, PoolMemory,
     exports::Attached,
-    in_turn,
     streams::{IMPORTING, Work},
+    turns::{Promised, Turns},
 };
 use crate::appliance::{
     control::RpcError,
@@ -91,8 +91,8 @@ pub struct Home {
     pub pools: RefCell<Vec<Rc<OpenPool>>>,
     /// What all threads know of them.
     pub book: PoolBook,
-    /// Held by whoever changes something.
-    pub turn: Rc<Permits>,
+    /// Held by whoever changes something of a pool.
+    pub turns: Turns,
     /// Subsystems that were made for exports.
     pub made: RefCell<BTreeSet<SubsystemId>>,
     /// What is exported unless something else is said.
@@ -132,7 +132,7 @@ impl Home {
             core: core.clone(),
             pools: RefCell::default(),
             book,
-            turn: in_turn(),
+            turns: Turns::new(),
             made: RefCell::default(),
             usual: RefCell::new(usual),
             named: RefCell::default(),
@@ -175,21 +175,8 @@ impl Home {
                 }
             }
         }
-        self.kept_exports()
-    }
-
-    /// What the open pools say is exported and is not yet.
-    pub fn kept_exports(&self) -> Vec<KeptExport> {
-        let mut kept = Vec::new();
-        for pool in self.pools.borrow().iter() {
-            for (id, _, export) in pool.pool.exports() {
-                if !pool.attached.borrow().contains_key(&id) {
-                    let pool = pool.pool.uuid();
-                    kept.push(KeptExport { pool, id, export });
-                }
-            }
-        }
-        kept
+        let pools = self.pools.borrow();
+        pools.iter().flat_map(kept_exports).collect()
     }
 
     /// What a pool that could not be opened would be opened from; without a name, of the only pool there is.
@@ -232,49 +219,70 @@ impl Home {
 
     /// Opens a pool, or makes it where that is asked and its disk is blank.
     pub async fn open(&self, opening: &Opening) -> Result<Rc<OpenPool>, String> {
-        if let Some(label) = self.label(opening).await
-            && let Some(open) = self.by_uuid(&label.uuid)
-            && !open.pool.status().failed
-        {
-            return Err(format!(
-                "the pool of its UUID is open already, on \"{}\": one of them is a copy",
-                open.on
-            ));
-        }
         let memory = self.memory.borrow_mut().pop();
         let memory = memory
             .ok_or("there is no memory for another pool: raise reactor.memory, or restart")?;
-        match self.open_with(opening, &memory).await {
-            Ok(pool) => {
-                let name = pool.pool.name();
-                let mut known = self.book.pools();
-                known.retain(|known| known.on != opening.on);
-                known.push(KnownPool {
-                    name: name.clone(),
-                    on: opening.on.clone(),
-                    problem: None,
-                    added: opening.added,
-                });
-                self.closed.borrow_mut().retain(|old| old.on != opening.on);
-                info!(pool = name, on = opening.on, "open");
-                tell_leftovers(&pool);
-                self.pools.borrow_mut().push(pool.clone());
-                Ok(pool)
-            }
-            Err(problem) => {
-                self.memory.borrow_mut().push(memory);
-                Err(problem)
-            }
+        let opened = self.open_in(opening, &memory).await;
+        if opened.is_err() {
+            self.memory.borrow_mut().push(memory);
         }
+        opened
     }
 
-    /// What is told of the pool on a disk, if one is. Nothing is written.
-    pub async fn label(&self, opening: &Opening) -> Option<PoolLabel> {
-        let look = async |context: &PoolContext| {
-            let floor = self.core.environment.open_floor(&opening.medium).ok()?;
-            corebay_lvol::probe(context, floor).await.ok()
+    /// The same with this memory, which is the pool's from then on.
+    pub async fn open_in(
+        &self,
+        opening: &Opening,
+        memory: &BufferPool,
+    ) -> Result<Rc<OpenPool>, String> {
+        let context = PoolContext {
+            reactor: self.core.reactor.clone(),
+            buffers: memory.clone(),
         };
+        let mut promise = None;
+        if let Some(label) = self.probe(&context, opening).await {
+            // As no other order opens one of its identity, one that is not open now is not later either.
+            promise = self.turns.promise(Promised::Pool(label.uuid));
+            if promise.is_none() {
+                let problem = "another order is opening a pool of its UUID: one of them is a copy";
+                return Err(problem.to_owned());
+            }
+            if let Some(open) = self.by_uuid(&label.uuid)
+                && !open.pool.status().failed
+            {
+                return Err(format!(
+                    "the pool of its UUID is open already, on \"{}\": one of them is a copy",
+                    open.on
+                ));
+            }
+        }
+        let pool = self.open_with(opening, memory).await?;
+        let name = pool.pool.name();
+        let mut known = self.book.pools();
+        known.retain(|known| known.on != opening.on);
+        known.push(KnownPool {
+            name: name.clone(),
+            on: opening.on.clone(),
+            problem: None,
+            added: opening.added,
+        });
+        self.closed.borrow_mut().retain(|old| old.on != opening.on);
+        info!(pool = name, on = opening.on, "open");
+        tell_leftovers(&pool);
+        self.pools.borrow_mut().push(pool.clone());
+        drop(promise);
+        Ok(pool)
+    }
+
+    /// What is told of the pool on a disk, if one is and there is memory to look with. Nothing is written.
+    pub async fn label(&self, opening: &Opening) -> Option<PoolLabel> {
+        let look = async |context: &PoolContext| self.probe(context, opening).await;
         self.with_memory(look).await?
+    }
+
+    async fn probe(&self, context: &PoolContext, opening: &Opening) -> Option<PoolLabel> {
+        let floor = self.core.environment.open_floor(&opening.medium).ok()?;
+        corebay_lvol::probe(context, floor).await.ok()
     }
 
     /// Whether this appliance has the pool.
@@ -484,6 +492,12 @@ impl Home {
         pools.iter().find(|pool| pool.pool.uuid() == *uuid).cloned()
     }
 
+    /// The open pool on this disk or array.
+    pub fn open_on(&self, disk: &str) -> Option<Rc<OpenPool>> {
+        let pools = self.pools.borrow();
+        pools.iter().find(|pool| pool.on == disk).cloned()
+    }
+
     /// Looks at sizes and use: of what is exported, and of each pool.
     fn look(&self) {
         let mut spare: BTreeMap<SubsystemId, (Arc<Subsystem<Medium>>, Spare)> = BTreeMap::new();
@@ -523,6 +537,17 @@ impl Home {
             }
         }
     }
+}
+
+/// What a pool says is exported and is not yet.
+pub fn kept_exports(pool: &Rc<OpenPool>) -> Vec<KeptExport> {
+    let attached = pool.attached.borrow();
+    let exports = pool.pool.exports().into_iter();
+    let missing = exports.filter(|(id, ..)| !attached.contains_key(id));
+    let pool = pool.pool.uuid();
+    missing
+        .map(|(id, _, export)| KeptExport { pool, id, export })
+        .collect()
 }
 
 /// What an import of an image that did not end has left takes space.

@@ -2,8 +2,8 @@
 //! and exported by every core.
 //!
 //! Invariants:
-//! - All pools have the first core as their home. What changes pools, volumes or exports runs there as
-//!   a task, one at a time; the main thread passes orders on and waits for none of them.
+//! - All pools have the first core as their home. What changes a pool, its volumes or exports runs there as
+//!   a task, one at a time for each pool; the main thread passes orders on and waits for none of them.
 //! - A volume's export is kept in its pool before a host sees it, and taken from hosts before the pool
 //!   forgets it; so a start finds what hosts have seen.
 //! - Nothing that a disk holds is overwritten unasked: a pool is made on a blank disk alone.
@@ -18,6 +18,9 @@ mod offline;
 mod orders;
 mod reopen;
 mod streams;
+mod turns;
+#[cfg(test)]
+mod turns_tests;
 mod volumes;
 
 use std::{
@@ -29,7 +32,6 @@ use corebay_conf::Appliance;
 use corebay_core::{
     arena::{Arena, Region},
     buffer::BufferPool,
-    sync::Permits,
 };
 use corebay_lvol::VolumeHandle;
 use corebay_target::{
@@ -217,10 +219,4 @@ pub fn named_volumes(
 /// True where a pool, and not the configuration, says that this namespace is exported.
 pub fn is_by_pool(spec: &NamespaceSpec<Medium>) -> bool {
     matches!(&spec.medium, Medium::Volume(volume) if volume.by_pool)
-}
-
-/// One after the other.
-fn in_turn() -> std::rc::Rc<Permits> {
-    const WAITERS: usize = 64;
-    Permits::new(1, WAITERS)
 }

@@ -356,6 +356,48 @@ orders! {
     "export.remove" => ExportRemove(ExportRemove),
 }
 
+/// What an order changes.
+pub enum Place<'w> {
+    /// The pool on this disk or array, or a new one there.
+    Disk(&'w str),
+    /// The pool of this name or UUID.
+    Pool(&'w str),
+    /// The pool that had the first name before, and has the second one then.
+    Renamed(&'w str, &'w str),
+    /// The pool of this volume or snapshot.
+    Volume(&'w str),
+    /// No pool.
+    None,
+}
+
+impl What {
+    /// What it changes.
+    pub fn place(&self) -> Place<'_> {
+        match self {
+            Self::PoolCreate(on) | Self::PoolImport(on) => Place::Disk(&on.disk),
+            Self::PoolExtend(of) | Self::PoolExport(of) => Place::Pool(&of.pool),
+            Self::PoolDestroy(of) => Place::Pool(&of.pool),
+            Self::PoolRename(of) => Place::Renamed(&of.from, &of.name),
+            Self::VolumeCreate(of) => Place::Volume(&of.volume),
+            Self::VolumeResize(of) => Place::Volume(&of.volume),
+            Self::VolumeRename(of) => Place::Volume(&of.from),
+            Self::VolumeDelete(of) => Place::Volume(&of.volume),
+            Self::VolumeClone(of) => Place::Volume(&of.source),
+            Self::VolumeRollback(of) => Place::Volume(&of.volume),
+            Self::VolumeSet(of) => Place::Volume(&of.volume),
+            Self::VolumePromote(of) | Self::VolumeAbortReceive(of) => Place::Volume(&of.volume),
+            Self::SnapshotDelete(of) => Place::Volume(&of.snapshot),
+            Self::SnapshotCreate(of) => of
+                .snapshots
+                .first()
+                .map_or(Place::None, |first| Place::Volume(first)),
+            Self::ExportAdd(of) => Place::Volume(&of.volume),
+            Self::ExportRemove(of) => Place::Volume(&of.volume),
+            _ => Place::None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

@@ -50,7 +50,7 @@ impl Home {
 
     /// Opens the pool on this disk anew: the disk is there again.
     pub async fn reopen(&self, on: &str, medium: Medium) {
-        let _turn = self.turn.acquire(1).await;
+        let _turn = self.turns.of(on).await;
         let known = self
             .book
             .pools()
@@ -58,12 +58,7 @@ impl Home {
             .find(|known| known.on == on)
             .cloned();
         let Some(known) = known else { return };
-        let old = self
-            .pools
-            .borrow()
-            .iter()
-            .find(|pool| pool.on == on)
-            .cloned();
+        let old = self.open_on(on);
         let opening = Opening {
             on: on.to_owned(),
             medium,
@@ -79,7 +74,7 @@ impl Home {
             None => self.open(&opening).await.map(drop),
         };
         match reopened {
-            Ok(()) => self.attach_all_kept().await,
+            Ok(()) => self.attach_kept_on(on).await,
             Err(problem) => warn!(
                 pool = opening.name,
                 "its disk is there again, but not the pool: {problem}"
@@ -178,15 +173,11 @@ impl Home {
         old.pool.abandon();
         self.close_everywhere(old.pool.uuid()).await;
         self.free_memory(old).await?;
-        self.memory.borrow_mut().push(old.memory.clone());
-        let opened = self.open(opening).await;
-        let new = opened.inspect_err(|_| {
-            // It is still the old one's.
-            self.memory.borrow_mut().pop();
-        })?;
+        let new = self.open_in(opening, &old.memory).await?;
         self.pools
             .borrow_mut()
             .retain(|pool| !Rc::ptr_eq(pool, old));
+        let _showing = self.turns.of_showing().await;
         let attached = std::mem::take(&mut *old.attached.borrow_mut());
         for (id, attached) in attached {
             self.show_again(old, &new, id, &attached).await;

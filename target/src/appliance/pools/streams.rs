@@ -3,7 +3,7 @@
 //! Invariants:
 //! - Files and pipes are read and written by threads that the main thread starts, never by a core. Between
 //!   them and the home core goes a bounded number of bounded pieces.
-//! - None of it holds the turn of changes: other orders go on meanwhile.
+//! - None of it holds its pool's turn, but at its end, to show what was made: other orders go on meanwhile.
 
 use std::{
     cell::Cell,
@@ -479,7 +479,8 @@ impl Home {
             }
             why
         })?;
-        self.attach_named().await;
+        let _turn = self.turns.of(&pool.on).await;
+        self.attach_named(&pool).await;
         match done {
             Some(id) => self.received(&pool, id),
             None => Err(RpcError::refused("the stream has no end")),
@@ -544,6 +545,7 @@ impl Home {
             if record.attributes != which.as_bytes() {
                 return Err(already(&pool, &record));
             }
+            let _turn = self.turns.of(&pool.on).await;
             return self
                 .export_and_describe(&pool, id, import.export.as_ref())
                 .await;
@@ -553,7 +555,7 @@ impl Home {
             pool.pool.delete(left).await.map_err(refusal)?;
         }
         let made = identity(&begun);
-        self.check_wish(&pool, &identity(name), import.export.as_ref())?;
+        drop(self.check_wish(&pool, &identity(name), import.export.as_ref())?);
         let working = self.begin("import", (&pool, name), &[], length);
         let made = pool.pool.create_volume(&made, blocks, false).await;
         let id = made.map_err(refusal)?;
@@ -564,8 +566,9 @@ impl Home {
         }
         let noted = pool.pool.set_attributes(id, which.as_bytes()).await;
         noted.map_err(refusal)?;
+        let _turn = self.turns.of(&pool.on).await;
         pool.pool.rename(id, name).await.map_err(refusal)?;
-        self.attach_named().await;
+        self.attach_named(&pool).await;
         self.export_and_describe(&pool, id, import.export.as_ref())
             .await
     }

@@ -20,12 +20,13 @@ use super::{
     BUSY_STEP, Opening,
     describe::{STOPPED, describe_check, describe_pool, describe_volume},
     exports::subsystem_for,
-    home::{BEGUN, Home, OpenPool, refresh},
+    home::{BEGUN, Home, OpenPool, kept_exports, refresh},
     orders::{
         Order, PoolDestroy, PoolOn, RateSet, Renamed, SnapshotCreate, VolumeClone, VolumeCreate,
         VolumeDelete, VolumeResize, VolumeRollback, VolumeSet, What,
     },
     streams::IMPORTING,
+    turns::Promise,
 };
 use crate::appliance::{control::RpcError, environment::Medium};
 
@@ -93,12 +94,7 @@ impl Home {
 
     /// Does what changes something, in its turn.
     async fn change(&self, what: What, opening: Option<Opening>, deadline: Time) -> Outcome {
-        let _turn = self.turn.acquire(1).await;
-        if self.core.reactor.now() > deadline {
-            return Err(RpcError::refused(
-                "others took all the time that it had: nothing was changed",
-            ));
-        }
+        let _turn = self.turn_of(&what, deadline).await?;
         match what {
             What::PoolCreate(on) => self.create_pool(&on, opening, true).await,
             What::PoolImport(on) => {
@@ -231,14 +227,15 @@ impl Home {
         let (Some(pool), Some(opening)) = (stopped, opening) else {
             return Ok(());
         };
-        self.refuse_another(on, opening).await?;
+        let _promised = self.refuse_another(on, opening).await?;
         self.open_failed_again(&pool, opening, deadline).await?;
-        self.attach_all_kept().await;
+        self.attach_kept_on(&on.disk).await;
         Ok(())
     }
 
     async fn create_pool(&self, on: &PoolOn, opening: Option<Opening>, create: bool) -> Outcome {
         // Whatever was there when the order came: another one may have been performed since.
+        let _promised = self.turns.promise_name(&on.pool)?;
         let is_it = |pool: &&Rc<OpenPool>| is_called(pool, &on.pool) || pool.on == on.disk;
         let open = self.pools.borrow().iter().find(is_it).cloned();
         if let Some(pool) = open {
@@ -246,7 +243,7 @@ impl Home {
                 (true, true) => {
                     // Also where it could not be kept before.
                     self.keep_added().await?;
-                    self.attach_all_kept().await;
+                    self.attach_kept_on(&on.disk).await;
                     set_thresholds(&pool, on).await?;
                     Ok(describe_pool(&pool))
                 }
@@ -264,7 +261,7 @@ impl Home {
             thresholds_of(on, Thresholds::default())?;
         }
         opening.create = create;
-        self.refuse_another(on, &opening).await?;
+        let _called = self.refuse_another(on, &opening).await?;
         let pool = self.open(&opening).await.map_err(RpcError::refused)?;
         let (name, uuid) = (pool.pool.name(), Uuid::from_bytes(pool.pool.uuid()));
         if !is_called(&pool, &on.pool) {
@@ -276,16 +273,21 @@ impl Home {
             )));
         }
         self.keep_added().await?;
-        self.attach_all_kept().await;
+        self.attach_kept_on(&on.disk).await;
         set_thresholds(&pool, on).await?;
         Ok(describe_pool(&pool))
     }
 
-    /// Looks which pool is on a disk, before anything of it is taken or changed.
-    async fn refuse_another(&self, on: &PoolOn, opening: &Opening) -> Result<(), RpcError> {
+    /// Looks which pool is on a disk, before anything of it is taken or changed. Gives the promise of its
+    /// name, where that is not the one that was ordered.
+    async fn refuse_another(
+        &self,
+        on: &PoolOn,
+        opening: &Opening,
+    ) -> Result<Option<Promise>, RpcError> {
         // Why none was found is told by who opens it.
         let Some(label) = self.label(opening).await else {
-            return Ok(());
+            return Ok(None);
         };
         let uuid = Uuid::from_bytes(label.uuid);
         let there = format!(
@@ -295,6 +297,10 @@ impl Home {
         if label.name != on.pool && !is_uuid(&on.pool, label.uuid) {
             return Err(RpcError::conflict(there));
         }
+        let promised = match label.name == on.pool {
+            true => None,
+            false => Some(self.turns.promise_name(&label.name)?),
+        };
         if let Some(other) = self.find(&label.name).filter(|other| other.on != on.disk) {
             return Err(RpcError::conflict(format!(
                 "{there}, and the one on \"{}\" has the same name: `corebay pool rename` gives that \
@@ -306,23 +312,28 @@ impl Home {
             let advice = "`corebay pool import` opens it";
             return Err(RpcError::conflict(format!("{there}: {advice}")));
         }
-        Ok(())
+        Ok(promised)
     }
 
-    /// Exports what newly opened pools say, in subsystems that are made where there are none.
-    pub async fn attach_all_kept(&self) {
+    /// Exports what the pool on a disk says, in subsystems that are made where there are none.
+    pub async fn attach_kept_on(&self, disk: &str) {
+        let Some(pool) = self.open_on(disk) else {
+            return;
+        };
+        let showing = self.turns.of_showing().await;
         let mut ready = Vec::new();
-        for kept in self.kept_exports() {
+        for kept in kept_exports(&pool) {
             match self.subsystem(&kept.export).await {
                 Ok(subsystem) => ready.push((kept, subsystem)),
                 Err(why) => tracing::warn!("an export of a pool: {}", why.message),
             }
         }
         self.attach_kept(ready).await;
-        self.attach_named().await;
+        drop(showing);
+        self.attach_named(&pool).await;
     }
 
-    /// An export's subsystem, made with what is kept of it where there is none.
+    /// An export's subsystem, made with what is kept of it where there is none. In the turn of showing.
     pub async fn subsystem(
         &self,
         export: &Export,
@@ -372,9 +383,13 @@ impl Home {
     }
 
     /// Hosts get back what was not let go after all.
-    async fn or_attach_again<T>(&self, ended: Result<T, RpcError>) -> Result<T, RpcError> {
+    async fn or_attach_again<T>(
+        &self,
+        pool: &OpenPool,
+        ended: Result<T, RpcError>,
+    ) -> Result<T, RpcError> {
         if ended.is_err() {
-            self.attach_all_kept().await;
+            self.attach_kept_on(&pool.on).await;
         }
         ended
     }
@@ -403,7 +418,7 @@ impl Home {
         self.refuse_at_work(&pool, None)?;
         self.detach_all(&pool).await;
         let released = self.once_free(deadline, || pool.pool.release()).await;
-        self.or_attach_again(released).await?;
+        self.or_attach_again(&pool, released).await?;
         self.forget(&pool).await;
         self.keep_added().await?;
         info!(pool = name, "released");
@@ -434,7 +449,7 @@ impl Home {
         }
         self.detach_all(&pool).await;
         let destroyed = self.once_free(deadline, || pool.pool.destroy(&of.pool));
-        self.or_attach_again(destroyed.await).await?;
+        self.or_attach_again(&pool, destroyed.await).await?;
         self.forget(&pool).await;
         self.keep_added().await?;
         info!(pool = of.pool, "destroyed");
@@ -452,6 +467,7 @@ impl Home {
             return Ok(describe_pool(&pool));
         }
         let pool = before?;
+        let _promised = self.turns.promise_name(&renamed.name)?;
         if self.is_pool_named(&pool.pool.name()) {
             return Err(RpcError::refused(
                 "the configuration names the pool's volumes: take them out of it first",
@@ -483,6 +499,7 @@ impl Home {
         let (pool, name) = self.place(&create.volume)?;
         check_name(name)?;
         let blocks = blocks_of(&pool, create.bytes);
+        let mut planned = None;
         let id = match pool.pool.find(name) {
             Some(id) => {
                 let record = pool.pool.volume(id).map_err(refusal)?;
@@ -495,13 +512,13 @@ impl Home {
             }
             None => {
                 let identity = identity(name);
-                self.check_wish(&pool, &identity, create.export.as_ref())?;
+                planned = self.check_wish(&pool, &identity, create.export.as_ref())?;
                 let made = pool.pool.create_volume(&identity, blocks, create.thick);
                 made.await.map_err(refusal)?
             }
         };
-        self.attach_named().await;
-        self.export_and_describe(&pool, id, create.export.as_ref())
+        self.attach_named(&pool).await;
+        self.export_planned(&pool, id, create.export.as_ref(), planned)
             .await
     }
 
@@ -554,7 +571,7 @@ impl Home {
             return Err(RpcError::refused("snapshots keep their names"));
         }
         pool.pool.rename(id, &renamed.name).await.map_err(refusal)?;
-        self.attach_named().await;
+        self.attach_named(&pool).await;
         self.export_and_describe(&pool, id, None).await
     }
 
@@ -580,7 +597,7 @@ impl Home {
         self.refuse_at_work(&pool, Some(name))?;
         self.detach(&pool, id).await;
         let deleted = self.once_free(deadline, || pool.pool.delete(id)).await;
-        self.or_attach_again(deleted).await?;
+        self.or_attach_again(&pool, deleted).await?;
         info!(pool = pool.pool.name(), volume = name, "deleted");
         Ok(gone)
     }
@@ -594,6 +611,7 @@ impl Home {
             ));
         }
         check_name(name)?;
+        let mut planned = None;
         let id = match pool.pool.find(name) {
             Some(id) => {
                 let record = pool.pool.volume(id).map_err(refusal)?;
@@ -604,13 +622,13 @@ impl Home {
             }
             None => {
                 let identity = identity(name);
-                self.check_wish(&pool, &identity, clone.export.as_ref())?;
+                planned = self.check_wish(&pool, &identity, clone.export.as_ref())?;
                 let made = pool.pool.clone_volume(source, &identity).await;
                 made.map_err(refusal)?
             }
         };
-        self.attach_named().await;
-        self.export_and_describe(&pool, id, clone.export.as_ref())
+        self.attach_named(&pool).await;
+        self.export_planned(&pool, id, clone.export.as_ref(), planned)
             .await
     }
 

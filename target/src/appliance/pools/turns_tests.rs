@@ -1,0 +1,281 @@
+//! Owns the tests of turns: two pools on one home core, one of them on a disk that hangs.
+//!
+//! The disk hangs because the reactor that polls its engine is not turned.
+
+use corebay_conformance::{Outcome as Ended, TestCore};
+use corebay_core::{
+    arena::Arena,
+    disk::{
+        file::{Caching, EngineKind, FileEngine, FileEngineOptions, FileMedium, FileMediumOptions},
+        ram::RamMedium,
+    },
+    mesh::{Port, Wakeups, mesh},
+    net::os::OsNetwork,
+    units::{BlockSize, CoreId, Time},
+};
+use corebay_lvol::Owner;
+use corebay_target::{
+    core::{Core, Message},
+    limits::{Limits, MESH_CAPACITY},
+    memory::Memory,
+};
+use serde_json::{Value, json};
+use std::{
+    rc::Rc,
+    sync::{
+        Arc,
+        mpsc::{Receiver, channel},
+    },
+    time::Duration,
+};
+use tempfile::TempDir;
+
+use super::{
+    POOL_MEMORY_BYTES, PoolMemory,
+    home::{Home, MachineCore, Opening},
+    orders::{self, Order},
+    volumes::Outcome,
+};
+use crate::appliance::{
+    environment::{Devices, MachineEnvironment, Medium, PlainMedium},
+    keeper::{Event, Keeper},
+};
+
+const DISK_BYTES: u64 = 32 << 20;
+
+/// A home core with the pools `quick`, in memory, and `slow`, in a file.
+struct World {
+    home: Rc<Home>,
+    main: Port<Message<MachineEnvironment>>,
+    events: Receiver<Event>,
+    core: TestCore,
+    /// Polls the file's engine.
+    disk: TestCore,
+    _folder: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let core = TestCore::single();
+        let disk = TestCore::new(0, core.clock());
+        let (to_main, events) = channel();
+        let mut ports = mesh(2, MESH_CAPACITY, Wakeups::None).unwrap();
+        let main = ports.pop().unwrap();
+        let own = ports.pop().unwrap();
+        let options = FileEngineOptions {
+            kind: EngineKind::Threads,
+            ..FileEngineOptions::default()
+        };
+        let engine = FileEngine::start(&disk.reactor, &disk.pool, options).unwrap();
+        let environment = MachineEnvironment {
+            network: OsNetwork::new().unwrap(),
+            devices: Devices::new(engine, core.reactor.clone()),
+            keeper: Keeper::new(CoreId(0), to_main),
+            arrays: Default::default(),
+            pool_cores: Default::default(),
+            pools: Default::default(),
+            listen: Default::default(),
+        };
+        let mut arena = Arena::lazy(64 << 20).unwrap();
+        let regions = (0..3).map_while(|_| arena.take(POOL_MEMORY_BYTES));
+        let pools = PoolMemory(regions.collect());
+        let memory = Memory::divide(&mut |bytes| arena.take(bytes), 32 << 20).unwrap();
+        let started: MachineCore = Core::start(
+            core.reactor.clone(),
+            environment,
+            Arc::default(),
+            Limits::default(),
+            memory,
+            own,
+        );
+        let owner = Owner {
+            id: [7; 16],
+            name: "test".to_owned(),
+        };
+        let home = Home::start(&started, pools, Default::default(), owner, None);
+        let folder = tempfile::tempdir().unwrap();
+        let file = FileMediumOptions {
+            block_size: BlockSize::B4096,
+            bytes: Some(DISK_BYTES),
+            create: true,
+            caching: Caching::Buffered,
+        };
+        let file = FileMedium::open(&folder.path().join("disk"), file).unwrap();
+        let ram = RamMedium::new(BlockSize::B4096, DISK_BYTES / 4096).unwrap();
+        let world = Self {
+            home,
+            main,
+            events,
+            core,
+            disk,
+            _folder: folder,
+        };
+        for (name, medium) in [
+            ("quick", PlainMedium::Ram(ram)),
+            ("slow", PlainMedium::File(file)),
+        ] {
+            let made = world.begin_on("pool.create", name, Medium::Plain(medium));
+            world.let_disk_work(&made).unwrap();
+        }
+        world
+    }
+
+    fn now(&self) -> Time {
+        self.core.reactor.now()
+    }
+
+    fn begin_on(&self, method: &str, name: &str, medium: Medium) -> Ended<Outcome> {
+        let opening = Opening {
+            on: format!("disk of {name}"),
+            medium,
+            name: name.to_owned(),
+            create: true,
+            thresholds: (None, None),
+            force: false,
+            first_volume: None,
+            added: true,
+        };
+        let params = json!({ "pool": name, "disk": opening.on });
+        self.begin_by(method, params, Some(opening), Duration::from_secs(60))
+    }
+
+    fn begin_by(
+        &self,
+        method: &str,
+        params: Value,
+        opening: Option<Opening>,
+        time: Duration,
+    ) -> Ended<Outcome> {
+        let order = Order {
+            what: orders::parse(method, &params).unwrap().unwrap(),
+            opening,
+            stream: None,
+            claim: None,
+            deadline: self.core.now().plus(time),
+        };
+        let home = self.home.clone();
+        self.core.spawn(async move { home.perform(order).await })
+    }
+
+    /// Orders something.
+    fn begin(&self, method: &str, params: Value) -> Ended<Outcome> {
+        self.begin_by(method, params, None, Duration::from_secs(60))
+    }
+
+    /// One turn of the home core and the main thread.
+    fn turn(&self) {
+        self.core.turn();
+        // The main thread keeps whatever it is asked to.
+        while let Ok(event) = self.events.try_recv() {
+            if let Event::Save(request) = event {
+                let keep = move |core: &Rc<Core<MachineEnvironment>>| {
+                    core.environment.keeper.answer(request.key, Ok(()));
+                };
+                self.main.send(CoreId(0), Box::new(keep));
+            }
+        }
+    }
+
+    /// Waits for the end of an order while the disk hangs.
+    fn ends(&self, ended: &Ended<Outcome>) -> Outcome {
+        self.core.turn_until("the end of an order", || {
+            self.turn();
+            ended.is_there()
+        });
+        ended.take()
+    }
+
+    /// The same while the disk works.
+    fn let_disk_work(&self, ended: &Ended<Outcome>) -> Outcome {
+        self.core.turn_until("the end of an order", || {
+            self.turn();
+            self.disk.turn();
+            ended.is_there()
+        });
+        ended.take()
+    }
+
+    #[track_caller]
+    fn does(&self, method: &str, params: Value) -> Value {
+        let ended = self.begin(method, params);
+        self.ends(&ended).unwrap()
+    }
+
+    #[track_caller]
+    fn refuses(&self, method: &str, params: Value, because: &str) {
+        let ended = self.begin(method, params);
+        let why = self.ends(&ended).unwrap_err().message;
+        assert!(why.contains(because), "{why}");
+    }
+}
+
+#[test]
+fn a_disk_that_hangs_holds_up_the_orders_to_its_own_pool_alone() {
+    let world = World::new();
+    let hangs = world.begin("pool.rename", json!({ "from": "slow", "name": "new" }));
+    let second = world.begin(
+        "volume.create",
+        json!({ "volume": "slow/v", "bytes": 1 << 20 }),
+    );
+    let late = json!({ "volume": "slow/late", "bytes": 1 << 20 });
+    let late = world.begin_by("volume.create", late, None, Duration::from_millis(1));
+    let export = json!({ "allow_any_host": true });
+    let made = json!({ "volume": "quick/a", "bytes": 1 << 20, "export": export });
+    assert_eq!(world.does("volume.create", made)["export"]["shown"], true);
+    world.does(
+        "volume.resize",
+        json!({ "volume": "quick/a", "bytes": 2 << 20 }),
+    );
+    world.does("snapshot.create", json!({ "snapshots": ["quick/a@s"] }));
+    world.does(
+        "volume.delete",
+        json!({ "volume": "quick/a", "force": true }),
+    );
+    // The other one is about to have this name.
+    let taken = json!({ "from": "quick", "name": "new" });
+    world.refuses("pool.rename", taken, "another order");
+    world.does("pool.rename", json!({ "from": "quick", "name": "fast" }));
+    let why = world.ends(&late).unwrap_err().message;
+    assert!(why.contains("nothing was changed"), "{why}");
+    assert!(!hangs.is_there() && !second.is_there());
+    assert_eq!(world.let_disk_work(&hangs).unwrap()["name"], "new");
+    // It waited for a pool that has another name by now.
+    let why = world.let_disk_work(&second).unwrap_err().message;
+    assert!(why.contains("no pool \"slow\""), "{why}");
+    assert!(world.now() > Time(0));
+}
+
+#[test]
+fn a_namespace_is_promised_to_one_order() {
+    let world = World::new();
+    let nqn = "nqn.2024-01.com.example:shared";
+    let wish =
+        |nsid: Option<u32>| json!({ "subsystem": nqn, "nsid": nsid, "allow_any_host": true });
+    let create =
+        |volume: &str, wish: Value| json!({ "volume": volume, "bytes": 1 << 20, "export": wish });
+    let hangs = world.begin("volume.create", create("slow/v", wish(Some(1))));
+    for _ in 0..100 {
+        world.turn();
+    }
+    let taken = create("quick/a", wish(Some(1)));
+    world.refuses("volume.create", taken, "another namespace 1");
+    world.refuses(
+        "volume.show",
+        json!({ "volume": "quick/a" }),
+        "there is no volume",
+    );
+    let made = world.does("volume.create", create("quick/a", wish(None)));
+    assert_eq!(made["export"]["nsid"], 2);
+    let made = world.let_disk_work(&hangs).unwrap();
+    assert_eq!(
+        (&made["export"]["nsid"], &made["export"]["shown"]),
+        (&json!(1), &json!(true))
+    );
+    // What was refused before or taken back is free again.
+    world.does(
+        "volume.delete",
+        json!({ "volume": "quick/a", "force": true }),
+    );
+    let again = world.does("volume.create", create("quick/b", wish(Some(2))));
+    assert_eq!(again["export"]["nsid"], 2);
+}
