@@ -65,6 +65,7 @@ mod bits;
 mod check;
 mod checkpoint;
 mod device;
+mod dying;
 mod ends;
 mod epoch;
 mod extend;

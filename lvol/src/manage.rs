@@ -7,14 +7,13 @@
 //! - A deleted volume's name is free at once; its space follows in the background, and goes on after
 //!   a restart.
 
-use std::{cell::Cell, ops::Range, rc::Rc, sync::atomic::Ordering, time::Duration};
+use std::{cell::Cell, ops::Range, rc::Rc, sync::atomic::Ordering};
 
 use corebay_core::{
     disk::Disk,
     mesh::Wakeups,
     sync::{Permit, Permits},
 };
-use tracing::warn;
 
 use crate::{
     across::{self, PoolCore, PoolHandle, VolumeHandle},
@@ -32,9 +31,6 @@ use crate::{
 
 /// Tasks that may wait to change a pool.
 const WAITERS: usize = 64;
-
-/// The pause after which a deleted volume's space is given back again where that has failed.
-const DROP_AGAIN: Duration = Duration::from_secs(1);
 
 /// Names a volume or a snapshot within its pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -87,7 +83,8 @@ pub struct Pool<D: Disk> {
     pub(crate) shared: Rc<Shared<D>>,
     core: Rc<PoolCore<D>>,
     control: Rc<Permits>,
-    leaving: Rc<Cell<bool>>,
+    /// It is being closed.
+    pub(crate) leaving: Rc<Cell<bool>>,
 }
 
 impl<D: Disk> Clone for Pool<D> {
@@ -572,6 +569,22 @@ impl<D: Disk> Pool<D> {
         read_only: bool,
         thick: bool,
     ) -> Result<(), PoolError> {
+        match self.try_set_flags(id, read_only, thick).await {
+            // What it shared once may be its own by now, and needs no reservation.
+            Err(PoolError::NoSpace) if thick => {
+                self.count(id.0).await?;
+                self.try_set_flags(id, read_only, thick).await
+            }
+            ended => ended,
+        }
+    }
+
+    async fn try_set_flags(
+        &self,
+        id: VolumeId,
+        read_only: bool,
+        thick: bool,
+    ) -> Result<(), PoolError> {
         let _control = self.control().await?;
         let record = self.volume(id)?;
         if record.kind != Kind::Volume {
@@ -591,7 +604,11 @@ impl<D: Disk> Pool<D> {
             read_only,
             thick,
         }])
-        .await
+        .await?;
+        if thick && !record.thick {
+            self.count_soon([id.0]);
+        }
+        Ok(())
     }
 
     /// Keeps bytes with a volume, for whoever exports it.
@@ -757,49 +774,12 @@ impl<D: Disk> Pool<D> {
         Ok(())
     }
 
-    fn first_dying(&self, from: u32) -> Option<u32> {
+    pub(crate) fn first_dying(&self, from: u32) -> Option<u32> {
         let state = self.shared.state.borrow();
         state.volumes.ids().find(|id| {
             let record = state.volumes.body(*id);
             *id >= from && record.is_some_and(|record| record.kind == Kind::Dying)
         })
-    }
-
-    /// After a failure, before the next attempt.
-    async fn pause_dropping(&self, stopped: impl Fn() -> bool) {
-        let end = self.shared.reactor.now().plus(DROP_AGAIN);
-        while self.shared.reactor.now() < end && !stopped() {
-            self.shared.reactor.sleep(DROP_AGAIN / 20).await;
-        }
-    }
-
-    /// Gives back the space of deleted volumes, a leaf at a time, until the pool is closed.
-    async fn drop_dying(&self) {
-        let mut from = 0;
-        loop {
-            let stopped = || self.leaving.get() || self.shared.stopped().is_some();
-            let next = self
-                .shared
-                .dying
-                .until(|| match stopped() {
-                    true => Some(None),
-                    false => {
-                        let next = self.first_dying(from).or_else(|| self.first_dying(0));
-                        next.map(Some)
-                    }
-                })
-                .await;
-            let Some(volume) = next else { return };
-            // What stops the pool as a whole is told there. All else may pass, and concerns perhaps this
-            // volume alone.
-            if let Err(error) = self.change(&[Record::Drop { volume }]).await {
-                if self.shared.stopped().is_none() {
-                    warn!("pool {}: a deleted volume's space: {error}", self.name());
-                    self.pause_dropping(stopped).await;
-                }
-                from = volume + 1;
-            }
-        }
     }
 }
 

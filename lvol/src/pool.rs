@@ -74,6 +74,10 @@ pub(crate) struct Shared<D: Disk> {
     pub metadata_written: Cell<u64>,
     /// A volume was deleted: its space is to be given back.
     pub dying: Signal,
+    /// Volumes whose own extents are to be counted anew.
+    pub to_recount: RefCell<BTreeSet<u32>>,
+    /// Held by whoever counts them.
+    pub recounting: Rc<Permits>,
     /// Held while a page's place must not be given to another page, and while a checkpoint writes pages to
     /// the places that it has given them.
     pub places_stay: Rc<Permits>,
@@ -147,6 +151,8 @@ impl<D: Disk> Shared<D> {
             places_stay: Permits::new(1, STAYERS_MAX),
             counting: Permits::new(1, STAYERS_MAX),
             walk: RefCell::default(),
+            to_recount: RefCell::default(),
+            recounting: Permits::new(1, STAYERS_MAX),
             limbo: RefCell::default(),
             waiters: RefCell::default(),
             awaited: Cell::new(0),

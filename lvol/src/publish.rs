@@ -464,6 +464,7 @@ impl<D: Disk> Shared<D> {
             | Record::Thresholds(_)
             | Record::Extend { .. }
             | Record::Origin { .. }
+            | Record::Recount { .. }
             | Record::Drop { .. } => {}
         }
     }

@@ -129,7 +129,7 @@ impl Walk {
             }
             // A root comes or goes.
             Record::Resize { volume, .. } => (*volume, Some(0)),
-            Record::Drop { volume } => (*volume, None),
+            Record::Drop { volume, .. } => (*volume, None),
             _ => return,
         };
         let Ok(record) = state.volume(volume) else {
@@ -352,7 +352,7 @@ fn pages_of(leaf: &Leaf) -> impl Iterator<Item = NodeId> + '_ {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::rc::Rc;
 
     use arrayvec::ArrayVec;
@@ -363,7 +363,10 @@ mod tests {
     use crate::state::extents::Attempt;
 
     const PER_EXTENT: u64 = BLOCKS_PER_EXTENT as u64;
-    const LEAVES: u64 = 3;
+    pub(crate) const LEAVES: u64 = 3;
+
+    /// Which of the extents of volumes ever hold something.
+    pub(crate) const EXTENTS: [u64; 12] = [0, 1, 2, 3, 64, 65, 66, 67, 128, 129, 130, 131];
     const BLOCKS: u64 = LEAVES * 64 * PER_EXTENT;
 
     fn next_map(state: &mut State, volume: u32, rng: &mut Rng) -> Option<Record> {
@@ -415,15 +418,20 @@ mod tests {
         }
         let volume = ids[usize::try_from(rng.below(ids.len() as u64)).unwrap()];
         if state.volume(volume).unwrap().kind == Kind::Dying {
-            return Some(Record::Drop { volume });
+            let keep = rng.below(4) == 0;
+            return Some(Record::Drop { volume, keep });
         }
+        // Snapshots stay as they are.
+        let is_written = state.volume(volume).unwrap().kind == Kind::Volume;
         Some(match what {
             3 => Record::Delete { volume },
+            _ if !is_written => return None,
             4 => {
                 *last += 1;
                 let snapshot = ids[usize::try_from(rng.below(ids.len() as u64)).unwrap()];
                 let old = *last;
-                state.known(snapshot).ok()?;
+                let known = state.known(snapshot).ok()?;
+                (known.kind == Kind::Snapshot).then_some(())?;
                 Record::Rollback {
                     volume,
                     snapshot,
@@ -445,7 +453,12 @@ mod tests {
         })
     }
 
-    fn change(state: &mut State, walk: Option<&mut Walk>, last: &mut u32, rng: &mut Rng) {
+    pub(crate) fn change(
+        state: &mut State,
+        walk: Option<&mut Walk>,
+        last: &mut u32,
+        rng: &mut Rng,
+    ) {
         let Some(record) = next_record(state, last, rng) else {
             return;
         };

@@ -18,6 +18,7 @@ mod scale;
 mod space;
 mod streams;
 mod support;
+mod thick;
 mod trim;
 mod volumes;
 mod waits;

@@ -76,6 +76,8 @@ pub enum Record {
     Drop {
         /// The volume.
         volume: u32,
+        /// The volume's number stays taken though nothing is left.
+        keep: bool,
     },
     /// The volume has another size.
     Resize {
@@ -167,6 +169,13 @@ pub enum Record {
         /// All blocks that it uses.
         blocks: u64,
     },
+    /// So many of the volume's extents lie in one that is its own.
+    Recount {
+        /// The volume.
+        volume: u32,
+        /// How many.
+        own: u64,
+    },
 }
 
 /// A record as it lies in the journal, before its tail.
@@ -247,7 +256,7 @@ impl Record {
                 ..
             } => (4, volume, u8::from(*snapshot), [u64::from(*source), 0, 0]),
             Self::Delete { volume } => (5, volume, 0, [0; 3]),
-            Self::Drop { volume } => (6, volume, 0, [0; 3]),
+            Self::Drop { volume, keep } => (6, volume, u8::from(*keep), [0; 3]),
             Self::Resize { volume, blocks } => (7, volume, 0, [*blocks, 0, 0]),
             Self::Rename { volume, .. } => (8, volume, 0, [0; 3]),
             Self::Flags {
@@ -278,6 +287,7 @@ impl Record {
             Self::Limits { volume, .. } => (18, volume, 0, [0; 3]),
             Self::Origin { volume, origin } => (19, volume, 0, [u64::from(*origin), 0, 0]),
             Self::Extend { blocks } => (17, &0, 0, [*blocks, 0, 0]),
+            Self::Recount { volume, own } => (20, volume, 0, [*own, 0, 0]),
             Self::Thresholds(thresholds) => (15, &0, 0, thresholds.encode().map(u64::from)),
         };
         let tail = self.encoded_len() - size_of::<Raw>();
@@ -389,7 +399,10 @@ impl Record {
                 name: text(&tail[16..])?,
             },
             5 => Self::Delete { volume },
-            6 => Self::Drop { volume },
+            6 => Self::Drop {
+                volume,
+                keep: raw.detail != 0,
+            },
             7 => Self::Resize { volume, blocks: a },
             8 => Self::Rename {
                 volume,
@@ -431,6 +444,7 @@ impl Record {
                 bytes: tail.to_vec(),
             },
             17 => Self::Extend { blocks: a },
+            20 => Self::Recount { volume, own: a },
             19 => Self::Origin {
                 volume,
                 origin: u32::try_from(a).ok()?,
@@ -626,7 +640,10 @@ mod tests {
                 name: name.clone(),
             },
             Record::Delete { volume: 5 },
-            Record::Drop { volume: 5 },
+            Record::Drop {
+                volume: 5,
+                keep: false,
+            },
             Record::Resize {
                 volume: 4,
                 blocks: 10,
@@ -686,6 +703,11 @@ mod tests {
                 origin: 3,
             },
             Record::Extend { blocks: 99 },
+            Record::Drop {
+                volume: 5,
+                keep: true,
+            },
+            Record::Recount { volume: 4, own: 7 },
             Record::Thresholds(Thresholds {
                 warning_percent: 70,
                 critical_percent: 90,

@@ -113,7 +113,7 @@ impl State {
                 }
                 self.unmap(*volume, *first, end, *keep)
             }
-            Record::Drop { volume } => self.drop_step(*volume),
+            Record::Drop { volume, keep } => self.drop_step(*volume, *keep),
             other => self.apply_to_volume(other),
         }
     }
@@ -246,6 +246,7 @@ impl State {
                 Ok(())
             }
             Record::Extend { blocks } => self.extend(*blocks),
+            Record::Recount { volume, own } => self.set_own(*volume, *own),
             Record::Thresholds(thresholds) => {
                 self.thresholds = *thresholds;
                 Ok(())
@@ -363,7 +364,7 @@ impl State {
                 let index = first / BLOCKS_PER_EXTENT as u64;
                 self.missing_for(*volume, leaf_place(index).0)
             }
-            Record::Drop { volume } => self.missing_for_drop(*volume),
+            Record::Drop { volume, .. } => self.missing_for_drop(*volume),
             Record::Resize { volume, .. } => {
                 // A way that is as long as any: its inner nodes are what may be taken away.
                 match self.way(*volume, 0)? {

@@ -284,7 +284,23 @@ impl State {
         let Way::Leaf(id, true) = self.way(volume, leaf_number)? else {
             return Ok(None);
         };
-        let target = match &self.leaf(id)?.entries[at] {
+        let Some(target) = self.target_of(&self.leaf(id)?.entries[at])? else {
+            return Ok(None);
+        };
+        let owner = (volume, self.epoch(volume));
+        let leaf = self.leaf_unkept(id)?;
+        if leaf.owner != owner {
+            leaf.owner = owner;
+            leaf.owned = 0;
+        }
+        leaf.owned |= 1 << at;
+        Ok(Some(target))
+    }
+
+    /// The extent of an entry that nobody else refers to, and which new blocks go to. The way to the entry's
+    /// leaf is its volume's alone.
+    pub fn target_of(&self, entry: &Entry) -> Result<Option<Extent>, PoolError> {
+        let target = match entry {
             Entry::Hole => None,
             Entry::Whole(extent) => Some(*extent),
             Entry::Partial(partial) => Some(partial.0),
@@ -296,17 +312,7 @@ impl State {
             }
             Entry::Fragments(_) => None,
         };
-        let Some(target) = target.filter(|extent| self.references(*extent) == Some(1)) else {
-            return Ok(None);
-        };
-        let owner = (volume, self.epoch(volume));
-        let leaf = self.leaf_unkept(id)?;
-        if leaf.owner != owner {
-            leaf.owner = owner;
-            leaf.owned = 0;
-        }
-        leaf.owned |= 1 << at;
-        Ok(Some(target))
+        Ok(target.filter(|extent| self.references(*extent) == Some(1)))
     }
 
     /// What has to be read before records may change the extents under a leaf.
@@ -442,35 +448,37 @@ impl State {
         let (leaf_number, at) = leaf_place(index);
         let id = self.own_leaf(volume, leaf_number)?;
         let before = self.leaf(id)?.entries[at].clone();
+        let had_own = self.target_of(&before)?.is_some();
         let bits = Bits::of(range.clone());
         let (after, gained) = match (&before, before.single()) {
-            (Entry::Fragments(page), _) => self.map_fragment(volume, *page, range, extent)?,
+            (Entry::Fragments(page), _) => self.map_fragment(*page, range, extent)?,
             (_, Some((old, mut valid))) if old == extent => {
                 let had = valid.count();
                 valid.set(range);
                 (Entry::of(extent, valid), valid.count() - had)
             }
             (_, Some((old, valid))) => {
-                self.refer(volume, extent)?;
+                self.add_reference(extent)?;
                 let mut rest = valid;
                 rest.clear(range.clone());
                 let gained = bits.count() + rest.count() - valid.count();
                 if rest.is_empty() {
-                    self.unrefer(volume, old)?;
+                    self.drop_reference(old)?;
                     (Entry::of(extent, bits), gained)
                 } else {
                     (self.new_fragments((old, rest), (extent, range)), gained)
                 }
             }
             (_, None) => {
-                self.refer(volume, extent)?;
+                self.add_reference(extent)?;
                 (Entry::of(extent, bits), bits.count())
             }
         };
         self.set_entry(id, at, after)?;
         self.change_volume(volume)?.mapped += gained;
-        self.own_target(volume, index)?;
-        Ok(())
+        let has_own = self.own_target(volume, index)?.is_some();
+        let more = i64::from(has_own) - i64::from(had_own);
+        self.change_own(volume, leaf_number, more)
     }
 
     /// Sets an entry of a leaf. Whether the volume owns it is to be found out again: what is left
@@ -499,7 +507,6 @@ impl State {
 
     fn map_fragment(
         &mut self,
-        volume: u32,
         page: NodeId,
         range: Range<usize>,
         extent: Extent,
@@ -511,18 +518,13 @@ impl State {
         let gained = gained.count() as u64;
         fragments.owners[range].fill(Extent::to_stored(Some(extent)));
         fragments.target = extent;
-        let entry = self.settle_fragments(volume, page, &before)?;
+        let entry = self.settle_fragments(page, &before)?;
         Ok((entry, gained))
     }
 
     /// Brings references up to date after a page of fragments has changed; the page gives way to a
     /// plain entry where all its blocks lie in one extent.
-    fn settle_fragments(
-        &mut self,
-        volume: u32,
-        page: NodeId,
-        before: &[Extent],
-    ) -> Result<Entry, PoolError> {
+    fn settle_fragments(&mut self, page: NodeId, before: &[Extent]) -> Result<Entry, PoolError> {
         let fragments = self.fragments(page)?;
         let after = owners_of(fragments);
         let single = match after[..] {
@@ -539,35 +541,16 @@ impl State {
             _ => None,
         };
         for extent in after.iter().filter(|extent| !before.contains(extent)) {
-            self.refer(volume, *extent)?;
+            self.add_reference(*extent)?;
         }
         for extent in before.iter().filter(|extent| !after.contains(extent)) {
-            self.unrefer(volume, *extent)?;
+            self.drop_reference(*extent)?;
         }
         if let Some(entry) = single {
             self.free_node(page);
             return Ok(entry);
         }
         Ok(Entry::Fragments(page))
-    }
-
-    /// A volume's entry refers to an extent.
-    fn refer(&mut self, volume: u32, extent: Extent) -> Result<(), PoolError> {
-        let first = self.references(extent) == Some(0);
-        self.add_reference(extent)?;
-        if first {
-            self.change_reservation(volume, |record| record.own_extents += 1)?;
-        }
-        Ok(())
-    }
-
-    fn unrefer(&mut self, volume: u32, extent: Extent) -> Result<(), PoolError> {
-        if self.drop_reference(extent)? {
-            self.change_reservation(volume, |record| {
-                record.own_extents = record.own_extents.saturating_sub(1);
-            })?;
-        }
-        Ok(())
     }
 
     /// Blocks `first` to `end` of a volume, all under one leaf, read as zeroes now.
@@ -584,30 +567,33 @@ impl State {
             return Ok(());
         }
         let id = self.own_leaf(volume, leaf_number)?;
-        let mut lost = 0;
+        let (mut lost, mut more) = (0, 0);
         for index in first / per_extent..end.div_ceil(per_extent) {
             let from = first.max(index * per_extent) - index * per_extent;
             let to = end.min((index + 1) * per_extent) - index * per_extent;
             let block = |block: u64| usize::try_from(block).expect("within an extent");
-            lost += self.unmap_extent(volume, id, index, block(from)..block(to), keep)?;
+            let done = self.unmap_extent(id, index, block(from)..block(to), keep)?;
+            (lost, more) = (lost + done.0, more + done.1);
         }
         let record = self.change_volume(volume)?;
         record.mapped = record.mapped.saturating_sub(lost);
+        self.change_own(volume, leaf_number, more)?;
         self.prune(volume, leaf_number)
     }
 
+    /// How many blocks that were, and how many more extents have one of the volume's own.
     fn unmap_extent(
         &mut self,
-        volume: u32,
         leaf: NodeId,
         index: u64,
         range: Range<usize>,
         keep: bool,
-    ) -> Result<u64, PoolError> {
+    ) -> Result<(u64, i64), PoolError> {
         let (_, at) = leaf_place(index);
         let before = self.leaf(leaf)?.entries[at].clone();
+        let had_own = self.target_of(&before)?.is_some();
         let (after, lost) = match (&before, before.single()) {
-            (Entry::Hole, _) => return Ok(0),
+            (Entry::Hole, _) => return Ok((0, 0)),
             (Entry::Fragments(page), _) => {
                 let page = self.own_node(*page)?;
                 let owners = owners_of(self.fragments(page)?);
@@ -615,7 +601,7 @@ impl State {
                 let held = fragments.owners[range.clone()].iter().filter(|o| **o != 0);
                 let lost = held.count() as u64;
                 fragments.owners[range].fill(0);
-                (self.settle_fragments(volume, page, &owners)?, lost)
+                (self.settle_fragments(page, &owners)?, lost)
             }
             (_, Some((extent, mut valid))) => {
                 let had = valid.count();
@@ -623,7 +609,7 @@ impl State {
                 let lost = had - valid.count();
                 let kept = keep && self.references(extent) == Some(1);
                 if valid.is_empty() && !kept {
-                    self.unrefer(volume, extent)?;
+                    self.drop_reference(extent)?;
                     (Entry::Hole, lost)
                 } else {
                     (Entry::of(extent, valid), lost)
@@ -631,8 +617,9 @@ impl State {
             }
             (_, None) => return Err(corrupt("an entry of no kind")),
         };
+        let has_own = self.target_of(&after)?.is_some();
         self.set_entry(leaf, at, after)?;
-        Ok(lost)
+        Ok((lost, i64::from(has_own) - i64::from(had_own)))
     }
 
     /// Removes a leaf that has become empty, and inner nodes that led to nothing else. The way to

@@ -13,6 +13,7 @@ pub(crate) mod diff;
 pub(crate) mod extents;
 pub(crate) mod map;
 pub(crate) mod more;
+pub(crate) mod own;
 pub(crate) mod places;
 pub(crate) mod share;
 pub(crate) mod table;
@@ -94,6 +95,8 @@ pub(crate) struct State {
     pub evictions: u64,
     /// How often each volume was shared since the pool was opened.
     pub epochs: Vec<u32>,
+    /// Whose own extents are being counted.
+    pub recount: Option<own::Recount>,
 }
 
 impl State {
@@ -115,6 +118,7 @@ impl State {
             free_nodes: Vec::new(),
             evictions: 0,
             epochs: Vec::new(),
+            recount: None,
         };
         // Number 0 is nobody.
         state.nodes.grow(1);
@@ -290,6 +294,7 @@ impl State {
             self.epochs.resize(at + 1, 1);
         }
         self.epochs[at] += 1;
+        self.forget_recount(volume);
     }
 }
 

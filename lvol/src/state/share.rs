@@ -54,7 +54,10 @@ impl State {
 
     /// The volume takes a snapshot's map; its own goes to `old`, to be dropped.
     pub fn roll_back(&mut self, volume: u32, snapshot: u32, old: u32) -> Result<(), PoolError> {
-        let from = self.volume(snapshot)?;
+        let from = self.known(snapshot)?;
+        if from.kind != Kind::Snapshot {
+            return Err(corrupt("a volume is rolled back to what changes"));
+        }
         let (root, height, mapped, blocks) = (from.root, from.height, from.mapped, from.blocks);
         self.check_free_id(old)?;
         if root != 0 {
@@ -93,8 +96,9 @@ impl State {
         Err(corrupt("a map that leads to itself"))
     }
 
-    /// Drops the next part of a dying volume's map; removes the volume where nothing is left.
-    pub fn drop_step(&mut self, volume: u32) -> Result<(), PoolError> {
+    /// Drops the next part of a dying volume's map; removes the volume where nothing is left, unless its number
+    /// is to stay taken.
+    pub fn drop_step(&mut self, volume: u32, keep: bool) -> Result<(), PoolError> {
         let Ok(record) = self.volume(volume) else {
             return Ok(());
         };
@@ -125,7 +129,7 @@ impl State {
             }
             break;
         }
-        if self.volume(volume)?.root == 0 {
+        if self.volume(volume)?.root == 0 && !keep {
             self.volumes.remove(volume);
         }
         Ok(())

@@ -1,0 +1,167 @@
+//! What becomes of deleted volumes and snapshots: their space is given back, and so is what thick volumes have
+//! reserved for extents that were shared with them and are theirs alone now.
+//!
+//! # Step by step
+//! 1. The deleted volume's map is dropped, a leaf at a time, by one record each. A crash: the rest is dropped
+//!    after it.
+//! 2. It has no map any more, and its number stays taken. A crash: this is where dropping goes on.
+//! 3. The thick volumes that may have shared something with it are counted, one after the other, while they
+//!    are used. A crash: they are counted again.
+//! 4. Where one has more extents of its own than is known, it is frozen, so that none of its records waits,
+//!    and a record says how many. A crash before it is durable: as in 3. After it: counting finds no more.
+//! 5. A record removes the deleted volume.
+
+use std::time::Duration;
+
+use corebay_core::disk::Disk;
+use tracing::warn;
+
+use crate::{
+    error::PoolError,
+    format::record::Record,
+    manage::{Pool, VolumeId},
+    pool::Shared,
+    sync::breathe,
+};
+
+/// Leaves that are counted before others get their turn.
+const LEAVES_AT_ONCE: u64 = 64;
+
+/// The pause after which a deleted volume's space is given back again where that has failed.
+const DROP_AGAIN: Duration = Duration::from_secs(1);
+
+/// What is to be done next.
+enum Next {
+    /// Nothing: the pool is being closed.
+    End,
+    /// A volume's own extents are to be counted.
+    Count(u32),
+    /// The next part of a deleted volume's map is to be dropped.
+    Drop(u32),
+}
+
+impl<D: Disk> Pool<D> {
+    /// Gives back the space of deleted volumes, a leaf at a time, until the pool is closed.
+    pub(crate) async fn drop_dying(&self) {
+        let mut from = 0;
+        loop {
+            let next = self.shared.dying.until(|| self.next_to_drop(from)).await;
+            let (done, volume, what) = match next {
+                Next::End => return,
+                Next::Count(volume) => (self.count(volume).await, volume, "own extents"),
+                Next::Drop(volume) => (self.drop_next(volume).await, volume, "space"),
+            };
+            // What stops the pool as a whole is told there. All else may pass, and concerns perhaps this
+            // volume alone.
+            if let Err(error) = done {
+                if self.shared.stopped().is_none() {
+                    let name = self.shared.name();
+                    warn!("pool {name}: the {what} of volume {volume}: {error}");
+                    self.pause_dropping().await;
+                }
+                from = volume + 1;
+            }
+        }
+    }
+
+    fn next_to_drop(&self, from: u32) -> Option<Next> {
+        if self.is_leaving() {
+            return Some(Next::End);
+        }
+        let to_count = self.shared.to_recount.borrow_mut().pop_first();
+        let to_drop = || self.first_dying(from).or_else(|| self.first_dying(0));
+        to_count
+            .map(Next::Count)
+            .or_else(|| to_drop().map(Next::Drop))
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.leaving.get() || self.shared.stopped().is_some()
+    }
+
+    /// After a failure, before the next attempt.
+    async fn pause_dropping(&self) {
+        let end = self.shared.reactor.now().plus(DROP_AGAIN);
+        while self.shared.reactor.now() < end && !self.is_leaving() {
+            self.shared.reactor.sleep(DROP_AGAIN / 20).await;
+        }
+    }
+
+    /// Drops the next part of a deleted volume's map; where there is none any more, what follows.
+    async fn drop_next(&self, volume: u32) -> Result<(), PoolError> {
+        let is_dropped = self.shared.state.borrow().volume(volume)?.root == 0;
+        if is_dropped {
+            let concerned = self.shared.state.borrow().to_recount_after(volume);
+            for other in concerned {
+                let counted = self.count(other).await;
+                if self.is_leaving() {
+                    return Ok(());
+                }
+                // It has more reserved than it needs, as before.
+                if let Err(error) = counted {
+                    let name = self.shared.name();
+                    warn!("pool {name}: the own extents of volume {other}: {error}");
+                }
+            }
+        }
+        let keep = !is_dropped;
+        self.change(&[Record::Drop { volume, keep }]).await
+    }
+
+    /// Others may have given up what they shared with these volumes, or they are thick from now on: they are
+    /// counted soon. A crash before that leaves more reserved than is needed.
+    pub(crate) fn count_soon(&self, volumes: impl IntoIterator<Item = u32>) {
+        self.shared.to_recount.borrow_mut().extend(volumes);
+        self.shared.dying.notify();
+    }
+
+    /// Counts a volume's own extents anew, and says so where there are more of them than is known.
+    pub(crate) async fn count(&self, volume: u32) -> Result<(), PoolError> {
+        if self.volume(VolumeId(volume)).is_err() {
+            return Ok(());
+        }
+        let _counting = self.shared.recounting.acquire(1).await;
+        self.shared.state.borrow_mut().begin_recount(volume);
+        if !self.count_leaves(volume).await? {
+            return Ok(());
+        }
+        // Nobody shares it from here on.
+        let _control = self.control().await?;
+        let gained = || self.shared.state.borrow().recounted(volume);
+        if gained().is_none() {
+            return Ok(());
+        }
+        let _frozen = self.shared.freeze(volume).await;
+        self.shared.drained().await;
+        match gained() {
+            Some(own) => self.change(&[Record::Recount { volume, own }]).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Counts under all leaves of a volume; false where it was stopped.
+    async fn count_leaves(&self, volume: u32) -> Result<bool, PoolError> {
+        let shared: &Shared<D> = &self.shared;
+        let (mut leaf, mut looked_at) = (0, 0);
+        let mut needs = shared.needs();
+        while let Some(next) = shared.next_leaf(volume, leaf).await? {
+            let missing = shared.state.borrow_mut().missing_for(volume, next)?;
+            if let Some(missing) = missing {
+                needs.load(missing).await?;
+                continue;
+            }
+            needs = shared.needs();
+            shared.state.borrow_mut().recount_leaf(volume, next)?;
+            leaf = next + 1;
+            looked_at += 1;
+            if looked_at % LEAVES_AT_ONCE == 0 {
+                breathe().await;
+            }
+            if self.is_leaving() {
+                return Ok(false);
+            }
+        }
+        shared.state.borrow_mut().recount_is_over(volume);
+        Ok(true)
+    }
+}

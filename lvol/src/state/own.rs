@@ -1,0 +1,271 @@
+//! How many of a volume's extents lie in an extent of the pool that is the volume's own: what a thick volume
+//! has reserved is the rest.
+//!
+//! Invariants:
+//! - [`VolumeRecord::own_extents`](crate::format::page::VolumeRecord) is never more than that, so what is
+//!   reserved is enough. What the volume itself changes is followed at once. What others do can only make
+//!   more extents its own (the last who shared them is deleted): that is found by counting anew.
+//! - Counting goes on while the volume is changed: what changes under a leaf that was counted is followed.
+//!   A share of the volume, which takes all of its own away, ends the counting.
+
+use super::{State, corrupt, map::Way};
+use crate::{
+    error::PoolError,
+    format::{
+        BLOCKS_PER_EXTENT,
+        page::{Entry, Kind},
+    },
+};
+
+/// A count under way.
+#[derive(Debug)]
+pub(crate) struct Recount {
+    volume: u32,
+    /// Leaves before this one are counted.
+    next: u64,
+    own: u64,
+}
+
+impl State {
+    /// So many more extents of a volume, under one leaf, lie in one of its own.
+    pub(super) fn change_own(
+        &mut self,
+        volume: u32,
+        leaf: u64,
+        more: i64,
+    ) -> Result<(), PoolError> {
+        if more == 0 {
+            return Ok(());
+        }
+        if let Some(recount) = &mut self.recount
+            && recount.volume == volume
+            && leaf < recount.next
+        {
+            recount.own = recount.own.saturating_add_signed(more);
+        }
+        self.change_reservation(volume, |record| {
+            // Nothing to subtract from: they were not counted.
+            record.own_extents = record.own_extents.saturating_add_signed(more);
+        })
+    }
+
+    /// What was counted, in place of what was known.
+    pub(super) fn set_own(&mut self, volume: u32, own: u64) -> Result<(), PoolError> {
+        let record = self.known(volume)?;
+        let all = record.blocks.div_ceil(BLOCKS_PER_EXTENT as u64);
+        if record.kind != Kind::Volume || own > all {
+            return Err(corrupt("a volume's own extents"));
+        }
+        self.change_reservation(volume, |record| record.own_extents = own)
+    }
+
+    /// Begins to count a volume's own extents.
+    pub fn begin_recount(&mut self, volume: u32) {
+        self.recount = Some(Recount {
+            volume,
+            next: 0,
+            own: 0,
+        });
+    }
+
+    pub(super) fn forget_recount(&mut self, volume: u32) {
+        if self
+            .recount
+            .as_ref()
+            .is_some_and(|count| count.volume == volume)
+        {
+            self.recount = None;
+        }
+    }
+
+    /// Counts those under a leaf, all before which was counted. What it refers to is in memory.
+    pub fn recount_leaf(&mut self, volume: u32, leaf: u64) -> Result<(), PoolError> {
+        let own = match self.way(volume, leaf)? {
+            Way::Leaf(id, true) => self.own_under(&self.leaf(id)?.entries)?,
+            _ => 0,
+        };
+        if let Some(recount) = &mut self.recount
+            && recount.volume == volume
+        {
+            recount.own += own;
+            recount.next = leaf + 1;
+        }
+        Ok(())
+    }
+
+    /// All leaves that there are have been counted.
+    pub fn recount_is_over(&mut self, volume: u32) {
+        if let Some(recount) = &mut self.recount
+            && recount.volume == volume
+        {
+            recount.next = u64::MAX;
+        }
+    }
+
+    fn own_under(&self, entries: &[Entry]) -> Result<u64, PoolError> {
+        let mut own = 0;
+        for entry in entries {
+            own += u64::from(self.target_of(entry)?.is_some());
+        }
+        Ok(own)
+    }
+
+    /// What was counted, where it is more than what is known.
+    pub fn recounted(&self, volume: u32) -> Option<u64> {
+        let recount = self.recount.as_ref();
+        let recount = recount.filter(|recount| recount.volume == volume)?;
+        let record = self.known(volume).ok()?;
+        let is_more = record.kind == Kind::Volume && recount.own > record.own_extents;
+        is_more.then_some(recount.own)
+    }
+
+    /// Volumes that may have more own extents than is known once another one's map has been dropped: those that
+    /// reserve some, and are of its family or of an unknown one.
+    pub fn to_recount_after(&self, dropped: u32) -> Vec<u32> {
+        // One that never held anything shared nothing.
+        if self.volume(dropped).is_ok_and(|record| record.mapped == 0) {
+            return Vec::new();
+        }
+        let family = self.family(dropped);
+        let concerned = |id: &u32| {
+            let record = self.volumes.body(*id);
+            let reserves = record.is_some_and(|record| {
+                record.kind == Kind::Volume && record.root != 0 && record.unused_reservation() > 0
+            });
+            let alike = || match (family, self.family(*id)) {
+                (Some(one), Some(other)) => one == other,
+                _ => true,
+            };
+            reserves && alike()
+        };
+        self.volumes.ids().filter(concerned).collect()
+    }
+
+    /// The volume that all of a family come from; `None` where one on the way to it is gone.
+    fn family(&self, volume: u32) -> Option<u32> {
+        let mut id = volume;
+        // Origins that lead to themselves end nowhere.
+        for _ in 0..self.volumes.len() {
+            let record = self.volumes.body(id)?;
+            if record.origin == id {
+                return Some(id);
+            }
+            let origin = self.volumes.body(record.origin)?;
+            if origin.serial != record.origin_serial {
+                return None;
+            }
+            id = record.origin;
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{HashMap, HashSet};
+
+    use corebay_core::rng::Rng;
+
+    use super::*;
+    use crate::{
+        format::{Extent, record::Record},
+        state::map::{View, owners_of},
+        walk::tests::{EXTENTS, LEAVES, change},
+    };
+
+    /// By looking at all maps of all volumes: how many extents each has of which nobody else's map says
+    /// anything.
+    fn own_of_each(state: &State) -> HashMap<u32, u64> {
+        let mut users: HashMap<Extent, HashSet<u32>> = HashMap::new();
+        let mut targets: HashMap<u32, Vec<Extent>> = HashMap::new();
+        for volume in state.volumes.ids() {
+            targets.insert(volume, Vec::new());
+            for index in EXTENTS {
+                let (all, target) = match state.view(volume, index) {
+                    View::Missing => panic!("all is in memory"),
+                    View::Hole => continue,
+                    View::Single(extent, ..) => (vec![extent], extent),
+                    View::Fragments(page, _) => (owners_of(page), page.target),
+                };
+                if all.contains(&target) {
+                    targets.get_mut(&volume).unwrap().push(target);
+                }
+                for extent in all {
+                    users.entry(extent).or_default().insert(volume);
+                }
+            }
+        }
+        let alone = |extent: &&Extent| users[*extent].len() == 1;
+        let own = |targets: Vec<Extent>| targets.iter().filter(alone).count() as u64;
+        // What was deleted reserves nothing.
+        targets
+            .into_iter()
+            .filter(|(volume, _)| state.known(*volume).is_ok())
+            .map(|(volume, targets)| (volume, own(targets)))
+            .collect()
+    }
+
+    fn known_of(state: &State, volume: u32) -> u64 {
+        state.volume(volume).unwrap().own_extents
+    }
+
+    #[test]
+    fn what_is_known_is_never_too_much_and_what_is_counted_is_all() {
+        let (mut gains, mut amid) = (0, 0);
+        for seed in 0..60 {
+            let (mut state, mut rng, mut last) = (State::of_8_gib(), Rng::from_seed(seed), 0);
+            for _ in 0..30 {
+                for _ in 0..rng.below(12) {
+                    change(&mut state, None, &mut last, &mut rng);
+                }
+                let ids: Vec<u32> = state.volumes.ids().collect();
+                let pick = usize::try_from(rng.below(ids.len().max(1) as u64)).unwrap();
+                let Some(volume) = ids.get(pick).copied() else {
+                    continue;
+                };
+                state.begin_recount(volume);
+                let mut is_alone = true;
+                for leaf in 0..LEAVES {
+                    if state.volume(volume).is_err() || state.recount.is_none() {
+                        break;
+                    }
+                    state.recount_leaf(volume, leaf).unwrap();
+                    for _ in 0..rng.below(3) * rng.below(2) {
+                        change(&mut state, None, &mut last, &mut rng);
+                        is_alone = false;
+                    }
+                }
+                let all = own_of_each(&state);
+                for (volume, own) in &all {
+                    assert!(known_of(&state, *volume) <= *own, "seed {seed}: {volume}");
+                }
+                state.recount_is_over(volume);
+                if let Some(own) = state.recounted(volume) {
+                    assert!(own <= all[&volume], "seed {seed}: {volume}");
+                    state.apply(&Record::Recount { volume, own }).unwrap();
+                    gains += 1;
+                    amid += u32::from(!is_alone);
+                }
+                let is_volume = state.known(volume).is_ok_and(|v| v.kind == Kind::Volume);
+                if is_alone && is_volume {
+                    let known = known_of(&state, volume);
+                    assert_eq!(known, all[&volume], "seed {seed}: {volume}");
+                }
+            }
+        }
+        assert!(gains > 50 && amid > 10, "{gains} {amid}");
+    }
+
+    #[test]
+    fn a_count_that_cannot_be_is_refused() {
+        let (mut state, mut rng, mut last) = (State::of_8_gib(), Rng::from_seed(1), 0);
+        while state.volumes.ids().count() == 0 {
+            change(&mut state, None, &mut last, &mut rng);
+        }
+        let volume = state.volumes.ids().next().unwrap();
+        let all = state.volume(volume).unwrap().blocks.div_ceil(256);
+        for (volume, own) in [(volume, all + 1), (volume, u64::MAX), (99, 0)] {
+            assert!(state.apply(&Record::Recount { volume, own }).is_err());
+        }
+    }
+}
