@@ -694,6 +694,7 @@ impl<D: Disk> Drop for HomeSource<D> {
     fn drop(&mut self) {
         if let Some(shared) = self.shared.upgrade() {
             drop(shared.desk.writes.take());
+            shared.desk.ends.give_up();
         }
     }
 }

@@ -45,6 +45,14 @@ impl<D: Disk> Default for Ends<D> {
     }
 }
 
+impl<D: Disk> Ends<D> {
+    /// Nobody will be answered any more.
+    pub fn give_up(&self) {
+        drop(self.coming.take());
+        drop(self.recorded.take());
+    }
+}
+
 impl<D: Disk> Shared<D> {
     /// Another core says that the data of a write are where they belong, or could not be written.
     pub fn end_of(

@@ -321,6 +321,45 @@ fn a_snapshot_waits_for_an_overwrite_of_another_core() {
     snapshot_waits(&node, id, &core, &volume);
 }
 
+/// Nobody will be told how it ended, and nobody asks.
+#[test]
+fn a_process_that_ends_amid_a_write_of_another_core_leaves_nothing() {
+    let before = Medium::new(BlockSize::B4096, 24 << 20, false, 1);
+    let node = Node::create(&before);
+    node.create_volume("v", 256);
+    drop(node);
+    assert_eq!(before.holders(), 1);
+    for turns in 0..60 {
+        let medium = before.copy(1);
+        let node = Node::import_slow(&medium);
+        let handle = node.pool.share(2, Wakeups::None).unwrap();
+        let core = TestCore::new(1, MachineClock::new());
+        let part = PoolCore::open(&handle, &core.reactor, medium.open_slow(&core.reactor)).unwrap();
+        let volume = node
+            .pool
+            .volume_handle(node.pool.find("v").unwrap())
+            .unwrap();
+        let volume = Rc::new(Volume::open(&part, &volume).unwrap());
+        drop((handle, part));
+        let (writing, from) = (volume.clone(), core.filled(&disk::block(9, 4096)));
+        let written = core.spawn(async move {
+            let from = std::slice::from_ref(&from);
+            writing.write(Lba(3), from, Durability::Durable).await
+        });
+        for turn in 0..turns {
+            // The home core is the slower one.
+            core.turn();
+            if turn % 2 == 0 {
+                node.core.turn();
+            }
+        }
+        assert!(turns < 59 || written.is_there());
+        drop((node, written));
+        drop((volume, core));
+        assert_eq!(medium.holders(), 1, "after {turns} turns");
+    }
+}
+
 /// Begins an operation, and drops it while the disk works for it.
 fn drop_amid(core: &TestCore, operation: impl Future<Output = Result<(), DiskError>> + 'static) {
     core.spawn(async move {

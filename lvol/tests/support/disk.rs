@@ -167,6 +167,11 @@ impl Medium {
         self.all_reads.take()
     }
 
+    /// Who has it: this, its clones, and all disks that are open over it.
+    pub fn holders(&self) -> usize {
+        Rc::strong_count(&self.state)
+    }
+
     /// Blocks that it was told to deallocate.
     pub fn deallocated(&self) -> u64 {
         self.state.borrow().deallocated

@@ -581,21 +581,11 @@ impl Machine {
         let most = OFF_MICROS_MAX[self.rng.below(OFF_MICROS_MAX.len() as u64) as usize];
         let off = Duration::from_micros(self.rng.below(most));
         let life = std::mem::replace(&mut self.life, Life::Off(now.plus(off)));
-        let in_order = matches!(&life, Life::Closing(node, _) if node.has_closed());
-        // What another core had begun on a pool's home core keeps the pool until that core's word comes
-        // (`lvol/src/across.rs`), and nobody turns any more. What the pool had in flight on an array or a
-        // drive then keeps its buffers, also the hosts': that memory ends with the process. After an end in order, or with a
-        // single core, nothing may be left.
-        let outlives = |floor: &FloorPlan| {
-            matches!(floor, FloorPlan::Pool(_)) && !matches!(floor.base(), FloorPlan::Disk(_))
-        };
-        let amid_writes =
-            !in_order && self.plan.target.cores > 1 && self.plan.floors.iter().any(outlives);
         match life {
             Life::Running(node)
             | Life::Draining(node, _)
             | Life::Opening(node)
-            | Life::Closing(node, _) => node.end(amid_writes)?,
+            | Life::Closing(node, _) => node.end()?,
             // What it holds goes before it is asked what is left.
             Life::Booting(boot) => drop(boot),
             Life::Off(_) => {}
@@ -612,13 +602,6 @@ impl Machine {
             .sum::<usize>();
         match held {
             0 => Ok(()),
-            _ if amid_writes => {
-                self.note("ends amid a write of another core: its scratch memory is made anew");
-                for of_core in &mut self.scratch {
-                    *of_core = scratch(&self.plan.floors);
-                }
-                Ok(())
-            }
             _ => Err(format!(
                 "the end of the process leaves {held} bytes of scratch memory"
             )),

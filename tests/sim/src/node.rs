@@ -597,12 +597,11 @@ impl Node {
         self.arrays().for_each(|array| array.ask_scrub());
     }
 
-    /// The process ends. What its disks were doing has been dealt with; cut off `amid_writes` of other
-    /// cores, some memory may still be held.
+    /// The process ends. What its disks were doing has been dealt with.
     ///
     /// # Errors
     /// Says what its end does not free.
-    pub fn end(self, amid_writes: bool) -> Result<(), String> {
+    pub fn end(self) -> Result<(), String> {
         let memories: Vec<_> = self
             .cores
             .iter()
@@ -622,8 +621,6 @@ impl Node {
             return Err(format!("the end of the process does not free {left} cores"));
         }
         match memories.iter().find_map(memory_held) {
-            // That memory ends with the process.
-            Some(_) if amid_writes => Ok(()),
             Some(held) => Err(format!("the end of the process leaves {held}")),
             None => Ok(()),
         }
