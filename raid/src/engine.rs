@@ -89,6 +89,8 @@ pub(crate) enum Transfer {
     Read(Segments),
     Write(Segments, Durability),
     Zero(u64, Space, Durability),
+    /// Makes so many blocks unreadable; a flush makes that durable.
+    Spoil(u64),
     Flush,
 }
 
@@ -130,7 +132,7 @@ impl<D> Errand<D> {
 
     fn takes(&self) -> Takes {
         match self.what {
-            Transfer::Read(_) | Transfer::Write(..) => Takes::Usual,
+            Transfer::Read(_) | Transfer::Write(..) | Transfer::Spoil(_) => Takes::Usual,
             Transfer::Zero(..) | Transfer::Flush => Takes::Long,
         }
     }
@@ -630,6 +632,7 @@ async fn carry_out<D: Disk>(errand: Errand<D>) -> Outcome {
         Transfer::Zero(blocks, space, durability) => {
             disk.write_zeroes(at, blocks, space, durability).await
         }
+        Transfer::Spoil(blocks) => disk.write_uncorrectable(at, blocks).await,
         Transfer::Flush => disk.flush().await,
     }
 }

@@ -27,6 +27,7 @@ pub mod state;
 mod stripe;
 pub mod superblock;
 pub mod sweep;
+mod torn;
 mod watch;
 mod write;
 pub mod zone;

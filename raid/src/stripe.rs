@@ -182,9 +182,10 @@ async fn spoil<D: Disk>(
     stripe: u64,
     row: u32,
 ) -> Result<(), SweepError> {
-    let disk = core.member(role).ok_or(SweepError::Unfit)?;
     let at = core.shared.geometry.row_lba(stripe, row);
-    let spoiled = disk.write_uncorrectable(at, 1).await;
+    let flight = core.transfer(role, at, || Transfer::Spoil(1)).await;
+    core.run();
+    let spoiled = flight.outcome().await;
     spoiled.map_err(|_| SweepError::Lost { stripe })
 }
 

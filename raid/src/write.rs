@@ -13,7 +13,7 @@
 //! 5. The write is acknowledged; it retires once it is durable in place.
 //!
 //! Without the journal, step 1 is always done and step 3 never: a crash in step 4 leaves the parity
-//! wrong until the region has been made equal again.
+//! wrong until the region has been made equal again. What it has torn meanwhile: `torn.rs`.
 //!
 //! # A write to a mirror
 //! The region is marked, then all legs change. A crash leaves legs that differ within a marked region;
@@ -34,6 +34,7 @@ use crate::{
     journal::{RecordHeader, RecordKind},
     kernels::{Codec, DATA_MAX, PARITY_MAX, xor_into},
     shared::{Set, Shared},
+    torn::{may_be_torn, write_torn},
 };
 
 /// What is to be written.
@@ -85,11 +86,11 @@ impl Write {
 }
 
 /// What is written to a stripe at once: some rows of a write, or of several that go together.
-struct Piece<'a> {
-    stripe: u64,
-    rows: Range<u32>,
-    touched: Set,
-    durability: Durability,
+pub(crate) struct Piece<'a> {
+    pub(crate) stripe: u64,
+    pub(crate) rows: Range<u32>,
+    pub(crate) touched: Set,
+    pub(crate) durability: Durability,
     from: From<'a>,
 }
 
@@ -100,7 +101,7 @@ enum From<'a> {
 
 impl Piece<'_> {
     /// The new bytes of a strip.
-    fn data<D: Disk>(&self, core: &Core<D>, strip: usize) -> Segments {
+    pub(crate) fn data<D: Disk>(&self, core: &Core<D>, strip: usize) -> Segments {
         match self.from {
             From::One(write) => write.data(core, strip, &self.rows),
             From::Party(party) => core.merges.data(core, party, strip, &self.rows),
@@ -254,6 +255,9 @@ async fn write_piece<D: Disk>(core: &Core<D>, piece: &Piece<'_>) -> Outcome {
     }
     if outcome.is_ok() {
         outcome = put(core, piece, &scratch, absent, marked).await;
+    } else if outcome == Err(DiskError::UnrecoveredRead) && may_be_torn(core, piece) {
+        // On the heap: it happens after a crash alone.
+        outcome = Box::pin(write_torn(core, piece)).await;
     }
     // Where it failed, the region stays marked.
     if marked && outcome.is_ok() {

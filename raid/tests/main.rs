@@ -16,6 +16,7 @@ mod sizes;
 mod slow;
 mod support;
 mod sweeps;
+mod torn;
 mod zone;
 
 use corebay_conformance::counting::Counting;

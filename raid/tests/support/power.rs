@@ -172,6 +172,17 @@ impl Medium {
         }
     }
 
+    /// Whether blocks can be made unreadable.
+    pub fn let_spoil(&mut self, works: bool) {
+        self.info.write_uncorrectable = works;
+    }
+
+    /// A crash has struck amid a write of a block: it is lost until it is written, durably.
+    pub fn tear(&mut self, at: u64) {
+        self.cached.remove(&at);
+        self.durable.insert(at, None);
+    }
+
     /// The bytes of a block, changed behind everybody's back.
     pub fn corrupt(&mut self, at: u64) {
         let flipped: Vec<u8> = match self.newest(at) {
@@ -369,7 +380,14 @@ impl Disk for PowerDisk {
         Ok(())
     }
 
-    async fn write_uncorrectable(&self, _at: Lba, _blocks: u64) -> Result<(), DiskError> {
-        Err(DiskError::Unsupported)
+    async fn write_uncorrectable(&self, at: Lba, blocks: u64) -> Result<(), DiskError> {
+        if !self.info().write_uncorrectable {
+            return Err(DiskError::Unsupported);
+        }
+        self.check(at, blocks)?;
+        self.pause().await?;
+        let changes = (at.0..at.0 + blocks).map(|lba| (lba, None));
+        self.change(changes.collect(), false).await;
+        self.pause().await
     }
 }
