@@ -28,6 +28,11 @@ pub const TASK_BYTES_MAX: usize = 8192;
 /// cannot keep the devices from being polled.
 const POLLS_PER_RUN_MAX: usize = 1024;
 
+/// The cache lines of a slot that are fetched while the task before it is polled: its head and where most
+/// futures keep what they wait for.
+#[cfg(target_arch = "x86_64")]
+const PREFETCH_LINES: usize = 10;
+
 /// No slot was free: try again when a task has ended.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Full<F>(pub F);
@@ -122,9 +127,14 @@ impl Executor {
     pub fn run_ready(&self) -> usize {
         let mut polls = 0;
         while polls < POLLS_PER_RUN_MAX {
-            let Some(index) = self.inner.ready.borrow_mut().pop_front() else {
+            let mut ready = self.inner.ready.borrow_mut();
+            let Some(index) = ready.pop_front() else {
                 break;
             };
+            if let Some(next) = ready.front() {
+                self.inner.slots[*next as usize].prefetch();
+            }
+            drop(ready);
             let slot = &self.inner.slots[index as usize];
             slot.queued.set(false);
             self.poll_slot(slot);
@@ -248,6 +258,20 @@ impl Slot {
 
     fn storage(&self) -> *mut u8 {
         self.future.0.get().cast()
+    }
+
+    /// Lets the processor fetch what a poll of the task looks at first.
+    #[inline]
+    fn prefetch(&self) {
+        #[cfg(target_arch = "x86_64")]
+        for line in 0..PREFETCH_LINES {
+            let at = std::ptr::from_ref(self).cast::<i8>();
+            // SAFETY: the address lies within the slot; nothing is read or written.
+            unsafe {
+                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                _mm_prefetch::<_MM_HINT_T0>(at.add(line * 64));
+            }
+        }
     }
 }
 
