@@ -28,8 +28,10 @@ impl Bits {
     }
 
     pub fn set(&mut self, range: Range<usize>) {
-        for (word, mask) in masks(range) {
-            self.0[word] |= mask;
+        // Mostly it is one block.
+        match range.len() {
+            1 => self.0[range.start / 64] |= 1 << (range.start % 64),
+            _ => masks(range).for_each(|(word, mask)| self.0[word] |= mask),
         }
     }
 
@@ -50,30 +52,25 @@ impl Bits {
     }
 
     pub fn clear(&mut self, range: Range<usize>) {
-        for (word, mask) in masks(range) {
-            self.0[word] &= !mask;
+        match range.len() {
+            1 => self.0[range.start / 64] &= !(1 << (range.start % 64)),
+            _ => masks(range).for_each(|(word, mask)| self.0[word] &= !mask),
         }
     }
 
-    pub fn add(&mut self, other: &Self) {
-        self.0
-            .iter_mut()
-            .zip(other.0)
-            .for_each(|(word, other)| *word |= other);
+    /// Some of these are set.
+    pub fn meets(&self, range: Range<usize>) -> bool {
+        match range.len() {
+            1 => self.get(range.start),
+            _ => masks(range).any(|(word, mask)| self.0[word] & mask != 0),
+        }
     }
 
-    pub fn remove(&mut self, other: &Self) {
-        self.0
-            .iter_mut()
-            .zip(other.0)
-            .for_each(|(word, other)| *word &= !other);
-    }
-
-    pub fn meets(&self, other: &Self) -> bool {
-        self.0
-            .iter()
-            .zip(other.0)
-            .any(|(word, other)| word & other != 0)
+    /// True where all are set, for who has just set `range`.
+    pub fn are_all(&self, range: &Range<usize>) -> bool {
+        // The word that was written is looked at by itself: a processor that is asked for more at once has
+        // to wait until the write has left its queue.
+        self.0[range.start / 64] == u64::MAX && *self == Self::ALL
     }
 
     pub fn is_empty(&self) -> bool {
@@ -134,12 +131,23 @@ mod tests {
             let mut bits = Bits::default();
             let mut model = [false; BLOCKS_PER_EXTENT];
             for (set, a, b) in steps {
-                let range = a.min(b)..a.max(b);
-                model[range.clone()].fill(set);
-                let had = bits.count();
-                match set {
-                    true => prop_assert_eq!(bits.gain(range.clone()), bits.count() - had),
-                    false => bits.clear(range.clone()),
+                for range in [a.min(b)..a.max(b), b / 2..b / 2 + 1] {
+                    let met = model[range.clone()].contains(&true);
+                    prop_assert_eq!(bits.meets(range.clone()), met);
+                    model[range.clone()].fill(set);
+                    let (before, had) = (bits, bits.count());
+                    match set {
+                        true => prop_assert_eq!(bits.gain(range.clone()), bits.count() - had),
+                        false => bits.clear(range.clone()),
+                    }
+                    if set {
+                        let mut by_setting = before;
+                        by_setting.set(range.clone());
+                        prop_assert_eq!(by_setting, bits);
+                    }
+                    if set && !range.is_empty() {
+                        prop_assert_eq!(bits.are_all(&range), !model.contains(&false));
+                    }
                 }
             }
             prop_assert_eq!(bits.count(), model.iter().filter(|bit| **bit).count() as u64);

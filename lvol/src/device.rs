@@ -173,7 +173,11 @@ impl<D: Disk> Device<D> {
         durability: Durability,
     ) -> Result<(), DiskError> {
         let disk = self.journal_disk(layout)?;
-        let write = |copy| self.write_on(disk, layout.journal_at(copy) + offset, bytes, durability);
+        let mut buffer = self.buffers.allocate(bytes.len()).await;
+        buffer.bytes_mut().copy_from_slice(bytes);
+        let from = std::slice::from_ref(&buffer);
+        let at = |copy| self.lba(layout.journal_at(copy) + offset);
+        let write = |copy| disk.write(at(copy), from, durability);
         let (first, second) = both(write(0), write(1)).await;
         first.and(second)
     }

@@ -82,14 +82,16 @@ pub(crate) struct Journal {
 #[derive(Default)]
 struct Waiting {
     records: Vec<Record>,
+    /// All but the last ones.
     groups: VecDeque<Groups>,
+    last: Groups,
     /// How many groups there are.
     count: usize,
     bytes: usize,
 }
 
 /// Groups of records, one after the other, of which each takes effect as one.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Groups {
     times: usize,
     /// In each of them.
@@ -102,13 +104,18 @@ impl Waiting {
     fn close_group(&mut self, records: usize, bytes: usize) {
         self.count += 1;
         self.bytes += bytes;
-        match self.groups.back_mut() {
-            Some(last) if last.records == records && last.bytes == bytes => last.times += 1,
-            _ => self.groups.push_back(Groups {
-                times: 1,
-                records,
-                bytes,
-            }),
+        if self.last.records == records && self.last.bytes == bytes {
+            self.last.times += 1;
+            return;
+        }
+        let next = Groups {
+            times: 1,
+            records,
+            bytes,
+        };
+        let before = std::mem::replace(&mut self.last, next);
+        if before.times > 0 {
+            self.groups.push_back(before);
         }
     }
 }
@@ -334,12 +341,14 @@ impl<D: Disk> Shared<D> {
         if waiting.bytes <= most {
             std::mem::swap(batch, &mut waiting.records);
             waiting.groups.clear();
+            waiting.last.times = 0;
             waiting.count = 0;
             return std::mem::take(&mut waiting.bytes);
         }
         let (mut taken, mut bytes) = (0, 0);
-        while let Some(next) = waiting.groups.front_mut() {
-            if bytes + next.bytes > most {
+        loop {
+            let next = waiting.groups.front_mut().unwrap_or(&mut waiting.last);
+            if next.times == 0 || bytes + next.bytes > most {
                 break;
             }
             (taken, bytes) = (taken + next.records, bytes + next.bytes);

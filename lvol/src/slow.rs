@@ -21,7 +21,7 @@ use crate::{
     format::{BLOCKS_PER_EXTENT, Extent, record::Record},
     journal::Committed,
     pool::Shared,
-    staged::{AllStaged, bits_of},
+    staged::AllStaged,
     state::{Missing, State, extents::Attempt, map::leaf_place},
     sync::Signal,
 };
@@ -68,12 +68,12 @@ impl Turns {
         let mut staged = self.staged.borrow_mut();
         let free = parts_of(blocks.clone()).all(|part| {
             let found = staged.get((volume, part.start / PER_EXTENT));
-            found.is_none_or(|staged| !staged.busy.meets(&bits_of(&part)))
+            found.is_none_or(|staged| !staged.is_busy(&part))
         });
         if free {
             for part in parts_of(blocks.clone()) {
                 let (_, staged) = staged.get_or_add((volume, part.start / PER_EXTENT));
-                staged.begin(&bits_of(&part));
+                staged.begin(&part);
             }
         }
         free
@@ -85,7 +85,7 @@ impl Turns {
         staged.iter().any(|((of, index), staged)| {
             let extent = index * PER_EXTENT..(index + 1) * PER_EXTENT;
             let common = extent.start.max(blocks.start)..extent.end.min(blocks.end);
-            of == volume && !common.is_empty() && staged.busy.meets(&bits_of(&common))
+            of == volume && !common.is_empty() && staged.is_busy(&common)
         })
     }
 
@@ -248,7 +248,8 @@ impl<D: Disk> Drop for FirstWrite<'_, D> {
 
 impl<D: Disk> Shared<D> {
     /// A slow write to blocks of one extent begins, where it has to wait for nobody and nothing has to be
-    /// read. `lies`: where the flat map says that the first of them lies, where it says so.
+    /// read. They lie in the volume, as the caller has just seen. `lies`: where the flat map says that the
+    /// first of them lies, where it says so.
     pub fn try_begin(
         &self,
         volume: u32,
@@ -258,19 +259,16 @@ impl<D: Disk> Shared<D> {
         if !self.turns.held.borrow().is_empty() {
             return None;
         }
-        let bits = bits_of(blocks);
         let state = &mut *self.state.borrow_mut();
-        if blocks.end > state.volumes.body(volume)?.blocks {
-            return None;
-        }
+        debug_assert!(state.known(volume).is_ok_and(|v| blocks.end <= v.blocks));
         let all = &mut *self.turns.staged.borrow_mut();
         let key = (volume, blocks.start / PER_EXTENT);
         let (place, extent, own) = match all.place(key) {
             Some(place) => {
                 let staged = all.at(place);
                 // Another may be reading what it needs to know where its data go.
-                let extent = staged.extent.filter(|_| !staged.busy.meets(&bits))?;
-                staged.begin(&bits);
+                let extent = staged.extent.filter(|_| !staged.is_busy(blocks))?;
+                staged.begin(blocks);
                 // Who lies elsewhere is not there.
                 let may_be_own = lies.is_none_or(|lies| lies == Some(extent));
                 let own = may_be_own && state.is_own(volume, blocks, extent);
@@ -280,7 +278,7 @@ impl<D: Disk> Shared<D> {
                 let (extent, own) = find_target(state, volume, blocks)?;
                 let (place, staged) = all.get_or_add(key);
                 staged.extent = Some(extent);
-                staged.begin(&bits);
+                staged.begin(blocks);
                 (place, extent, own)
             }
         };
@@ -305,7 +303,7 @@ impl<D: Disk> Shared<D> {
     }
 
     fn release_at(&self, place: usize, part: &Range<u64>) {
-        let left = self.turns.staged.borrow_mut().end(place, &bits_of(part));
+        let left = self.turns.staged.borrow_mut().end(place, part);
         if let Some(extent) = left {
             self.unpin(extent);
         }

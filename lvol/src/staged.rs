@@ -5,7 +5,9 @@
 //!   the place need not look for it.
 //! - Nothing is allocated once there is room for as many as were ever here at a time.
 
-use std::{collections::HashMap, ops::Range};
+use std::{hash::BuildHasher, ops::Range};
+
+use hashbrown::HashTable;
 
 use crate::{
     bits::Bits,
@@ -16,44 +18,65 @@ use crate::{
 /// A volume, and which of its extents.
 pub(crate) type Key = (u32, u64);
 
-/// An extent of a volume that slow writes are on their way to.
+/// An extent of a volume that slow writes are on their way to. All that is known of it is one cache line.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub(crate) struct Staged {
     /// Where their data go, once that is known; pinned.
     pub extent: Option<Extent>,
     /// The blocks that they work on.
-    pub busy: Bits,
+    busy: Bits,
     writes: u32,
-    key: Key,
+    /// The volume, and which of its extents, of which no volume has 2^32.
+    volume: u32,
+    index: u32,
 }
+
+const _: () = assert!(size_of::<Staged>() == 64);
 
 /// All of them.
 #[derive(Debug, Default)]
 pub(crate) struct AllStaged {
-    places: HashMap<Key, usize, BuildMix>,
+    /// Where each is kept.
+    places: HashTable<u32>,
     all: Vec<Staged>,
-    free: Vec<usize>,
+    free: Vec<u32>,
 }
 
-/// The bits of blocks that lie in one extent.
-pub(crate) fn bits_of(part: &Range<u64>) -> Bits {
+/// Which blocks of their extent these are, which lie in one.
+pub(crate) fn within_extent(part: &Range<u64>) -> Range<usize> {
     let within = |block: u64| usize::try_from(block).expect("within an extent");
     let first = within(part.start % BLOCKS_PER_EXTENT as u64);
-    Bits::of(first..first + within(part.end - part.start))
+    first..first + within(part.end - part.start)
 }
 
 impl Staged {
     /// A write to some of its blocks begins, none of which is busy.
-    pub fn begin(&mut self, blocks: &Bits) {
-        self.busy.add(blocks);
+    pub fn begin(&mut self, blocks: &Range<u64>) {
+        self.busy.set(within_extent(blocks));
         self.writes += 1;
     }
+
+    /// A write to some of these blocks is under way.
+    pub fn is_busy(&self, blocks: &Range<u64>) -> bool {
+        self.busy.meets(within_extent(blocks))
+    }
+
+    fn key(&self) -> Key {
+        (self.volume, self.index.into())
+    }
+}
+
+fn hash_of(key: Key) -> u64 {
+    BuildMix.hash_one(key)
 }
 
 impl AllStaged {
     /// Where an extent is kept, until the last write to it has ended.
     pub fn place(&self, key: Key) -> Option<usize> {
-        self.places.get(&key).copied()
+        let is_it = |place: &u32| self.all[*place as usize].key() == key;
+        let place = self.places.find(hash_of(key), is_it);
+        place.map(|place| *place as usize)
     }
 
     pub fn at(&mut self, place: usize) -> &mut Staged {
@@ -66,42 +89,50 @@ impl AllStaged {
 
     /// The extent; the caller begins a write to it where it was not here.
     pub fn get_or_add(&mut self, key: Key) -> (usize, &mut Staged) {
-        let (all, free) = (&mut self.all, &mut self.free);
-        let place = *self.places.entry(key).or_insert_with(|| {
-            let staged = Staged {
-                key,
-                ..Staged::default()
-            };
-            match free.pop() {
-                Some(place) => {
-                    all[place] = staged;
-                    place
-                }
-                None => {
-                    all.push(staged);
-                    all.len() - 1
-                }
-            }
-        });
+        let place = self.place(key).unwrap_or_else(|| self.add(key));
         (place, &mut self.all[place])
     }
 
+    fn add(&mut self, key: Key) -> usize {
+        let staged = Staged {
+            volume: key.0,
+            index: u32::try_from(key.1).expect("fewer than 2^32"),
+            ..Staged::default()
+        };
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.all[place as usize] = staged;
+                place
+            }
+            None => {
+                self.all.push(staged);
+                u32::try_from(self.all.len() - 1).expect("fewer than 2^32 writes")
+            }
+        };
+        let all = &self.all;
+        let hash = |place: &u32| hash_of(all[*place as usize].key());
+        self.places.insert_unique(hash_of(key), place, hash);
+        place as usize
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (Key, &Staged)> {
-        let places = self.places.iter();
-        places.map(|(key, place)| (*key, &self.all[*place]))
+        let all = self.places.iter().map(|place| &self.all[*place as usize]);
+        all.map(|staged| (staged.key(), staged))
     }
 
     /// A write to some of an extent's blocks has ended; where it was the last, where their data went.
-    pub fn end(&mut self, place: usize, blocks: &Bits) -> Option<Extent> {
+    pub fn end(&mut self, place: usize, blocks: &Range<u64>) -> Option<Extent> {
         let staged = &mut self.all[place];
-        staged.busy.remove(blocks);
+        staged.busy.clear(within_extent(blocks));
         staged.writes -= 1;
         if staged.writes > 0 {
             return None;
         }
-        let (key, extent) = (staged.key, staged.extent);
-        self.places.remove(&key);
-        self.free.push(place);
+        let (key, extent) = (staged.key(), staged.extent);
+        let is_it = |other: &u32| *other as usize == place;
+        if let Ok(found) = self.places.find_entry(hash_of(key), is_it) {
+            self.free.push(found.remove().0);
+        }
         extent
     }
 }
@@ -113,20 +144,19 @@ mod tests {
     #[test]
     fn an_extent_is_here_until_its_last_write_has_ended() {
         let mut all = AllStaged::default();
-        let blocks = |from: u64, to: u64| bits_of(&(from..to));
         let (first, staged) = all.get_or_add((1, 7));
-        staged.begin(&blocks(7 * 256, 7 * 256 + 2));
+        staged.begin(&(7 * 256..7 * 256 + 2));
         staged.extent = Some(Extent(3));
         let (again, staged) = all.get_or_add((1, 7));
-        staged.begin(&blocks(7 * 256 + 2, 7 * 256 + 3));
+        staged.begin(&(7 * 256 + 2..7 * 256 + 3));
         assert_eq!((again, all.iter().count()), (first, 1));
         let (other, staged) = all.get_or_add((2, 7));
-        staged.begin(&blocks(0, 1));
+        staged.begin(&(0..1));
         assert_ne!(other, first);
-        assert_eq!(all.end(first, &blocks(0, 2)), None);
+        assert_eq!(all.end(first, &(0..2)), None);
         let staged = all.get((1, 7)).unwrap();
-        assert!(!staged.busy.meets(&blocks(0, 2)) && staged.busy.meets(&blocks(2, 3)));
-        assert_eq!(all.end(first, &blocks(2, 3)), Some(Extent(3)));
+        assert!(!staged.is_busy(&(0..2)) && staged.is_busy(&(2..3)));
+        assert_eq!(all.end(first, &(2..3)), Some(Extent(3)));
         assert!(all.get((1, 7)).is_none() && all.get((2, 7)).is_some());
         // Its place is another's, which finds nothing of what was there.
         let (place, staged) = all.get_or_add((1, 8));

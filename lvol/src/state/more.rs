@@ -12,7 +12,6 @@ use super::{
     map::{Way, leaf_place},
 };
 use crate::{
-    bits::Bits,
     error::PoolError,
     format::{
         Extent,
@@ -122,7 +121,7 @@ impl State {
             _ => return Ok(None),
         };
         let gained = partial.1.gain(range.clone());
-        let is_whole = partial.1 == Bits::ALL;
+        let is_whole = partial.1.are_all(range);
         if is_whole {
             leaf.entries[at] = Entry::Whole(extent);
         }
