@@ -120,10 +120,10 @@ impl<D: Disk> Shared<D> {
         let watching = Watching { shared: self };
         self.walk.replace(Some(walk));
         while self.count_piece(report) {
-            breathe().await;
+            breathe(&self.reactor).await;
         }
         if let Some(walk) = self.walk.take() {
-            walk.compare(&self.state, report).await;
+            walk.compare(&self.state, &self.reactor, report).await;
         }
         drop(watching);
     }

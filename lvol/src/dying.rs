@@ -155,7 +155,7 @@ impl<D: Disk> Pool<D> {
             leaf = next + 1;
             looked_at += 1;
             if looked_at % LEAVES_AT_ONCE == 0 {
-                breathe().await;
+                breathe(&shared.reactor).await;
             }
             if self.is_leaving() {
                 return Ok(false);

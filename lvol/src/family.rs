@@ -163,7 +163,7 @@ impl<D: Disk> Inflate<D> {
             self.position = (index + 1) * PER_EXTENT;
             looked_at += 1;
             if looked_at % EXTENTS_AT_ONCE == 0 {
-                breathe().await;
+                breathe(&shared.reactor).await;
             }
         }
     }

@@ -72,7 +72,7 @@ impl<D: Disk> Shared<D> {
             if block >= to.1 {
                 return Ok(None);
             }
-            breathe().await;
+            breathe(&self.reactor).await;
         }
     }
 

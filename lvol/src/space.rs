@@ -184,7 +184,7 @@ impl<D: Disk> Shared<D> {
             leaf = next + 1;
             looked_at += 1;
             if looked_at % LEAVES_AT_ONCE == 0 {
-                breathe().await;
+                breathe(&self.reactor).await;
             }
         }
         Ok((own, all))

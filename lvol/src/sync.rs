@@ -7,7 +7,10 @@ use std::{
     hash::{BuildHasher, Hasher},
     pin::pin,
     task::{Poll, Waker},
+    time::Duration,
 };
+
+use corebay_core::reactor::Reactor;
 
 /// Tasks that wait until something has changed. All are woken by each change.
 #[derive(Debug, Default)]
@@ -80,17 +83,10 @@ impl Line {
     }
 }
 
-/// Lets other tasks have their turn.
-pub(crate) async fn breathe() {
-    let mut done = false;
-    poll_fn(|context| {
-        if std::mem::replace(&mut done, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
+/// Goes on in the core's next turn: its devices, and what hosts ask, come first. A task that merely woke itself
+/// would be polled again within the same turn.
+pub(crate) async fn breathe(reactor: &Reactor) {
+    reactor.sleep(Duration::ZERO).await;
 }
 
 /// Tasks that wait for a count to reach their numbers: each is woken once, when it has.
@@ -185,4 +181,33 @@ pub(crate) async fn both<A: Future, B: Future>(first: A, second: B) -> (A::Outpu
         one.expect("polled to its end"),
         two.expect("polled to its end"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use corebay_conformance::TestCore;
+
+    use super::*;
+
+    #[test]
+    fn whoever_breathes_goes_on_in_the_next_turn() {
+        let core = TestCore::single();
+        let (reactor, passed) = (core.reactor.clone(), Rc::new(Cell::new(0)));
+        let task = core.spawn({
+            let passed = passed.clone();
+            async move {
+                for _ in 0..5 {
+                    breathe(&reactor).await;
+                    passed.set(passed.get() + 1);
+                }
+            }
+        });
+        for turn in 0..=5 {
+            core.turn();
+            assert_eq!(passed.get(), turn);
+        }
+        assert!(task.is_there());
+    }
 }

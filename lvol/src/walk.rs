@@ -11,6 +11,8 @@
 
 use std::{cell::RefCell, ops::Range, pin::Pin};
 
+use corebay_core::reactor::Reactor;
+
 use crate::{
     check::CheckReport,
     format::{
@@ -218,9 +220,16 @@ impl Walk {
     }
 
     /// Compares what was counted with what the books say.
-    pub async fn compare(mut self, state: &RefCell<State>, report: &mut CheckReport) {
+    pub async fn compare(
+        mut self,
+        state: &RefCell<State>,
+        reactor: &Reactor,
+        report: &mut CheckReport,
+    ) {
         for volume in std::mem::take(&mut self.volumes) {
-            let blocks = self.blocks(volume.root, volume.height, report).await;
+            let blocks = self
+                .blocks(volume.root, volume.height, reactor, report)
+                .await;
             if let Some(says) = volume.mapped.filter(|says| *says != blocks) {
                 let state = state.borrow();
                 let record = state.volumes.body(volume.id);
@@ -234,12 +243,12 @@ impl Walk {
         let nodes = self.end();
         for first in (0..nodes).step_by(PIECE as usize) {
             self.compare_nodes(&state.borrow(), first..nodes.min(first + PIECE), report);
-            breathe().await;
+            breathe(reactor).await;
         }
         let pages = state.borrow().counts.len();
         for first in (0..pages).step_by(PIECE as usize) {
             self.compare_extents(&state.borrow(), first..pages.min(first + PIECE), report);
-            breathe().await;
+            breathe(reactor).await;
         }
         if self.beyond {
             report.tell("a map leads beyond the disk".to_owned());
@@ -253,6 +262,7 @@ impl Walk {
         &'a mut self,
         id: NodeId,
         height: u8,
+        reactor: &'a Reactor,
         report: &'a mut CheckReport,
     ) -> Pin<Box<dyn Future<Output = u64> + 'a>> {
         Box::pin(async move {
@@ -287,12 +297,12 @@ impl Walk {
             }
             let mut sum = 0;
             for child in children {
-                sum += self.blocks(child, height - 1, report).await;
+                sum += self.blocks(child, height - 1, reactor, report).await;
             }
             self.blocks[id as usize] = Some(sum);
             self.summed += 1;
             if self.summed.is_multiple_of(SUMS) {
-                breathe().await;
+                breathe(reactor).await;
             }
             sum
         })
@@ -492,9 +502,9 @@ pub(crate) mod tests {
         let core = TestCore::single();
         let state = Rc::new(RefCell::new(state));
         let compared = core.spawn({
-            let state = state.clone();
+            let (state, reactor) = (state.clone(), core.reactor.clone());
             async move {
-                walk.compare(&state, &mut report).await;
+                walk.compare(&state, &reactor, &mut report).await;
                 report
             }
         });
