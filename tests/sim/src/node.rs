@@ -38,7 +38,6 @@ use crate::{
     client::{host_of, name_of},
     disk::Queues,
     machine::Findings,
-    medium::MediumFaults,
     net::{Hub, SimNetwork},
     notice::Notices,
     offer::{Admitted, Offer, Offers},
@@ -572,11 +571,8 @@ impl Node {
     /// True where no array lacks a member, and each was scrubbed in this life.
     #[must_use]
     pub fn are_arrays_whole(&self) -> bool {
-        self.arrays().all(|array| {
-            // Where a block is lost, its stripe is made equal once it is written.
-            let loses = array.bays.plan.base().may_fail(&MediumFaults::default());
-            array.assembled.state().is_whole() && (loses || array.is_scrubbed())
-        })
+        self.arrays()
+            .all(|array| array.assembled.state().is_whole() && array.is_scrubbed())
     }
 
     /// True where an array takes no write any more, or a drive was given up.

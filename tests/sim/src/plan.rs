@@ -260,6 +260,9 @@ impl Plan {
         if !plan.has_only_disks() {
             plan.workload.weights[SPOIL] = 0;
         }
+        if Rng::from_seed(seed ^ 0x006c_6174_6500).once_in(10) {
+            plan.delay();
+        }
         plan.drop_idle_mischief();
         let hosts = 1 + rng.below(3);
         plan.hosts = (0..hosts).map(|_| draw_host(rng, &plan)).collect();
@@ -272,6 +275,25 @@ impl Plan {
         // Somebody uses each of them.
         plan.hosts[0].nodes = [true, plan.nodes.len() > 1];
         plan
+    }
+
+    /// Hosts lose their connections, and come back while their disks still work for what was lost: what they
+    /// write to the same block then must not be overtaken.
+    fn delay(&mut self) {
+        for floor in self.nodes.iter_mut().flat_map(|node| &mut node.floors) {
+            if let FloorPlan::Disk(medium) = floor {
+                medium.latency.tail_one_in = 3;
+                medium.latency.tail = millis(400);
+            }
+        }
+        self.workload.hot_blocks = 2;
+        self.workload.only_hot = true;
+        for kind in [Mischief::Reset, Mischief::HostCrash] {
+            if !self.mischief.contains(&kind) {
+                self.mischief.push(kind);
+            }
+        }
+        self.mischief_every = millis(40);
     }
 
     /// A short world without faults on one disk, array or pool with a volatile cache, for cutting its
@@ -351,6 +373,15 @@ impl Plan {
         // An array writes blocks by itself, also those that nobody has written.
         let array = floor.array().is_some() && floor.may_fail(&MediumFaults::default());
         array || plain && self.medium_faults.latent_read != 0
+    }
+
+    /// True where a read of this namespace may fail although the block is not lost.
+    #[must_use]
+    pub fn reads_fail(&self, node: usize, nsid: u32) -> bool {
+        let node = &self.nodes[node];
+        let floor = &node.floors[node.namespaces[nsid as usize - 1].floor];
+        let plain = matches!(floor, FloorPlan::Disk(_) | FloorPlan::Drive(_));
+        plain && self.medium_faults.transient_read != 0 || !floor.has_sound_drives()
     }
 
     /// A namespace of this appliance whose commands may fail so: what is asked of all of them may, too.

@@ -22,10 +22,9 @@ fn seeds_max(fault: Fault) -> u64 {
         Fault::FlushSkipped => 50,
         Fault::WrongFlush | Fault::CacheOffIgnored | Fault::CopyUngated => 70,
         Fault::ArrayJournalSkipped | Fault::ArrayJournalCached => 85,
-        Fault::FusedLocksOneCore => 110,
+        Fault::FusedLocksOneCore | Fault::FormerNotAwaited => 110,
         Fault::PoolSuperblockEarly | Fault::PoolDataUnflushed => 260,
         Fault::ArrayUnmarksEarly | Fault::DriverForgetsReset => 320,
-        Fault::FormerNotAwaited => 520,
         // Scripts, each cut after every change.
         Fault::PoolJournalCached => 3,
     }

@@ -177,14 +177,30 @@ fn check_lost(session: &Session, block: Blocks, ticket: Ticket, error: &Error) {
     if is_loss(error) {
         return;
     }
-    let lost = Status::UNRECOVERED_READ_ERROR;
-    let is_lost = matches!(error, Error::Status(status) if status.same_as(lost));
     let (host, node) = (session.index, session.node);
-    if !is_lost || may_not_happen(&session.common, Some((node, block.nsid)), error) {
+    if !is_lost(error) || may_not_happen(&session.common, Some((node, block.nsid)), error) {
         let what = format!("host {host} checks appliance {node}, {block:?}: {error}");
         session.common.fail(what);
     }
     if session.common.plan.loses_by_itself(node, block.nsid) {
+        return;
+    }
+    let model = session.model(block.nsid);
+    if let Err(what) = model.borrow_mut().check_read(ticket, block.at, LOST) {
+        session.common.fail(format!("a lost block: {what}"));
+    }
+}
+
+fn is_lost(error: &Error) -> bool {
+    let lost = Status::UNRECOVERED_READ_ERROR;
+    matches!(error, Error::Status(status) if status.same_as(lost))
+}
+
+/// Of a block that a read has found to be lost, amid the work too: one that was durable may not be, also
+/// where somebody writes it again before the end.
+fn check_lost_read(session: &Session, block: Blocks, ticket: Ticket) {
+    let (plan, node) = (&session.common.plan, session.node);
+    if plan.loses_by_itself(node, block.nsid) || plan.reads_fail(node, block.nsid) {
         return;
     }
     let model = session.model(block.nsid);
@@ -402,6 +418,11 @@ async fn read_blocks(session: &Session, queue: &Queue, blocks: Blocks) -> Result
                 session.common.fail(what);
             }
         }
+    }
+    if let (Err(error), 1) = (&result, blocks.count)
+        && is_lost(error)
+    {
+        check_lost_read(session, blocks, ticket);
     }
     model.borrow_mut().end(ticket);
     drop(parts);
