@@ -25,7 +25,7 @@ use corebay_raid::superblock::SUPERBLOCK_BYTES;
 use harness::wire::Payload;
 use no_array::REFUSED;
 use serde_json::{Value, json};
-use serving::{PATIENCE, PROGRAM, Serving, cores, free_port, refused, text};
+use serving::{PATIENCE, PROGRAM, Serving, complaint, cores, free_port, refused, text};
 
 /// A folder with a configuration of free disks, of which arrays are made over the control socket.
 struct Rig {
@@ -767,6 +767,7 @@ fn damaged_and_newer_superblocks_are_told_apart() {
     let serving = rig.start(&["d"]);
     let list = rig.array(&["list"]);
     assert_eq!(list[0]["state"], "absent");
+    assert_eq!(rig.array(&["status", "r"]), list[0]);
     let trouble = list[0]["trouble"].as_str().unwrap();
     assert!(
         trouble.contains("checksum") && trouble.contains("version 9"),
@@ -875,8 +876,8 @@ fn array(socket: &Path, arguments: &[&str]) -> (bool, String) {
         .args(arguments)
         .output()
         .unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8(said).unwrap())
+    let said = String::from_utf8(output.stdout).unwrap() + &complaint(&output.stderr);
+    (output.status.success(), said)
 }
 
 fn array_status(socket: &Path) -> serde_json::Value {

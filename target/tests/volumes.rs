@@ -13,6 +13,8 @@ use std::{
     process::{Command, Stdio},
 };
 
+#[path = "volumes/exported.rs"]
+mod exported;
 #[path = "harness/mod.rs"]
 mod harness;
 #[path = "harness/serving.rs"]
@@ -21,7 +23,7 @@ mod serving;
 use corebay_nvme::spec::command::admin;
 use harness::wire::{Connection, Payload};
 use serde_json::{Value, json};
-use serving::{PROGRAM, Serving, cores, free_port, text};
+use serving::{PROGRAM, Serving, complaint, cores, free_port, text};
 use tempfile::TempDir;
 
 /// A running appliance, and the way to its control socket.
@@ -51,7 +53,7 @@ impl Appliance {
             .unwrap();
         match output.status.success() {
             true => Ok(serde_json::from_slice(&output.stdout).unwrap()),
-            false => Err(String::from_utf8(output.stderr).unwrap()),
+            false => Err(complaint(&output.stderr)),
         }
     }
 
@@ -264,6 +266,16 @@ fn what_is_asked_for_again_is_answered_as_before() {
     assert_eq!(exported["export"]["subsystem"], more["export"]["subsystem"]);
     assert_eq!(more["export"]["hosts"].as_array().unwrap().len(), 2);
     appliance.refuses("export add v --nsid 9", "exported as namespace 1");
+    // For programs: what kind of error it is.
+    let refused = Command::new(PROGRAM)
+        .args("volume show nothing -o json --control".split(' '))
+        .arg(&appliance.control)
+        .output()
+        .unwrap();
+    let error: Value = serde_json::from_slice(&refused.stderr).unwrap();
+    let (code, kind) = (&error["error"]["code"], &error["error"]["kind"]);
+    assert_eq!((code, kind), (&json!(-32004), &json!("missing")));
+    assert_eq!((refused.status.code(), refused.stdout.len()), (Some(1), 0));
     twice("export remove v --host nqn.2024-01.com.example:h1");
     let last = twice("export remove v --host nqn.2024-01.com.example:h2");
     assert!(last["export"].is_null());
@@ -272,7 +284,9 @@ fn what_is_asked_for_again_is_answered_as_before() {
     appliance.refuses("volume resize w 16MiB", "--shrink");
     twice("volume resize w 16MiB --shrink");
     twice("volume delete c");
-    twice("snapshot delete v@a");
+    appliance.does("export add v@a --allow-any-host");
+    appliance.refuses("snapshot delete v@a", "--force");
+    twice("snapshot delete v@a --force");
     appliance.refuses("volume show nothing", "there is no volume \"nothing\"");
     appliance.refuses("volume create a/b/c --size 1MiB", "there is no pool \"a\"");
     appliance.refuses("volume create x@y --size 1MiB", "is no name");
@@ -464,7 +478,10 @@ fn a_pool_that_cannot_be_opened_is_checked_all_the_same() {
         .unwrap();
     file.write_all_at(&vec![0x55; 16 << 20], 1 << 20).unwrap();
     let appliance = Appliance::start(folder.path());
-    assert_eq!(appliance.does("pool list")[0]["state"], "unavailable");
+    let listed = appliance.does("pool list");
+    assert_eq!(listed[0]["state"], "unavailable");
+    let why = appliance.does("pool status")["problem"].to_string();
+    assert!(why.contains("damaged"), "{why}");
     let why = appliance.run("pool check").expect_err("it is damaged");
     assert!(
         why.contains("damaged") && !why.contains("not available"),
@@ -551,6 +568,9 @@ fn a_pool_that_is_gone_is_forgotten() {
         (state("p"), state("z")),
         (json!("online"), json!("unavailable"))
     );
+    // They say the same of both, as far as it is known.
+    let keys = |pool: &Value| Vec::from_iter(pool.as_object().unwrap().keys().cloned());
+    assert_eq!(keys(&list[0]), keys(&list[1]));
     assert_eq!(appliance.does("pool export z")["state"], "forgotten");
     assert_eq!(appliance.does("pool export z")["state"], "released");
     appliance.does("pool create q --disk b");
@@ -684,7 +704,10 @@ fn volumes_go_in_and_out_and_are_limited() {
     other.refuses(&format!("volume export missing {none}"), "no volume");
     assert!(!fs::exists(&none).unwrap());
     let nowhere = file("no/folder");
-    appliance.refuses(&format!("volume send volume-1@one --to {nowhere}"), "no/folder");
+    appliance.refuses(
+        &format!("volume send volume-1@one --to {nowhere}"),
+        "no/folder",
+    );
     other.does("export add copy");
     other.reads(2, 1);
     other.does("export remove copy");
@@ -761,6 +784,18 @@ fn clones_stand_by_themselves_and_limits_hold() {
     let origin = |name: &str| appliance.does(&format!("volume show {name}"))["origin"].clone();
     assert_eq!(origin("volume-1@one"), "new");
     assert_eq!(origin("volume-1"), "volume-1@one");
+    // One of a clone: given again, it is promoted no further.
+    appliance.does("snapshot create volume-1@two");
+    appliance.does("volume clone volume-1@two far");
+    for _ in 0..2 {
+        appliance.does("volume promote far --origin volume-1@two");
+        assert_eq!(origin("far"), "volume-1@one");
+        assert_eq!(origin("volume-1"), "volume-1@two");
+    }
+    appliance.refuses(
+        "volume promote third --origin volume-1@two",
+        "is no clone of",
+    );
     // At 100 a second, after 1 at once, 100 writes take about a second.
     let limited = appliance.does("volume set third --write-iops 100:1");
     assert_eq!(limited["limits"]["write_operations"]["per_second"], 100);

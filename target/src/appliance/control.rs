@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use corebay_core::{reactor::MachineClock, units::Time};
 use rustix::{fs::Mode, process::umask};
 use serde_json::{Value, json};
 use tracing::{info, warn};
@@ -111,6 +112,26 @@ impl RpcError {
         self.code == -32006
     }
 
+    /// The time that it was given has passed before it began.
+    pub fn too_late() -> Self {
+        Self::refused("others took all the time that it had: nothing was changed")
+    }
+
+    /// What kind of mistake it is, in a word.
+    pub fn kind(&self) -> &'static str {
+        match self.code {
+            -32602 => "parameters",
+            -32001 => "no answer",
+            -32002 => "goes on",
+            -32003 => "conflict",
+            -32004 => "missing",
+            -32005 => "full",
+            -32006 => "unavailable",
+            code if code <= -32600 => "protocol",
+            _ => "refused",
+        }
+    }
+
     fn of(code: i32, message: &str) -> Self {
         Self {
             code,
@@ -135,8 +156,17 @@ pub struct ControlRequest {
     pub method: String,
     /// Its parameters: an object.
     pub params: Value,
+    /// Until when it may begin: from when it came on, whenever the main thread gets to it.
+    pub until: Time,
     /// Where the answer goes.
     pub answer: mpsc::Sender<Reply>,
+}
+
+/// Where requests go, and the clock of their time.
+#[derive(Clone)]
+struct Way {
+    events: mpsc::Sender<Event>,
+    clock: MachineClock,
 }
 
 /// The socket; its file goes with it.
@@ -152,7 +182,12 @@ impl Drop for Control {
 ///
 /// # Errors
 /// Where it cannot be made, or another process serves it.
-pub fn start(path: &Path, events: mpsc::Sender<Event>) -> Result<Control, Failure> {
+pub fn start(
+    path: &Path,
+    events: mpsc::Sender<Event>,
+    clock: MachineClock,
+) -> Result<Control, Failure> {
+    let way = Way { events, clock };
     let cannot = |error: io::Error| {
         let help = "name another with --control";
         Failure::new(
@@ -173,11 +208,11 @@ pub fn start(path: &Path, events: mpsc::Sender<Event>) -> Result<Control, Failur
     umask(before);
     let listener = bound.map_err(cannot)?;
     info!(path = %path.display(), "control socket");
-    spawn("corebay-control".into(), move || accept(&listener, &events))?;
+    spawn("corebay-control".into(), move || accept(&listener, &way))?;
     Ok(Control(path.to_owned()))
 }
 
-fn accept(listener: &UnixListener, events: &mpsc::Sender<Event>) {
+fn accept(listener: &UnixListener, way: &Way) {
     let connections = Arc::new(AtomicUsize::new(0));
     for stream in listener.incoming() {
         let Ok(stream) = stream else { continue };
@@ -186,10 +221,10 @@ fn accept(listener: &UnixListener, events: &mpsc::Sender<Event>) {
             connections.fetch_sub(1, Ordering::Relaxed);
             continue;
         }
-        let (events, count) = (events.clone(), connections.clone());
+        let (way, count) = (way.clone(), connections.clone());
         let serving = spawn("corebay-client".into(), move || {
             // A client that goes away is no error.
-            let _ = serve(&stream, &events);
+            let _ = serve(&stream, &way);
             count.fetch_sub(1, Ordering::Relaxed);
         });
         if let Err(failure) = serving {
@@ -199,7 +234,7 @@ fn accept(listener: &UnixListener, events: &mpsc::Sender<Event>) {
     }
 }
 
-fn serve(stream: &UnixStream, events: &mpsc::Sender<Event>) -> io::Result<()> {
+fn serve(stream: &UnixStream, way: &Way) -> io::Result<()> {
     stream.set_read_timeout(Some(SILENCE_MAX))?;
     stream.set_write_timeout(Some(SILENCE_MAX))?;
     let mut reader = BufReader::new(stream);
@@ -213,7 +248,7 @@ fn serve(stream: &UnixStream, events: &mpsc::Sender<Event>) -> io::Result<()> {
         }
         let whole = line.ends_with(b"\n");
         let answer = match whole || read < MESSAGE_BYTES_MAX as usize {
-            true => respond(&line, events),
+            true => respond(&line, way),
             false => Some(error(
                 &Value::Null,
                 &RpcError::of(-32600, "the message is too long"),
@@ -230,11 +265,16 @@ fn serve(stream: &UnixStream, events: &mpsc::Sender<Event>) -> io::Result<()> {
 }
 
 fn error(id: &Value, error: &RpcError) -> Value {
-    json!({ "jsonrpc": "2.0", "id": id, "error": { "code": error.code, "message": error.message } })
+    let data = json!({ "kind": error.kind() });
+    json!({
+        "jsonrpc": "2.0",
+        "id": id,
+        "error": { "code": error.code, "message": error.message, "data": data },
+    })
 }
 
 /// The answer to a message; none for a notification.
-fn respond(line: &[u8], events: &mpsc::Sender<Event>) -> Option<Value> {
+fn respond(line: &[u8], way: &Way) -> Option<Value> {
     let Ok(message) = serde_json::from_slice::<Value>(line) else {
         return Some(error(
             &Value::Null,
@@ -249,7 +289,7 @@ fn respond(line: &[u8], events: &mpsc::Sender<Event>) -> Option<Value> {
     let params = message.get("params").cloned().unwrap_or_else(|| json!({}));
     let outcome = match method {
         Some(method) if named && message["jsonrpc"] == "2.0" && params.is_object() => {
-            ask(method, params, events)
+            ask(method, params, way)
         }
         _ => Err(RpcError::of(
             -32600,
@@ -264,30 +304,32 @@ fn respond(line: &[u8], events: &mpsc::Sender<Event>) -> Option<Value> {
     }
 }
 
-fn ask(method: &str, params: Value, events: &mpsc::Sender<Event>) -> Result<Value, RpcError> {
+fn ask(method: &str, params: Value, way: &Way) -> Result<Value, RpcError> {
     let late = |_| RpcError::of(-32001, "the appliance does not answer: it may be ending");
     let slow = |_| RpcError::of(-32002, "it is not done in the time given, and goes on");
-    let timeout = deadline(&params)?;
+    let until = way.clock.now().plus(deadline(&params)?);
+    let left = || until.since(way.clock.now());
     let (answer, replies) = mpsc::channel();
     let request = ControlRequest {
         method: method.to_owned(),
         params,
+        until,
         answer,
     };
     // Where nobody receives it, its answer never comes either.
-    let _ = events.send(Event::Control(request));
-    match replies.recv_timeout(timeout).map_err(late)? {
+    let _ = way.events.send(Event::Control(request));
+    match replies.recv_timeout(left()).map_err(late)? {
         Reply::Now(outcome) => outcome,
         Reply::Order(outcome) => {
-            let outcome = outcome.recv_timeout(timeout).map_err(slow)?;
+            let outcome = outcome.recv_timeout(left()).map_err(slow)?;
             outcome.map(|()| json!({})).map_err(RpcError::refused)
         }
-        Reply::Later(outcome) => outcome.recv_timeout(timeout).map_err(slow)?,
+        Reply::Later(outcome) => outcome.recv_timeout(left()).map_err(slow)?,
     }
 }
 
 /// How long the client waits.
-pub fn deadline(params: &Value) -> Result<Duration, RpcError> {
+fn deadline(params: &Value) -> Result<Duration, RpcError> {
     let seconds = match params.get("timeout") {
         None => return Ok(ANSWER_TIMEOUT),
         Some(seconds) => seconds.as_u64().map(Duration::from_secs),
@@ -304,9 +346,10 @@ mod tests {
     fn whatever_is_sent_is_answered_or_ignored() {
         let (events, requests) = mpsc::channel();
         drop(requests);
-        let code = |line: &str| {
-            respond(line.as_bytes(), &events).map(|said| said["error"]["code"].clone())
-        };
+        let clock = MachineClock::new();
+        let way = Way { events, clock };
+        let code =
+            |line: &str| respond(line.as_bytes(), &way).map(|said| said["error"]["code"].clone());
         assert_eq!(code("{"), Some(json!(-32700)));
         for line in [
             "[]",
@@ -324,5 +367,31 @@ mod tests {
             Some(json!(-32001))
         );
         assert_eq!(code(r#"{"jsonrpc":"2.0","method":"a"}"#), None);
+    }
+
+    #[test]
+    fn the_time_of_a_request_begins_when_it_comes() {
+        let (events, requests) = mpsc::channel();
+        let clock = MachineClock::new();
+        let way = Way { events, clock };
+        let before = clock.now();
+        let line = r#"{"jsonrpc":"2.0","id":1,"method":"a","params":{"timeout":1000}}"#;
+        let asking = spawn("client".into(), move || {
+            let answer = respond(line.as_bytes(), &way).unwrap();
+            let error = &answer["error"];
+            assert_eq!(
+                (&error["code"], &error["data"]["kind"]),
+                (&json!(-32003), &json!("conflict"))
+            );
+        });
+        let Ok(Event::Control(request)) = requests.recv() else {
+            panic!("a request")
+        };
+        // However late the main thread is.
+        let time = Duration::from_secs(1000);
+        assert!(request.until >= before.plus(time) && request.until <= clock.now().plus(time));
+        let answer = Reply::Now(Err(RpcError::conflict("it is there")));
+        assert!(request.answer.send(answer).is_ok());
+        asking.unwrap().join().unwrap();
     }
 }

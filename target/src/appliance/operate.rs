@@ -43,9 +43,7 @@ pub fn operate(
         }
         "array.list" => {
             let arrays = media.arrays().iter().map(|array| describe(array, now));
-            let absent = media.absent().iter().map(
-                |(name, why)| json!({ "name": name, "state": "absent", "trouble": why, "sweep": null }),
-            );
+            let absent = media.absent().iter().map(describe_absent);
             let making = media.making.iter().map(|making| making.describe());
             let all = arrays.chain(absent).chain(making);
             Reply::Now(Ok(Value::Array(all.collect())))
@@ -53,9 +51,13 @@ pub fn operate(
         "array.status" => {
             let name = params.get("array").and_then(Value::as_str);
             let mut making = media.making.iter();
-            Reply::Now(match making.find(|making| Some(&making.name[..]) == name) {
-                Some(making) => Ok(making.describe()),
-                None => array(media, params).map(|array| describe(&array, now)),
+            let making = making.find(|making| Some(&making.name[..]) == name);
+            let absent = media.absent().iter();
+            let mut absent = absent.filter(|(absent, _)| Some(&absent[..]) == name);
+            Reply::Now(match (making, absent.next()) {
+                (Some(making), _) => Ok(making.describe()),
+                (None, Some(absent)) => Ok(describe_absent(absent)),
+                _ => array(media, params).map(|array| describe(&array, now)),
             })
         }
         "array.scrub" => Reply::Now(scrub(media, state, params)),
@@ -74,6 +76,11 @@ pub fn operate(
             message: format!("there is no method {other}"),
         })),
     }
+}
+
+/// An array that could not be assembled.
+fn describe_absent((name, why): &(String, String)) -> Value {
+    json!({ "name": name, "state": "absent", "trouble": why, "sweep": null })
 }
 
 pub fn text<'p>(params: &'p Value, key: &str) -> Result<&'p str, RpcError> {

@@ -8,10 +8,9 @@
 use std::time::Duration;
 
 use corebay_conf::Appliance;
-use corebay_core::units::Time;
 
 use super::{
-    control::{ControlRequest, Reply, RpcError, deadline},
+    control::{ControlRequest, Reply, RpcError},
     manage::manage,
     operate::operate,
     pools,
@@ -24,7 +23,7 @@ pub const LOOK: Duration = Duration::from_millis(20);
 /// What is to be done again.
 #[derive(Default)]
 pub struct PutOff {
-    requests: Vec<(ControlRequest, Time)>,
+    requests: Vec<ControlRequest>,
     /// The configuration is to be read again.
     reload: bool,
 }
@@ -32,24 +31,22 @@ pub struct PutOff {
 impl Main {
     /// A client asks for something.
     pub fn control(&mut self, appliance: &Appliance, request: ControlRequest) {
-        let patience = deadline(&request.params).unwrap_or_default();
-        let until = self.clock.now().plus(patience);
-        self.answer(appliance, request, until);
-    }
-
-    fn answer(&mut self, appliance: &Appliance, request: ControlRequest, until: Time) {
         // Time has passed since the last event.
         let now = self.clock.now();
+        if now >= request.until {
+            let _ = request.answer.send(Reply::Now(Err(RpcError::too_late())));
+            return;
+        }
         let (method, params) = (request.method.as_str(), &request.params);
         let managed = manage(self, appliance, method, params);
         let reply = managed.unwrap_or_else(|| {
             let (media, state) = (&mut self.exports.media, &mut self.state);
             let asked = (method, params);
-            pools::order(&self.port, appliance, media, state, now, asked)
+            pools::order(&self.port, appliance, media, state, request.until, asked)
                 .unwrap_or_else(|| operate(appliance, media, state, now, asked))
         });
         match self.exports.media.drives().was_put_off() {
-            true => self.put_off.requests.push((request, until)),
+            true => self.put_off.requests.push(request),
             false => drop(request.answer.send(reply)),
         }
     }
@@ -82,9 +79,9 @@ impl Main {
         if reload {
             new = self.reload(appliance, config);
         }
-        for (request, until) in requests {
-            match self.clock.now() < until {
-                true => self.answer(new.as_ref().unwrap_or(appliance), request, until),
+        for request in requests {
+            match self.clock.now() < request.until {
+                true => self.control(new.as_ref().unwrap_or(appliance), request),
                 false => {
                     let late = RpcError::refused("a drive did not come up in time".to_owned());
                     let _ = request.answer.send(Reply::Now(Err(late)));

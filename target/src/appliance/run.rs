@@ -127,7 +127,8 @@ pub fn run(
     tend_arrays(&port, &exports);
     exports.media.watch_drives(sender.clone());
     // Without it everything is served all the same.
-    let control = control::start(control, sender.clone()).map_err(|failure| warn!("{failure}"));
+    let control =
+        control::start(control, sender.clone(), clock).map_err(|failure| warn!("{failure}"));
     announce::ready(appliance, &exports, &addresses);
     let mut main = Main {
         port,

@@ -321,7 +321,7 @@ impl Action {
 pub fn run(args: &Args) -> ExitCode {
     match act(args) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report("array"),
+        Err(failure) => failure.report_as(args.asking.output, "array"),
     }
 }
 
@@ -445,6 +445,13 @@ fn sweep(sweep: &Value) -> String {
 }
 
 fn status(array: &Value) -> String {
+    if array["state"] == "absent" {
+        return format!(
+            "{}: absent\n  {}\n",
+            word(&array["name"]),
+            word(&array["trouble"])
+        );
+    }
     let mut text = format!(
         "{}: {}, {}, {}\n  uuid {}, strip {} bytes, {}{}\n  under way: {}\n",
         word(&array["name"]),

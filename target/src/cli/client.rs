@@ -27,7 +27,7 @@ pub struct Asking {
     /// The appliance's control socket [default: corebay.sock in ./corebay-data or /var/lib/corebay]
     #[arg(long, value_name = "PATH", global = true)]
     pub control: Option<PathBuf>,
-    /// How results are printed
+    /// How results and errors are printed; an error in JSON is one line on standard error, with its code
     #[arg(short, long, value_enum, default_value_t, global = true)]
     pub output: Format,
     /// How long the appliance may take; what it began by then it still ends [default: 60s; 24h for streams,
@@ -122,11 +122,8 @@ impl Client {
         self.stream.read_line(&mut line).map_err(lost)?;
         let answer: Value = serde_json::from_str(&line)
             .map_err(|_| Failure::new("the appliance closed the connection", "look at its log"))?;
-        match answer["error"]["message"].as_str() {
-            Some(message) => Err(Failure::new(
-                message,
-                answer["error"]["data"]["help"].as_str().unwrap_or(""),
-            )),
+        match Failure::answered(&answer["error"]) {
+            Some(failure) => Err(failure),
             None => Ok(answer["result"].clone()),
         }
     }

@@ -98,7 +98,7 @@ fn texts(hosts: &[Nqn]) -> Vec<&str> {
 pub fn run(args: &Args) -> ExitCode {
     match act(args) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report("export"),
+        Err(failure) => failure.report_as(args.asking.output, "export"),
     }
 }
 

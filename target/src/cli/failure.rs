@@ -2,11 +2,17 @@
 
 use std::{fmt, process::ExitCode};
 
+use serde_json::{Value, json};
+
+use super::Format;
+
 /// Why a command failed. Printed as two lines: what, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     message: String,
     help: String,
+    /// What an appliance calls it: its code, and its kind in a word.
+    said: Option<(i64, String)>,
 }
 
 impl Failure {
@@ -15,7 +21,19 @@ impl Failure {
         Self {
             message: message.into(),
             help: help.into(),
+            said: None,
         }
+    }
+
+    /// What an appliance refused, by the error that it answered with; `None` where that is none.
+    pub fn answered(error: &Value) -> Option<Self> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (message, data) = (error["message"].as_str()?, &error["data"]);
+        Some(Self {
+            message: message.to_owned(),
+            help: text(&data["help"]),
+            said: Some((error["code"].as_i64()?, text(&data["kind"]))),
+        })
     }
 
     /// The same failure, of this thing.
@@ -39,7 +57,30 @@ impl Failure {
         }))
     }
 
-    /// Prints it; gives the exit status.
+    /// Prints it, as results are asked for; gives the exit status.
+    pub(super) fn report_as(&self, format: Format, command: &str) -> ExitCode {
+        if format == Format::Text {
+            return self.report(command);
+        }
+        eprintln!("{}", self.as_json());
+        ExitCode::FAILURE
+    }
+
+    /// The code and the kind are null where no appliance has answered.
+    fn as_json(&self) -> Value {
+        let said = self.said.as_ref();
+        let help = Some(&self.help).filter(|help| !help.is_empty());
+        json!({
+            "error": {
+                "code": said.map(|(code, _)| code),
+                "kind": said.map(|(_, kind)| kind),
+                "message": self.message,
+                "help": help,
+            },
+        })
+    }
+
+    /// Prints it for people; gives the exit status.
     pub fn report(&self, command: &str) -> ExitCode {
         eprintln!("corebay {command}: {self}");
         ExitCode::FAILURE

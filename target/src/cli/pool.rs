@@ -125,7 +125,7 @@ impl On {
 pub fn run(args: &Args) -> ExitCode {
     match act(args) {
         Ok(status) => status,
-        Err(failure) => failure.report("pool"),
+        Err(failure) => failure.report_as(args.asking.output, "pool"),
     }
 }
 
@@ -236,6 +236,9 @@ fn status(pool: &Value) -> String {
     );
     if let Some(problem) = pool["problem"].as_str() {
         text += &format!("  {problem}\n");
+    }
+    if pool["state"] == "unavailable" {
+        return text;
     }
     text += &format!(
         "  {} in all, {} may still be taken ({}% used), {} reserved, {} provisioned\n",

@@ -45,6 +45,9 @@ enum Action {
         /// The snapshot
         #[arg(value_name = "VOLUME@SNAPSHOT")]
         snapshot: String,
+        /// Take it from hosts first
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -52,7 +55,7 @@ enum Action {
 pub fn run(args: &Args) -> ExitCode {
     match act(args) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report("snapshot"),
+        Err(failure) => failure.report_as(args.asking.output, "snapshot"),
     }
 }
 
@@ -60,7 +63,9 @@ fn act(args: &Args) -> Result<(), Failure> {
     let (method, params) = match &args.action {
         Action::Create { snapshots } => ("create", json!({ "snapshots": snapshots })),
         Action::List { pool } => ("list", json!({ "pool": pool })),
-        Action::Delete { snapshot } => ("delete", json!({ "snapshot": snapshot })),
+        Action::Delete { snapshot, force } => {
+            ("delete", json!({ "snapshot": snapshot, "force": force }))
+        }
     };
     let mut client = Client::connect(&args.asking)?;
     let result = client.call(&format!("snapshot.{method}"), &params)?;

@@ -123,6 +123,9 @@ enum Action {
     Promote {
         /// The clone
         volume: String,
+        /// The snapshot that it is a clone of: then a command that is given again promotes it no further
+        #[arg(long, value_name = "VOLUME@SNAPSHOT")]
+        origin: Option<String>,
     },
     /// Copy all that a volume shares with others
     Inflate {
@@ -162,7 +165,7 @@ impl Exported {
 pub fn run(args: &Args) -> ExitCode {
     match act(args) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report("volume"),
+        Err(failure) => failure.report_as(args.asking.output, "volume"),
     }
 }
 
@@ -245,7 +248,9 @@ fn request(action: &Action) -> (&'static str, Value) {
                 "volume": volume, "read_only": read_only, "thick": thick, "limits": limits.params(),
             }),
         ),
-        Action::Promote { volume } => ("promote", json!({ "volume": volume })),
+        Action::Promote { volume, origin } => {
+            ("promote", json!({ "volume": volume, "origin": origin }))
+        }
         Action::Inflate { volume } => ("inflate", json!({ "volume": volume })),
         Action::Cancel { volume } => ("cancel", json!({ "volume": volume })),
         Action::Stream(_) => unreachable!("it has its own way"),

@@ -224,6 +224,22 @@ pub fn cores(count: usize) -> String {
     format!("{first:?}")
 }
 
+/// What a command complains of in JSON, with the help, beside what else it says on standard error.
+pub fn complaint(stderr: &[u8]) -> String {
+    let mut said = String::new();
+    for line in String::from_utf8_lossy(stderr).lines() {
+        let json: Result<serde_json::Value, _> = serde_json::from_str(line);
+        match json.map(|json| json["error"].clone()) {
+            Ok(error) => {
+                let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
+                said += &format!("{}\n{}\n", text("message"), text("help"));
+            }
+            Err(_) => said += &format!("{line}\n"),
+        }
+    }
+    said
+}
+
 /// A port that nobody listens on, nor gets by chance: it lies below those that the system gives to who
 /// asks for any, so that it is still free where a test starts its appliance again.
 pub fn free_port() -> u16 {

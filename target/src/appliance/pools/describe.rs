@@ -62,11 +62,32 @@ impl Home {
     }
 }
 
-/// A pool that could not be opened.
+/// A pool that could not be opened: as one that is open, as far as it is known.
 fn describe_problem(known: &KnownPool) -> Option<Value> {
     let problem = known.problem.as_ref()?;
     Some(json!({
-        "name": known.name, "disk": known.on, "state": "unavailable", "problem": problem,
+        "name": known.name,
+        "uuid": null,
+        "disk": known.on,
+        "state": "unavailable",
+        "problem": problem,
+        "total_bytes": null,
+        "used_bytes": null,
+        "available_bytes": null,
+        "reserved_bytes": null,
+        "provisioned_bytes": null,
+        "used_percent": null,
+        "level": null,
+        "warn_at": null,
+        "critical_at": null,
+        "block_size": null,
+        "volumes": null,
+        "snapshots": null,
+        "deleting": null,
+        "repairs": null,
+        "journal": null,
+        "journal_bytes": null,
+        "metadata_bytes": null,
     }))
 }
 

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     appliance::{
-        control::{Reply, RpcError, deadline},
+        control::{Reply, RpcError},
         environment::{MachineEnvironment, Medium},
         media::Media,
         state::State,
@@ -266,26 +266,27 @@ pub fn floor_returned(port: &MachinePort, media: &Media, name: &str, medium: Med
     });
 }
 
-/// Passes on what a client orders of the pools; `None` where it is no order to them.
+/// Passes on what a client orders of the pools, and until when it may begin; `None` where it is no order to
+/// them.
 pub fn order(
     port: &MachinePort,
     appliance: &Appliance,
     media: &mut Media,
     state: &mut State,
-    now: Time,
+    until: Time,
     (method, params): (&str, &Value),
 ) -> Option<Reply> {
     let what = match orders::parse(method, params)? {
         Ok(what) => what,
         Err(error) => return Some(Reply::Now(Err(error))),
     };
-    let order = deadline(params).and_then(|timeout| {
+    let order = opening_of(&what, appliance, media, state).and_then(|opening| {
         Ok(Order {
-            opening: opening_of(&what, appliance, media, state)?,
+            opening,
             claim: claim_of(&what, media),
             stream: streams::open(&what)?,
             what,
-            deadline: now.plus(timeout),
+            deadline: until,
         })
     });
     let order = match order {

@@ -115,6 +115,16 @@ pub struct OfVolume {
     pub volume: String,
 }
 
+/// `volume.promote`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumePromote {
+    /// The clone.
+    pub volume: String,
+    /// The snapshot that it is a clone of.
+    pub origin: Option<String>,
+}
+
 /// `volume.resize`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -270,6 +280,9 @@ pub struct SnapshotCreate {
 pub struct SnapshotDelete {
     /// It.
     pub snapshot: String,
+    /// Also where hosts may be using it.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// `export.add`.
@@ -339,7 +352,7 @@ orders! {
     "volume.clone" => VolumeClone(VolumeClone),
     "volume.rollback" => VolumeRollback(VolumeRollback),
     "volume.set" => VolumeSet(VolumeSet),
-    "volume.promote" => VolumePromote(OfVolume),
+    "volume.promote" => VolumePromote(VolumePromote),
     "volume.inflate" => VolumeInflate(OfVolume),
     "volume.send" => VolumeSend(VolumeSend),
     "volume.receive" => VolumeReceive(VolumeReceive),
@@ -385,7 +398,8 @@ impl What {
             Self::VolumeClone(of) => Place::Volume(&of.source),
             Self::VolumeRollback(of) => Place::Volume(&of.volume),
             Self::VolumeSet(of) => Place::Volume(&of.volume),
-            Self::VolumePromote(of) | Self::VolumeAbortReceive(of) => Place::Volume(&of.volume),
+            Self::VolumePromote(of) => Place::Volume(&of.volume),
+            Self::VolumeAbortReceive(of) => Place::Volume(&of.volume),
             Self::SnapshotDelete(of) => Place::Volume(&of.snapshot),
             Self::SnapshotCreate(of) => of
                 .snapshots

@@ -106,8 +106,6 @@ impl Turns {
         disk: &str,
         deadline: Time,
     ) -> Result<Permit, RpcError> {
-        let late =
-            || RpcError::refused("others took all the time that it had: nothing was changed");
         let turn = self.pool(disk);
         if turn.waiting.get() == WAITERS_MAX {
             return Err(RpcError::refused(format!(
@@ -124,7 +122,7 @@ impl Turns {
         });
         // One that comes too late begins nothing either.
         let permit = permit.await.filter(|_| reactor.now() <= deadline);
-        permit.ok_or_else(late)
+        permit.ok_or_else(RpcError::too_late)
     }
 
     /// The turn of showing namespaces to hosts and taking them back.

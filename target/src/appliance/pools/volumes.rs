@@ -23,7 +23,7 @@ use super::{
     home::{BEGUN, Home, OpenPool, kept_exports, refresh},
     orders::{
         Order, PoolDestroy, PoolOn, RateSet, Renamed, SnapshotCreate, VolumeClone, VolumeCreate,
-        VolumeDelete, VolumeResize, VolumeRollback, VolumeSet, What,
+        VolumeDelete, VolumePromote, VolumeResize, VolumeRollback, VolumeSet, What,
     },
     streams::IMPORTING,
     turns::Promise,
@@ -53,7 +53,7 @@ impl Home {
         } = order;
         match what {
             What::PoolList(of) => Ok(json!(self.describe_pools(of.pool.as_deref()))),
-            What::PoolStatus(of) => Ok(describe_pool(&self.pool_or_only(of.pool.as_deref())?)),
+            What::PoolStatus(of) => self.pool_status(of.pool.as_deref()),
             What::PoolCheck(of) => {
                 let checked = match self.closed(of.pool.as_deref()) {
                     Some(opening) => self.check_closed(&opening).await?,
@@ -87,6 +87,17 @@ impl Home {
         }
     }
 
+    /// How a pool is; one that could not be opened says why.
+    fn pool_status(&self, name: Option<&str>) -> Outcome {
+        match self.pool_or_only(name) {
+            Ok(pool) => Ok(describe_pool(&pool)),
+            Err(why) => match self.describe_pools(name).as_slice() {
+                [only] => Ok(only.clone()),
+                _ => Err(why),
+            },
+        }
+    }
+
     fn list(&self, pool: Option<&str>, kind: Kind) -> Outcome {
         self.listed(pool)?;
         Ok(json!(self.describe_volumes(pool, kind)))
@@ -111,7 +122,7 @@ impl Home {
             What::SnapshotDelete(of) => {
                 let delete = VolumeDelete {
                     volume: of.snapshot,
-                    force: false,
+                    force: of.force,
                 };
                 self.delete(&delete, Kind::Snapshot, deadline).await
             }
@@ -126,7 +137,7 @@ impl Home {
                 pool.pool.extend().await.map_err(refusal)?;
                 Ok(describe_pool(&pool))
             }
-            What::VolumePromote(of) => self.promote(&of.volume).await,
+            What::VolumePromote(of) => self.promote(&of).await,
             What::VolumeAbortReceive(of) => {
                 let (pool, id, record) = self.volume(&of.volume)?;
                 pool.pool.abort_receive(id).await.map_err(refusal)?;
@@ -681,10 +692,25 @@ impl Home {
     }
 
     /// A clone becomes what its origin was, and the origin a clone.
-    async fn promote(&self, name: &str) -> Outcome {
-        let (pool, id, record) = self.volume(name)?;
-        // It was promoted before where the snapshot that it was made of is its own by now.
-        let promoted = !pool.pool.snapshots_of(id).is_empty() && pool.pool.origin_of(id).is_none();
+    async fn promote(&self, of: &VolumePromote) -> Outcome {
+        let (pool, id, record) = self.volume(&of.volume)?;
+        // It was promoted before where the snapshot that it was made of is its own by now. Which one that
+        // is has to be said where its origin was a clone, too: it comes from where that came from then.
+        let promoted = match &of.origin {
+            None => !pool.pool.snapshots_of(id).is_empty() && pool.pool.origin_of(id).is_none(),
+            Some(origin) => {
+                let (other, snapshot, origin) = self.volume(origin)?;
+                let is_own = pool.pool.origin_of(snapshot) == Some(id);
+                let is_clone = pool.pool.origin_of(id) == Some(snapshot);
+                if !Rc::ptr_eq(&pool, &other) || !is_own && !is_clone {
+                    return Err(RpcError::conflict(format!(
+                        "\"{}\" is no clone of \"{}\"",
+                        record.name, origin.name
+                    )));
+                }
+                is_own
+            }
+        };
         if record.kind == Kind::Volume && !promoted {
             pool.pool.promote(id).await.map_err(|error| match error {
                 PoolError::WrongKind => RpcError::params("this is no clone of a snapshot"),

@@ -101,7 +101,7 @@ pub fn run(args: &Args) -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(refusal) => explain(&refusal).report("drives"),
+        Err(refusal) => explain(&refusal).report_as(args.asking.output, "drives"),
     }
 }
 
@@ -124,7 +124,7 @@ fn print(args: &Args, result: Result<Value, Failure>, as_text: fn(&Value) -> Str
     match (result, args.asking.output) {
         (Ok(result), Format::Text) => print!("{}", as_text(&result)),
         (Ok(result), Format::Json) => println!("{result:#}"),
-        (Err(failure), _) => return failure.report("drives"),
+        (Err(failure), _) => return failure.report_as(args.asking.output, "drives"),
     }
     ExitCode::SUCCESS
 }
