@@ -680,10 +680,8 @@ fn volumes_go_in_and_out_and_are_limited() {
     let other = Appliance::start(elsewhere.path());
     let receive = format!("volume receive copy --snapshot one --file {all}");
     let got = other.does(&receive);
-    assert_eq!(
-        (&got["kind"], &got["name"]),
-        (&json!("snapshot"), &json!("copy@one"))
-    );
+    assert_eq!(got["kind"], "snapshot");
+    assert_eq!(got["name"], "copy@one");
     assert_eq!(other.does(&receive)["uuid"], got["uuid"], "received once");
     // It is another volume's, and no stream's name is taken as it is.
     let elsewhere_too = format!("volume receive second --file {all}");
