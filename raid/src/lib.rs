@@ -9,6 +9,8 @@
 
 pub mod array;
 pub mod assemble;
+#[cfg(test)]
+mod bed;
 mod control;
 pub mod create;
 mod dirty;

@@ -358,3 +358,7 @@ fn copy(from: &Buffer, into: &mut Segments) {
         at = end;
     }
 }
+
+#[cfg(test)]
+#[path = "read_tests.rs"]
+mod tests;

@@ -568,3 +568,7 @@ fn checked_buffers(geometry: &Geometry) -> usize {
         parity => geometry.data() + 2 * parity,
     }
 }
+
+#[cfg(test)]
+#[path = "sweep_tests.rs"]
+mod tests;

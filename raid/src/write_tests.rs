@@ -1,6 +1,7 @@
 //! What a write reads, against the arithmetic.
 
 use super::*;
+use crate::{bed::Bed, geometry::Level};
 
 fn set(members: &[usize]) -> Set {
     members.iter().copied().collect()
@@ -46,4 +47,40 @@ fn what_cannot_be_read_is_no_loss_where_it_is_not_needed() {
     assert_eq!(choose(4, 1, set(&[0]), none, set(&[0, 3])), None);
     let all = set(&[0, 1, 2, 3]);
     assert_eq!(choose(4, 1, all, none, set(&[0, 3])), Some(Method::Full));
+}
+
+/// As in `read_tests.rs`: the blank disk's rows would become part of the parity.
+#[test]
+fn what_a_role_has_nothing_of_yet_is_not_made_parity_of() {
+    let bed = Bed::new(Level::Raid5, 4);
+    bed.fill(7);
+    let away = bed.array.assembled().geometry().role_of(0, 2);
+    bed.replace(away);
+    let (array, from) = (bed.array.clone(), bed.pool.try_allocate(4096).unwrap());
+    let ends = bed.run(async move {
+        let write = Write {
+            band: Band {
+                stripe: 0,
+                rows: 0..4096,
+                strips: 0..1,
+            },
+            payload: Payload::Host {
+                from: one(from),
+                start: 0,
+            },
+            durability: Durability::Cached,
+        };
+        let piece = Piece {
+            stripe: 0,
+            rows: 0..4096,
+            touched: set(&[0]),
+            durability: Durability::Cached,
+            from: From::One(&write),
+        };
+        let (none, mut scratch) = (Set::default(), Scratch::new());
+        let method = Method::Reconstruct;
+        gather(&array.core, &piece, method, none, none, &mut scratch).await
+    });
+    assert_eq!(ends.unreadable, set(&[away]));
+    assert!(ends.failed.is_empty());
 }
