@@ -2,9 +2,10 @@
 //!
 //! # A checkpoint, step by step
 //! 1. In one go, between two records: every page that has changed since the last checkpoint gets a
-//!    free place and its bytes are taken; so are the pieces of tables that name them, and the root.
-//!    From here on records change pages in memory for the next checkpoint. A crash: the old
-//!    checkpoint and the whole journal are there.
+//!    free place, and so do the pieces of tables that name them. This is the checkpoint's point in time. From
+//!    here on records change pages in memory for the next checkpoint; the bytes of a page are taken before
+//!    one changes it, and of all others a few in each turn of the core ([`Table`](crate::state::table)). A
+//!    crash: the old checkpoint and the whole journal are there.
 //! 2. Pages, pieces and the root are written, twice each, to places that the old checkpoint does not
 //!    use; the root goes to the slot that the old one does not use. A crash: as above.
 //! 3. The disk is flushed. A crash: as above.
@@ -24,35 +25,42 @@ use crate::{
     error::PoolError,
     format::{
         COPIES, Extent, PAGE_BYTES, SUPERBLOCK_AT, crc32c,
-        page::{POINTERS_PER_PIECE, PageBytes, Piece},
-        root::{Pointer, Root},
+        page::PageBytes,
+        root::{Root, TABLES},
         superblock::Superblock,
     },
     journal::Position,
     pool::Shared,
-    state::{State, extents::Attempt},
+    state::{State, extents::Attempt, table::Taken},
+    sync::breathe,
 };
 
-/// What a checkpoint writes.
-pub(crate) struct Sealed {
-    pages: Vec<(u64, PageBytes)>,
-    root: Vec<u8>,
-    pub superblock: Superblock,
+/// Pages that are taken before others get their turn.
+const PAGES_AT_ONCE: usize = 64;
+
+/// A checkpoint that is being taken.
+pub(crate) struct Sealing {
+    /// With no pieces yet.
+    root: Root,
+    pieces: [usize; TABLES],
+    superblock: Superblock,
     /// Places that are free once it is done.
     pub leaving: Vec<u64>,
     journal_pages: u64,
 }
 
-fn piece_of(pointers: &[Pointer]) -> Piece {
-    let mut all = [Pointer::default(); POINTERS_PER_PIECE];
-    all[..pointers.len()].copy_from_slice(pointers);
-    Piece(Box::new(all))
+/// What a checkpoint writes.
+pub(crate) struct Sealed {
+    tables: [Taken; TABLES],
+    root: Vec<u8>,
+    pub superblock: Superblock,
+    pub leaving: Vec<u64>,
+    journal_pages: u64,
 }
 
 impl State {
-    /// Takes all that has changed. There are places enough.
-    pub fn seal(&mut self, generation: u64, journal: Position) -> Result<Sealed, PoolError> {
-        let mut pages = Vec::new();
+    /// Begins to take all that has changed, as it is now. There are places enough.
+    pub fn begin_seal(&mut self, generation: u64, journal: Position) -> Result<Sealing, PoolError> {
         let Self {
             nodes,
             counts,
@@ -60,30 +68,29 @@ impl State {
             places,
             ..
         } = self;
-        let mut write = |page: PageBytes| {
-            let place = places.take();
-            let crc = crc32c(&page);
-            pages.push((place, page));
-            (place, crc)
-        };
-        nodes.seal(&mut write, piece_of);
-        counts.seal(&mut write, piece_of);
-        volumes.seal(&mut write, piece_of);
+        nodes.begin_taking(|| places.take());
+        counts.begin_taking(|| places.take());
+        volumes.begin_taking(|| places.take());
         let mut leaving = std::mem::take(&mut nodes.left);
         leaving.append(&mut counts.left);
         leaving.append(&mut volumes.left);
         places.leave(leaving.len());
-        let root = Root {
-            generation,
-            chunks: places.chunks.clone(),
-            pieces: [nodes.pieces(), counts.pieces(), volumes.pieces()],
-            lens: [nodes.len(), counts.len(), volumes.len()],
-        };
-        let mut root = root.encode();
-        let root_len = u32::try_from(root.len()).map_err(|_| PoolError::TooMany)?;
-        if u64::from(root_len) > self.layout.root_bytes {
+        let pieces = [
+            nodes.pieces_len(),
+            counts.pieces_len(),
+            volumes.pieces_len(),
+        ];
+        let chunks = places.chunks.clone();
+        let root_len = Root::bytes_for(pieces.iter().sum(), chunks.len());
+        if root_len > self.layout.root_bytes {
             return Err(PoolError::TooMany);
         }
+        let root = Root {
+            generation,
+            chunks,
+            pieces: Default::default(),
+            lens: [nodes.len(), counts.len(), volumes.len()],
+        };
         let superblock = Superblock {
             uuid: self.uuid,
             name: self.name.clone(),
@@ -91,21 +98,58 @@ impl State {
             layout: self.layout,
             journal_sequence: journal.sequence,
             journal_page: journal.page,
-            root_len,
-            root_crc: crc32c(&root),
+            root_len: u32::try_from(root_len).map_err(|_| PoolError::TooMany)?,
+            root_crc: 0,
             owner: self.owner.clone(),
             clean: self.clean,
             thresholds: self.thresholds,
             serials: self.serials,
         };
-        root.resize(root.len().next_multiple_of(PAGE_BYTES), 0);
-        Ok(Sealed {
-            pages,
+        Ok(Sealing {
             root,
+            pieces,
             superblock,
             leaving,
             journal_pages: 0,
         })
+    }
+
+    /// Takes so many more pages at most; how many. None are left where it is fewer.
+    pub fn seal_some(&mut self, most: usize) -> usize {
+        let mut done = self.nodes.take_some(most);
+        done += self.counts.take_some(most - done);
+        done + self.volumes.take_some(most - done)
+    }
+
+    /// All is taken.
+    pub fn end_seal(&mut self, sealing: Sealing) -> Sealed {
+        let tables = [
+            self.nodes.end_taking(),
+            self.counts.end_taking(),
+            self.volumes.end_taking(),
+        ];
+        let mut root = sealing.root;
+        root.pieces = [
+            self.nodes.pieces(),
+            self.counts.pieces(),
+            self.volumes.pieces(),
+        ];
+        for (pieces, len) in root.pieces.iter_mut().zip(sealing.pieces) {
+            // Those that came since are the next one's.
+            pieces.truncate(len);
+        }
+        let mut root = root.encode();
+        let mut superblock = sealing.superblock;
+        superblock.root_crc = crc32c(&root);
+        assert_eq!(root.len(), superblock.root_len as usize, "the root's bytes");
+        root.resize(root.len().next_multiple_of(PAGE_BYTES), 0);
+        Sealed {
+            tables,
+            root,
+            superblock,
+            leaving: sealing.leaving,
+            journal_pages: sealing.journal_pages,
+        }
     }
 
     /// Makes more places where the next checkpoint needs them: `Ok` names a page of counts to load.
@@ -169,13 +213,17 @@ impl<D: Disk> Shared<D> {
         self.checkpoint_under_way.set(true);
         let generation = self.generation.get() + 1;
         let journal_pages = self.journal.used_pages.get();
-        let mut sealed = {
+        let mut sealing = {
             let applied = self.journal.applied.get();
-            self.state.borrow_mut().seal(generation, applied)?
+            self.state.borrow_mut().begin_seal(generation, applied)?
         };
-        sealed.journal_pages = journal_pages;
+        sealing.journal_pages = journal_pages;
         self.journal.metadata_room.set(0);
         self.journal.sure_room.set(0);
+        while self.state.borrow_mut().seal_some(PAGES_AT_ONCE) == PAGES_AT_ONCE {
+            breathe(&self.reactor).await;
+        }
+        let sealed = self.state.borrow_mut().end_seal(sealing);
         self.write_sealed(&sealed).await?;
         let mut state = self.state.borrow_mut();
         state.places.release_left(&sealed.leaving);
@@ -193,7 +241,10 @@ impl<D: Disk> Shared<D> {
 
     async fn write_sealed(&self, sealed: &Sealed) -> Result<(), PoolError> {
         let layout = sealed.superblock.layout;
-        let mut rest = &sealed.pages[..];
+        let tables = sealed.tables.iter();
+        let pages = tables.flat_map(|taken| taken.places.iter().copied().zip(&taken.pages));
+        let pages: Vec<(u64, &PageBytes)> = pages.collect();
+        let mut rest = &pages[..];
         while !rest.is_empty() {
             let at = copies_at(&self.state.borrow().places, rest[0].0, &layout)?;
             let follows = |number: &usize| {
@@ -205,7 +256,7 @@ impl<D: Disk> Shared<D> {
             let most = rest.len().min(TRANSFER_BYTES / PAGE_BYTES);
             let count = (0..most).take_while(follows).count();
             let (now, later) = rest.split_at(count);
-            let bytes: Vec<u8> = now.iter().flat_map(|(_, page)| *page).collect();
+            let bytes: Vec<u8> = now.iter().flat_map(|(_, page)| **page).collect();
             self.write_again(async || self.device.write_copies(at, &bytes).await)
                 .await?;
             self.metadata_written
@@ -228,5 +279,118 @@ impl<D: Disk> Shared<D> {
                 .await?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeSet, HashMap};
+
+    use corebay_core::rng::Rng;
+
+    use super::*;
+    use crate::{
+        format::{
+            page::{Body, POINTERS_PER_PIECE, Piece},
+            root::Pointer,
+        },
+        state::table::Table,
+        walk::tests::change,
+    };
+
+    type Pages = Vec<Option<(u32, PageBytes)>>;
+
+    /// What a table holds: which pages there are, their numbers and bytes. All are in memory.
+    fn held<B: Body>(table: &Table<B>) -> Pages {
+        let page = |id| table.body(id).map(|body| body.encode(u64::from(id)));
+        let all = 0..table.len();
+        all.map(|id| page(id).map(|page| (table.number(id), page)))
+            .collect()
+    }
+
+    fn all_held(state: &State) -> [Pages; TABLES] {
+        [
+            held(&state.nodes),
+            held(&state.counts),
+            held(&state.volumes),
+        ]
+    }
+
+    type Medium = HashMap<u64, PageBytes>;
+
+    fn page_at(medium: &Medium, pointer: &Pointer) -> PageBytes {
+        let page = medium[&pointer.location.get()];
+        assert_eq!(crc32c(&page), pointer.crc.get());
+        page
+    }
+
+    /// What the medium holds by a root, and the places that this takes.
+    fn written(medium: &Medium, root: &Root) -> ([Pages; TABLES], BTreeSet<u64>) {
+        let (mut tables, mut places) = (<[Vec<_>; TABLES]>::default(), BTreeSet::new());
+        for (table, found) in tables.iter_mut().enumerate() {
+            for (number, piece) in root.pieces[table].iter().enumerate() {
+                assert!(places.insert(piece.location.get()));
+                let Piece(pointers) = Piece::parse(&page_at(medium, piece), number as u64).unwrap();
+                let len = root.lens[table] as usize - number * POINTERS_PER_PIECE;
+                for pointer in &pointers[..len.min(POINTERS_PER_PIECE)] {
+                    let is_there = pointer.location.get() != 0;
+                    assert!(!is_there || places.insert(pointer.location.get()));
+                    let page = is_there.then(|| page_at(medium, pointer));
+                    found.push(page.map(|page| (pointer.number.get(), page)));
+                }
+            }
+        }
+        (tables, places)
+    }
+
+    #[test]
+    fn what_is_sealed_is_one_point_in_time_and_is_taken_a_few_pages_at_a_time() {
+        let (mut amid, mut pieces) = (0, 0);
+        for seed in 0..12 {
+            let (mut state, mut rng, mut last) = (State::of_8_gib(), Rng::from_seed(seed), 0);
+            let mut medium = Medium::new();
+            for generation in 1..14 {
+                for _ in 0..rng.below(60) {
+                    change(&mut state, None, &mut last, &mut rng);
+                }
+                assert_eq!(state.make_places(), Ok(None));
+                let expected = all_held(&state);
+                let sealing = state.begin_seal(generation, Position::default());
+                let sealing = sealing.unwrap();
+                loop {
+                    let most = 1 + usize::try_from(rng.below(5)).unwrap();
+                    let taken = state.seal_some(most);
+                    assert!(taken <= most);
+                    pieces += 1;
+                    if taken < most {
+                        break;
+                    }
+                    for _ in 0..rng.below(4) {
+                        change(&mut state, None, &mut last, &mut rng);
+                        amid += 1;
+                    }
+                }
+                let sealed = state.end_seal(sealing);
+                for taken in &sealed.tables {
+                    let pages = taken
+                        .places
+                        .iter()
+                        .copied()
+                        .zip(taken.pages.iter().copied());
+                    medium.extend(pages);
+                }
+                let len = sealed.superblock.root_len as usize;
+                assert_eq!(crc32c(&sealed.root[..len]), sealed.superblock.root_crc);
+                let root = Root::parse(&sealed.root[..len], state.layout.extents()).unwrap();
+                let (found, places) = written(&medium, &root);
+                assert!(found == expected, "seed {seed}, checkpoint {generation}");
+                state.places.release_left(&sealed.leaving);
+                // What it names is given to nobody else.
+                let free = |place: &u64| state.places.mark_used(*place);
+                assert!(!places.iter().any(free), "seed {seed}");
+                medium.retain(|place, _| places.contains(place));
+            }
+        }
+        assert!(amid > 500 && pieces > 500, "{amid} {pieces}");
     }
 }

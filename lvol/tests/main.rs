@@ -1,6 +1,7 @@
 //! The tests of pools, one program: what a pool is made of for a kind of disk is compiled once.
 
 mod allocations;
+mod checkpoints;
 mod conformance;
 mod cores;
 mod damage;

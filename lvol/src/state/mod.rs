@@ -375,8 +375,10 @@ mod tests {
             if state.dirty_pages() >= state.dirty_soft() {
                 assert_eq!(state.make_places(), Ok(None));
                 generation += 1;
-                let sealed = state.seal(generation, Position::default());
-                let sealed = sealed.expect("the root has room");
+                let sealing = state.begin_seal(generation, Position::default());
+                let sealing = sealing.expect("the root has room");
+                while state.seal_some(99) == 99 {}
+                let sealed = state.end_seal(sealing);
                 // Nobody is refused because a checkpoint is being written just now.
                 let meanwhile = state.extents_for_pages(Spared::Volumes, 0);
                 state.places.release_left(&sealed.leaving);
@@ -385,6 +387,7 @@ mod tests {
         }
         assert!(taken > 1000, "{taken}");
         assert_eq!(state.make_places(), Ok(None));
-        assert!(state.seal(generation + 1, Position::default()).is_ok());
+        let last = state.begin_seal(generation + 1, Position::default());
+        assert!(last.is_ok());
     }
 }

@@ -50,6 +50,7 @@ impl State {
         if self.leaf(id)?.owner != owner {
             return none;
         }
+        self.nodes.take(id);
         let (mut gained, mut done, mut effect) = (0, 0, Effect::More);
         let mut is_touched = false;
         for record in records {
@@ -141,6 +142,7 @@ impl State {
         extent: Extent,
     ) -> Result<Option<u64>, PoolError> {
         let stored = Extent::to_stored(Some(extent));
+        self.nodes.take(page);
         let fragments = self.fragments_unkept(page)?;
         let owners = &mut fragments.owners;
         let old = owners[range.start];

@@ -4,9 +4,12 @@
 //! - A page that has changed is in memory until a checkpoint has written it.
 //! - The place of a page that was written elsewhere or removed goes to [`Table::left`]: the last
 //!   checkpoint still refers to it.
+//! - A checkpoint takes all pages as they were when it was begun, a few at a time: a page that is to be changed
+//!   or removed before its turn has come is taken first.
 
 use crate::format::{
-    page::{Body, POINTERS_PER_PIECE},
+    PAGE_BYTES, crc32c,
+    page::{Body, POINTERS_PER_PIECE, PageBytes, Piece},
     root::Pointer,
 };
 
@@ -16,6 +19,8 @@ struct Slot<B> {
     location: u64,
     crc: u32,
     number: u32,
+    /// One more than its place in the queue of the checkpoint that takes it; 0 once it is taken.
+    queued: u32,
     dirty: bool,
     body: Option<B>,
 }
@@ -26,9 +31,44 @@ impl<B> Default for Slot<B> {
             location: 0,
             crc: 0,
             number: 0,
+            queued: 0,
             dirty: false,
             body: None,
         }
+    }
+}
+
+/// What a checkpoint takes of a table.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    /// Where each page goes, those of the table first, then the pieces.
+    pub places: Vec<u64>,
+    /// The pages, in that order.
+    pub pages: Vec<PageBytes>,
+}
+
+/// A table that a checkpoint is taking.
+#[derive(Debug)]
+struct Taking {
+    taken: Taken,
+    /// The pages, and which is next.
+    queue: Vec<u32>,
+    next: usize,
+    /// The pieces as they are to be, with the checksums of what was taken so far.
+    pieces: Vec<(usize, Piece)>,
+    next_piece: usize,
+}
+
+impl Taking {
+    /// A page's bytes are there.
+    fn put(&mut self, at: usize, id: u32, page: PageBytes) -> u32 {
+        let crc = crc32c(&page);
+        self.taken.pages[at] = page;
+        let number = id as usize / POINTERS_PER_PIECE;
+        let piece = self.pieces.binary_search_by_key(&number, |piece| piece.0);
+        let piece = &mut self.pieces[piece.expect("a page's piece changes with it")].1;
+        piece.0[id as usize % POINTERS_PER_PIECE].crc = crc.into();
+        crc
     }
 }
 
@@ -47,6 +87,7 @@ pub(crate) struct Table<B> {
     dirty_pieces: usize,
     /// Places that the last checkpoint uses and the next will not.
     pub left: Vec<u64>,
+    taking: Option<Box<Taking>>,
     /// What has become of the numbers since somebody began to count them anew.
     watched: Option<Watched>,
 }
@@ -80,6 +121,7 @@ impl<B: Body> Table<B> {
             held: 0,
             hand: 0,
             left: Vec::new(),
+            taking: None,
             watched: None,
         }
     }
@@ -90,6 +132,7 @@ impl<B: Body> Table<B> {
             location: pointer.location.get(),
             crc: pointer.crc.get(),
             number: pointer.number.get(),
+            queued: 0,
             dirty: false,
             body: None,
         });
@@ -101,6 +144,7 @@ impl<B: Body> Table<B> {
             held: 0,
             hand: 0,
             left: Vec::new(),
+            taking: None,
             watched: None,
         }
     }
@@ -147,6 +191,7 @@ impl<B: Body> Table<B> {
     }
 
     fn mark(&mut self, id: u32) {
+        self.take(id);
         let slot = &mut self.slots[id as usize];
         if !slot.dirty {
             slot.dirty = true;
@@ -219,6 +264,7 @@ impl<B: Body> Table<B> {
     }
 
     pub fn remove(&mut self, id: u32) {
+        self.take(id);
         let slot = std::mem::take(&mut self.slots[id as usize]);
         self.held -= usize::from(slot.body.is_some());
         if slot.location != 0 {
@@ -246,7 +292,8 @@ impl<B: Body> Table<B> {
             }
             self.hand = (self.hand + 1) % self.slots.len();
             let slot = &mut self.slots[self.hand];
-            if !slot.dirty && slot.location != 0 && slot.body.as_ref().is_some_and(&may_go) {
+            let is_there = slot.location != 0 && slot.queued == 0;
+            if !slot.dirty && is_there && slot.body.as_ref().is_some_and(&may_go) {
                 slot.body = None;
                 self.held -= 1;
             }
@@ -285,41 +332,99 @@ impl<B: Body> Table<B> {
         self.dirty.len()
     }
 
-    /// Takes what has changed: gives each page and each piece a place and its bytes to `write`.
-    pub fn seal(
-        &mut self,
-        mut write: impl FnMut(crate::format::page::PageBytes) -> (u64, u32),
-        piece_of: impl Fn(&[Pointer]) -> crate::format::page::Piece,
-    ) {
-        for id in std::mem::take(&mut self.dirty) {
-            let slot = &mut self.slots[id as usize];
+    /// Begins to take what has changed: each page and each piece gets a place. How many there are.
+    pub fn begin_taking(&mut self, mut place: impl FnMut() -> u64) -> usize {
+        assert!(self.taking.is_none(), "one checkpoint after the other");
+        let mut taken = Taken::default();
+        let mut queue = std::mem::take(&mut self.dirty);
+        queue.retain(|id| {
+            let slot = &mut self.slots[*id as usize];
             slot.dirty = false;
-            let Some(body) = &slot.body else { continue };
+            slot.body.is_some()
+        });
+        for (at, id) in queue.iter().enumerate() {
+            let slot = &mut self.slots[*id as usize];
             if slot.location != 0 {
                 self.left.push(slot.location);
             }
-            (slot.location, slot.crc) = write(body.encode(u64::from(id)));
+            slot.location = place();
+            slot.queued = u32::try_from(at + 1).expect("fewer than 2^32 pages");
+            taken.places.push(slot.location);
         }
         self.dirty_pieces = 0;
+        let mut pieces = Vec::new();
         for number in 0..self.pieces.len() {
-            if !self.pieces[number].1 {
+            if !std::mem::take(&mut self.pieces[number].1) {
                 continue;
             }
-            let first = number * POINTERS_PER_PIECE;
-            let slots = self.slots.iter().skip(first).take(POINTERS_PER_PIECE);
-            let pointers: Vec<Pointer> = slots.map(Slot::pointer).collect();
             let old = self.pieces[number].0.location.get();
             if old != 0 {
                 self.left.push(old);
             }
-            let (location, crc) = write(piece_of(&pointers).encode(number as u64));
-            let pointer = Pointer {
-                location: location.into(),
-                crc: crc.into(),
-                number: 0.into(),
-            };
-            self.pieces[number] = (pointer, false);
+            let first = number * POINTERS_PER_PIECE;
+            let slots = self.slots.iter().skip(first).take(POINTERS_PER_PIECE);
+            let mut pointers = Box::new([Pointer::default(); POINTERS_PER_PIECE]);
+            let all = pointers.iter_mut().zip(slots);
+            all.for_each(|(pointer, slot)| *pointer = slot.pointer());
+            let location = place();
+            taken.places.push(location);
+            self.pieces[number].0.location = location.into();
+            pieces.push((number, Piece(pointers)));
         }
+        let count = taken.places.len();
+        taken.pages = vec![[0; PAGE_BYTES]; count];
+        self.taking = Some(Box::new(Taking {
+            taken,
+            queue,
+            next: 0,
+            pieces,
+            next_piece: 0,
+        }));
+        count
+    }
+
+    /// Takes a page, if it is in the queue: it is about to be changed.
+    pub fn take(&mut self, id: u32) {
+        let slot = &mut self.slots[id as usize];
+        let Some(at) = std::mem::take(&mut slot.queued).checked_sub(1) else {
+            return;
+        };
+        let body = slot.body.as_ref().expect("it stays until it is taken");
+        let page = body.encode(u64::from(id));
+        let taking = self.taking.as_mut().expect("there is a queue");
+        slot.crc = taking.put(at as usize, id, page);
+    }
+
+    /// Takes some more, at most so many; how many. None are left where it is fewer.
+    pub fn take_some(&mut self, most: usize) -> usize {
+        let mut done = 0;
+        while done < most {
+            let Some(taking) = &mut self.taking else {
+                break;
+            };
+            if let Some(id) = taking.queue.get(taking.next).copied() {
+                taking.next += 1;
+                self.take(id);
+            } else if let Some((number, piece)) = taking.pieces.get(taking.next_piece) {
+                let page = piece.encode(*number as u64);
+                self.pieces[*number].0.crc = crc32c(&page).into();
+                let at = taking.queue.len() + taking.next_piece;
+                taking.taken.pages[at] = page;
+                taking.next_piece += 1;
+            } else {
+                break;
+            }
+            done += 1;
+        }
+        done
+    }
+
+    /// All that was taken.
+    pub fn end_taking(&mut self) -> Taken {
+        let taking = self.taking.take().expect("it was begun");
+        let all = taking.next == taking.queue.len() && taking.next_piece == taking.pieces.len();
+        assert!(all, "all of it was taken");
+        taking.taken
     }
 
     pub fn pieces(&self) -> Vec<Pointer> {
