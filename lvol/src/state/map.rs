@@ -693,15 +693,44 @@ impl State {
     }
 }
 
+/// Owners that are compared with the next one before all are sorted.
+const FEW: usize = 8;
+
 /// The extents that a page of fragments refers to, each once.
 pub(crate) fn owners_of(fragments: &Fragments) -> Vec<Extent> {
-    let mut stored: Vec<u64> = fragments
-        .owners
-        .iter()
-        .copied()
-        .filter(|o| *o != 0)
-        .collect();
+    let mut stored: Vec<u64> = Vec::new();
+    for owner in fragments.owners {
+        // Mostly there are few, each of many blocks.
+        if owner != 0 && !stored[stored.len().saturating_sub(FEW)..].contains(&owner) {
+            stored.push(owner);
+        }
+    }
     stored.sort_unstable();
     stored.dedup();
     stored.into_iter().filter_map(Extent::from_stored).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use corebay_core::rng::Rng;
+
+    use super::*;
+
+    #[test]
+    fn each_owner_is_found_once() {
+        let mut rng = Rng::from_seed(3);
+        for different in [1, 2, FEW as u64, 30, 1000] {
+            let owners: [u64; BLOCKS_PER_EXTENT] = std::array::from_fn(|_| rng.below(different));
+            let model: BTreeSet<u64> = owners.into_iter().filter(|owner| *owner != 0).collect();
+            let target = Extent(0);
+            let found = owners_of(&Fragments { owners, target });
+            let found: Vec<u64> = found
+                .into_iter()
+                .map(|e| Extent::to_stored(Some(e)))
+                .collect();
+            assert!(found.into_iter().eq(model));
+        }
+    }
 }
