@@ -696,6 +696,22 @@ fn volumes_go_in_and_out_and_are_limited() {
     other.refuses(&format!("volume send copy --to {all}"), "take one first");
     other.refuses(&format!("volume export missing {all}"), "no volume");
     assert_eq!(fs::read(&all).unwrap(), before);
+    // Nor is a disk that is served written over, or taken for an image.
+    let disk = fs::read_dir(elsewhere.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let disk = disk
+        .max_by_key(|path| fs::metadata(path).unwrap().len())
+        .unwrap();
+    let disk = disk.display();
+    for line in [
+        format!("volume send copy@one --to {disk}"),
+        format!("volume export copy@one {disk}"),
+        format!("volume import image {disk}"),
+        format!("volume receive stream --file {disk}"),
+    ] {
+        other.refuses(&line, "uses it as a disk");
+    }
     // And makes none.
     let none = file("none");
     other.refuses(&format!("volume send copy --to {none}"), "take one first");

@@ -156,7 +156,9 @@ fn a_file_is_one_disk_at_a_time() {
     let first = FileMedium::open(&path, sized(MIB)).unwrap();
     let error = FileMedium::open(&path, sized(MIB)).unwrap_err();
     assert!(
-        error.to_string().ends_with("; name it once only"),
+        error
+            .to_string()
+            .ends_with("; name it once only, or another file"),
         "{error}"
     );
     let FileErrorReason::Locked { holder } = error.reason else {

@@ -120,7 +120,7 @@ impl fmt::Display for FileError {
             } => {
                 write!(f, "{holder} uses it as a disk; ")?;
                 if holder.is_this_process() {
-                    write!(f, "name it once only")
+                    write!(f, "name it once only, or another file")
                 } else {
                     let pid = holder.pid;
                     write!(f, "end that one (`kill {pid}`), or name another file")

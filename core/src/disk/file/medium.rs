@@ -225,17 +225,33 @@ impl FileMedium {
     }
 }
 
-/// A file that nobody else has open as a disk.
+/// A file that nobody else has open as a disk, and nobody will while this is there.
 #[derive(Debug)]
-struct Locked(File);
+pub struct Locked(File);
 
 impl Locked {
-    /// Takes the lock. Where its holder has died, waits a little: the kernel lets go of what a
-    /// killed process had in its io_uring only after the process has gone.
-    fn take(path: &Path, file: File) -> Result<Self, FileError> {
+    /// For who writes to it: nobody else has the lock.
+    ///
+    /// # Errors
+    /// [`FileErrorReason::Locked`] where it is a disk, or is read or written by who has the lock.
+    pub fn take(path: &Path, file: File) -> Result<Self, FileError> {
+        Self::lock(path, file, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// For who only reads it: others may, too.
+    ///
+    /// # Errors
+    /// As those of [`Locked::take`], but for readers.
+    pub fn share(path: &Path, file: File) -> Result<Self, FileError> {
+        Self::lock(path, file, FlockOperation::NonBlockingLockShared)
+    }
+
+    /// Where the holder has died, waits a little: the kernel lets go of what a killed process had in
+    /// its io_uring only after the process has gone.
+    fn lock(path: &Path, file: File, how: FlockOperation) -> Result<Self, FileError> {
         let mut tries = 0;
         loop {
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            match rustix::fs::flock(&file, how) {
                 Ok(()) => return Ok(Self(file)),
                 Err(Errno::WOULDBLOCK) => {}
                 Err(error) => return Err(FileError::system(path, "lock it")(error)),

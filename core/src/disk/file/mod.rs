@@ -36,7 +36,7 @@ use rustix::io::Errno;
 pub use atomicity::default_block_size;
 pub use engine::FileEngine;
 pub use error::{FileError, FileErrorReason};
-pub use medium::{Caching, FileMedium, FileMediumOptions};
+pub use medium::{Caching, FileMedium, FileMediumOptions, Locked};
 pub use options::{EngineKind, FileEngineCounters, FileEngineError, FileEngineOptions};
 pub use proc::Holder;
 pub use threads::{SpawnThread, machine_thread};

@@ -9,14 +9,18 @@ use std::{
     cell::Cell,
     fs::File,
     io::{self, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     path::Path,
     rc::Rc,
     sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, channel, sync_channel},
     time::Duration,
 };
 
-use corebay_core::{reactor::Reactor, units::Time};
+use corebay_core::{
+    disk::file::{FileError, Locked},
+    reactor::Reactor,
+    units::Time,
+};
 use corebay_lvol::{Piece, ReceiveError, ReceiveOptions, SparseFile, VolumeId, error::PoolError};
 use rustix::fs::{OFlags, fcntl_setfl};
 use serde_json::{Value, json};
@@ -114,34 +118,63 @@ fn open_path(path: &str, options: &mut std::fs::OpenOptions) -> Result<File, Fai
     Ok(file)
 }
 
-fn to_read(path: &str) -> Result<File, Failure> {
-    open_path(path, File::options().read(true))
+/// A file, device or pipe; no disk, and none will be made of it while this is there.
+struct Opened {
+    file: File,
+    /// A pipe has none.
+    lock: Option<Locked>,
+}
+
+impl Opened {
+    fn new(
+        path: &str,
+        file: File,
+        lock: fn(&Path, File) -> Result<Locked, FileError>,
+    ) -> io::Result<Self> {
+        let kind = file.metadata()?.file_type();
+        let can_be_disk = kind.is_file() || kind.is_block_device();
+        let lock = can_be_disk
+            .then(|| lock(Path::new(path), file.try_clone()?).map_err(io::Error::other))
+            .transpose()?;
+        Ok(Self { file, lock })
+    }
+}
+
+fn to_read(path: &str) -> Result<Opened, Failure> {
+    let file = open_path(path, File::options().read(true))?;
+    Opened::new(path, file, Locked::share).map_err(|error| Failure::new(error.to_string(), ""))
 }
 
 /// What is written to once the first piece comes: the order may be refused. What is there keeps what it has
 /// until then, and what is not there is made then.
 enum Written {
-    There(File),
+    There(Opened),
     ToMake(String),
 }
 
 impl Written {
-    fn file(self) -> io::Result<File> {
+    fn open(self) -> io::Result<Opened> {
         match self {
-            Self::There(file) => Ok(file),
-            Self::ToMake(path) => File::create(&path)
-                .map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}"))),
+            Self::There(opened) => Ok(opened),
+            Self::ToMake(path) => File::create_new(&path)
+                .map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))
+                .and_then(|file| Opened::new(&path, file, Locked::take)),
         }
     }
 }
 
 fn to_write(path: &str) -> Result<Written, Failure> {
-    let path_is_new =
-        Path::new(path).is_absolute() && matches!(Path::new(path).try_exists(), Ok(false));
-    match path_is_new {
-        true => Ok(Written::ToMake(path.to_owned())),
-        false => open_path(path, File::options().write(true)).map(Written::There),
+    let is_new = Path::new(path).is_absolute() && matches!(Path::new(path).try_exists(), Ok(false));
+    if is_new {
+        return Ok(Written::ToMake(path.to_owned()));
     }
+    let mut how = File::options();
+    how.write(true);
+    let file = open_path(path, &mut how)?;
+    let opened = Opened::new(path, file, Locked::take);
+    opened
+        .map(Written::There)
+        .map_err(|error| Failure::new(error.to_string(), ""))
 }
 
 fn start(body: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
@@ -156,7 +189,8 @@ fn sink(to_write: Written) -> Result<Stream, Failure> {
             let Ok(first) = pieces.recv() else {
                 return Ok(());
             };
-            let mut file = to_write.file()?;
+            let mut opened = to_write.open()?;
+            let file = &mut opened.file;
             // A pipe has nothing to cut off or to sync.
             let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
             if is_file {
@@ -172,17 +206,20 @@ fn sink(to_write: Written) -> Result<Stream, Failure> {
     Ok(Stream::Sink(to, ended))
 }
 
-fn source(mut file: File) -> Result<Stream, Failure> {
+fn source(mut opened: Opened) -> Result<Stream, Failure> {
     let (to, pieces) = sync_channel(PIECES_MAX);
     start(move || {
         loop {
             let mut piece = vec![0; PIECE_BYTES];
-            let read = file.read(&mut piece);
+            let read = opened.file.read(&mut piece);
             let last = !matches!(read, Ok(count) if count > 0);
             let read = read.map(|count| {
                 piece.truncate(count);
                 piece
             });
+            if last {
+                drop(opened.lock.take());
+            }
             // An empty piece is the end.
             if to.send(read).is_err() || last {
                 return;
@@ -200,21 +237,26 @@ fn image_sink(to_write: Written) -> Result<Stream, Failure> {
             let Some(ImagePart::Length(length)) = parts.iter().next() else {
                 return Ok(());
             };
-            let mut image = SparseFile::create(to_write.file()?, length)?;
+            let opened = to_write.open()?;
+            let mut image = SparseFile::create(opened.file.try_clone()?, length)?;
             for part in parts.iter() {
                 if let ImagePart::Piece(piece) = part {
                     image.write(&piece)?;
                 }
             }
             let _ = ending.send(Step::Written);
-            image.finish()
+            image.finish()?;
+            drop(opened);
+            Ok(())
         };
         let _ = ending.send(Step::Ended(write()));
     })?;
     Ok(Stream::ImageSink(to, ended))
 }
 
-fn image_source(file: File, path: &str) -> Result<Stream, Failure> {
+fn image_source(opened: Opened, path: &str) -> Result<Stream, Failure> {
+    let file = opened.file.try_clone();
+    let file = file.map_err(|error| cannot(path, &error))?;
     let changed = file.metadata().map_err(|error| cannot(path, &error))?;
     let changed = (changed.mtime(), changed.mtime_nsec());
     let image = SparseFile::open(file);
@@ -229,6 +271,7 @@ fn image_source(file: File, path: &str) -> Result<Stream, Failure> {
                 return;
             }
         }
+        drop(opened);
     })?;
     let crc = corebay_lvol::format::crc32c(path.as_bytes());
     let which = format!("image {length} {}.{:09} {crc:08x}", changed.0, changed.1);
