@@ -124,12 +124,12 @@ impl Home {
     ) -> Result<(), RpcError> {
         let _showing = self.turns.of_showing().await;
         let subsystem = self.subsystem(export).await?;
-        if !pool.attached.borrow().contains_key(&id) {
-            let attached = self.attach(pool, id, &subsystem, export.nsid, None).await;
-            attached.map_err(RpcError::conflict)?;
+        if pool.attached.borrow().contains_key(&id) {
+            self.admit(&subsystem);
+            return Ok(());
         }
-        self.admit(&subsystem);
-        Ok(())
+        let attached = self.attach(pool, id, &subsystem, export.nsid, None).await;
+        attached.map_err(RpcError::conflict)
     }
 
     /// Whether a volume that is about to be made can be exported as wished: what cannot be is refused
