@@ -11,6 +11,8 @@ use corebay_raid::{
     sweep::Pace,
 };
 
+use super::arrays::ArrayMedium;
+
 /// What an array is to be, and what is to be done for it.
 #[derive(Clone, Debug)]
 pub struct ArrayPlan {
@@ -62,6 +64,28 @@ impl ArrayPlan {
             patience: array.patience,
             uuid: array.kept.map(|uuid| Uuid(*uuid.as_bytes())),
             as_found: array.kept.is_some(),
+            lose: Vec::new(),
+        }
+    }
+
+    /// Of an array that runs, for when it is looked for again.
+    pub fn again(array: &ArrayMedium) -> Self {
+        let assembled = array.assembled();
+        let geometry = assembled.geometry();
+        let wish = geometry.wish();
+        Self {
+            name: array.name.clone(),
+            level: wish.level,
+            roles: wish.roles,
+            strip_bytes: wish.strip_bytes,
+            consistency: wish.consistency,
+            zone_bytes: Some(geometry.zone_bytes()),
+            create: false,
+            pace: array.pace,
+            scrub: array.scrub_every,
+            patience: assembled.patience(),
+            uuid: Some(assembled.uuid()),
+            as_found: true,
             lose: Vec::new(),
         }
     }

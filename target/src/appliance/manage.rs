@@ -77,6 +77,31 @@ struct Job {
     answer: Answer,
 }
 
+/// How an array that was made while the appliance ran, and was stopped, is found again: as it was then.
+#[derive(Clone)]
+pub struct Stopped {
+    plan: ArrayPlan,
+    members: Vec<String>,
+    spares: Vec<String>,
+}
+
+/// What is looked for: the members and spares by name, and whether each start does from now on.
+struct LookedFor {
+    plan: ArrayPlan,
+    members: Vec<String>,
+    spares: Vec<String>,
+    keep: bool,
+}
+
+fn done() -> Reply {
+    Reply::Now(Ok(serde_json::json!({})))
+}
+
+fn member_names(medium: &ArrayMedium) -> Vec<String> {
+    let members = medium.members().into_iter().flatten();
+    members.map(|disk| disk.name).collect()
+}
+
 fn number(params: &Value, key: &str) -> Result<Option<u8>, RpcError> {
     let Some(value) = params.get(key).filter(|value| !value.is_null()) else {
         return Ok(None);
@@ -212,6 +237,16 @@ impl Wanted {
         })
     }
 
+    /// An array is what is wanted: the same order again has been carried out already.
+    fn is(&self, medium: &ArrayMedium) -> bool {
+        let wish = *medium.assembled().geometry().wish();
+        let plan = &self.plan;
+        (wish.level, wish.roles) == (plan.level, plan.roles)
+            && (wish.strip_bytes, wish.consistency) == (plan.strip_bytes, plan.consistency)
+            && self.members == member_names(medium)
+            && self.spares == medium.spares()
+    }
+
     /// These disks can be its members and spares, by what they are.
     pub(super) fn check(&self, members: &[Named], spares: &[Named]) -> Result<(), RpcError> {
         check_geometry(&self.plan, members, spares)
@@ -258,8 +293,17 @@ fn check_geometry(plan: &ArrayPlan, members: &[Named], spares: &[Named]) -> Resu
 impl Main {
     fn create_array(&mut self, appliance: &Appliance, params: &Value) -> Result<Reply, RpcError> {
         let name = text(params, "array")?;
+        if let Some(medium) = self.running_array(name)
+            && Wanted::parse(params)?.is(&medium)
+        {
+            return Ok(done());
+        }
         self.check_name(appliance, name)?;
-        if appliance.arrays().iter().any(|array| array.name == name) {
+        let is_known = |array: &corebay_conf::appliance::Array| {
+            // One that was made while an appliance ran is not, once it was stopped.
+            array.name == name && (array.kept.is_none() || self.state.keeps_array(name))
+        };
+        if appliance.arrays().iter().any(is_known) {
             return Err(RpcError::refused(format!(
                 "the configuration has an array \"{name}\" already: `corebay array assemble {name}` \
                  looks for it"
@@ -291,47 +335,19 @@ impl Main {
                  not \"{other}\""
             )));
         }
+        if let Some(medium) = self.running_array(name) {
+            let members = member_names(&medium);
+            if lose.is_empty() && disks.iter().all(|disk| members.contains(disk)) {
+                return Ok(done());
+            }
+        }
         self.check_name(appliance, name)?;
-        let known = appliance.arrays().iter().find(|array| array.name == name);
-        let uuid = array_uuid(params)?;
-        let (mut plan, members, spares, keep) = match known.filter(|_| disks.is_empty()) {
-            Some(array) => {
-                let named = |ids: &[corebay_conf::appliance::DiskId]| {
-                    let names = ids.iter().map(|id| appliance.disk(*id).name.clone());
-                    names.collect::<Vec<_>>()
-                };
-                let plan = ArrayPlan::of(array);
-                let keep = array.kept.is_some();
-                let mut spares = named(&array.spares);
-                let since = self.state.array_spares(name).iter();
-                spares.extend(since.filter(|disk| !array_lists(appliance, disk)).cloned());
-                (plan, named(&array.members), spares, keep)
-            }
-            None if disks.is_empty() => {
-                return Err(RpcError::params(format!(
-                    "the configuration has no array \"{name}\": name the disks that are its members"
-                )));
-            }
-            None => {
-                let plan = ArrayPlan {
-                    name: name.to_owned(),
-                    // As many strips as an array with these members can have.
-                    level: Level::Striped,
-                    roles: (disks.len() + 4).min(ROLES_MAX),
-                    strip_bytes: 64 << 10,
-                    consistency: corebay_conf::appliance::Consistency::Journal,
-                    zone_bytes: None,
-                    create: false,
-                    pace: pace(params)?,
-                    scrub: scrub(params)?,
-                    patience: patience(params)?,
-                    uuid,
-                    as_found: true,
-                    lose: Vec::new(),
-                };
-                (plan, disks, Vec::new(), true)
-            }
-        };
+        let LookedFor {
+            mut plan,
+            members,
+            spares,
+            keep,
+        } = self.looked_for(appliance, name, disks, params)?;
         plan.create = false;
         plan.lose = lose;
         let members = self.disks_that_are_there(appliance, &members)?;
@@ -357,6 +373,82 @@ impl Main {
             running: uuids(self.exports.media.arrays()),
         };
         self.launch(finding, false, keep)
+    }
+
+    /// An array of this name, where it runs and is not about to be stopped.
+    fn running_array(&self, name: &str) -> Option<Arc<ArrayMedium>> {
+        let mut arrays = self.exports.media.arrays().iter();
+        let known = arrays.find(|array| array.name == name)?;
+        (!known.ending.load(Ordering::SeqCst)).then(|| known.clone())
+    }
+
+    /// What an order to assemble an array looks for: as the configuration says, or as it was when it was
+    /// stopped, or whatever the disks hold that are named.
+    fn looked_for(
+        &self,
+        appliance: &Appliance,
+        name: &str,
+        disks: Vec<String>,
+        params: &Value,
+    ) -> Result<LookedFor, RpcError> {
+        if !disks.is_empty() {
+            let plan = ArrayPlan {
+                name: name.to_owned(),
+                // As many strips as an array with these members can have.
+                level: Level::Striped,
+                roles: (disks.len() + 4).min(ROLES_MAX),
+                strip_bytes: 64 << 10,
+                consistency: corebay_conf::appliance::Consistency::Journal,
+                zone_bytes: None,
+                create: false,
+                pace: pace(params)?,
+                scrub: scrub(params)?,
+                patience: patience(params)?,
+                uuid: array_uuid(params)?,
+                as_found: true,
+                lose: Vec::new(),
+            };
+            let (members, spares, keep) = (disks, Vec::new(), true);
+            return Ok(LookedFor {
+                plan,
+                members,
+                spares,
+                keep,
+            });
+        }
+        let known = appliance.arrays().iter().find(|array| array.name == name);
+        let in_file = known.is_some_and(|array| array.kept.is_none());
+        if !in_file && let Some(stopped) = self.exports.media.stopped.get(name) {
+            let Stopped {
+                plan,
+                members,
+                spares,
+            } = stopped.clone();
+            return Ok(LookedFor {
+                plan,
+                members,
+                spares,
+                keep: true,
+            });
+        }
+        let Some(array) = known else {
+            return Err(RpcError::params(format!(
+                "the configuration has no array \"{name}\": name the disks that are its members"
+            )));
+        };
+        let named = |ids: &[corebay_conf::appliance::DiskId]| {
+            let names = ids.iter().map(|id| appliance.disk(*id).name.clone());
+            names.collect::<Vec<_>>()
+        };
+        let mut spares = named(&array.spares);
+        let since = self.state.array_spares(name).iter();
+        spares.extend(since.filter(|disk| !array_lists(appliance, disk)).cloned());
+        Ok(LookedFor {
+            plan: ArrayPlan::of(array),
+            members: named(&array.members),
+            spares,
+            keep: array.kept.is_some(),
+        })
     }
 
     fn check_name(&mut self, appliance: &Appliance, name: &str) -> Result<(), RpcError> {
@@ -590,7 +682,11 @@ impl Main {
             self.state.forget_array(name);
             let saved = self.state.save();
             saved.map_err(|failure| RpcError::refused(failure.to_string()))?;
-            return Ok(Reply::Now(Ok(serde_json::json!({}))));
+            return Ok(done());
+        }
+        let runs = self.exports.media.array(name).is_some();
+        if !runs && self.exports.media.stopped.contains_key(name) {
+            return Ok(done());
         }
         let medium = array(&self.exports.media, params)?;
         if let Some(used) = self.user_of(&medium) {
@@ -667,6 +763,16 @@ impl Main {
         info!(array = medium.name, "stopped");
         if medium.kept.load(Ordering::SeqCst) {
             self.state.forget_array(&medium.name);
+            let stopped = Stopped {
+                plan: ArrayPlan::again(medium),
+                members: member_names(medium),
+                spares: medium.spares(),
+            };
+            let all = &mut self.exports.media.stopped;
+            all.insert(medium.name.clone(), stopped);
+            if all.len() > ARRAYS_MAX {
+                all.pop_first();
+            }
         }
         self.state.save().map_err(|failure| failure.to_string())?;
         if unended.is_empty() {

@@ -34,6 +34,7 @@ use super::{
     keeper::Event,
     kept,
     making::Making,
+    manage::Stopped,
     pools::{self, AtStart, PoolBook, PoolMemory},
     reserve::Reserve,
     state::State,
@@ -72,6 +73,8 @@ pub struct Media {
     pub making: Vec<Arc<Making>>,
     /// An array is being assembled.
     pub is_assembling: bool,
+    /// Arrays that were made while the appliance ran, and have been stopped since this start, by name.
+    pub stopped: BTreeMap<String, Stopped>,
     /// The memory for more arrays.
     pub reserve: Reserve,
     drives: Drives,
@@ -398,6 +401,7 @@ pub fn open(
         unended: Vec::new(),
         making: Vec::new(),
         is_assembling: false,
+        stopped: BTreeMap::new(),
         reserve: Reserve::default(),
         drives,
     };

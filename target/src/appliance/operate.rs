@@ -156,6 +156,16 @@ fn order(
             Order::Add { by, lose }
         }
         "array.spare" => {
+            let name = text(params, "disk")?;
+            if array
+                .tending()
+                .spares
+                .iter()
+                .any(|spare| spare.name == name)
+            {
+                // The same order again: it is what is asked for.
+                return kept_as_it_is(&array, state).map(Reply::Now);
+            }
             let (by, lose) = new_member(appliance, media, state, params)?;
             Order::Spare { by, lose }
         }

@@ -288,6 +288,11 @@ impl State {
         self.kept.arrays.insert(name.to_owned(), made);
     }
 
+    /// Each start looks for an array of this name that was made while the appliance ran.
+    pub fn keeps_array(&self, name: &str) -> bool {
+        self.kept.arrays.contains_key(name)
+    }
+
     /// Notes which disks are the members of an array that the configuration names.
     pub fn note_array_disks(&mut self, name: &str, disks: Vec<String>) {
         self.kept.array_disks.insert(name.to_owned(), disks);

@@ -251,8 +251,11 @@ impl Tender {
         let name = &self.medium.name;
         match order {
             Order::Fail { role } => {
-                self.give_up(role).await?;
-                warn!(array = name, role, "given up");
+                // The same order again has been carried out already.
+                if self.medium.assembled().state().roles[role].state != RoleState::Failed {
+                    self.give_up(role).await?;
+                    warn!(array = name, role, "given up");
+                }
                 Ok(())
             }
             Order::Replace { role, by, lose } => self.replace(role, by, lose).await,
