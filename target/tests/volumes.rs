@@ -658,6 +658,25 @@ fn a_pool_that_stopped_is_opened_again_once_its_disk_works() {
     appliance.serving.end();
 }
 
+/// A disk that is served is not written over, nor taken for an image. It is the largest file of the data folder.
+fn refuses_a_served_disk(appliance: &Appliance, folder: &Path) {
+    let disk = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let disk = disk
+        .max_by_key(|path| fs::metadata(path).unwrap().len())
+        .unwrap();
+    let disk = disk.display();
+    for line in [
+        format!("volume send copy@one --to {disk}"),
+        format!("volume export copy@one {disk}"),
+        format!("volume import image {disk}"),
+        format!("volume receive stream --file {disk}"),
+    ] {
+        appliance.refuses(&line, "uses it as a disk");
+    }
+}
+
 #[test]
 fn volumes_go_in_and_out_and_are_limited() {
     let folder = tempfile::tempdir().unwrap();
@@ -696,32 +715,14 @@ fn volumes_go_in_and_out_and_are_limited() {
     other.refuses(&format!("volume send copy --to {all}"), "take one first");
     other.refuses(&format!("volume export missing {all}"), "no volume");
     assert_eq!(fs::read(&all).unwrap(), before);
-    // Nor is a disk that is served written over, or taken for an image.
-    let disk = fs::read_dir(elsewhere.path())
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    let disk = disk
-        .max_by_key(|path| fs::metadata(path).unwrap().len())
-        .unwrap();
-    let disk = disk.display();
-    for line in [
-        format!("volume send copy@one --to {disk}"),
-        format!("volume export copy@one {disk}"),
-        format!("volume import image {disk}"),
-        format!("volume receive stream --file {disk}"),
-    ] {
-        other.refuses(&line, "uses it as a disk");
-    }
+    refuses_a_served_disk(&other, elsewhere.path());
     // And makes none.
     let none = file("none");
     other.refuses(&format!("volume send copy --to {none}"), "take one first");
     other.refuses(&format!("volume export missing {none}"), "no volume");
     assert!(!fs::exists(&none).unwrap());
-    let nowhere = file("no/folder");
-    appliance.refuses(
-        &format!("volume send volume-1@one --to {nowhere}"),
-        "no/folder",
-    );
+    let nowhere = format!("volume send volume-1@one --to {}", file("no/folder"));
+    appliance.refuses(&nowhere, "no/folder");
     other.does("export add copy");
     other.reads(2, 1);
     other.does("export remove copy");
