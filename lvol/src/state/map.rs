@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use super::{Missing, State, corrupt};
+use super::{Missing, State, corrupt, own::More};
 use crate::{
     bits::Bits,
     error::PoolError,
@@ -449,6 +449,7 @@ impl State {
         let id = self.own_leaf(volume, leaf_number)?;
         let before = self.leaf(id)?.entries[at].clone();
         let had_own = self.target_of(&before)?.is_some();
+        let is_new = self.references(extent) == Some(0);
         let bits = Bits::of(range.clone());
         let (after, gained) = match (&before, before.single()) {
             (Entry::Fragments(page), _) => self.map_fragment(*page, range, extent)?,
@@ -477,7 +478,12 @@ impl State {
         self.set_entry(id, at, after)?;
         self.change_volume(volume)?.mapped += gained;
         let has_own = self.own_target(volume, index)?.is_some();
-        let more = i64::from(has_own) - i64::from(had_own);
+        let more = More {
+            // Nobody is given an extent beside one of the volume's own that is known: what it had, others
+            // have left to it since.
+            known: i64::from(has_own) - i64::from(had_own && !is_new),
+            there: i64::from(has_own) - i64::from(had_own),
+        };
         self.change_own(volume, leaf_number, more)
     }
 
@@ -567,13 +573,15 @@ impl State {
             return Ok(());
         }
         let id = self.own_leaf(volume, leaf_number)?;
-        let (mut lost, mut more) = (0, 0);
+        let (mut lost, mut more) = (0, More::default());
         for index in first / per_extent..end.div_ceil(per_extent) {
             let from = first.max(index * per_extent) - index * per_extent;
             let to = end.min((index + 1) * per_extent) - index * per_extent;
             let block = |block: u64| usize::try_from(block).expect("within an extent");
             let done = self.unmap_extent(id, index, block(from)..block(to), keep)?;
-            (lost, more) = (lost + done.0, more + done.1);
+            lost += done.0;
+            more.known += done.1.known;
+            more.there += done.1.there;
         }
         let record = self.change_volume(volume)?;
         record.mapped = record.mapped.saturating_sub(lost);
@@ -581,19 +589,20 @@ impl State {
         self.prune(volume, leaf_number)
     }
 
-    /// How many blocks that were, and how many more extents have one of the volume's own.
+    /// How many blocks that were, and how many more extents have one of the volume's own. One that comes
+    /// to light is not known: a write may be on its way that was given another one.
     fn unmap_extent(
         &mut self,
         leaf: NodeId,
         index: u64,
         range: Range<usize>,
         keep: bool,
-    ) -> Result<(u64, i64), PoolError> {
+    ) -> Result<(u64, More), PoolError> {
         let (_, at) = leaf_place(index);
         let before = self.leaf(leaf)?.entries[at].clone();
-        let had_own = self.target_of(&before)?.is_some();
+        let had = self.target_of(&before)?;
         let (after, lost) = match (&before, before.single()) {
-            (Entry::Hole, _) => return Ok((0, 0)),
+            (Entry::Hole, _) => return Ok((0, More::default())),
             (Entry::Fragments(page), _) => {
                 let page = self.own_node(*page)?;
                 let owners = owners_of(self.fragments(page)?);
@@ -617,9 +626,13 @@ impl State {
             }
             (_, None) => return Err(corrupt("an entry of no kind")),
         };
-        let has_own = self.target_of(&after)?.is_some();
+        let has = self.target_of(&after)?;
         self.set_entry(leaf, at, after)?;
-        Ok((lost, i64::from(has_own) - i64::from(had_own)))
+        let more = More {
+            known: -i64::from(had.is_some() && had != has),
+            there: i64::from(has.is_some()) - i64::from(had.is_some()),
+        };
+        Ok((lost, more))
     }
 
     /// Removes a leaf that has become empty, and inner nodes that led to nothing else. The way to

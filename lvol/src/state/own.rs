@@ -5,6 +5,10 @@
 //! - [`VolumeRecord::own_extents`](crate::format::page::VolumeRecord) is never more than that, so what is
 //!   reserved is enough. What the volume itself changes is followed at once. What others do can only make
 //!   more extents its own (the last who shared them is deleted): that is found by counting anew.
+//! - Where a write is on its way to an extent that nothing refers to, what it replaces is not known as the
+//!   volume's own: it would have been given that instead. So a record that first refers to an extent always
+//!   uses up what was reserved for it. A write that was given up while its record was on its way, and is
+//!   followed by another one to the same place, is counted beside that.
 //! - Counting goes on while the volume is changed: what changes under a leaf that was counted is followed.
 //!   A share of the volume, which takes all of its own away, ends the counting.
 
@@ -26,26 +30,35 @@ pub(crate) struct Recount {
     own: u64,
 }
 
+/// How many more extents of a volume lie in one of its own.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct More {
+    /// Of those that are known.
+    pub known: i64,
+    /// Of all that there are.
+    pub there: i64,
+}
+
 impl State {
     /// So many more extents of a volume, under one leaf, lie in one of its own.
     pub(super) fn change_own(
         &mut self,
         volume: u32,
         leaf: u64,
-        more: i64,
+        more: More,
     ) -> Result<(), PoolError> {
-        if more == 0 {
-            return Ok(());
-        }
         if let Some(recount) = &mut self.recount
             && recount.volume == volume
             && leaf < recount.next
         {
-            recount.own = recount.own.saturating_add_signed(more);
+            recount.own = recount.own.saturating_add_signed(more.there);
+        }
+        if more.known == 0 {
+            return Ok(());
         }
         self.change_reservation(volume, |record| {
             // Nothing to subtract from: they were not counted.
-            record.own_extents = record.own_extents.saturating_add_signed(more);
+            record.own_extents = record.own_extents.saturating_add_signed(more.known);
         })
     }
 
@@ -254,6 +267,112 @@ mod tests {
             }
         }
         assert!(gains > 50 && amid > 10, "{gains} {amid}");
+    }
+
+    /// Writes that were given an extent, and whose records have not taken effect.
+    #[derive(Default)]
+    struct OnTheirWay(HashMap<(u32, u64), Extent>);
+
+    impl OnTheirWay {
+        fn begin(&mut self, state: &mut State, volume: u32, index: u64) {
+            if self.0.contains_key(&(volume, index)) {
+                return;
+            }
+            let mut extent = state.own_target(volume, index).unwrap();
+            if extent.is_none() {
+                let mut fresh = arrayvec::ArrayVec::<_, 1>::new();
+                state.try_extents(0, 1, &mut fresh);
+                extent = fresh.pop();
+            }
+            state.pin(extent.unwrap());
+            self.0.insert((volume, index), extent.unwrap());
+        }
+
+        /// One of the records for the place takes effect. True where the volume had something of its own
+        /// there all the same.
+        fn record(&self, state: &mut State, (volume, index): (u32, u64), rng: &mut Rng) -> bool {
+            let extent = self.0[&(volume, index)];
+            let (is_new, known) = (state.references(extent) == Some(0), known_of(state, volume));
+            let beside = is_new && state.own_target(volume, index).unwrap().is_some();
+            let map = Record::Map {
+                volume,
+                index,
+                start: u8::try_from(rng.below(4) * 64).unwrap(),
+                count: 64,
+                extent,
+            };
+            state.apply(&map).unwrap();
+            assert_eq!(known_of(state, volume), known + u64::from(is_new));
+            beside
+        }
+
+        fn end(&mut self, state: &mut State, place: (u32, u64)) {
+            state.unpin(self.0.remove(&place).unwrap());
+        }
+    }
+
+    fn of_volume(volume: u32, name: &str, source: Option<u32>) -> Record {
+        let (uuid, name) = ([3; 16], name.to_owned());
+        match source {
+            Some(source) => Record::Share {
+                volume,
+                source,
+                snapshot: false,
+                uuid,
+                name,
+            },
+            None => Record::Create {
+                volume,
+                blocks: 4 * 256,
+                thick: true,
+                uuid,
+                name,
+            },
+        }
+    }
+
+    /// What others leave to a volume while its write to another extent is on its way.
+    #[test]
+    fn each_extent_that_is_first_referred_to_was_reserved() {
+        let mut beside = 0;
+        for seed in 0..100 {
+            let (mut state, mut rng) = (State::of_8_gib(), Rng::from_seed(seed));
+            state.apply(&of_volume(1, "thick", None)).unwrap();
+            let mut writes = OnTheirWay::default();
+            for index in 0..4 {
+                writes.begin(&mut state, 1, index);
+                writes.record(&mut state, (1, index), &mut rng);
+                writes.end(&mut state, (1, index));
+            }
+            state.apply(&of_volume(2, "clone", Some(1))).unwrap();
+            for _ in 0..60 {
+                let place = (1 + rng.below(2) as u32, rng.below(4));
+                let is_begun = writes.0.contains_key(&place);
+                match rng.below(5) {
+                    0 => writes.begin(&mut state, place.0, place.1),
+                    1 | 2 if is_begun => {
+                        beside += u32::from(writes.record(&mut state, place, &mut rng));
+                    }
+                    3 if is_begun => writes.end(&mut state, place),
+                    4 => {
+                        let unmap = Record::Unmap {
+                            volume: place.0,
+                            first: place.1 * 256 + rng.below(2) * 64,
+                            blocks: 64 * (1 + rng.below(3)),
+                            keep: rng.below(2) == 0,
+                        };
+                        state.apply(&unmap).unwrap();
+                    }
+                    _ => {}
+                }
+                let released = std::mem::take(&mut state.extents.released);
+                released.into_iter().for_each(|extent| state.free(extent));
+                for (volume, own) in own_of_each(&state) {
+                    assert!(known_of(&state, volume) <= own, "seed {seed}: {volume}");
+                }
+            }
+        }
+        assert!(beside > 20, "{beside}");
     }
 
     #[test]
