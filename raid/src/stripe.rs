@@ -44,6 +44,8 @@ pub(crate) struct Run {
     /// What a check has found.
     pub(crate) found: RefCell<Scrubbed>,
     failed: Cell<Option<SweepError>>,
+    /// A check had nothing to compare, as data of its stripe are missing with their member.
+    pub(crate) overlooked: Cell<bool>,
     /// Of a rebuild: which of the role's members in turn it is for.
     incarnation: Cell<u32>,
 }
@@ -115,7 +117,7 @@ async fn check<D: Disk>(core: &Core<D>, run: &Run, stripe: u64) {
     let shared = &core.shared;
     let locked = shared.stripes.acquire(&core.parking, stripe).await;
     let checked = match run.failed() {
-        None => check_patiently(core, stripe).await,
+        None => check_patiently(core, run, stripe).await,
         Some(_) => Ok(false),
     };
     shared.stripes.release(locked);
@@ -261,35 +263,76 @@ async fn write_rows<D: Disk>(
 }
 
 /// Checks a stripe, and again where it could not be read: what fails once may succeed.
-async fn check_patiently<D: Disk>(core: &Core<D>, stripe: u64) -> Result<bool, DiskError> {
-    let mut outcome = check_stripe(core, stripe).await;
+async fn check_patiently<D: Disk>(
+    core: &Core<D>,
+    run: &Run,
+    stripe: u64,
+) -> Result<bool, DiskError> {
+    let mut outcome = check_stripe(core, run, stripe).await;
     for _ in 1..CHECKS_MAX {
         if outcome != Err(DiskError::UnrecoveredRead) {
             break;
         }
-        outcome = check_stripe(core, stripe).await;
+        outcome = check_stripe(core, run, stripe).await;
     }
     outcome
 }
 
 /// Makes a stripe agree with itself; true where it did not. With the stripe locked.
-async fn check_stripe<D: Disk>(core: &Core<D>, stripe: u64) -> Result<bool, DiskError> {
-    let geometry = core.shared.geometry;
-    let mut differed = false;
+///
+/// # Errors
+/// Where rows of it are lost: all others agree then.
+async fn check_stripe<D: Disk>(core: &Core<D>, run: &Run, stripe: u64) -> Result<bool, DiskError> {
+    let block = core.shared.geometry.block_size().bytes() as u32;
+    let (mut differed, mut lost) = (false, false);
     for rows in units(core) {
-        if geometry.parity() > 0 {
-            differed |= check_parity(core, stripe, &rows).await?;
-        } else {
-            for strip in 0..geometry.data() {
-                differed |= check_legs(core, stripe, strip, &rows).await?;
+        match check_rows(core, run, stripe, &rows).await {
+            Err(DiskError::UnrecoveredRead) => {}
+            other => {
+                differed |= other?;
+                continue;
+            }
+        }
+        // What is lost in one row says nothing about the others.
+        for row in rows.step_by(block as usize) {
+            match check_rows(core, run, stripe, &(row..row + block)).await {
+                Err(DiskError::UnrecoveredRead) => lost = true,
+                other => differed |= other?,
             }
         }
     }
-    Ok(differed)
+    match lost {
+        true => Err(DiskError::UnrecoveredRead),
+        false => Ok(differed),
+    }
+}
+
+async fn check_rows<D: Disk>(
+    core: &Core<D>,
+    run: &Run,
+    stripe: u64,
+    rows: &Range<u32>,
+) -> Result<bool, DiskError> {
+    let geometry = core.shared.geometry;
+    if geometry.parity() > 0 {
+        return check_parity(core, run, stripe, rows).await;
+    }
+    let mut outcome = Ok(false);
+    for strip in 0..geometry.data() {
+        let checked = check_legs(core, stripe, strip, rows).await;
+        outcome = match (outcome, checked) {
+            (Ok(before), Ok(differed)) => Ok(before | differed),
+            // The other strips are still made to agree.
+            (_, Err(error)) if error != DiskError::UnrecoveredRead => return Err(error),
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        };
+    }
+    outcome
 }
 
 async fn check_parity<D: Disk>(
     core: &Core<D>,
+    run: &Run,
     stripe: u64,
     rows: &Range<u32>,
 ) -> Result<bool, DiskError> {
@@ -298,6 +341,7 @@ async fn check_parity<D: Disk>(
     let absent = shared.absent(stripe);
     if Set::first(data).meets(absent) {
         // Without all data there is nothing to compare; what is there has to make the rest.
+        run.overlooked.set(true);
         return Ok(false);
     }
     let unreadable = {

@@ -461,7 +461,9 @@ impl<D: Disk> Array<D> {
     }
 
     /// Makes regions equal that a crash may have left unequal. Run after assembly. A stripe that cannot
-    /// be read leaves its own region unequal, and no other one.
+    /// be read leaves its own region unequal, and no other one. So does one with parity of which data are
+    /// missing with their member: such a region was not compared, and the resync is due again once the array
+    /// is whole ([`Assembled::resync_waits`](crate::array::Assembled::resync_waits)).
     ///
     /// # Errors
     /// Where members fail beyond the redundancy, or a stripe could not be read.
@@ -482,7 +484,9 @@ impl<D: Disk> Array<D> {
                 convoy.start(|run| Work::Check(run, stripe)).await?;
             }
             convoy.drain().await?;
+            let overlooked = convoy.run.overlooked.take();
             match convoy.run.found.take().lost.into_iter().min() {
+                None if overlooked => {}
                 None => dirty.unequal.clear(region),
                 more => lost = lost.or(more),
             }

@@ -73,16 +73,22 @@ pub(crate) async fn write_torn<D: Disk>(core: &Core<D>, piece: &Piece<'_>) -> Ou
     }
 }
 
-/// Makes a role's block unreadable, whatever becomes of the power. A member that does not do it takes no part
-/// from now on.
+/// Makes a role's block unreadable, whatever becomes of the power. A member that fails on it takes no part from
+/// now on.
+///
+/// # Errors
+/// Where the member refuses it.
 async fn spoil<D: Disk>(core: &Core<D>, role: usize, at: Lba) -> Outcome {
     for what in [Transfer::Spoil(1), Transfer::Flush] {
         let flight = core.transfer(role, at, || what).await;
         core.run();
         match flight.outcome().await {
             Ok(()) => {}
-            Err(DiskError::Unsupported) => return Err(DiskError::UnrecoveredRead),
-            Err(_) => return core.fail(role).await,
+            Err(DiskError::Gone | DiskError::TimedOut | DiskError::WriteFault) => {
+                return core.fail(role).await;
+            }
+            // It refuses, and is none the worse for it.
+            Err(_) => return Err(DiskError::UnrecoveredRead),
         }
     }
     Ok(())

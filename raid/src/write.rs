@@ -253,14 +253,18 @@ async fn write_piece<D: Disk>(core: &Core<D>, piece: &Piece<'_>) -> Outcome {
             absent = make_parity(core, piece, &mut scratch, &mut outcome).await;
         }
     }
+    let mut changes = true;
     if outcome.is_ok() {
         outcome = put(core, piece, &scratch, absent, marked).await;
     } else if outcome == Err(DiskError::UnrecoveredRead) && may_be_torn(core, piece) {
         // On the heap: it happens after a crash alone.
         outcome = Box::pin(write_torn(core, piece)).await;
+        changes = outcome != Err(DiskError::UnrecoveredRead);
+    } else {
+        changes = false;
     }
-    // Where it failed, the region stays marked.
-    if marked && outcome.is_ok() {
+    // Where it failed amid its changes, the region stays marked.
+    if marked && (outcome.is_ok() || !changes) {
         shared.dirty.leave(shared.dirty.region_of(stripe));
     }
     outcome

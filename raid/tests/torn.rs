@@ -99,9 +99,19 @@ impl Torn {
 
     /// Nothing where the power fails.
     fn write(&self, array: &Shared, strip: usize, byte: u8) -> Option<Result<(), DiskError>> {
+        self.write_rows(array, strip, 1, byte)
+    }
+
+    fn write_rows(
+        &self,
+        array: &Shared,
+        strip: usize,
+        rows: usize,
+        byte: u8,
+    ) -> Option<Result<(), DiskError>> {
         let (array, pool, at) = (array.clone(), self.bench.pool.clone(), self.lba(strip));
         self.bench.run(async move {
-            let mut buffer = pool.allocate(512).await;
+            let mut buffer = pool.allocate(rows * 512).await;
             buffer.bytes_mut().fill(byte);
             array.write(at, &[buffer], Durability::Durable).await
         })
@@ -117,6 +127,24 @@ impl Torn {
             Ok(bytes[0])
         });
         read.unwrap()
+    }
+
+    /// A member that was away gets another disk, or returns; then it is rebuilt.
+    fn rebuild(&self, array: &Shared, role: usize, is_new: bool) {
+        let (array, pool) = (array.clone(), self.bench.pool.clone());
+        if is_new {
+            self.machine.media[role].borrow_mut().wipe();
+        }
+        array.set_member(role, Some(self.machine.disk(role)));
+        let rebuilt = self.bench.run(async move {
+            let rng = &mut Rng::from_seed(5);
+            match is_new {
+                true => drop(array.replace(role, rng, &pool).await?),
+                false => array.take_back(role).await?,
+            }
+            array.rebuild(role, Pace::default()).await
+        });
+        assert_eq!(rebuilt, Some(Ok(())));
     }
 
     fn row(&self, array: &Shared) -> Vec<Read> {
@@ -256,4 +284,142 @@ fn a_crash_amid_such_a_write_leaves_nothing_wrong() {
             }
         }
     }
+}
+
+/// A resync without a member compares nothing where that one has data: it says so, and is due again once the
+/// array is whole. Until then nothing is made of what it has not compared.
+#[test]
+fn a_resync_without_a_member_is_due_again_once_the_array_is_whole() {
+    let torn = Torn::new(Level::Raid6, 6, 0..0, false);
+    let array = torn.assemble(&torn.machine.all());
+    let (away, second) = (torn.role_of(3), torn.role_of(5));
+    let before = torn.machine.media[second].borrow().clone();
+    torn.write(&array, 0, NEW).unwrap().unwrap();
+    drop(array);
+    // The crash came before the second parity changed.
+    let at = torn.geometry().row_lba(0, 0).0;
+    torn.machine.media[second]
+        .borrow_mut()
+        .put_back(at..at + 1, &before);
+    let array = torn.assemble_without(away);
+    assert_eq!(torn.resync(&array), Ok(()));
+    assert!(array.assembled().needs_resync() && array.assembled().resync_waits());
+    torn.rebuild(&array, away, true);
+    assert!(array.assembled().needs_resync() && !array.assembled().resync_waits());
+    assert_eq!(torn.resync(&array), Ok(()));
+    assert!(!array.assembled().needs_resync());
+    drop(array);
+    let lost = [torn.role_of(1), torn.role_of(4)];
+    let mut members = torn.machine.all();
+    members.retain(|member| !lost.contains(member));
+    let array = torn.assemble(&members);
+    assert_eq!(torn.row(&array), row(4, 1, 1));
+}
+
+/// The same where the crash has torn data: they stay lost, and can be written once the member is back.
+#[test]
+fn what_a_resync_without_a_member_has_not_compared_stays_lost_and_can_be_written() {
+    for (level, roles, lost) in [(Level::Raid5, 4, 2), (Level::Raid6, 6, 1)] {
+        let torn = Torn::new(level, roles, 0..lost, false);
+        let strips = torn.geometry().data();
+        let away = torn.role_of(strips - 1);
+        let array = torn.assemble_without(away);
+        assert_eq!(torn.resync(&array), Ok(()), "{level}");
+        assert!(array.assembled().resync_waits(), "{level}");
+        for strip in 0..lost {
+            assert_eq!(torn.read(&array, strip), LOST, "{level}");
+        }
+        torn.rebuild(&array, away, false);
+        for strip in 0..lost {
+            assert_eq!(torn.read(&array, strip), LOST, "{level}");
+        }
+        assert!(torn.resync(&array).is_err(), "{level}");
+        for strip in 0..strips {
+            let written = torn.write(&array, strip, NEW + strip as u8);
+            assert_eq!(written, Some(Ok(())), "{level}, {strip}");
+        }
+        assert_eq!(torn.resync(&array), Ok(()), "{level}");
+        assert!(!array.assembled().needs_resync(), "{level}");
+        assert_eq!(torn.row(&array), row(strips, strips, strips), "{level}");
+    }
+}
+
+/// A block that is lost keeps its own row from being made equal, and no other one.
+#[test]
+fn a_resync_makes_the_rows_beside_a_lost_one_equal() {
+    let torn = Torn::new(Level::Raid5, 4, 0..0, false);
+    let array = torn.assemble(&torn.machine.all());
+    let (data, parity) = (torn.role_of(0), torn.role_of(3));
+    let before = torn.machine.media[parity].borrow().clone();
+    torn.write_rows(&array, 0, 9, NEW).unwrap().unwrap();
+    drop(array);
+    // The crash came amid the last block, before the parity changed.
+    let at = torn.geometry().row_lba(0, 0).0;
+    torn.machine.media[parity]
+        .borrow_mut()
+        .put_back(at..at + 9, &before);
+    torn.machine.media[data].borrow_mut().tear(at + 8);
+    let array = torn.assemble(&torn.machine.all());
+    assert_eq!(torn.resync(&array), Err(SweepError::Lost { stripe: 0 }));
+    drop(array);
+    let array = torn.assemble_without(torn.role_of(2));
+    assert_eq!(torn.row(&array), row(3, 1, 1));
+}
+
+/// The same of mirrors: a block that is lost on both legs keeps no other row from being made equal.
+#[test]
+fn a_resync_makes_the_rows_of_legs_beside_a_lost_one_equal() {
+    let torn = Torn::new(Level::Mirrored, 2, 0..0, false);
+    let array = torn.assemble(&torn.machine.all());
+    let before = torn.machine.media[1].borrow().clone();
+    torn.write_rows(&array, 0, 9, NEW).unwrap().unwrap();
+    drop(array);
+    let at = torn.geometry().row_lba(0, 0).0;
+    torn.machine.media[1]
+        .borrow_mut()
+        .put_back(at..at + 9, &before);
+    for medium in &torn.machine.media {
+        medium.borrow_mut().tear(at + 8);
+    }
+    let array = torn.assemble(&torn.machine.all());
+    assert_eq!(torn.resync(&array), Err(SweepError::Lost { stripe: 0 }));
+    assert_eq!(torn.read(&array, 0), Ok(NEW));
+    drop(array);
+    let array = torn.assemble_without(0);
+    assert_eq!(torn.read(&array, 0), Ok(NEW));
+}
+
+/// A member that refuses to make a block unreadable is none the worse for it.
+#[test]
+fn a_member_that_refuses_to_make_a_block_unreadable_stays() {
+    for why in [
+        DiskError::Internal(0),
+        DiskError::NoSpace,
+        DiskError::Unsupported,
+    ] {
+        let torn = Torn::new(Level::Raid5, 4, 0..2, false);
+        let parity = torn.role_of(3);
+        torn.machine.media[parity].borrow_mut().refuses_to_spoil = Some(why);
+        let array = torn.assemble(&torn.machine.all());
+        let written = torn.write(&array, 0, NEW);
+        assert_eq!(written, Some(Err(DiskError::UnrecoveredRead)), "{why}");
+        assert!(array.assembled().state().is_whole(), "{why}");
+        assert_eq!(torn.row(&array), row(3, 0, 2), "{why}");
+    }
+}
+
+/// Writes that were tried as a whole before they were done row by row keep no mark.
+#[test]
+fn the_mark_of_torn_rows_goes_once_they_are_written() {
+    let torn = Torn::new(Level::Raid5, 4, 0..2, false);
+    let array = torn.assemble(&torn.machine.all());
+    for strip in 0..2 {
+        let written = torn.write_rows(&array, strip, 2, NEW + strip as u8);
+        assert_eq!(written, Some(Ok(())), "strip {strip}");
+    }
+    assert_eq!(torn.resync(&array), Ok(()));
+    drop(array);
+    let array = torn.assemble(&torn.machine.all());
+    assert!(!array.assembled().needs_resync());
+    assert_eq!(torn.row(&array), row(3, 2, 2));
 }

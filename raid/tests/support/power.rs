@@ -82,6 +82,8 @@ pub struct Medium {
     pub gone_with: Option<u64>,
     /// The same from a write of this block on, which changes nothing.
     pub gone_before: Option<u64>,
+    /// Blocks are not made unreadable, for this reason.
+    pub refuses_to_spoil: Option<DiskError>,
 }
 
 impl Medium {
@@ -103,6 +105,7 @@ impl Medium {
             gone: false,
             gone_with: None,
             gone_before: None,
+            refuses_to_spoil: None,
         }
     }
 
@@ -181,6 +184,14 @@ impl Medium {
     pub fn tear(&mut self, at: u64) {
         self.cached.remove(&at);
         self.durable.insert(at, None);
+    }
+
+    /// A crash has struck before these blocks were written: they are what they were in an earlier copy.
+    pub fn put_back(&mut self, blocks: std::ops::Range<u64>, before: &Self) {
+        for at in blocks {
+            self.cached.remove(&at);
+            self.durable.insert(at, before.newest(at));
+        }
     }
 
     /// The bytes of a block, changed behind everybody's back.
@@ -386,6 +397,9 @@ impl Disk for PowerDisk {
         }
         self.check(at, blocks)?;
         self.pause().await?;
+        if let Some(why) = self.medium.borrow().refuses_to_spoil {
+            return Err(why);
+        }
         let changes = (at.0..at.0 + blocks).map(|lba| (lba, None));
         self.change(changes.collect(), false).await;
         self.pause().await

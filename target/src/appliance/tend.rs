@@ -615,7 +615,9 @@ impl Tender {
         let wanting = |(role, _): &(usize, u64)| lost.iter().any(|(of, _)| of == role);
         let rebuilding = rebuilding.min_by_key(wanting);
         let is_time = self.resync.is_time(self.core.reactor.now());
-        if assembled.needs_resync() && is_time && !assembled.is_stopped() {
+        // One that waits for the rebuild does not go before it.
+        let is_due = assembled.needs_resync() && !assembled.resync_waits();
+        if is_due && is_time && !assembled.is_stopped() {
             return Some((SweepKind::Resync, 0));
         }
         if let Some((role, from)) = rebuilding.filter(|_| !assembled.is_stopped()) {

@@ -170,12 +170,15 @@ impl Tender {
     }
 
     async fn sweeps(&self) {
-        let (mut looked, mut equal) = (false, false);
+        let (mut begun, mut looked, mut equal) = (false, false, false);
         loop {
-            if !looked {
+            let assembled = self.array.assembled();
+            let waits = begun && assembled.resync_waits();
+            if !looked && !waits {
+                begun = true;
                 let outcome = self.array.resync(Pace::default()).await;
                 self.note(|| format!("resync: {outcome:?}"));
-                equal = outcome.is_ok();
+                equal = outcome.is_ok() && !assembled.needs_resync();
                 let lost = matches!(
                     outcome,
                     Err(SweepError::Lost { .. } | SweepError::Disk(DiskError::UnrecoveredRead))
