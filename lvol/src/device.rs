@@ -311,7 +311,11 @@ impl<D: Disk> Device<D> {
         allow(&newest)?;
         for (copy, at) in SUPERBLOCK_AT.into_iter().enumerate() {
             if found[copy].as_ref() != Ok(&newest) && !self.read_only.get() {
-                self.repairs.set(self.repairs.get() + 1);
+                match found[copy] {
+                    // Only older: the power went between the two.
+                    Ok(_) => self.repairs.set(self.repairs.get() + 1),
+                    Err(_) => self.repaired(1),
+                }
                 self.write(at, &newest.encode(), Durability::Durable)
                     .await?;
             }
@@ -361,7 +365,20 @@ impl<D: Disk> Device<D> {
             }
             from += part.len() as u64;
         }
-        self.repairs.set(self.repairs.get() + 1);
+        self.repaired(1);
+    }
+
+    /// Counts copies that were written again, and says so at once, then ever more rarely.
+    pub fn repaired(&self, copies: u64) {
+        let before = self.repairs.get();
+        let now = before.saturating_add(copies);
+        self.repairs.set(now);
+        if now.checked_ilog2() != before.checked_ilog2() {
+            warn!(
+                copies = now,
+                "damaged copies of the pool's metadata were written again"
+            );
+        }
     }
 
     /// Reads a page of metadata.

@@ -200,7 +200,7 @@ pub(crate) async fn read<D: Disk>(
     }
     let damaged = device.look_at_zone(&layout, superblock.uuid).await?;
     if !device.read_only.get() {
-        device.repairs.set(device.repairs.get() + damaged);
+        device.repaired(damaged);
     }
     let root = read_root(&device, &superblock).await?;
     let state = read_state(&device, &superblock, root).await?;

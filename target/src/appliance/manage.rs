@@ -391,7 +391,10 @@ impl Main {
         disks: Vec<String>,
         params: &Value,
     ) -> Result<LookedFor, RpcError> {
+        let known = appliance.arrays().iter().find(|array| array.name == name);
         if !disks.is_empty() {
+            // The name of an array that is only away is not given to another one.
+            let away = known.and_then(|array| ArrayPlan::of(array).uuid);
             let plan = ArrayPlan {
                 name: name.to_owned(),
                 // As many strips as an array with these members can have.
@@ -404,7 +407,7 @@ impl Main {
                 pace: pace(params)?,
                 scrub: scrub(params)?,
                 patience: patience(params)?,
-                uuid: array_uuid(params)?,
+                uuid: array_uuid(params)?.or(away),
                 as_found: true,
                 lose: Vec::new(),
             };
@@ -416,7 +419,6 @@ impl Main {
                 keep,
             });
         }
-        let known = appliance.arrays().iter().find(|array| array.name == name);
         let in_file = known.is_some_and(|array| array.kept.is_none());
         if !in_file && let Some(stopped) = self.exports.media.stopped.get(name) {
             let Stopped {

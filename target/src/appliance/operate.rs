@@ -512,15 +512,22 @@ fn progress(array: &ArrayMedium, sweep: &Sweep, now: Time) -> Value {
     let assembled = array.assembled();
     let (done, total) = assembled.progress();
     let strip = u64::from(assembled.geometry().strip_bytes());
-    let done = done.max(sweep.from);
+    // Before the first of it, as much is to be done as there is.
+    let total = if total == 0 {
+        assembled.geometry().stripes()
+    } else {
+        total
+    };
+    let done = done.max(sweep.from).min(total);
     let millis = u64::try_from(now.since(sweep.since).as_millis())
         .unwrap_or(u64::MAX)
         .max(1);
-    let rate = (done - sweep.from)
+    let rate = done
+        .saturating_sub(sweep.from)
         .saturating_mul(strip)
         .saturating_mul(1000)
         / millis;
-    let left = (total - done.min(total)).saturating_mul(strip);
+    let left = (total - done).saturating_mul(strip);
     let (kind, role) = match sweep.kind {
         SweepKind::Resync => ("resync", None),
         SweepKind::Rebuild(role) => ("rebuild", Some(role)),

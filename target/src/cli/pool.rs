@@ -255,6 +255,12 @@ fn status(pool: &Value) -> String {
     if pool["journal"] == "zone" {
         text += "  its journal is in the array's mirrored zone\n";
     }
+    if pool["repairs"].as_u64() > Some(0) {
+        text += &format!(
+            "  {} copies of its metadata were written again since it was opened\n",
+            pool["repairs"]
+        );
+    }
     text
 }
 

@@ -589,7 +589,14 @@ impl Home {
     async fn delete(&self, delete: &VolumeDelete, kind: Kind, deadline: Time) -> Outcome {
         let (pool, name) = self.place(&delete.volume)?;
         let gone = json!({ "pool": pool.pool.name(), "name": name, "state": "deleted" });
+        // Also what is not there yet may be under way: an image, a stream.
+        self.refuse_at_work(&pool, Some(name))?;
         let Some(id) = pool.pool.find(name) else {
+            if kind == Kind::Snapshot && !name.contains('@') {
+                let message =
+                    format!("\"{name}\" is no snapshot: those are called VOLUME@SNAPSHOT");
+                return Err(RpcError::params(message));
+            }
             return Ok(gone);
         };
         let record = pool.pool.volume(id).map_err(refusal)?;
@@ -605,7 +612,6 @@ impl Home {
                 "it is exported: `corebay export remove` takes it from hosts, --force does both",
             ));
         }
-        self.refuse_at_work(&pool, Some(name))?;
         self.detach(&pool, id).await;
         let deleted = self.once_free(deadline, || pool.pool.delete(id)).await;
         self.or_attach_again(&pool, deleted).await?;
