@@ -5,7 +5,7 @@
 //! 1. The deleted volume's map is dropped, a leaf at a time, by one record each. A crash: the rest is dropped
 //!    after it.
 //! 2. It has no map any more, and its number stays taken. A crash: this is where dropping goes on.
-//! 3. The thick volumes that may have shared something with it are counted, one after the other, while they
+//! 3. The thick volumes, any of which may have shared something with it, are counted, one after the other, while they
 //!    are used. A crash: they are counted again.
 //! 4. Where one has more extents of its own than is known, it is frozen, so that none of its records waits,
 //!    and a record says how many. A crash before it is durable: as in 3. After it: counting finds no more.
@@ -91,7 +91,7 @@ impl<D: Disk> Pool<D> {
     async fn drop_next(&self, volume: u32) -> Result<(), PoolError> {
         let is_dropped = self.shared.state.borrow().volume(volume)?.root == 0;
         if is_dropped {
-            let concerned = self.shared.state.borrow().to_recount_after(volume);
+            let concerned = self.shared.state.borrow().to_recount();
             for other in concerned {
                 let counted = self.count(other).await;
                 if self.is_leaving() {
@@ -145,6 +145,9 @@ impl<D: Disk> Pool<D> {
         let (mut leaf, mut looked_at) = (0, 0);
         let mut needs = shared.needs();
         while let Some(next) = shared.next_leaf(volume, leaf).await? {
+            // What comes to be before it while pages are read is followed.
+            leaf = next;
+            shared.state.borrow_mut().recount_reaches(volume, next);
             let missing = shared.state.borrow_mut().missing_for(volume, next)?;
             if let Some(missing) = missing {
                 needs.load(missing).await?;

@@ -171,14 +171,14 @@ impl<D: Disk> Inflate<D> {
     async fn end(&mut self) -> Result<Option<InflateProgress>, PoolError> {
         let _control = self.pool.control().await?;
         let (volume, origin) = (self.id.0, self.id.0);
-        let family = self.pool.shared.state.borrow().to_recount_after(volume);
         if self.pool.volume(self.id)?.origin != origin {
             self.pool
                 .change(&[Record::Origin { volume, origin }])
                 .await?;
         }
         // Whoever shared with it may be alone with that now.
-        self.pool.count_soon(family);
+        let concerned = self.pool.shared.state.borrow().to_recount();
+        self.pool.count_soon(concerned);
         Ok(None)
     }
 

@@ -116,6 +116,45 @@ fn what_a_clone_gives_up_by_copies_is_not_reserved() {
     node.core.turn_until("the count", || reserved(&node) == 0);
 }
 
+/// A clone that has nothing any more by the time that it is deleted.
+#[test]
+fn what_a_clones_host_gave_up_is_not_reserved_once_the_clone_is_deleted() {
+    let medium = medium();
+    let node = Node::create(&medium);
+    let id = thick(&node, "thick", 20).unwrap();
+    write_extents(&node, id, 0..20, 1);
+    let clone = node.run(move |pool| async move { pool.clone_volume(id, &named("clone")).await });
+    let clone = clone.unwrap();
+    node.deallocate(&node.open(clone), 0, 20 * PER_EXTENT);
+    assert_eq!(reserved(&node), 20);
+    delete(&node, clone);
+    node.settle();
+    assert_eq!(reserved(&node), 0);
+    node.checked();
+}
+
+/// A snapshot of a clone, which comes from nowhere once it is inflated.
+#[test]
+fn what_an_inflated_clones_snapshot_shared_is_not_reserved() {
+    let medium = medium();
+    let node = Node::create(&medium);
+    let id = thick(&node, "thick", 20).unwrap();
+    write_extents(&node, id, 0..20, 1);
+    let snapshot = node.run(move |pool| async move {
+        let clone = pool.clone_volume(id, &named("clone")).await?;
+        let snapshot = pool.snapshot(&[(clone, named("s"))]).await?[0];
+        let mut inflate = pool.inflate(clone)?;
+        while inflate.step().await?.is_some() {}
+        Ok::<_, PoolError>(snapshot)
+    });
+    node.settle();
+    assert_eq!(reserved(&node), 20);
+    delete(&node, snapshot.unwrap());
+    node.settle();
+    assert_eq!(reserved(&node), 0);
+    node.checked();
+}
+
 #[test]
 fn hosts_change_a_thick_volume_while_it_is_counted() {
     for seed in 0..8 {

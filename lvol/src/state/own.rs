@@ -10,7 +10,7 @@
 //!   uses up what was reserved for it. A write that was given up while its record was on its way, and is
 //!   followed by another one to the same place, is counted beside that.
 //! - Counting goes on while the volume is changed: what changes under a leaf that was counted is followed.
-//!   A share of the volume, which takes all of its own away, ends the counting.
+//!   A share of the volume, which takes all of its own away, ends the counting, as does its removal.
 
 use super::{State, corrupt, map::Way};
 use crate::{
@@ -91,6 +91,15 @@ impl State {
         }
     }
 
+    /// This leaf is counted next: those before it were counted, or there are none.
+    pub fn recount_reaches(&mut self, volume: u32, leaf: u64) {
+        if let Some(recount) = &mut self.recount
+            && recount.volume == volume
+        {
+            recount.next = leaf;
+        }
+    }
+
     /// Counts those under a leaf, all before which was counted. What it refers to is in memory.
     pub fn recount_leaf(&mut self, volume: u32, leaf: u64) -> Result<(), PoolError> {
         let own = match self.way(volume, leaf)? {
@@ -108,11 +117,7 @@ impl State {
 
     /// All leaves that there are have been counted.
     pub fn recount_is_over(&mut self, volume: u32) {
-        if let Some(recount) = &mut self.recount
-            && recount.volume == volume
-        {
-            recount.next = u64::MAX;
-        }
+        self.recount_reaches(volume, u64::MAX);
     }
 
     fn own_under(&self, entries: &[Entry]) -> Result<u64, PoolError> {
@@ -133,43 +138,15 @@ impl State {
     }
 
     /// Volumes that may have more own extents than is known once another one's map has been dropped: those that
-    /// reserve some, and are of its family or of an unknown one.
-    pub fn to_recount_after(&self, dropped: u32) -> Vec<u32> {
-        // One that never held anything shared nothing.
-        if self.volume(dropped).is_ok_and(|record| record.mapped == 0) {
-            return Vec::new();
-        }
-        let family = self.family(dropped);
-        let concerned = |id: &u32| {
-            let record = self.volumes.body(*id);
-            let reserves = record.is_some_and(|record| {
+    /// reserve some. Where volumes come from does not tell what they share: an inflated one's snapshots
+    /// still share with others.
+    pub fn to_recount(&self) -> Vec<u32> {
+        let reserves = |id: &u32| {
+            self.volumes.body(*id).is_some_and(|record| {
                 record.kind == Kind::Volume && record.root != 0 && record.unused_reservation() > 0
-            });
-            let alike = || match (family, self.family(*id)) {
-                (Some(one), Some(other)) => one == other,
-                _ => true,
-            };
-            reserves && alike()
+            })
         };
-        self.volumes.ids().filter(concerned).collect()
-    }
-
-    /// The volume that all of a family come from; `None` where one on the way to it is gone.
-    fn family(&self, volume: u32) -> Option<u32> {
-        let mut id = volume;
-        // Origins that lead to themselves end nowhere.
-        for _ in 0..self.volumes.len() {
-            let record = self.volumes.body(id)?;
-            if record.origin == id {
-                return Some(id);
-            }
-            let origin = self.volumes.body(record.origin)?;
-            if origin.serial != record.origin_serial {
-                return None;
-            }
-            id = record.origin;
-        }
-        None
+        self.volumes.ids().filter(reserves).collect()
     }
 }
 
@@ -373,6 +350,57 @@ mod tests {
             }
         }
         assert!(beside > 20, "{beside}");
+    }
+
+    fn write(state: &mut State, volume: u32, index: u64) {
+        let mut writes = OnTheirWay::default();
+        writes.begin(state, volume, index);
+        writes.record(state, (volume, index), &mut Rng::from_seed(1));
+        writes.end(state, (volume, index));
+    }
+
+    #[test]
+    fn a_leaf_that_is_made_behind_the_count_is_followed() {
+        let mut state = State::of_8_gib();
+        let mut create = of_volume(1, "thick", None);
+        if let Record::Create { blocks, .. } = &mut create {
+            *blocks = LEAVES * 64 * 256;
+        }
+        state.apply(&create).unwrap();
+        write(&mut state, 1, 130);
+        state.apply(&of_volume(2, "clone", Some(1))).unwrap();
+        state.apply(&Record::Delete { volume: 2 }).unwrap();
+        state
+            .apply(&Record::Drop {
+                volume: 2,
+                keep: false,
+            })
+            .unwrap();
+        state.begin_recount(1);
+        let leaf = state.next_leaf(1, 0).unwrap().unwrap();
+        assert_eq!(leaf, Some(2));
+        state.recount_reaches(1, 2);
+        // While a page is read that is needed to count under leaf 2.
+        write(&mut state, 1, 3);
+        state.recount_leaf(1, 2).unwrap();
+        state.recount_is_over(1);
+        assert_eq!(state.recounted(1), Some(2));
+    }
+
+    #[test]
+    fn a_count_is_of_the_volume_that_it_was_begun_for() {
+        let mut state = State::of_8_gib();
+        state.apply(&of_volume(1, "thick", None)).unwrap();
+        write(&mut state, 1, 3);
+        state.begin_recount(1);
+        state.recount_leaf(1, 0).unwrap();
+        state.apply(&Record::Delete { volume: 1 }).unwrap();
+        let (volume, keep) = (1, false);
+        state.apply(&Record::Drop { volume, keep }).unwrap();
+        // Another one gets its number.
+        state.apply(&of_volume(1, "other", None)).unwrap();
+        state.recount_is_over(1);
+        assert_eq!(state.recounted(1), None);
     }
 
     #[test]

@@ -131,6 +131,7 @@ impl State {
         }
         if self.volume(volume)?.root == 0 && !keep {
             self.volumes.remove(volume);
+            self.forget_recount(volume);
         }
         Ok(())
     }
