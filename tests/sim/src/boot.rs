@@ -248,6 +248,8 @@ async fn find_array(
         let bay = there[place];
         match refusal {
             Refusal::Stale { role, .. } => holders[role] = Some(media[bay].clone()),
+            // A spare that failed in the role that it had taken, which went to another one.
+            Refusal::Removed if bay >= plan.wish.roles => {}
             // A blank medium, or one whose superblocks have rotten.
             _ if !plan.victims.contains(&bay) => {
                 return Err(format!("the member in bay {bay} takes no part: {refusal}"));

@@ -166,8 +166,10 @@ impl Turns {
 
     fn pool(&self, disk: &str) -> Rc<PoolTurn> {
         let mut pools = self.pools.borrow_mut();
-        // What nobody has or waits for is as good as new.
-        pools.retain(|known, turn| known == disk || Rc::strong_count(turn) > 1);
+        // What nobody has or waits for is as good as new. Who waits keeps the turn, who has it a permit alone.
+        pools.retain(|known, turn| {
+            known == disk || Rc::strong_count(turn) > 1 || turn.permits.available() == 0
+        });
         let turn = pools.entry(disk.to_owned()).or_insert_with(|| {
             Rc::new(PoolTurn {
                 permits: Permits::new(1, WAITERS_MAX),

@@ -21,11 +21,14 @@ use corebay_target::{
 };
 use serde_json::{Value, json};
 use std::{
+    future::Future as _,
+    pin::pin,
     rc::Rc,
     sync::{
         Arc,
         mpsc::{Receiver, channel},
     },
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 use tempfile::TempDir;
@@ -34,6 +37,7 @@ use super::{
     POOL_MEMORY_BYTES, PoolMemory,
     home::{Home, MachineCore, Opening},
     orders::{self, Order},
+    turns::Turns,
     volumes::Outcome,
 };
 use crate::appliance::{
@@ -207,6 +211,20 @@ impl World {
         let why = self.ends(&ended).unwrap_err().message;
         assert!(why.contains(because), "{why}");
     }
+}
+
+#[test]
+fn a_turn_that_somebody_has_is_not_given_to_another() {
+    let turns = Turns::new();
+    let context = &mut Context::from_waker(Waker::noop());
+    let Poll::Ready(held) = pin!(turns.of("slow")).poll(context) else {
+        panic!("nobody has it");
+    };
+    assert!(pin!(turns.of("quick")).poll(context).is_ready());
+    let mut second = pin!(turns.of("slow"));
+    assert!(second.as_mut().poll(context).is_pending());
+    drop(held);
+    assert!(second.as_mut().poll(context).is_ready());
 }
 
 #[test]
