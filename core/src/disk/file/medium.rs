@@ -4,6 +4,8 @@
 //! - Only one process, and only one medium in it, has a file open as a disk: an exclusive lock
 //!   (`flock`) says so. A block device is also claimed from the kernel (`O_EXCL`), which refuses what
 //!   is mounted, swapped to or part of another device.
+//! - Who reads or writes a file as a whole, an image say, takes the same lock meanwhile ([`Locked`]): no disk
+//!   is written over, and none is made of what is being written.
 //! - Reads and writes bypass the page cache (`O_DIRECT`) unless buffered I/O was asked for.
 //! - The size is fixed from opening on. A new file is sparse: its blocks read as zeroes and take no
 //!   space until they are written.
