@@ -86,7 +86,7 @@ enum Action {
         #[arg(long, value_name = "DISK")]
         lose: Vec<String>,
     },
-    /// Do without a member or a spare, whose disk is free then; a mirror has one leg less
+    /// Do without a member or a spare, whose disk is used anew where --lose names it; a mirror has one leg less
     Remove {
         /// The array
         array: String,

@@ -56,7 +56,7 @@ pub enum Action {
         #[arg(long, conflicts_with_all = ["snapshot", "file"])]
         abort: bool,
     },
-    /// Write a snapshot, or a volume that nobody writes, to a raw image; what is zeroes becomes holes
+    /// Write a snapshot, or a volume (nobody should write it meanwhile), to a raw image; zeroes become holes
     Export {
         /// The snapshot or volume
         volume: String,
