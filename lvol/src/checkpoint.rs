@@ -70,10 +70,10 @@ impl State {
         } = self;
         nodes.begin_taking(|| places.take());
         counts.begin_taking(|| places.take());
-        volumes.begin_taking(|| places.take());
+        volumes.table().begin_taking(|| places.take());
         let mut leaving = std::mem::take(&mut nodes.left);
         leaving.append(&mut counts.left);
-        leaving.append(&mut volumes.left);
+        leaving.append(&mut volumes.table().left);
         places.leave(leaving.len());
         let pieces = [
             nodes.pieces_len(),
@@ -118,7 +118,7 @@ impl State {
     pub fn seal_some(&mut self, most: usize) -> usize {
         let mut done = self.nodes.take_some(most);
         done += self.counts.take_some(most - done);
-        done + self.volumes.take_some(most - done)
+        done + self.volumes.table().take_some(most - done)
     }
 
     /// All is taken.
@@ -126,7 +126,7 @@ impl State {
         let tables = [
             self.nodes.end_taking(),
             self.counts.end_taking(),
-            self.volumes.end_taking(),
+            self.volumes.table().end_taking(),
         ];
         let mut root = sealing.root;
         root.pieces = [

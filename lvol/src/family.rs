@@ -72,10 +72,14 @@ impl<D: Disk> Pool<D> {
     /// The snapshots of a volume, from the oldest on.
     #[must_use]
     pub fn snapshots_of(&self, id: VolumeId) -> Vec<(VolumeId, VolumeRecord)> {
-        let mut found = self.volumes();
-        found.retain(|(of, record)| {
-            record.kind == Kind::Snapshot && self.origin_of(*of) == Some(id)
-        });
+        let state = self.shared.state.borrow();
+        let of_it = |other: u32| {
+            let record = state.volumes.body(other)?;
+            let is_snapshot = record.kind == Kind::Snapshot && other != id.0;
+            let same = state.known(id.0).ok()?.serial == record.origin_serial;
+            (is_snapshot && same).then(|| (VolumeId(other), record.clone()))
+        };
+        let mut found: Vec<_> = state.volumes.of_origin(id.0).filter_map(of_it).collect();
         found.sort_by_key(|(_, record)| record.serial);
         found
     }

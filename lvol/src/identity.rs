@@ -9,11 +9,7 @@ use corebay_core::disk::Disk;
 
 use crate::{
     error::PoolError,
-    format::{
-        export::Export,
-        page::{Kind, VolumeRecord},
-        record::Record,
-    },
+    format::{export::Export, page::VolumeRecord, record::Record},
     manage::{Pool, VolumeId},
 };
 
@@ -81,46 +77,46 @@ impl<D: Disk> Pool<D> {
     }
 
     fn export_taken(&self, id: VolumeId, wanted: &Export) -> bool {
-        let place = |export: &Export| (export.nsid, export.subsystem.clone());
-        self.exports()
-            .iter()
-            .any(|(other, _, export)| *other != id && place(export) == place(wanted))
+        let state = self.shared.state.borrow();
+        let mut of_it = state.volumes.exported_in(&wanted.subsystem);
+        of_it.any(|(nsid, other)| nsid == wanted.nsid && other != id.0)
     }
 
     /// Everything that is exported, in the order of the volumes' numbers.
     #[must_use]
     pub fn exports(&self) -> Vec<(VolumeId, VolumeRecord, Export)> {
         let state = self.shared.state.borrow();
+        let mut ids: Vec<u32> = state.volumes.exported().collect();
+        ids.sort_unstable();
         let exported = |id| {
             let record = state.volumes.body(id)?;
-            let export = record.export.as_ref()?;
-            let lives = record.kind != Kind::Dying;
-            lives.then(|| (VolumeId(id), record.clone(), export.clone()))
+            Some((VolumeId(id), record.clone(), record.export.clone()?))
         };
-        state.volumes.ids().filter_map(exported).collect()
+        ids.into_iter().filter_map(exported).collect()
     }
 
-    /// The exports in one subsystem. Only these are copied: it is asked for each of many.
+    /// The exports in one subsystem, in the order of their namespaces. Only these are looked at: it is asked for
+    /// each of many.
     #[must_use]
     pub fn exports_in(&self, subsystem: &str) -> Vec<Export> {
         let state = self.shared.state.borrow();
-        let exported = |id| {
-            let record = state.volumes.body(id)?;
-            let export = record.export.as_ref()?;
-            let is_it = record.kind != Kind::Dying && export.subsystem == subsystem;
-            is_it.then(|| export.clone())
-        };
-        state.volumes.ids().filter_map(exported).collect()
+        let exported = |(_, id)| state.volumes.body(id)?.export.clone();
+        let of_it = state.volumes.exported_in(subsystem);
+        of_it.filter_map(exported).collect()
     }
 
     /// A number that nobody has in a subsystem: the lowest.
     #[must_use]
     pub fn free_nsid(&self, subsystem: &str) -> u32 {
-        let of_it = self.exports_in(subsystem);
-        let taken: Vec<u32> = of_it.iter().map(|export| export.nsid).collect();
-        (1..)
-            .find(|nsid| !taken.contains(nsid))
-            .expect("fewer volumes than numbers")
+        let state = self.shared.state.borrow();
+        let mut free = 1;
+        for (nsid, _) in state.volumes.exported_in(subsystem) {
+            if nsid > free {
+                break;
+            }
+            free = nsid + 1;
+        }
+        free
     }
 
     /// Says whether a volume may be written.

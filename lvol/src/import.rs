@@ -38,7 +38,7 @@ use crate::{
     manage::Pool,
     owner::ImportOptions,
     pool::{PoolContext, Shared},
-    state::{State, corrupt, table::Table},
+    state::{State, corrupt, table::Table, volumes::Volumes},
 };
 
 const PAGE: u64 = PAGE_BYTES as u64;
@@ -252,7 +252,7 @@ async fn read_state<D: Disk>(
     let [node_len, count_len, volume_len] = root.lens;
     state.nodes = read_table(device, &state, nodes, node_len).await?;
     state.counts = read_table(device, &state, counts, count_len).await?;
-    state.volumes = read_table(device, &state, volumes, volume_len).await?;
+    state.volumes = Volumes::new(read_table(device, &state, volumes, volume_len).await?);
     let all = state
         .nodes
         .places()

@@ -197,7 +197,7 @@ impl<D: Disk> Pool<D> {
     /// The volume or snapshot of this name.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<VolumeId> {
-        self.shared.state.borrow().find_volume(name).map(VolumeId)
+        self.shared.state.borrow().volumes.named(name).map(VolumeId)
     }
 
     /// A volume as it stands.
@@ -250,7 +250,7 @@ impl<D: Disk> Pool<D> {
     }
 
     pub(crate) fn free_id(&self, beyond: u32) -> Result<u32, PoolError> {
-        let id = self.shared.state.borrow().free_volume_id(beyond);
+        let id = self.shared.state.borrow().volumes.free_after(beyond);
         if id < VOLUMES_MAX {
             Ok(id)
         } else {
@@ -776,10 +776,7 @@ impl<D: Disk> Pool<D> {
 
     pub(crate) fn first_dying(&self, from: u32) -> Option<u32> {
         let state = self.shared.state.borrow();
-        state.volumes.ids().find(|id| {
-            let record = state.volumes.body(*id);
-            *id >= from && record.is_some_and(|record| record.kind == Kind::Dying)
-        })
+        state.volumes.dying().find(|id| *id >= from)
     }
 }
 

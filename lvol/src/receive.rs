@@ -158,9 +158,11 @@ impl<D: Disk> Pool<D> {
     }
 
     fn snapshot_of_uuid(&self, uuid: [u8; 16]) -> Option<(VolumeId, VolumeRecord)> {
-        self.volumes()
-            .into_iter()
-            .find(|(_, record)| record.kind == Kind::Snapshot && record.uuid == uuid)
+        let state = self.shared.state.borrow();
+        let found = |id| Some((VolumeId(id), state.volumes.body(id)?.clone()));
+        let of_it = state.volumes.of_uuid(uuid).filter_map(found);
+        let mut snapshots = of_it.filter(|(_, record)| record.kind == Kind::Snapshot);
+        snapshots.next()
     }
 }
 

@@ -155,9 +155,9 @@ impl State {
             }
             Record::Delete { volume } => {
                 self.known(*volume)?;
-                self.change_reservation(*volume, |record| {
+                self.change_reservation(*volume, |record| record.thick = false)?;
+                self.change_known(*volume, |record| {
                     record.kind = Kind::Dying;
-                    record.thick = false;
                     record.export = None;
                     record.receiving = None;
                 })
@@ -166,8 +166,7 @@ impl State {
             Record::Rename { volume, name } => {
                 check_name(name)?;
                 self.known(*volume)?;
-                self.change_volume(*volume)?.name.clone_from(name);
-                Ok(())
+                self.change_known(*volume, |record| record.name.clone_from(name))
             }
             Record::Flags {
                 volume,
@@ -210,9 +209,9 @@ impl State {
                 eui64,
             } => {
                 self.known(*volume)?;
-                let record = self.change_volume(*volume)?;
-                (record.uuid, record.nguid, record.eui64) = (*uuid, *nguid, *eui64);
-                Ok(())
+                self.change_known(*volume, |record| {
+                    (record.uuid, record.nguid, record.eui64) = (*uuid, *nguid, *eui64);
+                })
             }
             Record::Export { volume, bytes } => {
                 self.known(*volume)?;
@@ -220,8 +219,7 @@ impl State {
                     true => None,
                     false => Some(Export::parse(bytes).ok_or_else(|| corrupt("an export"))?),
                 };
-                self.change_volume(*volume)?.export = export;
-                Ok(())
+                self.change_known(*volume, |record| record.export = export)
             }
             Record::RenamePool { name } => {
                 check_name(name)?;
@@ -241,9 +239,9 @@ impl State {
             Record::Origin { volume, origin } => {
                 self.known(*volume)?;
                 let serial = self.known(*origin)?.serial;
-                let record = self.change_volume(*volume)?;
-                (record.origin, record.origin_serial) = (*origin, serial);
-                Ok(())
+                self.change_known(*volume, |record| {
+                    (record.origin, record.origin_serial) = (*origin, serial);
+                })
             }
             Record::Extend { blocks } => self.extend(*blocks),
             Record::Recount { volume, own } => self.set_own(*volume, *own),
@@ -284,7 +282,7 @@ impl State {
         record.origin_serial = record.serial;
         record.thick = thick;
         self.extents.reserved += record.unused_reservation();
-        self.volumes.put(volume, record, 1);
+        self.volumes.put(volume, record);
         Ok(())
     }
 

@@ -17,8 +17,9 @@ pub(crate) mod own;
 pub(crate) mod places;
 pub(crate) mod share;
 pub(crate) mod table;
+pub(crate) mod volumes;
 
-use self::{extents::Extents, places::Places, table::Table};
+use self::{extents::Extents, places::Places, table::Table, volumes::Volumes};
 use crate::{
     error::PoolError,
     format::{
@@ -86,7 +87,7 @@ pub(crate) struct State {
     pub serials: u64,
     pub nodes: Table<Node>,
     pub counts: Table<Counts>,
-    pub volumes: Table<VolumeRecord>,
+    pub volumes: Volumes,
     pub extents: Extents,
     pub places: Places,
     /// Numbers of nodes that are free.
@@ -112,7 +113,7 @@ impl State {
             serials: 0,
             nodes: Table::new(),
             counts: Table::new(),
-            volumes: Table::new(),
+            volumes: Volumes::new(Table::new()),
             extents: Extents::default(),
             places: Places::default(),
             free_nodes: Vec::new(),
@@ -122,7 +123,7 @@ impl State {
         };
         // Number 0 is nobody.
         state.nodes.grow(1);
-        state.volumes.grow(1);
+        state.volumes.table().grow(1);
         state.grow_extents(0, layout.extents());
         state
     }
@@ -257,13 +258,6 @@ impl State {
         self.volumes.body(id).ok_or(PoolError::NotFound)
     }
 
-    /// A number that no volume has.
-    pub fn free_volume_id(&self, beyond: u32) -> u32 {
-        (beyond + 1..)
-            .find(|id| !self.volumes.exists(*id))
-            .expect("fewer than 2^32 volumes")
-    }
-
     /// Refuses a number for a new volume that is taken, or that no volume has.
     pub fn check_free_id(&self, volume: u32) -> Result<(), PoolError> {
         match (1..VOLUMES_MAX).contains(&volume) && !self.volumes.exists(volume) {
@@ -275,13 +269,6 @@ impl State {
     pub fn new_serial(&mut self) -> u64 {
         self.serials = self.serials.wrapping_add(1);
         self.serials
-    }
-
-    pub fn find_volume(&self, name: &str) -> Option<u32> {
-        self.volumes.ids().find(|id| {
-            let volume = self.volumes.body(*id);
-            volume.is_some_and(|v| v.name == name && v.kind != crate::format::page::Kind::Dying)
-        })
     }
 
     pub fn epoch(&self, volume: u32) -> u32 {

@@ -17,6 +17,16 @@ impl State {
         self.volumes.change(volume).ok_or(PoolError::NotFound)
     }
 
+    /// Changes what a volume is known by.
+    pub fn change_known(
+        &mut self,
+        volume: u32,
+        change: impl FnOnce(&mut VolumeRecord),
+    ) -> Result<(), PoolError> {
+        let changed = self.volumes.change_known(volume, change);
+        changed.ok_or(PoolError::NotFound)
+    }
+
     /// Changes what a volume's reservation depends on.
     pub fn change_reservation(
         &mut self,
@@ -45,7 +55,7 @@ impl State {
             blocks,
             ..like
         };
-        self.volumes.put(volume, record, 1);
+        self.volumes.put(volume, record);
         self.change_reservation(source, |record| record.own_extents = 0)?;
         self.new_epoch(source);
         self.new_epoch(volume);
@@ -68,7 +78,7 @@ impl State {
         dying.thick = false;
         dying.export = None;
         dying.receiving = None;
-        self.volumes.put(old, dying, 1);
+        self.volumes.put(old, dying);
         self.change_reservation(volume, |record| {
             record.root = root;
             record.height = height;
