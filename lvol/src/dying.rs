@@ -6,10 +6,12 @@
 //!    after it.
 //! 2. It has no map any more, and its number stays taken. A crash: this is where dropping goes on.
 //! 3. The thick volumes, any of which may have shared something with it, are counted, one after the other, while they
-//!    are used. A crash: they are counted again.
+//!    are used: once for all volumes that were deleted when the round began in which this one is. A crash: they are
+//!    counted again.
 //! 4. Where one has more extents of its own than is known, it is frozen, so that none of its records waits,
 //!    and a record says how many. A crash before it is durable: as in 3. After it: counting finds no more.
-//! 5. A record removes the deleted volume.
+//! 5. A record each removes the deleted volumes. A crash between them: those that are left are dropped again, and
+//!    the thick volumes are counted once more.
 
 use std::time::Duration;
 
@@ -30,6 +32,16 @@ const LEAVES_AT_ONCE: u64 = 64;
 /// The pause after which a deleted volume's space is given back again where that has failed.
 const DROP_AGAIN: Duration = Duration::from_secs(1);
 
+/// Deleted volumes that are given back together: the thick volumes are counted once for all of them, however
+/// many were deleted while the count before that went on.
+#[derive(Default)]
+struct Round {
+    /// Their maps are to be dropped, the last one's next.
+    to_drop: Vec<u32>,
+    /// Their maps are dropped.
+    dropped: Vec<u32>,
+}
+
 /// What is to be done next.
 enum Next {
     /// Nothing: the pool is being closed.
@@ -38,74 +50,108 @@ enum Next {
     Count(u32),
     /// The next part of a deleted volume's map is to be dropped.
     Drop(u32),
+    /// All maps of the round are dropped.
+    Remove,
+    /// Volumes were deleted that are in no round.
+    Begin,
 }
 
 impl<D: Disk> Pool<D> {
     /// Gives back the space of deleted volumes, a leaf at a time, until the pool is closed.
     pub(crate) async fn drop_dying(&self) {
-        let mut from = 0;
+        let mut round = Round::default();
         loop {
-            let next = self.shared.dying.until(|| self.next_to_drop(from)).await;
-            let (done, volume, what) = match next {
+            let next = self.shared.dying.until(|| self.next_to_drop(&round)).await;
+            match next {
                 Next::End => return,
-                Next::Count(volume) => (self.count(volume).await, volume, "own extents"),
-                Next::Drop(volume) => (self.drop_next(volume).await, volume, "space"),
-            };
-            // What stops the pool as a whole is told there. All else may pass, and concerns perhaps this
-            // volume alone.
-            if let Err(error) = done {
-                if self.shared.stopped().is_none() {
-                    let name = self.shared.name();
-                    warn!("pool {name}: the {what} of volume {volume}: {error}");
-                    self.pause_dropping().await;
+                Next::Count(volume) => {
+                    let counted = self.count(volume).await;
+                    self.pause_after(counted, "own extents", volume).await;
                 }
-                from = volume + 1;
+                Next::Drop(volume) => self.drop_next(volume, &mut round).await,
+                Next::Remove => self.remove_dropped(&mut round.dropped).await,
+                Next::Begin => {
+                    round.to_drop = self.shared.state.borrow().volumes.dying().collect();
+                    round.to_drop.reverse();
+                }
             }
         }
     }
 
-    fn next_to_drop(&self, from: u32) -> Option<Next> {
+    fn next_to_drop(&self, round: &Round) -> Option<Next> {
         if self.is_leaving() {
             return Some(Next::End);
         }
-        let to_count = self.shared.to_recount.borrow_mut().pop_first();
-        let to_drop = || self.first_dying(from).or_else(|| self.first_dying(0));
-        to_count
-            .map(Next::Count)
-            .or_else(|| to_drop().map(Next::Drop))
+        if let Some(volume) = self.shared.to_recount.borrow_mut().pop_first() {
+            return Some(Next::Count(volume));
+        }
+        match round.to_drop.last() {
+            Some(volume) => Some(Next::Drop(*volume)),
+            None if !round.dropped.is_empty() => Some(Next::Remove),
+            None => self.first_dying().map(|_| Next::Begin),
+        }
     }
 
     fn is_leaving(&self) -> bool {
         self.leaving.get() || self.shared.stopped().is_some()
     }
 
-    /// After a failure, before the next attempt.
-    async fn pause_dropping(&self) {
+    /// Tells of a failure, and waits before the next attempt. What stops the pool as a whole is told there. All
+    /// else may pass, and concerns perhaps this volume alone.
+    async fn pause_after(&self, done: Result<(), PoolError>, what: &str, volume: u32) {
+        let Err(error) = done else { return };
+        if self.shared.stopped().is_some() {
+            return;
+        }
+        let name = self.shared.name();
+        warn!("pool {name}: the {what} of volume {volume}: {error}");
         let end = self.shared.reactor.now().plus(DROP_AGAIN);
         while self.shared.reactor.now() < end && !self.is_leaving() {
             self.shared.reactor.sleep(DROP_AGAIN / 20).await;
         }
     }
 
-    /// Drops the next part of a deleted volume's map; where there is none any more, what follows.
-    async fn drop_next(&self, volume: u32) -> Result<(), PoolError> {
-        let is_dropped = self.shared.state.borrow().volume(volume)?.root == 0;
-        if is_dropped {
-            let concerned = self.shared.state.borrow().to_recount();
-            for other in concerned {
-                let counted = self.count(other).await;
-                if self.is_leaving() {
-                    return Ok(());
-                }
-                // It has more reserved than it needs, as before.
-                if let Err(error) = counted {
-                    let name = self.shared.name();
-                    warn!("pool {name}: the own extents of volume {other}: {error}");
-                }
+    /// Drops the next part of a deleted volume's map. Where that fails, the volume is left to the next round.
+    async fn drop_next(&self, volume: u32, round: &mut Round) {
+        let root = self.shared.state.borrow().volume(volume).map(|v| v.root);
+        let done = match root {
+            Ok(0) => {
+                round.dropped.extend(round.to_drop.pop());
+                return;
+            }
+            Ok(_) => self.change(&[Record::Drop { volume, keep: true }]).await,
+            Err(error) => Err(error),
+        };
+        if done.is_err() {
+            round.to_drop.pop();
+        }
+        self.pause_after(done, "space", volume).await;
+    }
+
+    /// Counts what others have of their own now, and gives back the numbers of volumes that have no map any more.
+    async fn remove_dropped(&self, dropped: &mut Vec<u32>) {
+        let concerned = self.shared.state.borrow().to_recount();
+        for other in concerned {
+            // Who asks from here on wants what is not counted yet.
+            self.shared.to_recount.borrow_mut().remove(&other);
+            let counted = self.count(other).await;
+            if self.is_leaving() {
+                return;
+            }
+            // It has more reserved than it needs, as before.
+            if let Err(error) = counted {
+                let name = self.shared.name();
+                warn!("pool {name}: the own extents of volume {other}: {error}");
             }
         }
-        let keep = !is_dropped;
-        self.change(&[Record::Drop { volume, keep }]).await
+        for volume in std::mem::take(dropped) {
+            let keep = false;
+            let done = self.change(&[Record::Drop { volume, keep }]).await;
+            if self.is_leaving() {
+                return;
+            }
+            self.pause_after(done, "number", volume).await;
+        }
     }
 
     /// Others may have given up what they shared with these volumes, or they are thick from now on: they are

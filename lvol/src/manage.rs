@@ -711,7 +711,7 @@ impl<D: Disk> Pool<D> {
     /// # Errors
     /// Where the pool has failed.
     pub async fn settled(&self) -> Result<(), PoolError> {
-        let done = || self.first_dying(0).is_none() || self.shared.stopped().is_some();
+        let done = || self.first_dying().is_none() || self.shared.stopped().is_some();
         self.shared
             .journal
             .progress
@@ -774,9 +774,8 @@ impl<D: Disk> Pool<D> {
         Ok(())
     }
 
-    pub(crate) fn first_dying(&self, from: u32) -> Option<u32> {
-        let state = self.shared.state.borrow();
-        state.volumes.dying().find(|id| *id >= from)
+    pub(crate) fn first_dying(&self) -> Option<u32> {
+        self.shared.state.borrow().volumes.dying().next()
     }
 }
 

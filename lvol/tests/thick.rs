@@ -156,6 +156,43 @@ fn what_an_inflated_clones_snapshot_shared_is_not_reserved() {
 }
 
 #[test]
+fn deletions_in_a_row_share_a_count() {
+    let medium = Medium::new(BlockSize::B512, 256 << 20, false, 1);
+    let node = Node::create(&medium);
+    // A block in each of many leaves.
+    let id = thick(&node, "thick", 26 * 64).unwrap();
+    write_extents(&node, id, (0..26).map(|leaf| leaf * 64), 1);
+    let mut all: Vec<VolumeId> = Vec::new();
+    for number in 0..12 {
+        all.push(node.snapshot(id, &format!("s{number}")));
+    }
+    let one = all.pop().unwrap();
+    let reserved_before = reserved(&node);
+    drop(node);
+    let node = Node::import_slow(&medium);
+    // A count reads the leaves again.
+    node.pool.set_page_limit(2);
+    let reads = |ids: Vec<VolumeId>| {
+        medium.count_reads();
+        node.run(move |pool| async move {
+            for id in ids {
+                pool.delete(id).await.unwrap();
+            }
+        });
+        node.settle();
+        medium.count_reads()
+    };
+    let of_one = reads(vec![one]);
+    assert!(of_one > 20, "{of_one}");
+    assert_eq!(reserved(&node), reserved_before);
+    // One that is under way, and one for all that were deleted meanwhile.
+    let of_many = reads(all);
+    assert!(of_many < 4 * of_one, "{of_many} where one takes {of_one}");
+    assert_eq!(reserved(&node), reserved_before - 26);
+    node.checked();
+}
+
+#[test]
 fn hosts_change_a_thick_volume_while_it_is_counted() {
     for seed in 0..8 {
         let medium = medium();
