@@ -191,7 +191,7 @@ fn list(pools: &Value) -> String {
         "STATE",
     ]);
     for pool in pools.as_array().into_iter().flatten() {
-        let open = pool["state"] != "unavailable";
+        let open = is_open(pool);
         let count = |key: &str| {
             if open {
                 word(&pool[key])
@@ -217,6 +217,11 @@ fn list(pools: &Value) -> String {
     table.to_string()
 }
 
+/// Else nothing is known of what is in it.
+fn is_open(pool: &Value) -> bool {
+    pool["state"] != "unavailable" && pool["state"] != "opening"
+}
+
 fn state(pool: &Value) -> String {
     let state = word(&pool["state"]);
     match pool["level"].as_str() {
@@ -237,7 +242,7 @@ fn status(pool: &Value) -> String {
     if let Some(problem) = pool["problem"].as_str() {
         text += &format!("  {problem}\n");
     }
-    if pool["state"] == "unavailable" {
+    if !is_open(pool) {
         return text;
     }
     text += &format!(

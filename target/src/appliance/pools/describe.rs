@@ -69,7 +69,7 @@ fn describe_problem(known: &KnownPool) -> Option<Value> {
         "name": known.name,
         "uuid": null,
         "disk": known.on,
-        "state": "unavailable",
+        "state": if known.is_opening { "opening" } else { "unavailable" },
         "problem": problem,
         "total_bytes": null,
         "used_bytes": null,

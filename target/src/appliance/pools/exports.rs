@@ -116,6 +116,29 @@ impl Home {
         *self.named.borrow_mut() = named;
     }
 
+    /// The configuration has changed. Each pool sees to it in its turn: one whose disk hangs keeps no other
+    /// waiting, and what waits there finds what was said last.
+    pub fn show_named_anew(self: &Rc<Self>) {
+        for pool in self.pools.borrow().iter().cloned() {
+            if pool.is_change_awaited.replace(true) {
+                continue;
+            }
+            let home = self.clone();
+            self.core.spawn_control(async move {
+                let _turn = home.turns.of(&pool.on).await;
+                pool.is_change_awaited.set(false);
+                let is_open = home
+                    .pools
+                    .borrow()
+                    .iter()
+                    .any(|open| Rc::ptr_eq(open, &pool));
+                if is_open {
+                    home.show_named(&pool).await;
+                }
+            });
+        }
+    }
+
     /// Exports what the configuration names of a pool, and nothing else that no pool says. In its turn.
     pub async fn show_named(&self, pool: &Rc<OpenPool>) {
         let gone: Vec<VolumeId> = {
@@ -145,6 +168,7 @@ impl Home {
         let of_it = |named: &&NamedVolume| named.pool == name;
         let all: Vec<_> = self.named.borrow().iter().filter(of_it).cloned().collect();
         for named in all {
+            let _showing = self.turns.of_showing().await;
             let Some(id) = pool.pool.find(&named.volume) else {
                 continue;
             };
@@ -156,7 +180,6 @@ impl Home {
                 namespace,
                 ..
             } = &named;
-            let _showing = self.turns.of_showing().await;
             let attached = self.attach(pool, id, subsystem, namespace.nsid, Some(namespace));
             if let Err(why) = attached.await {
                 warn!(

@@ -25,7 +25,7 @@ use tracing::warn;
 
 use super::{
     DiskClaim, Home, KeptExport, KnownPool, NamedVolume, Opening, Order, PoolBook, PoolMemory,
-    named_volumes, orders, streams, subsystem_for,
+    named_volumes, orders, starting::START_WAIT, streams, subsystem_for,
 };
 use crate::{
     appliance::{
@@ -67,6 +67,7 @@ pub fn openings(appliance: &Appliance, media: &Media, state: &State) -> Vec<Open
             name: name.to_owned(),
             on: on.to_owned(),
             problem: Some(problem),
+            is_opening: false,
             added,
         });
     };
@@ -173,7 +174,7 @@ pub fn open(
     let begin = move |core: &Rc<Core<MachineEnvironment>>| {
         let home = Home::start(core, start.memory, start.book, start.owner, usual);
         core.spawn_control(async move {
-            let _ = answer.send(home.open_all(start.openings).await);
+            let _ = answer.send(home.open_all(start.openings, START_WAIT).await);
         });
     };
     port.send(HOME, Box::new(begin));
@@ -224,18 +225,7 @@ pub fn reload(port: &MachinePort, appliance: &Appliance, registry: &Registry<Med
     at_home(port, move |home| async move {
         *home.usual.borrow_mut() = usual;
         home.set_named(named);
-        // Each in its turn: one whose disk hangs keeps no other waiting.
-        let pools = home.pools.borrow().clone();
-        for pool in pools {
-            let of = home.clone();
-            home.core.spawn_control(async move {
-                let _turn = of.turns.of(&pool.on).await;
-                let is_open = of.pools.borrow().iter().any(|open| Rc::ptr_eq(open, &pool));
-                if is_open {
-                    of.show_named(&pool).await;
-                }
-            });
-        }
+        home.show_named_anew();
     });
 }
 

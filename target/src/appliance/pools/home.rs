@@ -43,6 +43,9 @@ const LOOK: Duration = Duration::from_millis(100);
 /// What the volume ends with that an appliance without a configuration is making.
 pub const BEGUN: &str = ".begun";
 
+/// Why a pool is not opened that there is no memory for.
+pub const NO_MEMORY: &str = "there is no memory for another pool: raise reactor.memory, or restart";
+
 pub type MachineCore = Rc<Core<MachineEnvironment>>;
 
 /// A pool that is to be opened.
@@ -80,6 +83,8 @@ pub struct OpenPool {
     pub is_lost: Cell<bool>,
     /// How full it was when it was last looked at.
     level: Cell<SpaceLevel>,
+    /// Somebody waits for its turn to look what the configuration says.
+    pub is_change_awaited: Cell<bool>,
     pub memory: BufferPool,
 }
 
@@ -152,33 +157,6 @@ impl Home {
         home
     }
 
-    /// Opens the pools of the start; what they say is exported. One that cannot be opened is told of,
-    /// and does not keep the others from hosts.
-    pub async fn open_all(&self, openings: Vec<Opening>) -> Vec<KeptExport> {
-        for opening in openings {
-            let name = opening.name.clone();
-            match self.open(&opening).await {
-                Ok(pool) => {
-                    if let Err(error) = self.first_volume(&pool, &opening).await {
-                        warn!("pool \"{name}\": its first volume: {error}");
-                    }
-                }
-                Err(problem) => {
-                    warn!("pool \"{name}\" is not available: {problem}");
-                    self.closed.borrow_mut().push(opening.clone());
-                    self.book.pools().push(KnownPool {
-                        name,
-                        on: opening.on,
-                        problem: Some(problem),
-                        added: opening.added,
-                    });
-                }
-            }
-        }
-        let pools = self.pools.borrow();
-        pools.iter().flat_map(kept_exports).collect()
-    }
-
     /// What a pool that could not be opened would be opened from; without a name, of the only pool there is.
     pub fn closed(&self, name: Option<&str>) -> Option<Opening> {
         let closed = self.closed.borrow();
@@ -220,8 +198,7 @@ impl Home {
     /// Opens a pool, or makes it where that is asked and its disk is blank.
     pub async fn open(&self, opening: &Opening) -> Result<Rc<OpenPool>, String> {
         let memory = self.memory.borrow_mut().pop();
-        let memory = memory
-            .ok_or("there is no memory for another pool: raise reactor.memory, or restart")?;
+        let memory = memory.ok_or(NO_MEMORY)?;
         let opened = self.open_in(opening, &memory).await;
         if opened.is_err() {
             self.memory.borrow_mut().push(memory);
@@ -264,6 +241,7 @@ impl Home {
             name: name.clone(),
             on: opening.on.clone(),
             problem: None,
+            is_opening: false,
             added: opening.added,
         });
         self.closed.borrow_mut().retain(|old| old.on != opening.on);
@@ -278,6 +256,15 @@ impl Home {
     pub async fn label(&self, opening: &Opening) -> Option<PoolLabel> {
         let look = async |context: &PoolContext| self.probe(context, opening).await;
         self.with_memory(look).await?
+    }
+
+    /// The same with this memory.
+    pub async fn label_by(&self, opening: &Opening, memory: &BufferPool) -> Option<PoolLabel> {
+        let context = PoolContext {
+            reactor: self.core.reactor.clone(),
+            buffers: memory.clone(),
+        };
+        self.probe(&context, opening).await
     }
 
     async fn probe(&self, context: &PoolContext, opening: &Opening) -> Option<PoolLabel> {
@@ -363,6 +350,7 @@ impl Home {
             attached: RefCell::default(),
             is_lost: Cell::new(false),
             level: Cell::new(SpaceLevel::default()),
+            is_change_awaited: Cell::new(false),
             memory: memory.clone(),
         }))
     }
@@ -447,7 +435,7 @@ impl Home {
     ///    the next start begins again.
     /// 2. Its export is kept. A crash before leaves the other name: the next start goes on here.
     /// 3. It gets its name. From then on it is its operator's, who may delete it for good.
-    async fn first_volume(&self, pool: &OpenPool, opening: &Opening) -> Result<(), PoolError> {
+    pub async fn first_volume(&self, pool: &OpenPool, opening: &Opening) -> Result<(), PoolError> {
         let Some((name, bytes)) = &opening.first_volume else {
             return Ok(());
         };

@@ -17,6 +17,7 @@ mod home;
 mod offline;
 mod orders;
 mod reopen;
+mod starting;
 mod streams;
 mod turns;
 #[cfg(test)]
@@ -84,6 +85,8 @@ pub struct KnownPool {
     pub on: String,
     /// Why it could not be opened, if so.
     pub problem: Option<String>,
+    /// It could not be opened yet, and still may be.
+    pub is_opening: bool,
     /// It was added while the process ran, and is found again by the state file.
     pub added: bool,
 }

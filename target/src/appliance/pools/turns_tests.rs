@@ -21,7 +21,9 @@ use corebay_target::{
 };
 use serde_json::{Value, json};
 use std::{
+    cell::RefCell,
     future::Future as _,
+    path::Path,
     pin::pin,
     rc::Rc,
     sync::{
@@ -47,6 +49,30 @@ use crate::appliance::{
 
 const DISK_BYTES: u64 = 32 << 20;
 
+/// A file as a disk.
+fn file(path: &Path) -> Medium {
+    let options = FileMediumOptions {
+        block_size: BlockSize::B4096,
+        bytes: Some(DISK_BYTES),
+        create: true,
+        caching: Caching::Buffered,
+    };
+    Medium::Plain(PlainMedium::File(FileMedium::open(path, options).unwrap()))
+}
+
+fn opening(name: &str, medium: Medium) -> Opening {
+    Opening {
+        on: format!("disk of {name}"),
+        medium,
+        name: name.to_owned(),
+        create: true,
+        thresholds: (None, None),
+        force: false,
+        first_volume: None,
+        added: true,
+    }
+}
+
 /// A home core with the pools `quick`, in memory, and `slow`, in a file.
 struct World {
     home: Rc<Home>,
@@ -55,7 +81,8 @@ struct World {
     core: TestCore,
     /// Polls the file's engine.
     disk: TestCore,
-    _folder: TempDir,
+    folder: TempDir,
+    media: RefCell<Vec<(String, Medium)>>,
 }
 
 impl World {
@@ -98,13 +125,7 @@ impl World {
         };
         let home = Home::start(&started, pools, Default::default(), owner, None);
         let folder = tempfile::tempdir().unwrap();
-        let file = FileMediumOptions {
-            block_size: BlockSize::B4096,
-            bytes: Some(DISK_BYTES),
-            create: true,
-            caching: Caching::Buffered,
-        };
-        let file = FileMedium::open(&folder.path().join("disk"), file).unwrap();
+        let file = file(&folder.path().join("disk"));
         let ram = RamMedium::new(BlockSize::B4096, DISK_BYTES / 4096).unwrap();
         let world = Self {
             home,
@@ -112,13 +133,14 @@ impl World {
             events,
             core,
             disk,
-            _folder: folder,
+            folder,
+            media: RefCell::default(),
         };
         for (name, medium) in [
-            ("quick", PlainMedium::Ram(ram)),
-            ("slow", PlainMedium::File(file)),
+            ("quick", Medium::Plain(PlainMedium::Ram(ram))),
+            ("slow", file),
         ] {
-            let made = world.begin_on("pool.create", name, Medium::Plain(medium));
+            let made = world.begin_on("pool.create", name, medium);
             world.let_disk_work(&made).unwrap();
         }
         world
@@ -129,16 +151,10 @@ impl World {
     }
 
     fn begin_on(&self, method: &str, name: &str, medium: Medium) -> Ended<Outcome> {
-        let opening = Opening {
-            on: format!("disk of {name}"),
-            medium,
-            name: name.to_owned(),
-            create: true,
-            thresholds: (None, None),
-            force: false,
-            first_volume: None,
-            added: true,
-        };
+        self.media
+            .borrow_mut()
+            .push((name.to_owned(), medium.clone()));
+        let opening = opening(name, medium);
         let params = json!({ "pool": name, "disk": opening.on });
         self.begin_by(method, params, Some(opening), Duration::from_secs(60))
     }
@@ -203,6 +219,19 @@ impl World {
     fn does(&self, method: &str, params: Value) -> Value {
         let ended = self.begin(method, params);
         self.ends(&ended).unwrap()
+    }
+
+    /// Releases all pools; what each is opened from.
+    fn release_all(&self) -> Vec<Opening> {
+        let pools = self.home.pools.borrow().clone();
+        let media = self.media.borrow().clone();
+        for pool in pools {
+            let released = self.begin("pool.export", json!({ "pool": pool.pool.name() }));
+            drop(pool);
+            self.let_disk_work(&released).unwrap();
+        }
+        let all = media.into_iter();
+        all.map(|(name, medium)| opening(&name, medium)).collect()
     }
 
     #[track_caller]
@@ -296,4 +325,110 @@ fn a_namespace_is_promised_to_one_order() {
     );
     let again = world.does("volume.create", create("quick/b", wish(Some(2))));
     assert_eq!(again["export"]["nsid"], 2);
+}
+
+#[test]
+fn a_disk_that_hangs_at_the_start_keeps_no_other_pool_from_hosts() {
+    let world = World::new();
+    let export = json!({ "allow_any_host": true });
+    for name in ["quick/v", "slow/v"] {
+        let made = json!({ "volume": name, "bytes": 1 << 20, "export": export });
+        let made = world.begin("volume.create", made);
+        world.let_disk_work(&made).unwrap();
+    }
+    let mut openings = world.release_all();
+    // The one that hangs is the first.
+    openings.reverse();
+    let home = world.home.clone();
+    let wait = Duration::from_secs(1);
+    let opened = world
+        .core
+        .spawn(async move { home.open_all(openings, wait).await });
+    world.core.turn_until("the end of the start", || {
+        world.turn();
+        opened.is_there()
+    });
+    let kept = opened.take();
+    let quick = world.home.find("quick").unwrap();
+    assert_eq!(kept.len(), 1);
+    assert_eq!(kept[0].pool, quick.pool.uuid());
+    let pools = world.does("pool.list", json!({}));
+    let states = [0, 1].map(|at| pools[at]["state"].clone());
+    assert_eq!(states, ["online", "opening"]);
+    let why = pools[1]["problem"].as_str().unwrap();
+    assert!(why.contains("has not answered"), "{why}");
+    world.does(
+        "volume.create",
+        json!({ "volume": "quick/w", "bytes": 1 << 20 }),
+    );
+    let of = json!({ "volume": "slow/v", "bytes": 1 << 20 });
+    world.refuses("volume.create", of, "has not answered");
+    let waits = world.begin("pool.extend", json!({ "pool": "slow" }));
+    // It is there once its disk answers, with its volume, and then the order to it comes.
+    world.core.turn_until("the opening", || {
+        world.turn();
+        world.disk.turn();
+        world
+            .home
+            .find("slow")
+            .is_some_and(|pool| !pool.attached.borrow().is_empty())
+    });
+    assert_eq!(world.let_disk_work(&waits).unwrap()["state"], "online");
+}
+
+#[test]
+fn the_first_of_two_copies_is_opened_at_the_start() {
+    let world = World::new();
+    let mut openings = world.release_all();
+    let disk = world.folder.path().join("disk");
+    let copy = world.folder.path().join("copy");
+    std::fs::copy(&disk, &copy).unwrap();
+    openings.remove(0);
+    openings.push(opening("copy", file(&copy)));
+    let context = &mut Context::from_waker(Waker::noop());
+    let Poll::Ready(held) = pin!(world.home.turns.of("disk of slow")).poll(context) else {
+        panic!("nobody has it");
+    };
+    let home = world.home.clone();
+    let wait = Duration::from_secs(20);
+    let opened = world
+        .core
+        .spawn(async move { home.open_all(openings, wait).await });
+    for _ in 0..1000 {
+        world.turn();
+        world.disk.turn();
+    }
+    // However quick the other one is.
+    assert!(world.home.pools.borrow().is_empty());
+    drop(held);
+    world.core.turn_until("the end of the start", || {
+        world.turn();
+        world.disk.turn();
+        opened.is_there()
+    });
+    assert_eq!(world.home.find("slow").unwrap().on, "disk of slow");
+    let pools = world.does("pool.list", json!({}));
+    let why = pools[0]["problem"].as_str().unwrap();
+    assert!(why.contains("one of them is a copy"), "{why}");
+}
+
+#[test]
+fn changes_of_the_configuration_wait_as_one_for_a_pool_that_hangs() {
+    let world = World::new();
+    let free = || world.core.reactor.executor().free();
+    let hangs = world.begin("pool.rename", json!({ "from": "slow", "name": "new" }));
+    world.turn();
+    let before = free();
+    for _ in 0..20 {
+        world.home.show_named_anew();
+        world.turn();
+    }
+    assert_eq!(free(), before - 1, "the other pool has seen to all of them");
+    world.let_disk_work(&hangs).unwrap();
+    world.core.turn_until("the last change", || {
+        world.turn();
+        free() > before
+    });
+    world.home.show_named_anew();
+    assert!(free() < before + 1, "the next one is seen to again");
 }
