@@ -1,7 +1,8 @@
 //! When an operation of any core has surely ended: the epochs of a pool.
 //!
 //! Who uses what a map says is *looking*. What is taken out of the maps (an extent, a slot) is used
-//! again only when nobody can be looking at it any more.
+//! again only when nobody can be looking at it any more; what others had, and a volume is alone with now, the
+//! volume writes in place only then.
 //!
 //! Invariants:
 //! - A core says for all to see which epoch its oldest look may have begun in, or that it has none. It

@@ -28,7 +28,8 @@ use crate::{
     },
     manage::{Pool, VolumeId},
     pool::Shared,
-    state::map::leaf_place,
+    slow::Candidate,
+    state::map::{Target, leaf_place},
     sync::breathe,
     volume::Volume,
 };
@@ -230,20 +231,7 @@ impl<D: Disk> Shared<D> {
         index: u64,
         blocks: u64,
     ) -> Result<Option<Range<u64>>, PoolError> {
-        let mut needs = self.needs();
-        loop {
-            let missing = self
-                .state
-                .borrow_mut()
-                .missing_for(volume, leaf_place(index).0)?;
-            let Some(missing) = missing else { break };
-            needs.load(missing).await?;
-        }
-        // Notes which of them are its own; not while writes are on their way to another extent, as
-        // others would then write in place what is being copied.
-        if !self.is_staged(volume, index) {
-            self.state.borrow_mut().own_target(volume, index)?;
-        }
+        self.note_own(volume, index).await?;
         let end = blocks.min((index + 1) * PER_EXTENT);
         let mut range = index * PER_EXTENT..index * PER_EXTENT;
         let mut shared = false;
@@ -264,6 +252,40 @@ impl<D: Disk> Shared<D> {
             }
         }
         Ok(shared.then_some(range))
+    }
+
+    /// Notes which blocks of a volume's extent are its own; waits for who may be looking at what others had
+    /// too. Not while writes are on their way to another extent, as others would then write in place
+    /// what is being copied.
+    async fn note_own(&self, volume: u32, index: u64) -> Result<(), PoolError> {
+        let mut needs = self.needs();
+        let mut left: Option<Candidate> = None;
+        loop {
+            let leaf = leaf_place(index).0;
+            let missing = self.state.borrow_mut().missing_for(volume, leaf)?;
+            if let Some(missing) = missing {
+                needs.load(missing).await?;
+                continue;
+            }
+            if self.is_staged(volume, index) {
+                return Ok(());
+            }
+            let target = {
+                let state = &mut *self.state.borrow_mut();
+                let epoch = state.epoch(volume);
+                let is_left = |extent| self.is_left() || left == Some((epoch, extent));
+                let target = state.own_target(volume, index, is_left)?;
+                (epoch, target)
+            };
+            let (epoch, Target::Left(extent)) = target else {
+                return Ok(());
+            };
+            self.grace().await;
+            if let Some(error) = self.stopped() {
+                return Err(error);
+            }
+            left = Some((epoch, extent));
+        }
     }
 
     /// Copies the blocks of a range that are not the volume's own.

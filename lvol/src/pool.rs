@@ -3,7 +3,9 @@
 //! Invariants:
 //! - A pool belongs to one core, its home. Other cores read its [flat maps](crate::flat), and ask for the
 //!   rest by message ([`across`](crate::across)).
-//! - What has left the maps is in limbo, and free once no core can be [looking](crate::epoch) at it.
+//! - What has left the maps is in limbo, and free once no core can be [looking](crate::epoch) at it. What
+//!   others have left to a volume that had it with them stays where it is, and becomes the volume's own
+//!   once no core can be looking at it for them.
 
 use std::{
     cell::{Cell, RefCell},
@@ -94,6 +96,9 @@ pub(crate) struct Shared<D: Disk> {
     pub flat: RefCell<Flat>,
     pub trims: Trims,
     limbo: RefCell<VecDeque<(u64, Leaving)>>,
+    /// In which epoch some volume was last left alone with what others had too, where looks from then or
+    /// before may be under way.
+    last_left: Cell<Option<u64>>,
     /// Who waits for all operations that are under way.
     waiters: RefCell<VecDeque<(u64, Rc<Cell<bool>>)>>,
     /// Somebody waits for other cores: they are looked at in each turn.
@@ -154,6 +159,7 @@ impl<D: Disk> Shared<D> {
             to_recount: RefCell::default(),
             recounting: Permits::new(1, STAYERS_MAX),
             limbo: RefCell::default(),
+            last_left: Cell::new(None),
             waiters: RefCell::default(),
             awaited: Cell::new(0),
             thawed: Signal::default(),
@@ -320,8 +326,12 @@ impl<D: Disk> Shared<D> {
     pub fn collect_released(&self) {
         let mut state = self.state.borrow_mut();
         let mut flat = self.flat.borrow_mut();
-        if !state.extents.released.is_empty() || !flat.released.is_empty() {
+        let is_left = std::mem::take(&mut state.fell_to_one);
+        if is_left || !state.extents.released.is_empty() || !flat.released.is_empty() {
             let epoch = self.common.epochs.now();
+            if is_left {
+                self.last_left.set(Some(epoch));
+            }
             let mut limbo = self.limbo.borrow_mut();
             let extents = state.extents.released.drain(..).map(Leaving::Extent);
             let slots = flat.released.drain(..).map(Leaving::Slot);
@@ -333,6 +343,20 @@ impl<D: Disk> Shared<D> {
         self.reap();
         self.look_at_space();
         self.space.notify();
+    }
+
+    /// Nobody looks any more at what others had and a volume is alone with now, wherever that is. A look that
+    /// was dropped is none: whoever read has no use for what comes of it, and a write that nobody knows the
+    /// end of keeps its volume from being shared.
+    pub fn is_left(&self) -> bool {
+        let Some(epoch) = self.last_left.get() else {
+            return true;
+        };
+        let is_left = self.common.epochs.oldest() > epoch;
+        if is_left {
+            self.last_left.set(None);
+        }
+        is_left
     }
 
     /// Frees what nobody can be using any more. How much that was.

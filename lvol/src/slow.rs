@@ -6,6 +6,9 @@
 //! - All slow writes to an extent of a volume at a time go to one extent of the pool, which is pinned
 //!   until the last of them has ended.
 //! - A write that is dropped amid its work keeps its extents for good: the disk may still work for it.
+//! - What others had too, and have left to the volume, a write goes to only when every look from before has
+//!   ended: until then a reader of another volume may find there what is written now. It waits, and takes no
+//!   other extent: what it replaces is the volume's own, for which no other is reserved.
 
 use std::{
     cell::{Cell, RefCell},
@@ -22,7 +25,11 @@ use crate::{
     journal::Committed,
     pool::Shared,
     staged::AllStaged,
-    state::{Missing, State, extents::Attempt, map::leaf_place},
+    state::{
+        Missing, State,
+        extents::Attempt,
+        map::{Target, leaf_place},
+    },
     sync::Signal,
 };
 
@@ -275,7 +282,7 @@ impl<D: Disk> Shared<D> {
                 (place, extent, own)
             }
             None => {
-                let (extent, own) = find_target(state, volume, blocks)?;
+                let (extent, own) = find_target(state, volume, blocks, || self.is_left())?;
                 let (place, staged) = all.get_or_add(key);
                 staged.extent = Some(extent);
                 staged.begin(blocks);
@@ -383,7 +390,7 @@ impl<D: Disk> Shared<D> {
 
     fn check_and_try_targets(&self, write: &mut SlowWrite<D>) -> Result<Try, PoolError> {
         self.check_end(write.volume, &write.blocks)?;
-        self.try_targets(write)
+        self.try_targets(write, &[])
     }
 
     /// The data of a slow write are where they belong, or could not be written.
@@ -420,9 +427,17 @@ impl<D: Disk> Shared<D> {
 
     async fn targets(&self, write: &mut SlowWrite<D>) -> Result<(), PoolError> {
         let mut needs = self.needs();
+        let mut left = Candidates::new();
         loop {
-            match self.try_targets(write)? {
+            match self.try_targets(write, &left)? {
                 Try::Got => return Ok(()),
+                Try::Left(candidates) => {
+                    self.grace().await;
+                    if let Some(error) = self.stopped() {
+                        return Err(error);
+                    }
+                    left = candidates;
+                }
                 Try::Load(missing) => needs.load(missing).await?,
                 Try::Wait if self.is_abandoned() => return Err(PoolError::NoSpace),
                 Try::Wait => {
@@ -442,9 +457,13 @@ impl<D: Disk> Shared<D> {
     ///
     /// All that have to be taken are taken at once, or none: whoever waits for more holds none that
     /// others, or it itself, could be waiting for.
-    fn try_targets(&self, write: &mut SlowWrite<D>) -> Result<Try, PoolError> {
+    ///
+    /// `left`: what the volume was alone with already when looks began to be waited for that have ended.
+    fn try_targets(&self, write: &mut SlowWrite<D>, left: &[Candidate]) -> Result<Try, PoolError> {
         let volume = write.volume;
         let state = &mut *self.state.borrow_mut();
+        let epoch = state.epoch(volume);
+        let mut candidates = Candidates::new();
         let mut all = self.turns.staged.borrow_mut();
         let mut found: ArrayVec<Option<Extent>, WRITE_EXTENTS_MAX> = ArrayVec::new();
         for part in parts_of(write.blocks.clone()) {
@@ -457,8 +476,18 @@ impl<D: Disk> Shared<D> {
             }
             found.push(match staged {
                 Some(extent) => Some(extent),
-                None => state.own_target(volume, index)?,
+                None => {
+                    let is_left = |extent| self.is_left() || left.contains(&(epoch, extent));
+                    let target = state.own_target(volume, index, is_left)?;
+                    if let Target::Left(extent) = target {
+                        candidates.push((epoch, extent));
+                    }
+                    target.alone()
+                }
             });
+        }
+        if !candidates.is_empty() {
+            return Ok(Try::Left(candidates));
         }
         let count = found.iter().filter(|extent| extent.is_none()).count();
         let mut fresh: ArrayVec<Extent, WRITE_EXTENTS_MAX> = ArrayVec::new();
@@ -508,15 +537,21 @@ impl<D: Disk> Shared<D> {
 
 /// The extent that new blocks of a volume's extent go to, pinned, and whether these blocks are the
 /// volume's own already; `None` where something has to be waited for, or there is no space.
-fn find_target(state: &mut State, volume: u32, part: &Range<u64>) -> Option<(Extent, bool)> {
+fn find_target(
+    state: &mut State,
+    volume: u32,
+    part: &Range<u64>,
+    is_left: impl FnOnce() -> bool,
+) -> Option<(Extent, bool)> {
     let index = part.start / PER_EXTENT;
     let missing = state.missing_for(volume, leaf_place(index).0).ok()?;
     if missing.is_some() {
         return None;
     }
-    let extent = match state.own_target(volume, index).ok()? {
-        Some(extent) => extent,
-        None => {
+    let extent = match state.own_target(volume, index, |_| is_left()).ok()? {
+        Target::Own(extent) => extent,
+        Target::Left(_) => return None,
+        Target::None => {
             let reserved = state.volume(volume).ok()?.unused_reservation();
             let mut fresh: ArrayVec<Extent, 1> = ArrayVec::new();
             state.try_extents(reserved, 1, &mut fresh);
@@ -538,12 +573,19 @@ fn map_record(volume: u32, part: &Range<u64>, extent: Extent) -> Record {
     }
 }
 
+/// An extent that a volume is alone with, and the volume's epoch: others come to have it only by a new one.
+pub(crate) type Candidate = (u32, Extent);
+
+type Candidates = ArrayVec<Candidate, WRITE_EXTENTS_MAX>;
+
 /// An attempt to get the extents for a write.
 enum Try {
     /// They are the write's.
     Got,
     /// This page is needed first.
     Load(Missing),
+    /// These are the volume's once looks that are under way have ended.
+    Left(Candidates),
     /// Too few are free now, but some will be.
     Wait,
 }

@@ -382,8 +382,8 @@ pub(crate) mod tests {
     fn next_map(state: &mut State, volume: u32, rng: &mut Rng) -> Option<Record> {
         // Few of each leaf's.
         let index = rng.below(LEAVES) * 64 + rng.below(4);
-        let target = state.own_target(volume, index).unwrap();
-        let extent = target.or_else(|| {
+        let target = state.own_target(volume, index, |_| true).unwrap();
+        let extent = target.alone().or_else(|| {
             let mut found = ArrayVec::<_, 1>::new();
             match state.try_extents(0, 1, &mut found) {
                 Attempt::Got(extent) => Some(extent),

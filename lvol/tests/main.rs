@@ -11,6 +11,7 @@ mod forged;
 mod full;
 mod images;
 mod limits;
+mod looks;
 mod memory;
 mod owners;
 mod power_cuts;

@@ -326,9 +326,8 @@ impl State {
             ));
         }
         let child = children[0];
-        let references = self.nodes.number(root);
-        if references > 1 {
-            self.nodes.set_number(root, references - 1);
+        if self.nodes.number(root) > 1 {
+            self.leave_node(root);
             if child != 0 {
                 self.nodes.set_number(child, self.nodes.number(child) + 1);
             }

@@ -188,8 +188,9 @@ impl State {
         *count = count
             .checked_sub(1)
             .ok_or_else(|| corrupt("an extent without references is in use"))?;
-        let was_last = *count == 0;
+        let (was_last, is_left) = (*count == 0, *count == 1);
         counts.busy[at] |= was_last;
+        self.fell_to_one |= is_left;
         self.extents.watch(extent, u32::MAX);
         if !was_last {
             return Ok(false);

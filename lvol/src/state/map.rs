@@ -4,6 +4,9 @@
 //! - A node with one reference belongs to one map and is changed in place; one with more is copied
 //!   first, and the copy refers to everything that the original refers to.
 //! - An extent's references are the entries of leaves and the pages of fragments that name it.
+//! - A volume is alone with an extent where all counts on the way to it, and its own, are one. It is its
+//!   own, to be written in place, only where that is marked: once nobody looks any more at what others have
+//!   left to it ([`Target`]). Each fall of a count to one is noted ([`State::fell_to_one`]).
 //! - A block lies in its own place of the extent that holds it, so that freed blocks of a volume's
 //!   own extent take the same blocks again.
 
@@ -52,6 +55,27 @@ pub(crate) enum View<'a> {
     Single(Extent, Bits, bool),
     /// Own are the blocks in the target.
     Fragments(&'a Fragments, bool),
+}
+
+/// The extent that new blocks of a volume's extent go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// The volume has none of its own.
+    None,
+    /// It may be written in place.
+    Own(Extent),
+    /// The volume is alone with it, but others may be looking at what was theirs too.
+    Left(Extent),
+}
+
+impl Target {
+    /// What the volume is alone with.
+    pub fn alone(self) -> Option<Extent> {
+        match self {
+            Self::None => None,
+            Self::Own(extent) | Self::Left(extent) => Some(extent),
+        }
+    }
 }
 
 /// The way to a leaf.
@@ -277,24 +301,36 @@ impl State {
         matches!(run, Ok(Ok(run)) if run.own && whole(&run))
     }
 
-    /// The volume's own extent under one of its extents, which new blocks go to; marks it as owned.
+    /// The volume's own extent under one of its extents, which new blocks go to; marks it as owned. Where it
+    /// is not marked yet, `is_left` says whether nobody looks any more at what others have left to it.
     /// Everything that the leaf refers to is in memory.
-    pub fn own_target(&mut self, volume: u32, index: u64) -> Result<Option<Extent>, PoolError> {
+    pub fn own_target(
+        &mut self,
+        volume: u32,
+        index: u64,
+        is_left: impl FnOnce(Extent) -> bool,
+    ) -> Result<Target, PoolError> {
         let (leaf_number, at) = leaf_place(index);
         let Way::Leaf(id, true) = self.way(volume, leaf_number)? else {
-            return Ok(None);
+            return Ok(Target::None);
         };
         let Some(target) = self.target_of(&self.leaf(id)?.entries[at])? else {
-            return Ok(None);
+            return Ok(Target::None);
         };
         let owner = (volume, self.epoch(volume));
         let leaf = self.leaf_unkept(id)?;
+        if leaf.owner == owner && leaf.owned >> at & 1 != 0 {
+            return Ok(Target::Own(target));
+        }
+        if !is_left(target) {
+            return Ok(Target::Left(target));
+        }
         if leaf.owner != owner {
             leaf.owner = owner;
             leaf.owned = 0;
         }
         leaf.owned |= 1 << at;
-        Ok(Some(target))
+        Ok(Target::Own(target))
     }
 
     /// The extent of an entry that nobody else refers to, and which new blocks go to. The way to the entry's
@@ -363,15 +399,21 @@ impl State {
         self.free_nodes.push(id);
     }
 
+    /// One reference less to a node that others refer to as well.
+    pub(super) fn leave_node(&mut self, id: NodeId) {
+        let left = self.nodes.number(id) - 1;
+        self.nodes.set_number(id, left);
+        self.fell_to_one |= left == 1;
+    }
+
     /// The node, or a copy where others refer to it too; one reference moves to the result.
     fn own_node(&mut self, id: NodeId) -> Result<NodeId, PoolError> {
-        let references = self.nodes.number(id);
-        if references == 1 {
+        if self.nodes.number(id) == 1 {
             return Ok(id);
         }
         let body = self.nodes.body(id);
         let mut copy = body.ok_or_else(|| corrupt("a node is not there"))?.clone();
-        self.nodes.set_number(id, references - 1);
+        self.leave_node(id);
         match &mut copy {
             Node::Inner(children) => {
                 for child in children.iter().filter(|child| **child != 0) {
@@ -477,7 +519,8 @@ impl State {
         };
         self.set_entry(id, at, after)?;
         self.change_volume(volume)?.mapped += gained;
-        let has_own = self.own_target(volume, index)?.is_some();
+        // Nobody else can be looking at it: it was free, or the volume's own, when it was given out.
+        let has_own = self.own_target(volume, index, |_| true)? != Target::None;
         let more = More {
             // Nobody is given an extent beside one of the volume's own that is known: what it had, others
             // have left to it since.

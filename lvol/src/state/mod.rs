@@ -96,6 +96,9 @@ pub(crate) struct State {
     pub evictions: u64,
     /// How often each volume was shared since the pool was opened.
     pub epochs: Vec<u32>,
+    /// A count of a node or of an extent has fallen to one since this was last taken: somebody may be alone
+    /// with what others are still looking at.
+    pub fell_to_one: bool,
     /// Whose own extents are being counted.
     pub recount: Option<own::Recount>,
 }
@@ -119,6 +122,7 @@ impl State {
             free_nodes: Vec::new(),
             evictions: 0,
             epochs: Vec::new(),
+            fell_to_one: false,
             recount: None,
         };
         // Number 0 is nobody.

@@ -201,12 +201,13 @@ mod tests {
     fn next_map(one: &mut State, many: &mut State, rng: &mut Rng) -> Record {
         // The end of one leaf and the beginning of the next; few, so that extents become whole.
         let index = 60 + rng.below(8);
-        let extent = one.own_target(1, index).unwrap().unwrap_or_else(|| {
+        let own = |state: &mut State| state.own_target(1, index, |_| true).unwrap().alone();
+        let extent = own(one).unwrap_or_else(|| {
             let extent = taken(one);
             assert_eq!(extent, taken(many));
             extent
         });
-        many.own_target(1, index).unwrap();
+        own(many);
         let count = [1, 1, 1, 7, 40][usize::try_from(rng.below(5)).unwrap()];
         Record::Map {
             volume: 1,

@@ -250,12 +250,17 @@ mod tests {
     #[derive(Default)]
     struct OnTheirWay(HashMap<(u32, u64), Extent>);
 
+    fn own_target(state: &mut State, volume: u32, index: u64) -> Option<Extent> {
+        let target = state.own_target(volume, index, |_| true);
+        target.unwrap().alone()
+    }
+
     impl OnTheirWay {
         fn begin(&mut self, state: &mut State, volume: u32, index: u64) {
             if self.0.contains_key(&(volume, index)) {
                 return;
             }
-            let mut extent = state.own_target(volume, index).unwrap();
+            let mut extent = own_target(state, volume, index);
             if extent.is_none() {
                 let mut fresh = arrayvec::ArrayVec::<_, 1>::new();
                 state.try_extents(0, 1, &mut fresh);
@@ -270,7 +275,7 @@ mod tests {
         fn record(&self, state: &mut State, (volume, index): (u32, u64), rng: &mut Rng) -> bool {
             let extent = self.0[&(volume, index)];
             let (is_new, known) = (state.references(extent) == Some(0), known_of(state, volume));
-            let beside = is_new && state.own_target(volume, index).unwrap().is_some();
+            let beside = is_new && own_target(state, volume, index).is_some();
             let map = Record::Map {
                 volume,
                 index,

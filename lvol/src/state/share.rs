@@ -121,9 +121,8 @@ impl State {
             .map_err(|_| corrupt("a node is not there"))?;
         let mut parent: Option<(NodeId, usize)> = None;
         while id != 0 {
-            let references = self.nodes.number(id);
-            if references > 1 {
-                self.nodes.set_number(id, references - 1);
+            if self.nodes.number(id) > 1 {
+                self.leave_node(id);
             } else if let Some(Node::Inner(children)) = self.nodes.body(id)
                 && let Some(at) = children.iter().position(|child| *child != 0)
             {
@@ -166,9 +165,8 @@ impl State {
     }
 
     fn drop_fragments(&mut self, page: NodeId) -> Result<(), PoolError> {
-        let references = self.nodes.number(page);
-        if references > 1 {
-            self.nodes.set_number(page, references - 1);
+        if self.nodes.number(page) > 1 {
+            self.leave_node(page);
             return Ok(());
         }
         for owner in owners_of(self.fragments(page)?) {

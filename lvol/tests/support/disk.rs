@@ -70,6 +70,16 @@ pub struct Medium {
     reads: Rc<Cell<(usize, usize)>>,
     /// All reads that were begun.
     all_reads: Rc<Cell<u64>>,
+    held: Rc<Held>,
+}
+
+/// Reads that the disk takes, and answers when it is told to.
+#[derive(Default)]
+struct Held {
+    /// So many of those that come.
+    next: Cell<u32>,
+    /// How often it was told.
+    released: Cell<u64>,
 }
 
 impl Medium {
@@ -101,6 +111,7 @@ impl Medium {
             zone_blocks: 0,
             reads: Rc::default(),
             all_reads: Rc::default(),
+            held: Rc::default(),
             info,
         }
     }
@@ -170,6 +181,17 @@ impl Medium {
     /// Who has it: this, its clones, and all disks that are open over it.
     pub fn holders(&self) -> usize {
         Rc::strong_count(&self.state)
+    }
+
+    /// The next read is not answered before it is told so.
+    pub fn hold_next_read(&self) {
+        self.held.next.set(1);
+    }
+
+    /// Answers the reads that are held, and holds no more.
+    pub fn release_reads(&self) {
+        self.held.next.set(0);
+        self.held.released.set(self.held.released.get() + 1);
     }
 
     /// Blocks that it was told to deallocate.
@@ -287,6 +309,19 @@ impl Medium {
     }
 }
 
+impl Held {
+    async fn wait(&self) {
+        let Some(left) = self.next.get().checked_sub(1) else {
+            return;
+        };
+        self.next.set(left);
+        let before = self.released.get();
+        while self.released.get() == before {
+            pause().await;
+        }
+    }
+}
+
 impl State {
     fn newest(&self, at: u64) -> Option<&Block> {
         let cached = self.cached.get(&at).and_then(|versions| versions.last());
@@ -387,6 +422,7 @@ impl Disk for MediumDisk {
         let all = &self.medium.all_reads;
         all.set(all.get() + 1);
         self.pause().await;
+        self.medium.held.wait().await;
         let size = self.info().block_size.bytes();
         let (mut at, end) = self.place(at);
         for buffer in into {
