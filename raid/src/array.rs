@@ -157,12 +157,11 @@ impl Assembled {
         self.shared.dirty.unequal.load() != Marks::none()
     }
 
-    /// A resync is due that can compare nothing where data are missing with their member: it waits until the
-    /// array is whole.
+    /// A resync is due that can compare nothing where data are missing with their member: it waits until all
+    /// members are there, and rebuilt as far as they can be.
     #[must_use]
     pub fn resync_waits(&self) -> bool {
-        let parity = self.shared.geometry.parity();
-        parity > 0 && !self.shared.is_whole() && self.needs_resync()
+        self.shared.keeps_resync_waiting() && self.needs_resync()
     }
 
     /// Hosts were told by what it was assembled as before that it has no volatile cache: that stays true,

@@ -442,6 +442,22 @@ impl Shared {
         self.whole.load(Ordering::SeqCst)
     }
 
+    /// Of an array with parity: some member is away, or still to be rebuilt. One whose rebuild has stepped over
+    /// stripes lacks those alone.
+    pub(crate) fn keeps_resync_waiting(&self) -> bool {
+        if self.geometry.parity() == 0 || self.is_whole() {
+            return false;
+        }
+        let stripes = self.geometry.stripes();
+        let state = self.state().clone();
+        let mut roles = state.roles.iter().enumerate();
+        roles.any(|(role, record)| match record.state {
+            RoleState::Active => false,
+            RoleState::Rebuilding { .. } => self.good(role) < stripes,
+            RoleState::Failed => true,
+        })
+    }
+
     pub(crate) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::SeqCst)
     }

@@ -44,8 +44,8 @@ pub(crate) struct Run {
     /// What a check has found.
     pub(crate) found: RefCell<Scrubbed>,
     failed: Cell<Option<SweepError>>,
-    /// A check had nothing to compare, as data of its stripe are missing with their member.
-    pub(crate) overlooked: Cell<bool>,
+    /// The first stripe of which a check had nothing to compare, as data are missing with their member.
+    pub(crate) overlooked: Cell<Option<u64>>,
     /// Of a rebuild: which of the role's members in turn it is for.
     incarnation: Cell<u32>,
 }
@@ -341,7 +341,9 @@ async fn check_parity<D: Disk>(
     let absent = shared.absent(stripe);
     if Set::first(data).meets(absent) {
         // Without all data there is nothing to compare; what is there has to make the rest.
-        run.overlooked.set(true);
+        let first = run.overlooked.get();
+        run.overlooked
+            .set(Some(first.map_or(stripe, |first| first.min(stripe))));
         return Ok(false);
     }
     let unreadable = {

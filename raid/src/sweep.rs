@@ -461,12 +461,12 @@ impl<D: Disk> Array<D> {
     }
 
     /// Makes regions equal that a crash may have left unequal. Run after assembly. A stripe that cannot
-    /// be read leaves its own region unequal, and no other one. So does one with parity of which data are
-    /// missing with their member: such a region was not compared, and the resync is due again once the array
-    /// is whole ([`Assembled::resync_waits`](crate::array::Assembled::resync_waits)).
+    /// be read leaves its own region unequal, and no other one; so does one of which a rebuild stepped over
+    /// data. While a member is missing of an array with parity there is nothing to compare: it ends, and is due
+    /// again ([`Assembled::resync_waits`](crate::array::Assembled::resync_waits)).
     ///
     /// # Errors
-    /// Where members fail beyond the redundancy, or a stripe could not be read.
+    /// Where members fail beyond the redundancy, or a stripe could not be read or was stepped over.
     pub async fn resync(&self, pace: Pace) -> Result<(), SweepError> {
         let (core, shared) = (&self.core, &self.core.shared);
         let mut convoy = Convoy::new(core, pace, checked_buffers(&shared.geometry));
@@ -484,9 +484,12 @@ impl<D: Disk> Array<D> {
                 convoy.start(|run| Work::Check(run, stripe)).await?;
             }
             convoy.drain().await?;
+            if shared.keeps_resync_waiting() {
+                break;
+            }
             let overlooked = convoy.run.overlooked.take();
-            match convoy.run.found.take().lost.into_iter().min() {
-                None if overlooked => {}
+            let unread = convoy.run.found.take().lost.into_iter().min();
+            match unread.or(overlooked) {
                 None => dirty.unequal.clear(region),
                 more => lost = lost.or(more),
             }

@@ -91,9 +91,9 @@ impl Torn {
         self.assemble(&members)
     }
 
-    fn lba(&self, strip: usize) -> Lba {
+    fn lba(&self, stripe: u64, strip: usize) -> Lba {
         let geometry = self.geometry();
-        let offset = geometry.array_offset(0, strip, 0);
+        let offset = geometry.array_offset(stripe, strip, 0);
         Lba(geometry.block_size().blocks_in(offset))
     }
 
@@ -109,7 +109,17 @@ impl Torn {
         rows: usize,
         byte: u8,
     ) -> Option<Result<(), DiskError>> {
-        let (array, pool, at) = (array.clone(), self.bench.pool.clone(), self.lba(strip));
+        self.write_at(array, self.lba(0, strip), rows, byte)
+    }
+
+    fn write_at(
+        &self,
+        array: &Shared,
+        at: Lba,
+        rows: usize,
+        byte: u8,
+    ) -> Option<Result<(), DiskError>> {
+        let (array, pool) = (array.clone(), self.bench.pool.clone());
         self.bench.run(async move {
             let mut buffer = pool.allocate(rows * 512).await;
             buffer.bytes_mut().fill(byte);
@@ -118,7 +128,11 @@ impl Torn {
     }
 
     fn read(&self, array: &Shared, strip: usize) -> Read {
-        let (array, pool, at) = (array.clone(), self.bench.pool.clone(), self.lba(strip));
+        self.read_at(array, self.lba(0, strip))
+    }
+
+    fn read_at(&self, array: &Shared, at: Lba) -> Read {
+        let (array, pool) = (array.clone(), self.bench.pool.clone());
         let read = self.bench.run(async move {
             let into = pool.allocate(512).await;
             array.read(at, std::slice::from_ref(&into)).await?;
@@ -314,6 +328,42 @@ fn a_resync_without_a_member_is_due_again_once_the_array_is_whole() {
     members.retain(|member| !lost.contains(member));
     let array = torn.assemble(&members);
     assert_eq!(torn.row(&array), row(4, 1, 1));
+}
+
+/// A stripe that a rebuild has stepped over, as its members cannot mark blocks as lost, keeps no region but its
+/// own from being made equal.
+#[test]
+fn a_resync_goes_round_a_stripe_that_a_rebuild_stepped_over() {
+    let torn = Torn::new(Level::Raid5, 4, 0..1, false);
+    for medium in &torn.machine.media {
+        medium.borrow_mut().let_spoil(false);
+    }
+    let away = torn.role_of(2);
+    let array = torn.assemble_without(away);
+    // In another region.
+    let (far, at) = (20, torn.lba(20, 0));
+    torn.write_at(&array, at, 1, NEW).unwrap().unwrap();
+    drop(array);
+    // Without a word: what was marked is to be made equal.
+    let array = torn.assemble_without(away);
+    torn.machine.media[away].borrow_mut().wipe();
+    array.set_member(away, Some(torn.machine.disk(away)));
+    let (rebuilding, pool) = (array.clone(), torn.bench.pool.clone());
+    let rebuilt = torn.bench.run(async move {
+        let rng = &mut Rng::from_seed(5);
+        rebuilding.replace(away, rng, &pool).await?;
+        assert!(rebuilding.assembled().resync_waits());
+        rebuilding.rebuild(away, Pace::default()).await
+    });
+    let lost = Err(SweepError::Lost { stripe: 0 });
+    assert_eq!(rebuilt, Some(lost));
+    assert!(array.assembled().needs_resync() && !array.assembled().resync_waits());
+    assert_eq!(torn.resync(&array), lost);
+    assert!(array.assembled().needs_resync(), "the stripe's own region");
+    let geometry = torn.geometry();
+    let (member, row) = (geometry.role_of(far, 0), geometry.row_lba(far, 0).0);
+    torn.machine.media[member].borrow_mut().tear(row);
+    assert_eq!(torn.read_at(&array, at), Ok(NEW));
 }
 
 /// The same where the crash has torn data: they stay lost, and can be written once the member is back.

@@ -175,6 +175,10 @@ impl Again {
         self.from.set(now.plus(wait.min(AFTER_RESYNC_MAX)));
     }
 
+    fn may_begin(&self) {
+        self.from.set(Time(0));
+    }
+
     fn succeeded(&self) {
         self.failures.set(0);
     }
@@ -590,7 +594,6 @@ impl Tender {
     }
 
     async fn sweep(&self) {
-        self.run(SweepKind::Resync, 0).await;
         while !self.is_ending() {
             if let Some((kind, from)) = self.next_sweep() {
                 self.run(kind, from).await;
@@ -678,8 +681,11 @@ impl Tender {
             }
         };
         self.medium.tending().sweep = None;
-        if kind == SweepKind::Resync {
-            self.resync_ended(outcome);
+        match (&kind, outcome) {
+            (SweepKind::Resync, outcome) => self.resync_ended(outcome),
+            // What could not be read without the member may be.
+            (SweepKind::Rebuild(_), Ok(())) => self.resync.may_begin(),
+            _ => {}
         }
         match (outcome, kind) {
             (Ok(()), SweepKind::Rebuild(role)) => info!(array = name, role, "rebuilt"),
@@ -697,13 +703,19 @@ impl Tender {
 
     fn resync_ended(&self, outcome: Result<(), SweepError>) {
         match outcome {
-            Ok(()) => self.resync.succeeded(),
-            Err(_) => self.resync.failed(self.core.reactor.now()),
+            // Where it is still due it waits for a member, and has not seen all.
+            Ok(()) if self.medium.assembled().needs_resync() => {}
+            Ok(()) => {
+                self.resync.succeeded();
+                self.medium.tending().resync_lost = None;
+            }
+            Err(error) => {
+                self.resync.failed(self.core.reactor.now());
+                if let SweepError::Lost { stripe } = error {
+                    self.medium.tending().resync_lost = Some(stripe);
+                }
+            }
         }
-        self.medium.tending().resync_lost = match outcome {
-            Err(SweepError::Lost { stripe }) => Some(stripe),
-            _ => None,
-        };
     }
 
     /// Goes on with the scrub until it has come to its end, or something goes before it.
