@@ -157,8 +157,8 @@ impl Assembled {
         self.shared.dirty.unequal.load() != Marks::none()
     }
 
-    /// A resync is due that can compare nothing where data are missing with their member: it waits until all
-    /// members are there, and rebuilt as far as they can be.
+    /// A resync is due that has nothing to compare where so many members are missing: it waits until they are
+    /// there, and rebuilt as far as they can be.
     #[must_use]
     pub fn resync_waits(&self) -> bool {
         self.shared.keeps_resync_waiting() && self.needs_resync()

@@ -442,20 +442,23 @@ impl Shared {
         self.whole.load(Ordering::SeqCst)
     }
 
-    /// Of an array with parity: some member is away, or still to be rebuilt. One whose rebuild has stepped over
-    /// stripes lacks those alone.
+    /// Of an array with parity: so many members are away that none of it is left to compare with, or one is
+    /// still to be rebuilt, which comes first. One whose rebuild has stepped over stripes lacks those alone.
     pub(crate) fn keeps_resync_waiting(&self) -> bool {
         if self.geometry.parity() == 0 || self.is_whole() {
             return false;
         }
         let stripes = self.geometry.stripes();
         let state = self.state().clone();
-        let mut roles = state.roles.iter().enumerate();
-        roles.any(|(role, record)| match record.state {
-            RoleState::Active => false,
-            RoleState::Rebuilding { .. } => self.good(role) < stripes,
-            RoleState::Failed => true,
-        })
+        let (mut failed, mut rebuilds) = (0, false);
+        for (role, record) in state.roles.iter().enumerate() {
+            match record.state {
+                RoleState::Active => {}
+                RoleState::Rebuilding { .. } => rebuilds |= self.good(role) < stripes,
+                RoleState::Failed => failed += 1,
+            }
+        }
+        rebuilds || failed >= self.geometry.parity()
     }
 
     pub(crate) fn is_stopped(&self) -> bool {

@@ -339,8 +339,9 @@ async fn check_parity<D: Disk>(
     let (shared, geometry) = (&core.shared, core.shared.geometry);
     let (data, parity) = (geometry.data(), geometry.parity());
     let absent = shared.absent(stripe);
-    if Set::first(data).meets(absent) {
-        // Without all data there is nothing to compare; what is there has to make the rest.
+    let is_unequal = shared.dirty.unequal.get(shared.dirty.region_of(stripe));
+    if Set::first(data).meets(absent) && !(is_unequal && absent.len() < parity) {
+        // There is nothing to compare: what is there has to make the rest.
         let first = run.overlooked.get();
         run.overlooked
             .set(Some(first.map_or(stripe, |first| first.min(stripe))));
@@ -361,6 +362,7 @@ async fn check_parity<D: Disk>(
         let unreadable = gather(core, stripe, rows, &indices, &into).await;
         drop(into);
         if unreadable.is_empty() {
+            make_absent(core, absent, &mut scratch, |index| index)?;
             return compare_parity(core, stripe, rows, &mut scratch, absent).await;
         }
         unreadable
@@ -373,6 +375,32 @@ async fn check_parity<D: Disk>(
         read_leg(core, stripe, strip, rows, one(scratch[0].clone())).await?;
     }
     check_again(core, stripe, rows, unreadable).await
+}
+
+/// Makes data that are missing with their member as reads of them do: of the others and the first parities
+/// that are there, each of which is in scratch at its `place`. The other parities can be compared with that.
+fn make_absent<D: Disk>(
+    core: &Core<D>,
+    lost: Set,
+    scratch: &mut Scratch,
+    place: impl Fn(usize) -> usize,
+) -> Outcome {
+    let data = core.shared.geometry.data();
+    if !Set::first(data).meets(lost) {
+        return Ok(());
+    }
+    let plan = core.plan(lost).ok_or(DiskError::UnrecoveredRead)?;
+    let sources: ArrayVec<Buffer, DATA_MAX> = plan
+        .sources()
+        .iter()
+        .map(|&index| scratch[place(index)].clone())
+        .collect();
+    for (number, &index) in plan.lost().iter().enumerate() {
+        if index < data {
+            make(&plan, number, &sources, &mut scratch[index]);
+        }
+    }
+    Ok(())
 }
 
 /// Makes parity agree with the data, all of which `scratch` holds.
@@ -418,13 +446,24 @@ async fn check_again<D: Disk>(
     // Each parity that is read has a buffer of its own: a member that does not answer keeps its one.
     let lengths = std::iter::repeat_n(bytes, data + 2 * parity);
     core.scratch(lengths, &mut scratch).await;
-    let indices: Vec<usize> = (0..data).collect();
-    if !gather(core, stripe, rows, &indices, &scratch)
-        .await
-        .is_empty()
-    {
+    let (all_data, absent) = (Set::first(data), shared.absent(stripe));
+    let lost = absent.union(was_unreadable.without(all_data));
+    let wanted = match all_data.meets(absent) {
+        true => Set::first(data + parity).without(lost),
+        false => all_data,
+    };
+    let place = |index: usize| index + if index < data { 0 } else { parity };
+    let indices: ArrayVec<usize, ROLES_MAX> = wanted.iter().collect();
+    let into: ArrayVec<Buffer, ROLES_MAX> = indices
+        .iter()
+        .map(|&index| scratch[place(index)].clone())
+        .collect();
+    let unreadable = gather(core, stripe, rows, &indices, &into).await;
+    drop(into);
+    if !unreadable.is_empty() {
         return Err(DiskError::UnrecoveredRead);
     }
+    make_absent(core, lost, &mut scratch, place)?;
     let sources: Vec<Segments> = scratch[..data].iter().map(|b| one(b.clone())).collect();
     let codec = shared.codec.as_ref().expect("a level with parity");
     encode(codec, &sources, &mut scratch[data..data + parity]);

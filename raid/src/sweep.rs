@@ -462,7 +462,7 @@ impl<D: Disk> Array<D> {
 
     /// Makes regions equal that a crash may have left unequal. Run after assembly. A stripe that cannot
     /// be read leaves its own region unequal, and no other one; so does one of which a rebuild stepped over
-    /// data. While a member is missing of an array with parity there is nothing to compare: it ends, and is due
+    /// data. Where so many members are missing that no parity is left to compare with, it ends, and is due
     /// again ([`Assembled::resync_waits`](crate::array::Assembled::resync_waits)).
     ///
     /// # Errors
