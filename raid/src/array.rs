@@ -25,7 +25,7 @@ use crate::{
     dirty::Marks,
     engine::{Core, Flight, Job, Outcome, Transfer, one, scratch_bytes, window},
     geometry::{Band, Geometry, ROLES_MAX},
-    read::{READS_MAX, Reader, Recover, Whom, reader_in_time, whom},
+    read::{Asked, READS_MAX, Reader, Recover, Whom, reader_in_time, whom},
     shared::{Counters, Shared},
     state::{ArrayState, Uuid},
     watch::{Patience, Takes},
@@ -60,8 +60,8 @@ enum Why {
     Changes,
     /// Its member's medium failed on it.
     Unreadable,
-    /// The member of this role failed.
-    Failed(u8),
+    /// The member failed.
+    Failed { role: u8, incarnation: u32 },
 }
 
 /// An assembled array, shared by all cores.
@@ -288,13 +288,12 @@ impl<D: Disk> Array<D> {
             let Some(reader) = reader_in_time(core, &piece).await else {
                 break;
             };
-            let role = reader.role;
+            let role = reader.role();
             let Some(disk) = core.usable(role) else {
                 break;
             };
             let (shared, reactor) = (&core.shared, &core.reactor);
             let at = shared.geometry.row_lba(piece.stripe, piece.rows.start);
-            let incarnation = shared.manners.incarnation(role);
             let ended = {
                 let reading = pin!(disk.read(at, into));
                 core.watch
@@ -309,8 +308,7 @@ impl<D: Disk> Array<D> {
                     shared.heard(role, Err(error));
                     return Err(error);
                 }
-                _ if shared.manners.incarnation(role) != incarnation => {}
-                _ => failed = Some(role),
+                _ => failed = Some(reader.member),
             }
             break;
         }
@@ -323,7 +321,7 @@ impl<D: Disk> Array<D> {
         piece: Band,
         into: &[Buffer],
         place: impl Fn(&Band) -> Range<usize>,
-        failed: Option<usize>,
+        failed: Option<Asked>,
     ) -> Outcome {
         let job = || {
             Job::Recover(Recover {
@@ -354,8 +352,9 @@ impl<D: Disk> Array<D> {
                 match why {
                     Why::Changes => self.read_alone(piece, into, place).await?,
                     Why::Unreadable => self.recover(piece, into, place, None).await?,
-                    Why::Failed(role) => {
-                        self.recover(piece, into, place, Some(role.into())).await?;
+                    Why::Failed { role, incarnation } => {
+                        let failed = Some(Asked { role, incarnation });
+                        self.recover(piece, into, place, failed).await?;
                     }
                 }
             }
@@ -378,14 +377,14 @@ impl<D: Disk> Array<D> {
             };
             let at = shared.geometry.row_lba(piece.stripe, piece.rows.start);
             let read = || Transfer::Read(window(into, place(&piece)));
-            let flight = core.transfer(reader.role, at, read).await;
+            let flight = core.transfer(reader.role(), at, read).await;
             core.run();
             match flight.outcome().await {
                 Ok(()) if reader.counts(shared, &piece) => return Ok(()),
                 Ok(()) => continue,
                 Err(DiskError::UnrecoveredRead) => {}
                 Err(error) if !shared.has_redundancy() => return Err(error),
-                Err(_) => failed = Some(reader.role),
+                Err(_) => failed = Some(reader.member),
             }
             break;
         }
@@ -415,10 +414,10 @@ impl<D: Disk> Array<D> {
                 };
                 let at = geometry.row_lba(piece.stripe, piece.rows.start);
                 let read = || Transfer::Read(window(into, place(&piece)));
-                let flight = match core.try_transfer(reader.role, at, read) {
+                let flight = match core.try_transfer(reader.role(), at, read) {
                     Ok(flight) => Some(flight),
                     Err(read) if flights.is_empty() => {
-                        Some(core.transfer(reader.role, at, read).await)
+                        Some(core.transfer(reader.role(), at, read).await)
                     }
                     Err(_) => None,
                 };
@@ -438,7 +437,10 @@ impl<D: Disk> Array<D> {
                 Ok(()) => Why::Changes,
                 Err(DiskError::UnrecoveredRead) => Why::Unreadable,
                 Err(error) if !core.shared.has_redundancy() => return Err(error),
-                Err(_) => Why::Failed(reader.role as u8),
+                Err(_) => {
+                    let Asked { role, incarnation } = reader.member;
+                    Why::Failed { role, incarnation }
+                }
             };
             left.push(Left { piece, why });
         }

@@ -153,8 +153,14 @@ impl<D: Disk> Core<D> {
     /// # Errors
     /// Where the array cannot do without it: nothing is written from now on.
     pub(crate) async fn fail(&self, role: usize) -> Outcome {
+        let incarnation = self.shared.manners.incarnation(role);
+        self.fail_member(role, incarnation).await
+    }
+
+    /// The same of one of a role's members in turn, unless the role has another one by now.
+    pub(crate) async fn fail_member(&self, role: usize, incarnation: u32) -> Outcome {
         // On the heap: it happens once for a member, and the state would not fit an operation's slot.
-        let news = Box::pin(self.record_failure(role)).await?;
+        let news = Box::pin(self.record_failure(role, incarnation)).await?;
         if self.shared.geometry.is_journaled() {
             let dirty = &self.shared.dirty;
             Box::pin(self.write_marks(|| news || dirty.has_unwritten())).await?;
@@ -163,9 +169,12 @@ impl<D: Disk> Core<D> {
     }
 
     /// True where that was not known yet.
-    async fn record_failure(&self, role: usize) -> Result<bool, DiskError> {
+    async fn record_failure(&self, role: usize, incarnation: u32) -> Result<bool, DiskError> {
         let (shared, mut news) = (&self.shared, false);
         let outcome = self.change(|state| {
+            if shared.manners.incarnation(role) != incarnation {
+                return Ok(false);
+            }
             let before = state.roles[role].state;
             state.roles[role].state = RoleState::Failed;
             news = before != RoleState::Failed;
@@ -252,7 +261,9 @@ impl<D: Disk> Core<D> {
         let failed = self.write_map_to(behind, &marks, newest).await;
         let mut outcome = Ok(());
         for role in failed.iter() {
-            outcome = outcome.and(Box::pin(self.record_failure(role)).await.map(drop));
+            let incarnation = shared.manners.incarnation(role);
+            let recorded = Box::pin(self.record_failure(role, incarnation)).await;
+            outcome = outcome.and(recorded.map(drop));
         }
         if outcome.is_ok() {
             outcome = self.write_map().await;
@@ -290,7 +301,8 @@ impl<D: Disk> Core<D> {
                 return Ok(());
             }
             for role in failed.iter() {
-                Box::pin(self.record_failure(role)).await?;
+                let incarnation = shared.manners.incarnation(role);
+                Box::pin(self.record_failure(role, incarnation)).await?;
             }
         }
     }

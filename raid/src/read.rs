@@ -33,22 +33,41 @@ pub(crate) struct Recover {
     pub(crate) piece: Band,
     pub(crate) into: Segments,
     /// The member that failed on it, where it was more than its medium.
-    pub(crate) failed: Option<usize>,
+    pub(crate) failed: Option<Asked>,
+}
+
+/// A member that is asked. By the time that it has failed, its role may have another one.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked {
+    pub(crate) role: u8,
+    pub(crate) incarnation: u32,
 }
 
 /// Whom to read a piece from.
 pub(crate) struct Reader {
-    pub(crate) role: usize,
+    pub(crate) member: Asked,
     /// How the stripe was, where what is read counts only if it still is so afterwards.
     seen: Option<Look>,
 }
 
 impl Reader {
+    fn new(shared: &Shared, role: usize, seen: Option<Look>) -> Self {
+        let member = Asked {
+            role: role as u8,
+            incarnation: shared.manners.incarnation(role),
+        };
+        Self { member, seen }
+    }
+
+    pub(crate) fn role(&self) -> usize {
+        self.member.role.into()
+    }
+
     /// What was read counts. Where the member failed meanwhile, its role may have had another disk by then.
     pub(crate) fn counts(&self, shared: &Shared, piece: &Band) -> bool {
         let seen = self.seen;
         seen.is_none_or(|seen| shared.changes.look(piece.stripe) == seen)
-            && (shared.is_whole() || shared.is_good(self.role, piece.stripe))
+            && (shared.is_whole() || shared.is_good(self.role(), piece.stripe))
     }
 }
 
@@ -92,7 +111,7 @@ pub(crate) fn whom<D: Disk>(core: &Core<D>, piece: &Band) -> Whom {
     if geometry.copies() == 1 {
         let role = geometry.role_of(piece.stripe, strip);
         return match shared.is_whole() || shared.is_good(role, piece.stripe) {
-            true => Whom::Ask(Reader { role, seen: None }),
+            true => Whom::Ask(Reader::new(shared, role, None)),
             false => Whom::Nobody,
         };
     }
@@ -114,19 +133,18 @@ pub(crate) fn whom<D: Disk>(core: &Core<D>, piece: &Band) -> Whom {
     };
     let is_first = role == first;
     match is_first || !look.is_under_way() {
-        true => Whom::Ask(Reader {
-            role,
-            seen: (!is_first).then_some(look),
-        }),
+        true => Whom::Ask(Reader::new(shared, role, (!is_first).then_some(look))),
         false => Whom::Later,
     }
 }
 
 /// Reads a piece in whatever way is left.
 pub(crate) async fn recover<D: Disk>(core: &Core<D>, job: &Recover) -> Outcome {
-    if let Some(role) = job.failed {
+    if let Some(failed) = job.failed {
         // Where the array cannot do without it, what can be read still is.
-        let _ = core.fail(role).await;
+        let _ = core
+            .fail_member(failed.role.into(), failed.incarnation)
+            .await;
     }
     if job.into.iter().any(Buffer::is_used) {
         // The member that was given up may still write there. Into other buffers it can be read.
