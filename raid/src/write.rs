@@ -245,6 +245,11 @@ async fn write_piece<D: Disk>(core: &Core<D>, piece: &Piece<'_>) -> Outcome {
     let mut scratch = Scratch::new();
     let mut outcome = Ok(());
     let mut absent = make_parity(core, piece, &mut scratch, &mut outcome).await;
+    if outcome == Err(DiskError::UnrecoveredRead) && may_be_torn(core, piece) {
+        // A read that fails once may succeed: the row's parity is not given up for that.
+        outcome = Ok(());
+        absent = make_parity(core, piece, &mut scratch, &mut outcome).await;
+    }
     if !marked && outcome.is_ok() && !absent.is_empty() {
         // Found missing only now: who has come back before the mark was there is not told of it.
         core.mark(stripe).await?;

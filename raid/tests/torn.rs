@@ -494,6 +494,25 @@ fn a_resync_makes_the_rows_of_legs_beside_a_lost_one_equal() {
     assert_eq!(torn.read(&array, 0), Ok(NEW));
 }
 
+/// Reads that fail once cost a row nothing: it is written with its parity.
+#[test]
+fn a_row_that_cannot_be_read_once_keeps_its_parity() {
+    for (level, roles, _) in levels() {
+        let torn = Torn::new(level, roles, 0..0, false);
+        let strips = torn.geometry().data();
+        let array = torn.assemble(&torn.machine.all());
+        assert!(array.assembled().needs_resync());
+        let at = torn.geometry().row_lba(0, 0).0;
+        for medium in &torn.machine.media {
+            medium.borrow_mut().bad_once.insert(at);
+        }
+        torn.write(&array, strips - 1, NEW).unwrap().unwrap();
+        drop(array);
+        let array = torn.assemble_without(torn.role_of(strips - 1));
+        assert_eq!(torn.read(&array, strips - 1), Ok(NEW), "{level}");
+    }
+}
+
 /// A member that refuses to make a block unreadable is none the worse for it.
 #[test]
 fn a_member_that_refuses_to_make_a_block_unreadable_stays() {
