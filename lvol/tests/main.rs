@@ -7,6 +7,7 @@ mod cores;
 mod damage;
 mod extend;
 mod family;
+mod flips;
 mod forged;
 mod full;
 mod images;
