@@ -18,6 +18,8 @@
 //! 4. If there was a batch, a checkpoint is made, before any other record is taken: so the next
 //!    batch never follows one that only one copy holds. A crash before it is complete leaves
 //!    everything as it was, and opening begins again. The same checkpoint says who has the pool now.
+//!    It skips one number of a batch: what was torn under that number may be whole elsewhere (on a leg of
+//!    a mirror that was not read), and must not count later.
 
 use std::{collections::BTreeSet, rc::Rc};
 
@@ -32,7 +34,7 @@ use crate::{
         page::{Body, COUNTS_PER_PAGE, POINTERS_PER_PIECE, PageBytes, Piece, VolumeRecord},
         record::{Batch, Record},
         root::{Pointer, Root},
-        superblock::{Owner, Superblock},
+        superblock::{JOURNAL_BYTES_MIN, Owner, Superblock},
     },
     journal::Position,
     manage::Pool,
@@ -69,9 +71,6 @@ pub(crate) fn root_bytes_least(bytes: u64) -> u64 {
     (bytes >> ROOT_SHIFT_LEAST).clamp(ROOT_BYTES_LEAST, ROOT_BYTES_MOST)
 }
 
-/// The fewest bytes of a journal.
-const JOURNAL_BYTES_LEAST: u64 = 128 << 10;
-
 /// The layout for a disk with a mirrored zone of so many bytes, or none. The journal lies in the zone where
 /// that has room for a small one.
 fn layout_for(
@@ -82,11 +81,11 @@ fn layout_for(
     let bytes = info.bytes();
     let wanted = options
         .journal_bytes
-        .unwrap_or((bytes / 1024).clamp(JOURNAL_BYTES_LEAST, 4 << 20))
-        .max(JOURNAL_BYTES_LEAST)
+        .unwrap_or((bytes / 1024).clamp(JOURNAL_BYTES_MIN, 4 << 20))
+        .max(JOURNAL_BYTES_MIN)
         .next_multiple_of(PAGE);
     let in_zone = Layout::journal_bytes_in_zone(zone_bytes);
-    let (journal, journal_bytes) = match in_zone >= JOURNAL_BYTES_LEAST {
+    let (journal, journal_bytes) = match in_zone >= JOURNAL_BYTES_MIN {
         true => (JournalPlace::Zone, wanted.min(in_zone)),
         false => (JournalPlace::Disk, wanted),
     };
@@ -165,6 +164,7 @@ impl<D: Disk> Pool<D> {
             shared.state.borrow_mut().owner = Some(owner.clone());
         }
         if batches > 0 || options.owner.is_some() {
+            shared.skip_batch();
             shared.checkpoint().await?;
         }
         if batches > 0 {
@@ -248,6 +248,16 @@ async fn read_state<D: Disk>(
         }
         state.places.add_chunk(*pair, &layout);
     }
+    let places = root.chunks.len() as u64 * layout.pages_per_extent();
+    if root
+        .pieces
+        .iter()
+        .map(|pieces| pieces.len() as u64)
+        .sum::<u64>()
+        > places
+    {
+        return Err(corrupt("more pieces of tables than places for them"));
+    }
     let [nodes, counts, volumes] = root.pieces;
     let [node_len, count_len, volume_len] = root.lens;
     state.nodes = read_table(device, &state, nodes, node_len).await?;
@@ -269,9 +279,12 @@ async fn read_state<D: Disk>(
         let before = u64::from(page) * COUNTS_PER_PAGE as u64;
         (layout.extents() - before).min(COUNTS_PER_PAGE as u64)
     };
-    let sane = u64::from(state.counts.len()) == pages
-        && (0..state.counts.len()).all(|page| u64::from(state.counts.number(page)) <= most(page));
-    if !sane {
+    let sane = |page: u32| match (u64::from(state.counts.number(page)), most(page)) {
+        (free, most) if state.counts.exists(page) => free <= most,
+        // Nothing was ever taken of it.
+        (free, most) => free == most,
+    };
+    if u64::from(state.counts.len()) != pages || !(0..state.counts.len()).all(sane) {
         return Err(corrupt("the table of counts"));
     }
     let counted = (0..state.counts.len()).map(|page| u64::from(state.counts.number(page)));
@@ -401,13 +414,15 @@ impl<D: Disk> Shared<D> {
             batches += 1;
         }
         self.refuse_gap(&copies)?;
-        if batches > 0 {
-            // A torn batch with the next number may lie anywhere: it must not count later.
-            let mut position = self.journal.applied.get();
-            position.sequence += 1;
-            self.journal.applied.set(position);
-        }
         Ok(batches)
+    }
+
+    /// A torn batch with the next number may lie anywhere: it must not count once the next checkpoint is
+    /// there.
+    fn skip_batch(&self) {
+        let mut position = self.journal.applied.get();
+        position.sequence += 1;
+        self.journal.applied.set(position);
     }
 
     async fn replay_record(&self, record: &Record) -> Result<(), PoolError> {

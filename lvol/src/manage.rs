@@ -688,21 +688,21 @@ impl<D: Disk> Pool<D> {
     /// Makes a checkpoint now, of everything that has taken effect by now.
     ///
     /// # Errors
-    /// Where the pool has failed.
+    /// Where the pool has failed, or was closed before.
     pub async fn checkpoint(&self) -> Result<(), PoolError> {
         // One that is under way was begun before.
         let under_way = u64::from(self.shared.checkpoint_under_way.get());
         let wanted = self.shared.generation.get() + 1 + under_way;
         self.shared.want_checkpoint();
-        let done = || self.shared.generation.get() >= wanted || self.shared.failed.get();
+        let is_made = || self.shared.generation.get() >= wanted;
+        let done = || is_made() || self.shared.stopped().is_some();
         self.shared
             .checkpoint_done
             .until(|| done().then_some(()))
             .await;
-        if self.shared.failed.get() {
-            Err(PoolError::Failed)
-        } else {
-            Ok(())
+        match self.shared.stopped() {
+            Some(error) if self.shared.failed.get() || !is_made() => Err(error),
+            _ => Ok(()),
         }
     }
 

@@ -13,8 +13,9 @@ use corebay_lvol::{
     Volume,
     error::PoolError,
     format::{
-        COPIES, Layout, PAGE_BYTES, SUPERBLOCK_AT, VERSION, crc32c, root::Root,
-        superblock::Superblock,
+        COPIES, Layout, PAGE_BYTES, SUPERBLOCK_AT, VERSION, crc32c,
+        root::Root,
+        superblock::{Superblock, Thresholds},
     },
 };
 
@@ -253,4 +254,52 @@ fn a_superblock_with_any_wrong_field_is_refused_or_harmless() {
             let _ = Node::import(&medium).map(|_| ());
         }
     }
+}
+
+fn renamed(node: &Node, name: &str) {
+    let (id, name) = (node.pool.find("v").unwrap(), name.to_owned());
+    node.run(move |pool| async move { pool.rename(id, &name).await })
+        .unwrap();
+}
+
+/// One leg of a mirror has the batch that was torn on the other one, which was read.
+#[test]
+fn a_torn_batch_that_turns_up_later_does_not_count() {
+    let medium = pool().0;
+    let node = Node::import_as(&medium, 1, false).unwrap();
+    let layout = superblock(&medium).layout;
+    // The next batch is the last one that fits behind the others.
+    while superblock(&medium).journal_page < layout.journal_pages() - 1 {
+        node.run(|pool| async move { pool.set_thresholds(&Thresholds::default()).await })
+            .unwrap();
+        node.checkpoint();
+    }
+    drop(node);
+    let (page, torn) = (superblock(&medium).journal_page, medium.copy(2));
+    renamed(&Node::import(&torn).unwrap(), "torn");
+
+    // Without it, the next one is too large for that place, and lies at the beginning.
+    let node = Node::import_as(&medium, 1, false).unwrap();
+    let name = |number| support::named(&format!("{number:0>250}"));
+    let id = node.pool.find("v").unwrap();
+    let list: Vec<_> = (0..20).map(|number| (id, name(number))).collect();
+    node.run(move |pool| async move { pool.snapshot(&list).await })
+        .unwrap();
+    drop(node);
+    for copy in 0..COPIES {
+        let at = layout.journal_at(copy) + page * PAGE_BYTES as u64;
+        medium.overwrite(at, &torn.bytes(at, PAGE_BYTES as u64));
+    }
+    let node = Node::import_as(&medium, 1, false).unwrap();
+    assert!(node.pool.find("torn").is_none());
+    assert!(node.pool.find(&name(19).name).is_some());
+}
+
+#[test]
+fn a_pool_that_was_closed_makes_no_checkpoint() {
+    let (medium, _) = pool();
+    let node = Node::import(&medium).unwrap();
+    node.run(|pool| async move { pool.close().await }).unwrap();
+    let made = node.run(|pool| async move { pool.checkpoint().await });
+    assert_eq!(made, Err(PoolError::Failed));
 }

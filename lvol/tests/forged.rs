@@ -353,3 +353,64 @@ fn any_bytes_are_a_record_or_none() {
         }
     }
 }
+
+/// A pool of more than one page of counts, of which the second was never written.
+fn with_unused_counts() -> Medium {
+    let medium = Medium::new(BlockSize::B512, 200 << 20, false, 1);
+    drop(Node::create(&medium));
+    medium
+}
+
+fn refused(forger: &Forger, root: &[u8]) -> PoolError {
+    let mut superblock = forger.superblock.clone();
+    superblock.root_crc = crc32c(root);
+    superblock.root_len = u32::try_from(root.len()).unwrap();
+    let mut padded = root.to_vec();
+    padded.resize(root.len().next_multiple_of(PAGE_BYTES), 0);
+    for (copy, superblock_at) in SUPERBLOCK_AT.into_iter().enumerate() {
+        let at = superblock.layout.root_at(copy, superblock.generation);
+        forger.medium.overwrite(at, &padded);
+        forger.medium.overwrite(superblock_at, &superblock.encode());
+    }
+    Node::import(&forger.medium).map(drop).unwrap_err()
+}
+
+#[test]
+fn counts_that_were_never_written_are_of_free_extents_alone() {
+    let forger = Forger::new(&with_unused_counts(), 1);
+    let mut parsed = forger.parsed.clone();
+    let piece = parsed.pieces[1][0].location.get();
+    let mut page = forger.medium.bytes(forger.places(piece)[0], PAGE);
+    let second = 16 + 16;
+    assert_eq!(page[second..second + 8], [0; 8], "it has no place");
+    assert_ne!(page[second + 12..second + 16], [0; 4]);
+    page[second + 12..second + 16].fill(0);
+    forger.write(piece, &page);
+    parsed.pieces[1][0].crc = crc32c(&page).into();
+    let found = refused(&forger, &parsed.encode());
+    assert_eq!(found, PoolError::Corrupt("the table of counts".into()));
+}
+
+#[test]
+fn tables_have_no_more_pieces_than_there_are_places() {
+    let forger = Forger::new(&pool(), 1);
+    let mut parsed = forger.parsed.clone();
+    let piece = parsed.pieces[0][0];
+    let places = parsed.chunks.len() as u64 * forger.superblock.layout.pages_per_extent();
+    let many = usize::try_from(places).unwrap();
+    parsed.pieces[0] = vec![piece; many];
+    parsed.lens[0] = u32::try_from(many * 255).unwrap();
+    let found = refused(&forger, &parsed.encode());
+    let what = "more pieces of tables than places for them";
+    assert_eq!(found, PoolError::Corrupt(what.into()));
+}
+
+#[test]
+fn a_journal_that_the_largest_batch_does_not_fit_in_is_refused() {
+    let forger = Forger::new(&pool(), 1);
+    let mut superblock = forger.superblock.clone();
+    superblock.layout.journal_bytes = 80 << 10;
+    let parsed = Superblock::parse(&superblock.encode());
+    let what = "a superblock's fields";
+    assert_eq!(parsed, Err(PoolError::Corrupt(what.into())));
+}

@@ -19,6 +19,9 @@ pub const MAGIC: [u8; 8] = *b"COREBAYP";
 /// The most bytes of a root's place or of a journal.
 pub const AREA_BYTES_MAX: u64 = 64 << 20;
 
+/// The fewest bytes of a journal: the largest batch fits with as much room again.
+pub const JOURNAL_BYTES_MIN: u64 = 128 << 10;
+
 /// The superblock as it lies on the disk, in the first 512 bytes of its page.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -264,6 +267,7 @@ impl Superblock {
             raw.serials.get(),
         ];
         if !sane
+            || layout.journal_bytes < JOURNAL_BYTES_MIN
             || layout.disk_blocks > crate::extend::DISK_BLOCKS_MAX
             || layout.extents() == 0
             || counters.iter().any(|count| *count > COUNT_MAX)
