@@ -3,9 +3,9 @@
 //! # A checkpoint, step by step
 //! 1. In one go, between two records: every page that has changed since the last checkpoint gets a
 //!    free place, and so do the pieces of tables that name them. This is the checkpoint's point in time. From
-//!    here on records change pages in memory for the next checkpoint; the bytes of a page are taken before
-//!    one changes it, and of all others a few in each turn of the core ([`Table`](crate::state::table)). A
-//!    crash: the old checkpoint and the whole journal are there.
+//!    here on records change pages in memory for the next checkpoint; the bytes of a page or a piece are taken
+//!    before one changes it, and of all others a few in each turn of the core
+//!    ([`Table`](crate::state::table)). A crash: the old checkpoint and the whole journal are there.
 //! 2. Pages, pieces and the root are written, twice each, to places that the old checkpoint does not
 //!    use; the root goes to the slot that the old one does not use. A crash: as above.
 //! 3. The disk is flushed. A crash: as above.
@@ -241,9 +241,9 @@ impl<D: Disk> Shared<D> {
 
     async fn write_sealed(&self, sealed: &Sealed) -> Result<(), PoolError> {
         let layout = sealed.superblock.layout;
-        let tables = sealed.tables.iter();
-        let pages = tables.flat_map(|taken| taken.places.iter().copied().zip(&taken.pages));
-        let pages: Vec<(u64, &PageBytes)> = pages.collect();
+        let pages = sealed.tables.iter().flatten();
+        let mut pages: Vec<(u64, &PageBytes)> = pages.map(|(at, page)| (*at, page)).collect();
+        pages.sort_unstable_by_key(|(at, _)| *at);
         let mut rest = &pages[..];
         while !rest.is_empty() {
             let at = copies_at(&self.state.borrow().places, rest[0].0, &layout)?;
@@ -345,15 +345,18 @@ mod tests {
 
     #[test]
     fn what_is_sealed_is_one_point_in_time_and_is_taken_a_few_pages_at_a_time() {
-        let (mut amid, mut pieces) = (0, 0);
+        let (mut amid, mut pieces, mut beyond) = (0, 0, 0);
         for seed in 0..12 {
             let (mut state, mut rng, mut last) = (State::of_8_gib(), Rng::from_seed(seed), 0);
             let mut medium = Medium::new();
+            // Nodes lie on both sides of a piece's end.
+            state.nodes.grow(POINTERS_PER_PIECE as u32 - 4);
             for generation in 1..14 {
                 for _ in 0..rng.below(60) {
                     change(&mut state, None, &mut last, &mut rng);
                 }
                 assert_eq!(state.make_places(), Ok(None));
+                beyond += usize::from(state.nodes.pieces_len() > 1);
                 let expected = all_held(&state);
                 let sealing = state.begin_seal(generation, Position::default());
                 let sealing = sealing.unwrap();
@@ -371,14 +374,7 @@ mod tests {
                     }
                 }
                 let sealed = state.end_seal(sealing);
-                for taken in &sealed.tables {
-                    let pages = taken
-                        .places
-                        .iter()
-                        .copied()
-                        .zip(taken.pages.iter().copied());
-                    medium.extend(pages);
-                }
+                medium.extend(sealed.tables.iter().flatten().copied());
                 let len = sealed.superblock.root_len as usize;
                 assert_eq!(crc32c(&sealed.root[..len]), sealed.superblock.root_crc);
                 let root = Root::parse(&sealed.root[..len], state.layout.extents()).unwrap();
@@ -391,6 +387,9 @@ mod tests {
                 medium.retain(|place, _| places.contains(place));
             }
         }
-        assert!(amid > 500 && pieces > 500, "{amid} {pieces}");
+        assert!(
+            amid > 500 && pieces > 500 && beyond > 100,
+            "{amid} {pieces} {beyond}"
+        );
     }
 }

@@ -63,12 +63,12 @@ impl Places {
 
     /// A free place. The caller has made sure that there is one.
     pub fn take(&mut self) -> u64 {
-        let len = self.used.len();
-        let found = (0..len)
-            .map(|step| (self.cursor + step) % len)
-            .find(|index| !self.used[*index])
-            .expect("places were made for a whole checkpoint");
-        self.cursor = (found + 1) % len;
+        let (before, behind) = self.used.split_at(self.cursor);
+        let free = |used: &[bool]| used.iter().position(|used| !used);
+        let found = free(behind).map(|at| self.cursor + at);
+        let found = found.or_else(|| free(before));
+        let found = found.expect("places were made for a whole checkpoint");
+        self.cursor = (found + 1) % self.used.len();
         self.used[found] = true;
         self.free -= 1;
         found as u64 + 1

@@ -5,10 +5,11 @@
 //! - The place of a page that was written elsewhere or removed goes to [`Table::left`]: the last
 //!   checkpoint still refers to it.
 //! - A checkpoint takes all pages as they were when it was begun, a few at a time: a page that is to be changed
-//!   or removed before its turn has come is taken first.
+//!   or removed before its turn has come is taken first. The same holds for the pieces that name them: the
+//!   pointers of one are copied before its turn where one of them is to be changed.
 
 use crate::format::{
-    PAGE_BYTES, crc32c,
+    crc32c,
     page::{Body, POINTERS_PER_PIECE, PageBytes, Piece},
     root::Pointer,
 };
@@ -19,8 +20,8 @@ struct Slot<B> {
     location: u64,
     crc: u32,
     number: u32,
-    /// One more than its place in the queue of the checkpoint that takes it; 0 once it is taken.
-    queued: u32,
+    /// A checkpoint is to take it.
+    queued: bool,
     dirty: bool,
     body: Option<B>,
 }
@@ -31,21 +32,15 @@ impl<B> Default for Slot<B> {
             location: 0,
             crc: 0,
             number: 0,
-            queued: 0,
+            queued: false,
             dirty: false,
             body: None,
         }
     }
 }
 
-/// What a checkpoint takes of a table.
-#[derive(Debug, Default)]
-pub(crate) struct Taken {
-    /// Where each page goes, those of the table first, then the pieces.
-    pub places: Vec<u64>,
-    /// The pages, in that order.
-    pub pages: Vec<PageBytes>,
-}
+/// What a checkpoint takes of a table: each page and piece, and where it goes.
+pub(crate) type Taken = Vec<(u64, PageBytes)>;
 
 /// A table that a checkpoint is taking.
 #[derive(Debug)]
@@ -54,22 +49,35 @@ struct Taking {
     /// The pages, and which is next.
     queue: Vec<u32>,
     next: usize,
-    /// The pieces as they are to be, with the checksums of what was taken so far.
-    pieces: Vec<(usize, Piece)>,
+    /// The pieces; those of which something was changed since as they are to be, with the checksums of what
+    /// was taken so far.
+    pieces: Vec<(usize, Option<Piece>)>,
     next_piece: usize,
 }
 
 impl Taking {
     /// A page's bytes are there.
-    fn put(&mut self, at: usize, id: u32, page: PageBytes) -> u32 {
+    fn put(&mut self, place: u64, id: u32, page: PageBytes) -> u32 {
         let crc = crc32c(&page);
-        self.taken.pages[at] = page;
+        self.taken.push((place, page));
         let number = id as usize / POINTERS_PER_PIECE;
         let piece = self.pieces.binary_search_by_key(&number, |piece| piece.0);
         let piece = &mut self.pieces[piece.expect("a page's piece changes with it")].1;
-        piece.0[id as usize % POINTERS_PER_PIECE].crc = crc.into();
+        if let Some(Piece(pointers)) = piece {
+            pointers[id as usize % POINTERS_PER_PIECE].crc = crc.into();
+        }
         crc
     }
+}
+
+/// A piece of the table.
+#[derive(Clone, Copy, Debug, Default)]
+struct PieceSlot {
+    /// Where it lies.
+    pointer: Pointer,
+    /// One more than its place among those of the checkpoint that takes it; 0 once its pointers are taken.
+    queued: u32,
+    dirty: bool,
 }
 
 /// A table.
@@ -81,8 +89,7 @@ pub(crate) struct Table<B> {
     /// Pages that are in memory, and where the search for one that need not be goes on.
     held: usize,
     hand: usize,
-    /// Where the pieces lie, and which of them have changed.
-    pieces: Vec<(Pointer, bool)>,
+    pieces: Vec<PieceSlot>,
     /// How many of them.
     dirty_pieces: usize,
     /// Places that the last checkpoint uses and the next will not.
@@ -132,14 +139,14 @@ impl<B: Body> Table<B> {
             location: pointer.location.get(),
             crc: pointer.crc.get(),
             number: pointer.number.get(),
-            queued: 0,
+            queued: false,
             dirty: false,
             body: None,
         });
         Self {
             slots: slots.collect(),
             dirty: Vec::new(),
-            pieces: pieces.into_iter().map(|piece| (piece, false)).collect(),
+            pieces: pieces.into_iter().map(PieceSlot::written).collect(),
             dirty_pieces: 0,
             held: 0,
             hand: 0,
@@ -162,7 +169,11 @@ impl<B: Body> Table<B> {
         let pieces = len.div_ceil(POINTERS_PER_PIECE);
         if self.pieces.len() < pieces {
             self.dirty_pieces += pieces - self.pieces.len();
-            self.pieces.resize(pieces, (Pointer::default(), true));
+            let new = PieceSlot {
+                dirty: true,
+                ..PieceSlot::default()
+            };
+            self.pieces.resize(pieces, new);
         }
     }
 
@@ -201,7 +212,7 @@ impl<B: Body> Table<B> {
     }
 
     fn mark_piece(&mut self, id: u32) {
-        let dirty = &mut self.pieces[id as usize / POINTERS_PER_PIECE].1;
+        let dirty = &mut self.pieces[id as usize / POINTERS_PER_PIECE].dirty;
         self.dirty_pieces += usize::from(!std::mem::replace(dirty, true));
     }
 
@@ -210,6 +221,7 @@ impl<B: Body> Table<B> {
     }
 
     pub fn set_number(&mut self, id: u32, number: u32) {
+        self.take_pointers(id);
         let old = std::mem::replace(&mut self.slots[id as usize].number, number);
         if let Some(watched) = &mut self.watched {
             watched.note(id, old, number);
@@ -265,6 +277,7 @@ impl<B: Body> Table<B> {
 
     pub fn remove(&mut self, id: u32) {
         self.take(id);
+        self.take_pointers(id);
         let slot = std::mem::take(&mut self.slots[id as usize]);
         self.held -= usize::from(slot.body.is_some());
         if slot.location != 0 {
@@ -292,7 +305,7 @@ impl<B: Body> Table<B> {
             }
             self.hand = (self.hand + 1) % self.slots.len();
             let slot = &mut self.slots[self.hand];
-            let is_there = slot.location != 0 && slot.queued == 0;
+            let is_there = slot.location != 0 && !slot.queued;
             if !slot.dirty && is_there && slot.body.as_ref().is_some_and(&may_go) {
                 slot.body = None;
                 self.held -= 1;
@@ -332,67 +345,77 @@ impl<B: Body> Table<B> {
         self.dirty.len()
     }
 
-    /// Begins to take what has changed: each page and each piece gets a place. How many there are.
-    pub fn begin_taking(&mut self, mut place: impl FnMut() -> u64) -> usize {
+    /// Begins to take what has changed: each page and each piece gets a place.
+    pub fn begin_taking(&mut self, mut place: impl FnMut() -> u64) {
         assert!(self.taking.is_none(), "one checkpoint after the other");
-        let mut taken = Taken::default();
         let mut queue = std::mem::take(&mut self.dirty);
         queue.retain(|id| {
             let slot = &mut self.slots[*id as usize];
             slot.dirty = false;
             slot.body.is_some()
         });
-        for (at, id) in queue.iter().enumerate() {
+        for id in &queue {
             let slot = &mut self.slots[*id as usize];
             if slot.location != 0 {
                 self.left.push(slot.location);
             }
             slot.location = place();
-            slot.queued = u32::try_from(at + 1).expect("fewer than 2^32 pages");
-            taken.places.push(slot.location);
+            slot.queued = true;
         }
         self.dirty_pieces = 0;
         let mut pieces = Vec::new();
-        for number in 0..self.pieces.len() {
-            if !std::mem::take(&mut self.pieces[number].1) {
+        for (number, piece) in self.pieces.iter_mut().enumerate() {
+            if !std::mem::take(&mut piece.dirty) {
                 continue;
             }
-            let old = self.pieces[number].0.location.get();
+            let old = piece.pointer.location.get();
             if old != 0 {
                 self.left.push(old);
             }
-            let first = number * POINTERS_PER_PIECE;
-            let slots = self.slots.iter().skip(first).take(POINTERS_PER_PIECE);
-            let mut pointers = Box::new([Pointer::default(); POINTERS_PER_PIECE]);
-            let all = pointers.iter_mut().zip(slots);
-            all.for_each(|(pointer, slot)| *pointer = slot.pointer());
-            let location = place();
-            taken.places.push(location);
-            self.pieces[number].0.location = location.into();
-            pieces.push((number, Piece(pointers)));
+            piece.pointer.location = place().into();
+            pieces.push((number, None));
+            piece.queued = u32::try_from(pieces.len()).expect("fewer than 2^32 pieces");
         }
-        let count = taken.places.len();
-        taken.pages = vec![[0; PAGE_BYTES]; count];
         self.taking = Some(Box::new(Taking {
-            taken,
+            // Touched as it is filled.
+            taken: Vec::with_capacity(queue.len() + pieces.len()),
             queue,
             next: 0,
             pieces,
             next_piece: 0,
         }));
-        count
     }
 
     /// Takes a page, if it is in the queue: it is about to be changed.
     pub fn take(&mut self, id: u32) {
         let slot = &mut self.slots[id as usize];
-        let Some(at) = std::mem::take(&mut slot.queued).checked_sub(1) else {
+        if !std::mem::take(&mut slot.queued) {
             return;
-        };
+        }
         let body = slot.body.as_ref().expect("it stays until it is taken");
         let page = body.encode(u64::from(id));
         let taking = self.taking.as_mut().expect("there is a queue");
-        slot.crc = taking.put(at as usize, id, page);
+        slot.crc = taking.put(slot.location, id, page);
+    }
+
+    /// Takes what a page's piece says, if its turn is still to come: it is about to be changed.
+    fn take_pointers(&mut self, id: u32) {
+        let number = id as usize / POINTERS_PER_PIECE;
+        if self.pieces[number].queued > 0 {
+            let piece = self.piece(number);
+            let at = std::mem::take(&mut self.pieces[number].queued) as usize - 1;
+            let taking = self.taking.as_mut().expect("there is a queue");
+            taking.pieces[at].1 = Some(piece);
+        }
+    }
+
+    /// A piece as it is now.
+    fn piece(&self, number: usize) -> Piece {
+        let slots = &self.slots[number * POINTERS_PER_PIECE..];
+        let mut pointers = Box::new([Pointer::default(); POINTERS_PER_PIECE]);
+        let all = pointers.iter_mut().zip(slots);
+        all.for_each(|(pointer, slot)| *pointer = slot.pointer());
+        Piece(pointers)
     }
 
     /// Takes some more, at most so many; how many. None are left where it is fewer.
@@ -405,12 +428,16 @@ impl<B: Body> Table<B> {
             if let Some(id) = taking.queue.get(taking.next).copied() {
                 taking.next += 1;
                 self.take(id);
-            } else if let Some((number, piece)) = taking.pieces.get(taking.next_piece) {
-                let page = piece.encode(*number as u64);
-                self.pieces[*number].0.crc = crc32c(&page).into();
-                let at = taking.queue.len() + taking.next_piece;
-                taking.taken.pages[at] = page;
+            } else if let Some((number, piece)) = taking.pieces.get_mut(taking.next_piece) {
+                let (number, known) = (*number, piece.take());
                 taking.next_piece += 1;
+                let piece = known.unwrap_or_else(|| self.piece(number));
+                let page = piece.encode(number as u64);
+                let slot = &mut self.pieces[number];
+                slot.queued = 0;
+                slot.pointer.crc = crc32c(&page).into();
+                let taking = self.taking.as_mut().expect("as before");
+                taking.taken.push((slot.pointer.location.get(), page));
             } else {
                 break;
             }
@@ -428,14 +455,14 @@ impl<B: Body> Table<B> {
     }
 
     pub fn pieces(&self) -> Vec<Pointer> {
-        self.pieces.iter().map(|(pointer, _)| *pointer).collect()
+        self.pieces.iter().map(|piece| piece.pointer).collect()
     }
 
     /// Where a page or a piece was written, and its checksum: the pieces first. The outer `None` is
     /// beyond the last one.
     pub fn written(&self, number: usize) -> Option<Option<(u64, u32)>> {
         let pointer = match number.checked_sub(self.pieces.len()) {
-            None => self.pieces[number].0,
+            None => self.pieces[number].pointer,
             Some(slot) => self.slots.get(slot)?.pointer(),
         };
         let (place, crc) = (pointer.location.get(), pointer.crc.get());
@@ -445,8 +472,17 @@ impl<B: Body> Table<B> {
     /// Every place that the table's newest checkpoint uses.
     pub fn places(&self) -> impl Iterator<Item = u64> + '_ {
         let pages = self.slots.iter().map(|slot| slot.location);
-        let pieces = self.pieces.iter().map(|(piece, _)| piece.location.get());
+        let pieces = self.pieces.iter().map(|piece| piece.pointer.location.get());
         pages.chain(pieces).filter(|place| *place != 0)
+    }
+}
+
+impl PieceSlot {
+    fn written(pointer: Pointer) -> Self {
+        Self {
+            pointer,
+            ..Self::default()
+        }
     }
 }
 
