@@ -209,6 +209,9 @@ async fn recover_mirrored<D: Disk>(
 ) -> Outcome {
     let shared = &core.shared;
     let at = shared.geometry.row_lba(piece.stripe, rows.start);
+    let region = shared.dirty.region_of(piece.stripe);
+    let is_unequal = shared.dirty.unequal.get(region);
+    let is_block = (rows.end - rows.start) as usize == shared.geometry.block_size().bytes();
     let mut unreadable = Set::default();
     for role in shared.geometry.legs_of(piece.strips.start) {
         if !shared.is_good(role, piece.stripe) {
@@ -230,6 +233,10 @@ async fn recover_mirrored<D: Disk>(
         }
         if ends.failed.is_empty() {
             unreadable = unreadable.with(role);
+            if is_unequal && !is_block {
+                // Each block is read of the first leg that has it, as it is without the others.
+                return Err(DiskError::UnrecoveredRead);
+            }
         } else {
             let _ = core.fail(role).await;
             if into.iter().any(Buffer::is_used) {
