@@ -316,15 +316,23 @@ impl<D: Disk> Pool<D> {
 
     /// The same for volumes whose blocks are to stay as they are. Where a write was given up amid its way,
     /// nobody knows when the disk writes no more to what would be shared.
+    ///
+    /// The space that they reserve once they share all that they have is kept only then: what is written
+    /// until they are frozen takes some, too.
     async fn freeze_to_share(
         &self,
         ids: impl IntoIterator<Item = u32>,
-    ) -> Result<Vec<Frozen>, PoolError> {
+    ) -> Result<(Vec<Frozen>, Promise<'_, D>), PoolError> {
         let frozen = self.freeze(ids).await;
-        match frozen.iter().any(Frozen::is_forsaken) {
-            true => Err(PoolError::Busy),
-            false => Ok(frozen),
+        if frozen.iter().any(Frozen::is_forsaken) {
+            return Err(PoolError::Busy);
         }
+        let mut growth = 0;
+        for volume in &frozen {
+            let grows = |record: &VolumeRecord| record.growth_when_shared(record.blocks);
+            growth += self.with_volume(VolumeId(volume.id()), grows)?;
+        }
+        Ok((frozen, self.promise(growth)?))
     }
 
     /// Takes snapshots of several volumes at one point in time.
@@ -334,9 +342,9 @@ impl<D: Disk> Pool<D> {
     pub async fn snapshot(&self, of: &[(VolumeId, Identity)]) -> Result<Vec<VolumeId>, PoolError> {
         let _control = self.control().await?;
         let mut records = Vec::new();
-        let (mut last, mut growth) = (0, 0);
+        let mut last = 0;
         for (number, (source, identity)) in of.iter().enumerate() {
-            let record = self.whole_volume(*source)?;
+            self.whole_volume(*source)?;
             self.check_identity(identity)?;
             if of[..number]
                 .iter()
@@ -344,7 +352,6 @@ impl<D: Disk> Pool<D> {
             {
                 return Err(PoolError::Exists);
             }
-            growth += record.reservation_when_shared() - record.unused_reservation();
             last = self.free_id(last)?;
             records.push(Record::Share {
                 volume: last,
@@ -354,8 +361,7 @@ impl<D: Disk> Pool<D> {
                 name: identity.name.clone(),
             });
         }
-        let _promise = self.promise(growth)?;
-        let _frozen = self.freeze_to_share(of.iter().map(|(id, _)| id.0)).await?;
+        let _kept = self.freeze_to_share(of.iter().map(|(id, _)| id.0)).await?;
         self.change(&records).await?;
         let made = records.iter().filter_map(|record| match record {
             Record::Share { volume, .. } => Some(VolumeId(*volume)),
@@ -374,12 +380,10 @@ impl<D: Disk> Pool<D> {
         identity: &Identity,
     ) -> Result<VolumeId, PoolError> {
         let _control = self.control().await?;
-        let record = self.whole_volume(source)?;
+        self.whole_volume(source)?;
         self.check_identity(identity)?;
-        let _promise =
-            self.promise(record.reservation_when_shared() - record.unused_reservation())?;
         let volume = self.free_id(0)?;
-        let _frozen = self.freeze_to_share([source.0]).await?;
+        let _kept = self.freeze_to_share([source.0]).await?;
         self.change(&[Record::Share {
             volume,
             source: source.0,
@@ -429,21 +433,30 @@ impl<D: Disk> Pool<D> {
         if record.kind != Kind::Volume || snapshot.kind != Kind::Snapshot {
             return Err(PoolError::WrongKind);
         }
-        let blocks = snapshot.blocks.max(record.blocks);
-        let all = VolumeRecord {
-            blocks,
-            ..record.clone()
-        };
-        let _promise = self.promise(all.reservation_when_shared() - record.unused_reservation())?;
-        let old = self.free_id(0)?;
+        self.roll_back_locked(id, to, None).await
+    }
+
+    /// As [`roll_back`](Self::roll_back), for who has the control already; `also` takes effect with it.
+    pub(crate) async fn roll_back_locked(
+        &self,
+        id: VolumeId,
+        to: VolumeId,
+        also: Option<Record>,
+    ) -> Result<(), PoolError> {
+        // What other cores have asked for goes on though nobody waits for it any more: it would change what
+        // the volume has then. What is written until that has ended takes space, too.
         let _frozen = self.freeze([id.0]).await;
-        let (volume, snapshot) = (id.0, to.0);
-        self.change(&[Record::Rollback {
-            volume,
-            snapshot,
-            old,
-        }])
-        .await?;
+        self.shared.drained().await;
+        let blocks = self.with_volume(to, |snapshot| snapshot.blocks)?;
+        let growth = |record: &VolumeRecord| record.growth_when_shared(blocks.max(record.blocks));
+        let _promise = self.promise(self.with_volume(id, growth)?)?;
+        let back = Record::Rollback {
+            volume: id.0,
+            snapshot: to.0,
+            old: self.free_id(0)?,
+        };
+        let records: Vec<Record> = std::iter::once(back).chain(also).collect();
+        self.change(&records).await?;
         self.shared.dying.notify();
         Ok(())
     }
@@ -790,12 +803,14 @@ impl<D: Disk> Drop for Promise<'_, D> {
 }
 
 impl VolumeRecord {
-    /// What the volume would have reserved if all its extents were shared.
-    pub(crate) fn reservation_when_shared(&self) -> u64 {
-        let alone = Self {
+    /// How much more the volume would have reserved if it had so many blocks, not fewer than now, and shared all
+    /// its extents.
+    pub(crate) fn growth_when_shared(&self, blocks: u64) -> u64 {
+        let sharing = Self {
+            blocks,
             own_extents: 0,
             ..self.clone()
         };
-        alone.unused_reservation().max(self.unused_reservation())
+        sharing.unused_reservation() - self.unused_reservation()
     }
 }

@@ -501,6 +501,10 @@ pub(crate) struct Frozen {
 }
 
 impl Frozen {
+    pub fn id(&self) -> u32 {
+        self.volume.id
+    }
+
     /// The disk may still write to the volume in place, and nobody will know when that has ended.
     pub fn is_forsaken(&self) -> bool {
         self.volume.forsaken.load(Ordering::SeqCst)

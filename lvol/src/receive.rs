@@ -377,10 +377,9 @@ impl<D: Disk> Receiver<D> {
             .going
             .as_ref()
             .ok_or(ReceiveError::Stream(StreamFault::NotAStream))?;
-        let record = pool.volume(*id)?;
         let identity = self.snapshot_name(begin)?;
-        let _promise =
-            pool.promise(record.reservation_when_shared() - record.unused_reservation())?;
+        let growth = |record: &VolumeRecord| record.growth_when_shared(record.blocks);
+        let _promise = pool.promise(pool.with_volume(*id, growth)?)?;
         let snapshot = pool.free_id(0)?;
         pool.change(&[
             Record::Share {

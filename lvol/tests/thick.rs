@@ -1,10 +1,13 @@
 //! What is reserved for thick volumes: what they may still need, and no more.
 
+use corebay_conformance::TestCore;
 use corebay_core::{
     disk::{Disk, Durability},
+    mesh::Wakeups,
+    reactor::MachineClock,
     units::{BlockSize, Lba},
 };
-use corebay_lvol::{VolumeId, error::PoolError};
+use corebay_lvol::{PoolCore, Volume, VolumeId, error::PoolError};
 
 use crate::support::{Medium, Node, cuts::each_cut, disk::block, named};
 
@@ -285,4 +288,53 @@ fn reservations_are_right_after_a_crash_while_a_snapshot_is_deleted() {
             assert_eq!(reserved(node), expected);
         },
     );
+}
+
+/// What is written while a change waits to freeze the volume counts, too.
+#[test]
+fn what_shares_a_thick_volume_reserves_what_it_has_when_it_is_frozen() {
+    const WRITTEN: u64 = 20;
+    let medium = medium();
+    let node = Node::create(&medium);
+    let first = node.create_volume("first", PER_EXTENT);
+    let own = node.open(first);
+    node.write(&own, 0, PER_EXTENT, 7, Durability::Cached)
+        .unwrap();
+    drop(own);
+    let id = thick(&node, "thick", EXTENTS).unwrap();
+    write_extents(&node, id, 0..WRITTEN, 1);
+    // Just what a snapshot of it reserves is left.
+    let left = node.pool.status().available_bytes / EXTENT - WRITTEN;
+    thick(&node, "rest", left).unwrap();
+    assert_eq!(node.pool.status().available_bytes / EXTENT, WRITTEN);
+    let handle = node.pool.share(2, Wakeups::None).unwrap();
+    let other = TestCore::new(1, MachineClock::new());
+    let part = PoolCore::open(&handle, &other.reactor, medium.open_slow(&other.reactor)).unwrap();
+    let away = Volume::open(&part, &node.pool.volume_handle(first).unwrap()).unwrap();
+    // The disk of the other core has an overwrite of the first volume, which holds the group up.
+    let from = other.filled(&block(8, 512));
+    let overwritten = other.spawn(async move {
+        away.write(Lba(3), std::slice::from_ref(&from), Durability::Cached)
+            .await
+    });
+    other.turn();
+    let (pool, list) = (
+        node.pool.clone(),
+        [(first, named("s of first")), (id, named("s"))],
+    );
+    let taken = node.core.spawn(async move { pool.snapshot(&list).await });
+    for _ in 0..20 {
+        node.core.turn();
+    }
+    assert!(!taken.is_there());
+    write_extents(&node, id, WRITTEN..EXTENTS, 2);
+    assert!(!taken.is_there() && !overwritten.is_there());
+    node.core.turn_until("the snapshots", || {
+        other.turn();
+        taken.is_there()
+    });
+    assert_eq!(taken.take(), Err(PoolError::NoSpace));
+    // All that it has reserved is there.
+    write_extents(&node, id, 0..EXTENTS, 3);
+    node.checked();
 }
