@@ -39,6 +39,8 @@ pub enum PoolError {
     BadSize,
     /// The volume is open.
     Busy,
+    /// A stream that is the difference to the snapshot was not received to its end.
+    BaseOfStream,
     /// Blocks in use would be cut off.
     InUse,
     /// That cannot be done to a snapshot, or only to one.
@@ -76,6 +78,10 @@ impl fmt::Display for PoolError {
             Self::BadName => write!(f, "a name has 1 to 255 bytes"),
             Self::BadSize => write!(f, "the size is zero or too large"),
             Self::Busy => write!(f, "the volume is in use"),
+            Self::BaseOfStream => write!(
+                f,
+                "a volume is receiving the difference to this snapshot: end that, or abort it, first"
+            ),
             Self::InUse => write!(f, "blocks in use would be cut off"),
             Self::WrongKind => write!(f, "that cannot be done to this kind of volume"),
             Self::TooMany => write!(f, "there are too many of them"),

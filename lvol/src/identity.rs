@@ -28,7 +28,7 @@ impl<D: Disk> Pool<D> {
     /// Gives a volume's namespace other identifiers.
     ///
     /// # Errors
-    /// Where there is no such volume.
+    /// Where there is no such volume, or a stream is being received that knows it by its UUID.
     pub async fn set_namespace_ids(
         &self,
         id: VolumeId,
@@ -39,6 +39,9 @@ impl<D: Disk> Pool<D> {
         let NamespaceIds { uuid, nguid, eui64 } = *ids;
         if (record.uuid, record.nguid, record.eui64) == (uuid, nguid, eui64) {
             return Ok(());
+        }
+        if record.uuid != uuid {
+            self.refuse_base(&record)?;
         }
         let volume = id.0;
         self.change(&[Record::Identity {

@@ -398,10 +398,15 @@ impl<D: Disk> Pool<D> {
     /// Deletes a volume or a snapshot, wherever it stands among others.
     ///
     /// # Errors
-    /// Where it is open.
+    /// Where it is open, or a stream that is the difference to it is being received.
     pub async fn delete(&self, id: VolumeId) -> Result<(), PoolError> {
         let _control = self.control().await?;
-        self.volume(id)?;
+        self.delete_locked(id).await
+    }
+
+    /// As [`delete`](Self::delete), for who has the control already.
+    pub(crate) async fn delete_locked(&self, id: VolumeId) -> Result<(), PoolError> {
+        self.refuse_base(&self.volume(id)?)?;
         let flat = self.shared.flat_volume(id.0);
         // Whoever opens it meanwhile finds one of the two.
         flat.gone.store(true, Ordering::SeqCst);

@@ -120,14 +120,14 @@ impl<D: Disk> Pool<D> {
     /// before, or is deleted where it was made for the stream.
     ///
     /// # Errors
-    /// Where it is not receiving, or is at it right now.
+    /// Where it is not receiving, or is at it right now, or a thick volume's space could not be kept.
     pub async fn abort_receive(&self, id: VolumeId) -> Result<(), PoolError> {
+        let _control = self.control().await?;
         let record = self.volume(id)?;
         let state = record.receiving.ok_or(PoolError::WrongKind)?;
         if state.from == [0; 16] {
-            return self.delete(id).await;
+            return self.delete_locked(id).await;
         }
-        let _control = self.control().await?;
         if self
             .shared
             .flat_volume(id.0)
@@ -141,20 +141,28 @@ impl<D: Disk> Pool<D> {
         let (base, _) = self
             .snapshot_of_uuid(state.from)
             .ok_or(PoolError::NotFound)?;
-        self.change(&[
-            Record::Rollback {
-                volume: id.0,
-                snapshot: base.0,
-                old: self.free_id(0)?,
-            },
-            Record::Receive {
-                volume: id.0,
-                state: None,
-            },
-        ])
-        .await?;
-        self.shared.dying.notify();
-        Ok(())
+        let over = Record::Receive {
+            volume: id.0,
+            state: None,
+        };
+        self.roll_back_locked(id, base, Some(over)).await
+    }
+
+    /// Refuses to take away the snapshot that a stream is the difference to while that stream is received: it
+    /// could not be given up any more.
+    pub(crate) fn refuse_base(&self, record: &VolumeRecord) -> Result<(), PoolError> {
+        if record.kind != Kind::Snapshot {
+            return Ok(());
+        }
+        let state = self.shared.state.borrow();
+        let is_its_base = |id| {
+            let receiving = state.volumes.body(id).and_then(|other| other.receiving);
+            receiving.is_some_and(|stream| stream.from == record.uuid && stream.from != [0; 16])
+        };
+        match state.volumes.ids().any(is_its_base) {
+            true => Err(PoolError::BaseOfStream),
+            false => Ok(()),
+        }
     }
 
     fn snapshot_of_uuid(&self, uuid: [u8; 16]) -> Option<(VolumeId, VolumeRecord)> {

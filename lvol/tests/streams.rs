@@ -10,7 +10,7 @@ use corebay_core::{
     units::BlockSize,
 };
 use corebay_lvol::{
-    Identity, Pool, PoolContext, ReceiveError, ReceiveOptions, VolumeId,
+    Identity, NamespaceIds, Pool, PoolContext, ReceiveError, ReceiveOptions, VolumeId,
     error::PoolError,
     format::stream::{FRAME_HEADER_BYTES, StreamFault},
 };
@@ -406,4 +406,122 @@ fn more_streams_than_the_memory_has_buffers_are_received_at_once() {
         assert_eq!(one.take(), Ok(true));
     }
     other.checked();
+}
+
+/// A pool with a volume `copy` of so many blocks that has a snapshot, and the frames of the difference from
+/// that to a snapshot that has fewer blocks.
+fn shrinking(blocks: u64, thick: bool) -> (Node, VolumeId, Vec<Vec<u8>>) {
+    let source = Node::create(&medium());
+    let id = source.create_volume("v", blocks);
+    let first = snapshot(&source, id, "one", 11);
+    source
+        .run(move |pool| async move { pool.resize(id, 256, true).await })
+        .unwrap();
+    source
+        .write(&source.open(id), 3, 1, 5, Durability::Cached)
+        .unwrap();
+    let second = snapshot(&source, id, "two", 12);
+    let node = Node::create(&medium());
+    let copy = node
+        .run(move |pool| async move { pool.create_volume(&named("copy"), blocks, thick).await });
+    let copy = copy.unwrap();
+    snapshot(&node, copy, "one", 11);
+    (node, copy, frames(&source, Some(first), second, 0))
+}
+
+fn abort(node: &Node, id: VolumeId) -> Result<(), PoolError> {
+    node.run(move |pool| async move { pool.abort_receive(id).await })
+}
+
+fn delete(node: &Node, id: VolumeId) -> Result<(), PoolError> {
+    node.run(move |pool| async move { pool.delete(id).await })
+}
+
+#[test]
+fn a_thick_volume_gets_its_size_back_only_where_the_space_is_there() {
+    const EXTENTS: u64 = 20;
+    let (node, copy, frames) = shrinking(EXTENTS * 256, true);
+    let broken = receive(&node, &frames[0]);
+    assert_eq!(broken, Err(ReceiveError::Stream(StreamFault::Truncated)));
+    assert_eq!(node.pool.volume(copy).unwrap().blocks, 256);
+    let free = node.pool.status().available_bytes / (256 * 512);
+    let other = node.run(move |pool| async move {
+        pool.create_volume(&named("other"), (free - 5) * 256, true)
+            .await
+    });
+    assert_eq!(abort(&node, copy), Err(PoolError::NoSpace));
+    assert!(node.pool.volume(copy).unwrap().receiving.is_some());
+    delete(&node, other.unwrap()).unwrap();
+    node.settle();
+    abort(&node, copy).unwrap();
+    assert_eq!(node.pool.volume(copy).unwrap().blocks, EXTENTS * 256);
+    assert_eq!(node.pool.status().reserved_bytes, EXTENTS * 256 * 512);
+    node.checked();
+}
+
+#[test]
+fn the_base_of_a_difference_stays_until_the_stream_has_ended_or_was_given_up() {
+    let (node, copy, frames) = shrinking(SIZE, false);
+    let broken = receive(&node, &frames[..2].concat());
+    assert_eq!(broken, Err(ReceiveError::Stream(StreamFault::Truncated)));
+    let base = node.pool.find("one").unwrap();
+    assert_eq!(delete(&node, base), Err(PoolError::BaseOfStream));
+    let renumber = |uuid| {
+        node.run(move |pool| async move {
+            let ids = NamespaceIds {
+                uuid: [uuid; 16],
+                ..NamespaceIds::default()
+            };
+            pool.set_namespace_ids(base, &ids).await
+        })
+    };
+    assert_eq!(renumber(13), Err(PoolError::BaseOfStream));
+    abort(&node, copy).unwrap();
+    assert_eq!(node.pool.volume(copy).unwrap().blocks, SIZE);
+    renumber(13).unwrap();
+    renumber(11).unwrap();
+    receive(&node, &frames.concat()).unwrap();
+    delete(&node, base).unwrap();
+    node.settle();
+    node.checked();
+}
+
+/// Whoever gives a stream up while it ends undoes nothing of what was received.
+#[test]
+fn a_stream_that_has_been_received_is_not_given_up() {
+    let (source, _, [first, second]) = source();
+    let whole = frames(&source, None, first, 0);
+    let difference = frames(&source, Some(first), second, 0);
+    for (frames, snapshot) in [(&whole, first), (&difference, second)] {
+        let base = medium();
+        let node = Node::create(&base);
+        if snapshot == second {
+            receive(&node, &whole.concat()).unwrap();
+        }
+        node.run(|pool| async move { pool.close().await }).unwrap();
+        drop(node);
+        let (last, before) = frames.split_last().unwrap();
+        for turns in 0..12 {
+            let node = Node::import_slow(&base.copy(1));
+            let mut receiver = node.pool.receive(&options());
+            let (before, last) = (before.concat(), last.clone());
+            let mut receiver = node.core.run(async move {
+                assert_eq!(receiver.push(&before).await, Ok(None));
+                receiver
+            });
+            let copy = node.pool.find("copy").unwrap();
+            let ended = (node.core).spawn(async move { receiver.push(&last).await });
+            for _ in 0..turns {
+                node.core.turn();
+            }
+            let pool = node.pool.clone();
+            let aborted = (node.core).spawn(async move { pool.abort_receive(copy).await });
+            let both = || ended.is_there() && aborted.is_there();
+            node.core.turn_until("the end of both", both);
+            assert!(aborted.take().is_err(), "after {turns} turns");
+            let received = ended.take().unwrap().expect("a snapshot");
+            assert_eq!(content(&node, received), content(&source, snapshot));
+            assert_eq!(content(&node, copy), content(&source, snapshot));
+        }
+    }
 }
