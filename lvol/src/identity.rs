@@ -121,13 +121,4 @@ impl<D: Disk> Pool<D> {
         }
         free
     }
-
-    /// Says whether a volume may be written.
-    ///
-    /// # Errors
-    /// Where it is a snapshot.
-    pub async fn set_read_only(&self, id: VolumeId, read_only: bool) -> Result<(), PoolError> {
-        let thick = self.volume(id)?.thick;
-        self.set_flags(id, read_only, thick).await
-    }
 }

@@ -38,7 +38,7 @@
 //!   `extend` (onto a grown disk), `rename_pool`, `owner`, `status`, `check`, `checkpoint`, `settled`; without opening one: [`probe`],
 //!   [`destroy`], [`check`].
 //! - Volumes: `create_volume`, `snapshot` (of several at one point in time), `clone_volume`, `roll_back`,
-//!   `resize`, `rename`, `delete`, `set_read_only`, `set_flags`, `open` (a [`Volume`] is a disk).
+//!   `resize`, `rename`, `delete`, `set_flags`, `open` (a [`Volume`] is a disk).
 //! - Families: `origin_of`, `snapshots_of` (oldest first), `inflate` (an [`Inflate`], whose `step` copies a
 //!   part at a time), `promote`.
 //! - Space: `watch` (events for whoever runs the pool), `space_level`, `thresholds`, `set_thresholds`,

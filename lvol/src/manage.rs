@@ -577,19 +577,19 @@ impl<D: Disk> Pool<D> {
         self.change(&[Record::Rename { volume, name }]).await
     }
 
-    /// Says whether a volume may be written, and whether all its space is reserved.
+    /// Says whether a volume may be written, and whether all its space is reserved; `None` leaves it as it is.
     ///
     /// # Errors
     /// Where it is a snapshot, or the space is not there.
     pub async fn set_flags(
         &self,
         id: VolumeId,
-        read_only: bool,
-        thick: bool,
+        read_only: Option<bool>,
+        thick: Option<bool>,
     ) -> Result<(), PoolError> {
         match self.try_set_flags(id, read_only, thick).await {
             // What it shared once may be its own by now, and needs no reservation.
-            Err(PoolError::NoSpace) if thick => {
+            Err(PoolError::NoSpace) if thick == Some(true) => {
                 self.count(id.0).await?;
                 self.try_set_flags(id, read_only, thick).await
             }
@@ -600,11 +600,16 @@ impl<D: Disk> Pool<D> {
     async fn try_set_flags(
         &self,
         id: VolumeId,
-        read_only: bool,
-        thick: bool,
+        read_only: Option<bool>,
+        thick: Option<bool>,
     ) -> Result<(), PoolError> {
         let _control = self.control().await?;
         let record = self.volume(id)?;
+        let read_only = read_only.unwrap_or(record.read_only);
+        let thick = thick.unwrap_or(record.thick);
+        if (read_only, thick) == (record.read_only, record.thick) {
+            return Ok(());
+        }
         if record.kind != Kind::Volume {
             return Err(PoolError::WrongKind);
         }

@@ -292,7 +292,7 @@ fn a_group_of_snapshots_is_taken_whole_or_not_when_the_power_fails() {
             let list = ids.map(|id| (id, named(&format!("s{}", id.0))));
             node.run(move |pool| async move { pool.snapshot(&list).await })
                 .unwrap();
-            node.run(move |pool| async move { pool.set_read_only(ids[0], true).await })
+            node.run(move |pool| async move { pool.set_flags(ids[0], Some(true), None).await })
                 .unwrap();
         },
         |node, ended| {

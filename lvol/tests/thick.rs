@@ -255,7 +255,7 @@ fn a_volume_that_shared_becomes_thick_where_the_space_is_there() {
     // No room for all of it twice.
     let rest = thick(&node, "rest", free - EXTENTS - 20).unwrap();
     let before = reserved(&node);
-    node.run(move |pool| async move { pool.set_flags(id, false, true).await })
+    node.run(move |pool| async move { pool.set_flags(id, None, Some(true)).await })
         .unwrap();
     assert_eq!(reserved(&node), before);
     write_extents(&node, rest, 0..free - EXTENTS - 20, 2);

@@ -598,3 +598,27 @@ fn a_pool_whose_disk_fails_goes_on_reading() {
     node.write(&volume, 300, 1, 2, Durability::Cached).unwrap();
     node.checked();
 }
+
+#[test]
+fn flags_that_are_set_at_once_are_all_kept() {
+    let medium = Medium::new(BlockSize::B512, 8 * MIB, false, 1);
+    let node = Node::create(&medium);
+    let id = node.create_volume("v", 100);
+    drop(node);
+    for turns in 0..8 {
+        let node = Node::import_slow(&medium.copy(1));
+        let set = |read_only, thick| {
+            let pool = node.pool.clone();
+            (node.core).spawn(async move { pool.set_flags(id, read_only, thick).await })
+        };
+        let thick = set(None, Some(true));
+        for _ in 0..turns {
+            node.core.turn();
+        }
+        let read_only = set(Some(true), None);
+        (node.core).turn_until("both", || thick.is_there() && read_only.is_there());
+        assert_eq!((thick.take(), read_only.take()), (Ok(()), Ok(())));
+        let record = node.pool.volume(id).unwrap();
+        assert_eq!((record.read_only, record.thick), (true, true), "{turns}");
+    }
+}

@@ -673,12 +673,8 @@ impl Home {
 
     async fn set(&self, set: &VolumeSet) -> Outcome {
         let (pool, id, record) = self.volume(&set.volume)?;
-        let read_only = set.read_only.unwrap_or(record.read_only);
-        let thick = set.thick.unwrap_or(record.thick);
-        if (read_only, thick) != (record.read_only, record.thick) {
-            let done = pool.pool.set_flags(id, read_only, thick).await;
-            done.map_err(refusal)?;
-        }
+        let done = pool.pool.set_flags(id, set.read_only, set.thick).await;
+        done.map_err(refusal)?;
         let mut limits = record.limits;
         for (limit, wanted) in [
             (&mut limits.read_operations, set.limits.read_operations),
