@@ -11,7 +11,7 @@ use crate::support::{
     Medium, MediumDisk, Node, cuts::places, disk::block, model::Model, named, offline_check,
 };
 use corebay_core::{
-    disk::{Disk, Durability},
+    disk::{Disk, Durability, Space},
     rng::Rng,
     units::{BlockSize, Lba},
 };
@@ -31,6 +31,8 @@ enum Step {
     Writes(&'static str, &'static [(u64, u64)]),
     Flush(&'static str),
     Clear(&'static str, u64, u64),
+    /// Zeroes that keep the space where they lie.
+    Zero(&'static str, u64, u64),
     Snapshot(&'static str, &'static str),
     Clone(&'static str, &'static str),
     Delete(&'static str),
@@ -42,7 +44,7 @@ enum Step {
 
 use Step::{
     Checkpoint, Clear, Clone as CloneOf, Create, Delete, Flush, Resize, RollBack, Settle, Snapshot,
-    Write, Writes,
+    Write, Writes, Zero,
 };
 
 /// What may be found after the power has failed.
@@ -122,6 +124,7 @@ impl Run {
                 self.node
                     .deallocate(&self.volume(name).unwrap(), at, blocks);
             }
+            Zero(name, at, blocks) => self.zero(name, at, blocks),
             Snapshot(of, name) => {
                 self.node.snapshot(find(of), name);
             }
@@ -154,6 +157,16 @@ impl Run {
             }
             Checkpoint => self.node.checkpoint(),
         }
+    }
+
+    fn zero(&mut self, name: &'static str, at: u64, blocks: u64) {
+        self.model(name).begin(at, blocks, 0);
+        let volume = self.volume(name).unwrap();
+        let zeroes = async move {
+            let kept = volume.write_zeroes(Lba(at), blocks, Space::Keep, Durability::Cached);
+            kept.await
+        };
+        self.node.core.run(zeroes).unwrap();
     }
 
     fn writes(&mut self, name: &'static str, list: &[(u64, u64)]) {
@@ -197,7 +210,9 @@ impl Run {
             }
             // A flush makes everything sure, of all volumes.
             Flush(_) => expected.values_mut().for_each(Model::all_sure),
-            Clear(name, at, blocks) => self.model(name).sure(at, blocks),
+            Clear(name, at, blocks) | Zero(name, at, blocks) => {
+                self.model(name).sure(at, blocks);
+            }
             Snapshot(of, name) | CloneOf(of, name) => {
                 let model = expected[of].clone();
                 expected.insert(name, model);
@@ -476,9 +491,13 @@ fn clearing() {
                 Write("v", 211, 1, false),
                 Clear("v", 256, 256),
                 Write("v", 300, 4, true),
+                Zero("v", 216, 60),
+                Write("v", 217, 2, true),
+                Zero("v", 700, 20),
                 Clear("v", 0, 40_000),
                 Checkpoint,
                 Write("v", 300, 4, false),
+                Zero("v", 299, 3),
                 Write("v", 20_000, 2, false),
             ],
         );
