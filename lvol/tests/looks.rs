@@ -9,6 +9,7 @@ use corebay_core::{
     disk::{Disk, DiskError, Durability},
     mesh::Wakeups,
     reactor::MachineClock,
+    rng::Rng,
     units::{BlockSize, Lba},
 };
 use corebay_lvol::{Pool, PoolCore, Volume, VolumeId, error::PoolError};
@@ -136,10 +137,10 @@ impl Open<'_> {
         })
     }
 
-    fn read(&self) -> Outcome<u64> {
+    fn read(&self, at: u64) -> Outcome<u64> {
         let (volume, into) = (self.volume.clone(), self.core.buffer(512));
         self.core.spawn(async move {
-            let read = volume.read(Lba(AT), std::slice::from_ref(&into)).await;
+            let read = volume.read(Lba(at), std::slice::from_ref(&into)).await;
             read.unwrap();
             disk::tag_of(&into.bytes())
         })
@@ -237,7 +238,7 @@ fn found(way: Way, [reader_away, writer_away]: [bool; 2], is_thick: bool, turns:
     let writer = cores.open(volumes.writer, writer_away);
     // Both know where the block lies.
     for open in [&reader, &writer] {
-        assert_eq!(cores.end("a look", &open.read()), BEFORE);
+        assert_eq!(cores.end("a look", &open.read(AT)), BEFORE);
     }
     if way == Way::Rest {
         let beside = writer.write(FIRST, 1, BEFORE);
@@ -247,7 +248,7 @@ fn found(way: Way, [reader_away, writer_away]: [bool; 2], is_thick: bool, turns:
     orders.extend(volumes.begin(&cores, way));
     cores.turn(turns);
     cores.medium.hold_next_read();
-    let read = reader.read();
+    let read = reader.read(AT);
     cores.turn(4);
     orders.extend(volumes.let_go(&cores, way, &reader));
     cores.turn(100);
@@ -265,7 +266,7 @@ fn found(way: Way, [reader_away, writer_away]: [bool; 2], is_thick: bool, turns:
     for order in orders {
         cores.end("the order", &order).unwrap();
     }
-    assert_eq!(cores.end("a read", &writer.read()), OF_WRITER);
+    assert_eq!(cores.end("a read", &writer.read(AT)), OF_WRITER);
     drop((reader, writer));
     cores.node.checked();
     found
@@ -288,5 +289,192 @@ fn a_read_never_returns_what_another_volume_writes_to_what_was_left_to_it() {
                 }
             }
         }
+    }
+}
+
+/// A volume of the world, with its opens on both cores.
+struct Family<'a> {
+    id: VolumeId,
+    opens: [Open<'a>; 2],
+    snapshots: Vec<VolumeId>,
+}
+
+/// A read under way, of which volume, and which tags there were when it began.
+struct Reading {
+    of: usize,
+    last: u64,
+    found: Outcome<u64>,
+}
+
+/// Volumes that share what they hold, and let go of it, while reads take their time.
+struct World<'a> {
+    cores: &'a Cores,
+    families: Vec<Family<'a>>,
+    /// Who wrote each tag. The first write's was there before all clones.
+    writers: Vec<usize>,
+    reads: Vec<Reading>,
+    orders: Vec<Outcome<Result<(), DiskError>>>,
+    taking: Vec<(usize, Outcome<VolumeId>)>,
+    names: u32,
+    rng: Rng,
+}
+
+impl<'a> World<'a> {
+    fn new(cores: &'a Cores, seed: u64) -> Self {
+        let id = cores.node.create_volume("v", 2 * EXTENT);
+        let mut world = Self {
+            cores,
+            families: Vec::new(),
+            writers: vec![0, 0],
+            reads: Vec::new(),
+            orders: Vec::new(),
+            taking: Vec::new(),
+            names: 0,
+            rng: Rng::from_seed(seed),
+        };
+        world.add(id);
+        let written = world.families[0].opens[0].write(0, 2 * EXTENT, 1);
+        cores.end("the first write", &written).unwrap();
+        // What is shared by few is soon left to one.
+        for _ in 0..1 + world.rng.below(2) {
+            let name = world.name();
+            let cloned = cores.node.run(move |pool| async move {
+                let identity = named(&name);
+                pool.clone_volume(id, &identity).await
+            });
+            world.add(cloned.unwrap());
+        }
+        world
+    }
+
+    fn add(&mut self, id: VolumeId) {
+        let opens = [self.cores.open(id, false), self.cores.open(id, true)];
+        let snapshots = Vec::new();
+        self.families.push(Family {
+            id,
+            opens,
+            snapshots,
+        });
+    }
+
+    fn name(&mut self) -> String {
+        self.names += 1;
+        format!("n{}", self.names)
+    }
+
+    fn below(&mut self, count: usize) -> usize {
+        usize::try_from(self.rng.below(count as u64)).unwrap()
+    }
+
+    /// Of few, so that the same ones are read and written.
+    fn block(&mut self) -> u64 {
+        self.rng.below(2) * EXTENT + self.rng.below(4)
+    }
+
+    fn read(&mut self, of: usize) {
+        if self.reads.len() > 6 {
+            return;
+        }
+        if self.rng.once_in(2) {
+            self.cores.medium.hold_next_read();
+        }
+        let (at, core) = (self.block(), self.below(2));
+        let found = self.families[of].opens[core].read(at);
+        // So that it is the one that is held.
+        self.cores.turn(3);
+        let last = self.writers.len() as u64 - 1;
+        self.reads.push(Reading { of, last, found });
+    }
+
+    fn change(&mut self, of: usize) {
+        let (block, core) = (self.block(), self.below(2));
+        let (at, blocks) = match self.rng.once_in(2) {
+            true => (block / EXTENT * EXTENT, EXTENT),
+            false => (block, 1),
+        };
+        let open = &self.families[of].opens[core];
+        let order = match self.rng.below(3) {
+            0 => open.deallocate(at, blocks),
+            _ => {
+                self.writers.push(of);
+                open.write(at, blocks, self.writers.len() as u64 - 1)
+            }
+        };
+        self.orders.push(order);
+    }
+
+    fn order(&mut self, of: usize) {
+        let id = self.families[of].id;
+        let (name, pool) = (self.name(), self.cores.node.pool.clone());
+        let snapshots = self.families[of].snapshots.len();
+        let order = match self.rng.below(4) {
+            0 => self.cores.inflate(id),
+            1 if snapshots > 0 => {
+                let at = self.below(snapshots);
+                let snapshot = self.families[of].snapshots[at];
+                (self.cores).order(move |pool| async move { pool.roll_back(id, snapshot).await })
+            }
+            2 if snapshots > 0 => {
+                let at = self.below(snapshots);
+                let snapshot = self.families[of].snapshots.swap_remove(at);
+                (self.cores).order(move |pool| async move { pool.delete(snapshot).await })
+            }
+            _ if snapshots < 3 => {
+                let taking = self.cores.node.core.spawn(async move {
+                    let made = pool.snapshot(&[(id, named(&name))]).await;
+                    made.unwrap()[0]
+                });
+                return self.taking.push((of, taking));
+            }
+            _ => return,
+        };
+        self.orders.push(order);
+    }
+
+    /// Takes what has ended.
+    fn settle(&mut self) {
+        for (of, taken) in self.taking.extract_if(.., |(_, taken)| taken.is_there()) {
+            self.families[of].snapshots.push(taken.take());
+        }
+        for order in self.orders.extract_if(.., |order| order.is_there()) {
+            order.take().unwrap();
+        }
+        for read in self.reads.extract_if(.., |read| read.found.is_there()) {
+            let found = read.found.take();
+            let writer = self.writers.get(usize::try_from(found).unwrap());
+            let is_own = found <= read.last || writer == Some(&read.of);
+            assert!(is_own, "volume {} read {found} of {writer:?}", read.of);
+        }
+    }
+
+    fn run(&mut self) {
+        for _ in 0..150 {
+            let of = self.below(self.families.len());
+            match self.rng.below(24) {
+                0..5 => self.read(of),
+                5..10 if self.orders.len() < 6 => self.change(of),
+                10 if self.orders.len() < 6 && self.taking.is_empty() => self.order(of),
+                11 => self.cores.medium.release_reads(),
+                _ => self.cores.turn(3),
+            }
+            self.settle();
+        }
+        self.cores.medium.release_reads();
+        self.cores.node.core.turn_until("the end of all", || {
+            self.cores.other.turn();
+            let reads = self.reads.iter().all(|read| read.found.is_there());
+            let taking = self.taking.iter().all(|(_, taken)| taken.is_there());
+            reads && taking && self.orders.iter().all(|order| order.is_there())
+        });
+        self.settle();
+    }
+}
+
+#[test]
+fn reads_return_what_their_volume_held_or_got_meanwhile() {
+    for seed in 0..100 {
+        let cores = Cores::new();
+        World::new(&cores, seed).run();
+        cores.node.checked();
     }
 }
