@@ -19,7 +19,8 @@ use crate::{
     across::{self, PoolCore, PoolHandle, VolumeHandle},
     error::PoolError,
     format::{
-        BLOCKS_PER_EXTENT, JournalPlace, NAME_BYTES_MAX, VOLUME_BLOCKS_MAX, VOLUMES_MAX,
+        BATCH_BYTES_MAX, BLOCKS_PER_EXTENT, JournalPlace, NAME_BYTES_MAX, VOLUME_BLOCKS_MAX,
+        VOLUMES_MAX,
         page::{ATTRIBUTES_MAX, Kind, LEAF_EXTENTS, VolumeRecord},
         record::Record,
     },
@@ -31,6 +32,14 @@ use crate::{
 
 /// Tasks that may wait to change a pool.
 const WAITERS: usize = 64;
+
+/// What stands between a volume's name and its snapshot's own.
+const SNAPSHOT_SIGN: char = '@';
+
+/// Names that are changed by one batch of the journal, whatever their length.
+const RENAMED_AT_ONCE: usize = 128;
+
+const _: () = assert!(RENAMED_AT_ONCE * 2 * NAME_BYTES_MAX <= BATCH_BYTES_MAX);
 
 /// Names a volume or a snapshot within its pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -240,10 +249,14 @@ impl<D: Disk> Pool<D> {
     }
 
     pub(crate) fn check_identity(&self, identity: &Identity) -> Result<(), PoolError> {
-        if !(1..=NAME_BYTES_MAX).contains(&identity.name.len()) {
+        self.check_name(&identity.name)
+    }
+
+    fn check_name(&self, name: &str) -> Result<(), PoolError> {
+        if !(1..=NAME_BYTES_MAX).contains(&name.len()) {
             return Err(PoolError::BadName);
         }
-        match self.find(&identity.name) {
+        match self.find(name) {
             Some(_) => Err(PoolError::Exists),
             None => Ok(()),
         }
@@ -559,22 +572,37 @@ impl<D: Disk> Pool<D> {
         Ok(false)
     }
 
-    /// Gives a volume another name.
+    /// Gives a volume another name, and its snapshots that are called as it is, `NAME@...`, theirs anew.
+    ///
+    /// 1. The snapshots get their names, by groups of records. A crash between two: some have them, the volume
+    ///    has its former one, and the same order renames the rest.
+    /// 2. The volume's record is the last of the last group: all have their names.
     ///
     /// # Errors
-    /// Where the name is taken.
+    /// Where one of the names is taken or too long: nothing is renamed.
     pub async fn rename(&self, id: VolumeId, name: &str) -> Result<(), PoolError> {
         let _control = self.control().await?;
-        if self.volume(id)?.name == name {
+        let former = self.volume(id)?.name;
+        if former == name {
             return Ok(());
         }
-        let identity = Identity {
-            name: name.to_owned(),
-            uuid: [0; 16],
-        };
-        self.check_identity(&identity)?;
-        let (volume, name) = (id.0, identity.name);
-        self.change(&[Record::Rename { volume, name }]).await
+        let mut renamed = Vec::new();
+        for (snapshot, record) in self.snapshots_of(id) {
+            let behind = record.name.strip_prefix(&former);
+            if let Some(own) = behind.filter(|behind| behind.starts_with(SNAPSHOT_SIGN)) {
+                renamed.push((snapshot.0, format!("{name}{own}")));
+            }
+        }
+        renamed.push((id.0, name.to_owned()));
+        for (_, name) in &renamed {
+            self.check_name(name)?;
+        }
+        let record = |(volume, name)| Record::Rename { volume, name };
+        let records: Vec<Record> = renamed.into_iter().map(record).collect();
+        for group in records.chunks(RENAMED_AT_ONCE) {
+            self.change(group).await?;
+        }
+        Ok(())
     }
 
     /// Says whether a volume may be written, and whether all its space is reserved; `None` leaves it as it is.

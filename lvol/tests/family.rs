@@ -313,3 +313,90 @@ fn a_group_of_snapshots_is_taken_whole_or_not_when_the_power_fails() {
         },
     );
 }
+
+fn rename(node: &Node, id: VolumeId, name: &'static str) -> Result<(), PoolError> {
+    node.run(move |pool| async move { pool.rename(id, name).await })
+}
+
+fn names(node: &Node) -> Vec<String> {
+    let all = node.pool.volumes().into_iter();
+    let mut names: Vec<String> = all.map(|(_, record)| record.name).collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn snapshots_are_renamed_with_their_volume_or_nothing_is() {
+    let node = Node::create(&medium(16));
+    let id = node.create_volume("v", 100);
+    let (a, b) = (node.snapshot(id, "v@a"), node.snapshot(id, "v@b"));
+    // Called otherwise, of another one, or of what only begins like it.
+    node.snapshot(id, "free");
+    let longer = node.create_volume("v2", 100);
+    node.snapshot(longer, "v2@a");
+    let clone = clone_of(&node, a, "v@clone");
+    rename(&node, id, "w").unwrap();
+    let expected = ["free", "v2", "v2@a", "v@clone", "w", "w@a", "w@b"];
+    assert_eq!(names(&node), expected);
+    assert_eq!(
+        (node.pool.find("w@b"), node.pool.find("v@b")),
+        (Some(b), None)
+    );
+    assert_eq!(node.pool.origin_of(clone), Some(a));
+    // One of the names is another's, or longer than a name may be.
+    assert_eq!(rename(&node, longer, "w"), Err(PoolError::Exists));
+    node.create_volume("x@b", 100);
+    assert_eq!(rename(&node, id, "x"), Err(PoolError::Exists));
+    let long: &'static str = "l".repeat(254).leak();
+    assert_eq!(rename(&node, id, long), Err(PoolError::BadName));
+    assert!(expected.iter().all(|name| node.pool.find(name).is_some()));
+    // A snapshot of the clone that took it over has kept the name it had.
+    node.run(move |pool| async move { pool.promote(clone).await })
+        .unwrap();
+    rename(&node, id, "y").unwrap();
+    assert!(
+        ["w@a", "y@b"]
+            .iter()
+            .all(|name| node.pool.find(name).is_some())
+    );
+    node.checked();
+}
+
+#[test]
+fn a_rename_that_the_power_cuts_short_is_finished_when_it_is_given_again() {
+    const SNAPSHOTS: usize = 130;
+    let base = Medium::new(BlockSize::B512, 64 << 20, true, 1);
+    let node = Node::create(&base);
+    let id = node.create_volume("v", 100);
+    for number in 0..SNAPSHOTS {
+        node.snapshot(id, &format!("v@{number}"));
+    }
+    node.run(|pool| async move { pool.close().await }).unwrap();
+    drop(node);
+    let amid = std::cell::Cell::new(0);
+    each_cut(
+        &base,
+        6,
+        |node| drop(rename(node, id, "w")),
+        |node, ended| {
+            let all = names(node);
+            let done = all.iter().filter(|name| name.starts_with('w')).count();
+            let whole = node.pool.find("w").is_some();
+            assert!(whole || !ended);
+            assert!(whole == (done == SNAPSHOTS + 1), "{done} are renamed");
+            amid.set(amid.get() + u32::from(done > 0 && !whole));
+            if !whole {
+                rename(node, id, "w").unwrap();
+            }
+            let snapshots = node.pool.snapshots_of(id);
+            for (number, (_, record)) in snapshots.iter().enumerate() {
+                assert_eq!(record.name, format!("w@{number}"));
+            }
+            assert_eq!(
+                (snapshots.len(), names(node).len()),
+                (SNAPSHOTS, SNAPSHOTS + 1)
+            );
+        },
+    );
+    assert!(amid.get() > 0);
+}

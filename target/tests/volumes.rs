@@ -285,6 +285,9 @@ fn what_is_asked_for_again_is_answered_as_before() {
     appliance.refuses("volume resize w 16MiB", "--shrink");
     twice("volume resize w 16MiB --shrink");
     twice("volume delete c");
+    assert_eq!(appliance.does("volume show w@a")["origin"], "w");
+    appliance.refuses("volume rename w@a w@b", "is no name");
+    twice("volume rename w v");
     appliance.does("export add v@a --allow-any-host");
     appliance.refuses("snapshot delete v@a", "--force");
     twice("snapshot delete v@a --force");
@@ -622,6 +625,15 @@ fn who_sees_a_volume_is_what_was_said() {
     let clone = appliance.does("volume clone v@one named");
     assert_eq!(clone["export"]["nsid"], 7);
     appliance.refuses("volume rename named other", "the configuration names");
+    appliance.does("snapshot create x@one");
+    appliance.does("volume create y --size 1MiB");
+    appliance.does("snapshot create y@one");
+    appliance.does("volume delete y");
+    appliance.refuses("volume rename x y", "one of this volume's would get");
+    let long = "x".repeat(198);
+    appliance.does(&format!("snapshot create x@{}", &long[..100]));
+    appliance.refuses(&format!("volume rename x {long}"), "too long");
+    assert_eq!(appliance.does("volume show x@one")["origin"], "x");
     appliance.serving.end();
 }
 

@@ -72,7 +72,7 @@ enum Action {
         #[arg(long, requires = "shrink")]
         discard: bool,
     },
-    /// Give a volume another name
+    /// Give a volume another name, and its snapshots with it
     Rename {
         /// The volume
         volume: String,

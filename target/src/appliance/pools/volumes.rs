@@ -579,9 +579,26 @@ impl Home {
             ));
         }
         if record.kind == Kind::Snapshot {
-            return Err(RpcError::refused("snapshots keep their names"));
+            return Err(RpcError::refused(
+                "snapshots are called as their volume is: `corebay volume rename` renames both",
+            ));
         }
-        pool.pool.rename(id, &renamed.name).await.map_err(refusal)?;
+        let snapshots = pool.pool.snapshots_of(id);
+        let mut named = snapshots.iter().map(|(_, snapshot)| &snapshot.name);
+        if let Some(name) = named.find(|name| self.is_named(&pool.pool.name(), name)) {
+            return Err(RpcError::refused(format!(
+                "the configuration names the snapshot \"{name}\": take it out of there first"
+            )));
+        }
+        let done = pool.pool.rename(id, &renamed.name).await;
+        done.map_err(|error| match (error, pool.pool.find(&renamed.name)) {
+            (PoolError::Exists, None) => RpcError::conflict(format!(
+                "a snapshot \"{}@...\" has the name that one of this volume's would get",
+                renamed.name
+            )),
+            (PoolError::BadName, _) => RpcError::params("a snapshot's name would be too long"),
+            (other, _) => refusal(other),
+        })?;
         self.attach_named(&pool).await;
         self.export_and_describe(&pool, id, None).await
     }
