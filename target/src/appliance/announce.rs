@@ -1,14 +1,15 @@
 //! What the appliance says once it serves: what there is, and how a host gets at it.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::Path};
 
 use corebay_conf::{Appliance, Size};
 use corebay_target::subsystem::{Access, Subsystem};
 
 use super::{environment::Medium, media::Exports};
+use crate::cli::is_looked_for;
 
-/// Prints what is served, with the commands for a Linux host, and that it is ready.
-pub fn ready(appliance: &Appliance, exports: &Exports, addresses: &[SocketAddr]) {
+/// Prints what is served, with the commands for a Linux host, and that it is ready. `control` is its socket.
+pub fn ready(appliance: &Appliance, exports: &Exports, addresses: &[SocketAddr], control: &Path) {
     let mut text = format!("corebay {} serves\n", env!("CARGO_PKG_VERSION"));
     let subsystems: Vec<_> = exports
         .registry
@@ -19,7 +20,7 @@ pub fn ready(appliance: &Appliance, exports: &Exports, addresses: &[SocketAddr])
     for (at, subsystem) in &subsystems {
         text += &describe(appliance, subsystem, at);
     }
-    text += &pools(exports);
+    text += &pools(exports, control);
     text += "\non a Linux host (as root):\n  modprobe nvme-tcp\n";
     let listeners = appliance.listeners().iter().zip(addresses);
     let discovery: Vec<_> = listeners
@@ -110,7 +111,7 @@ fn describe(appliance: &Appliance, subsystem: &Subsystem<Medium>, at: &[SocketAd
 }
 
 /// The pools, and how a volume is made in them.
-fn pools(exports: &Exports) -> String {
+fn pools(exports: &Exports, control: &Path) -> String {
     let pools = exports.media.pools.pools();
     let mut text = String::new();
     for pool in pools.iter() {
@@ -120,8 +121,12 @@ fn pools(exports: &Exports) -> String {
         };
     }
     if let Some(pool) = pools.iter().find(|pool| pool.problem.is_none()) {
+        let named = match is_looked_for(control) {
+            true => String::new(),
+            false => format!(" --control {}", control.display()),
+        };
         text += &format!(
-            "  the next volume: corebay volume create {}/NAME --size 100GiB --export\n",
+            "  the next volume: corebay volume create {}/NAME --size 100GiB --export{named}\n",
             pool.name
         );
     }

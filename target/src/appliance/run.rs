@@ -127,9 +127,9 @@ pub fn run(
     tend_arrays(&port, &exports);
     exports.media.watch_drives(sender.clone());
     // Without it everything is served all the same.
-    let control =
+    let socket =
         control::start(control, sender.clone(), clock).map_err(|failure| warn!("{failure}"));
-    announce::ready(appliance, &exports, &addresses);
+    announce::ready(appliance, &exports, &addresses, control);
     let mut main = Main {
         port,
         cores: threads.len(),
@@ -141,7 +141,7 @@ pub fn run(
         counters_kept: clock.now(),
     };
     main.serve(appliance, config);
-    drop(control);
+    drop(socket);
     let clean = main.end();
     for thread in threads {
         // A core that panicked has ended the process already.

@@ -1,25 +1,38 @@
 //! A client of a running appliance's control socket, and the options that all its commands share.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, ErrorKind, Write},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use corebay_conf::TimeSpan;
+use corebay_core::{reactor::MachineClock, units::Time};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
+    sockopt::{Timeout, set_socket_timeout},
+};
 use serde_json::{Value, json};
 
 use super::{Failure, Format};
 
-/// How long an answer may take beyond the deadline that the appliance was told.
-const ANSWER_MARGIN: Duration = Duration::from_secs(10);
+/// How long is waited, once the time is over that the appliance was told, for its saying so.
+const ANSWER_MARGIN: Duration = Duration::from_millis(500);
 
 /// Where appliances have their control socket.
 const SOCKETS: [&str; 2] = [
     "./corebay-data/corebay.sock",
     "/var/lib/corebay/corebay.sock",
 ];
+
+/// Whether commands find this socket where none is named.
+pub fn is_looked_for(control: &Path) -> bool {
+    let place = |path: &Path| std::path::absolute(path).ok();
+    SOCKETS
+        .iter()
+        .any(|known| place(Path::new(known)) == place(control))
+}
 
 /// What every command to a running appliance takes.
 #[derive(Clone, Debug, clap::Args)]
@@ -56,6 +69,9 @@ fn deadline(text: &str) -> Result<Duration, String> {
 pub struct Client {
     stream: BufReader<UnixStream>,
     timeout: Duration,
+    clock: MachineClock,
+    /// The time of the first question is counted from here.
+    began: Option<Time>,
 }
 
 impl Client {
@@ -81,7 +97,9 @@ impl Client {
             Some(path) => vec![path.clone()],
             None => SOCKETS.iter().map(PathBuf::from).collect(),
         };
-        let stream = paths.iter().find_map(|path| UnixStream::connect(path).ok());
+        let clock = MachineClock::new();
+        let began = Some(clock.now());
+        let stream = paths.iter().find_map(|path| reach(path, timeout).ok());
         let stream = stream.ok_or_else(|| {
             let paths: Vec<_> = paths
                 .iter()
@@ -92,11 +110,11 @@ impl Client {
                 "start it (`corebay serve`), or name its socket with --control",
             )
         })?;
-        let limited = stream.set_read_timeout(Some(timeout + ANSWER_MARGIN));
-        limited.map_err(|error| Failure::new(error.to_string(), ""))?;
         Ok(Self {
             stream: BufReader::new(stream),
             timeout,
+            clock,
+            began,
         })
     }
 
@@ -105,21 +123,25 @@ impl Client {
     /// # Errors
     /// What the appliance refuses, and where it does not answer.
     pub fn call(&mut self, method: &str, params: &Value) -> Result<Value, Failure> {
-        let lost = |error: std::io::Error| {
-            Failure::new(
-                format!("the appliance does not answer: {error}"),
-                "look at its log",
-            )
-        };
+        let began = self.began.take().unwrap_or_else(|| self.clock.now());
+        let until = began.plus(self.timeout + ANSWER_MARGIN);
         let mut params = params.clone();
         params["timeout"] = json!(self.timeout.as_secs());
         let request = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
-        let stream = self.stream.get_mut();
-        stream
-            .write_all(format!("{request}\n").as_bytes())
-            .map_err(lost)?;
-        let mut line = String::new();
-        self.stream.read_line(&mut line).map_err(lost)?;
+        let line = self.exchange(&request, until);
+        let line = line.map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => Failure::new(
+                format!(
+                    "the appliance does not answer within {}s",
+                    self.timeout.as_secs()
+                ),
+                "see whether it is stopped, and look at its log; what was asked for may still be done",
+            ),
+            _ => Failure::new(
+                format!("the appliance does not answer: {error}"),
+                "look at its log",
+            ),
+        })?;
         let answer: Value = serde_json::from_str(&line)
             .map_err(|_| Failure::new("the appliance closed the connection", "look at its log"))?;
         match Failure::answered(&answer["error"]) {
@@ -127,6 +149,47 @@ impl Client {
             None => Ok(answer["result"].clone()),
         }
     }
+
+    /// Sends a line, and gives the one that comes back.
+    fn exchange(&mut self, request: &Value, until: Time) -> io::Result<String> {
+        let left = |clock: &MachineClock| {
+            let left = until.since(clock.now());
+            match left.is_zero() {
+                true => Err(io::Error::from(ErrorKind::TimedOut)),
+                false => Ok(Some(left)),
+            }
+        };
+        let stream = self.stream.get_mut();
+        stream.set_write_timeout(left(&self.clock)?)?;
+        stream.write_all(format!("{request}\n").as_bytes())?;
+        let mut line = Vec::new();
+        // However it is cut into pieces.
+        while !line.ends_with(b"\n") {
+            let wait = left(&self.clock)?;
+            self.stream.get_ref().set_read_timeout(wait)?;
+            let piece = match self.stream.fill_buf() {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                piece => piece?,
+            };
+            let end = piece.iter().position(|byte| *byte == b'\n');
+            let taken = end.map_or(piece.len(), |at| at + 1);
+            if taken == 0 {
+                break;
+            }
+            line.extend_from_slice(&piece[..taken]);
+            self.stream.consume(taken);
+        }
+        String::from_utf8(line).map_err(|_| ErrorKind::InvalidData.into())
+    }
+}
+
+/// Connects to a socket: one whose owner accepts nothing keeps nobody waiting for longer.
+fn reach(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
 }
 
 /// A value in a cell of a table.

@@ -27,6 +27,7 @@ mod stream;
 mod table;
 mod volume;
 
+pub use client::is_looked_for;
 pub use failure::Failure;
 use std::{io::IsTerminal, process::ExitCode};
 

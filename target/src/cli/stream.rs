@@ -4,10 +4,7 @@ use std::{
     io::{IsTerminal, Write},
     path::{Path, PathBuf},
     str::FromStr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
     time::Duration,
 };
@@ -56,11 +53,11 @@ pub enum Action {
         #[arg(long, conflicts_with_all = ["snapshot", "file"])]
         abort: bool,
     },
-    /// Write a snapshot, or a volume (nobody should write it meanwhile), to a raw image; zeroes become holes
+    /// Write a snapshot, or a volume that no host may write, to a raw image; zeroes become holes
     Export {
         /// The snapshot or volume
         volume: String,
-        /// The image
+        /// The image's file, which is there once it is whole
         file: PathBuf,
     },
     /// Make a volume of a raw image; holes take no space
@@ -230,7 +227,8 @@ fn path_of(path: Option<&Path>, descriptor: u32) -> Result<String, Failure> {
 
 /// Shows on a terminal how far long work is, until it is dropped.
 pub struct Progress {
-    ended: Arc<AtomicBool>,
+    /// True once it is; held while something is shown.
+    ended: Arc<Mutex<bool>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -241,20 +239,24 @@ impl Progress {
         reason = "the command line waits by the machine's clock, on a thread of its own"
     )]
     pub fn start(asking: &Asking) -> Self {
-        let ended = Arc::new(AtomicBool::new(false));
+        let ended = Arc::new(Mutex::new(false));
         let (asking, until) = (asking.clone(), ended.clone());
         let show = move || {
             let Ok(mut client) = Client::connect(&asking) else {
                 return;
             };
-            while !until.load(Ordering::Relaxed) {
+            loop {
                 std::thread::park_timeout(LOOK);
-                if let Ok(work) = client.call("work.list", &json!({})) {
+                let work = client.call("work.list", &json!({}));
+                let ended = until.lock().unwrap_or_else(PoisonError::into_inner);
+                if *ended {
+                    return;
+                }
+                if let Ok(work) = work {
                     eprint!("\r{}\x1b[K", line(&work));
                     let _ = std::io::stderr().flush();
                 }
             }
-            eprint!("\r\x1b[K");
         };
         let wanted = std::io::stderr().is_terminal();
         Self {
@@ -266,10 +268,11 @@ impl Progress {
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        // It may be waiting for an answer: nobody waits for that with it.
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
-            let _ = thread.join();
+            eprint!("\r\x1b[K");
         }
     }
 }
