@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use corebay_core::disk::DiskError;
+use corebay_core::{disk::DiskError, units::BlockSize};
 
 /// Why an operation on a pool or a volume was refused or failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +13,13 @@ pub enum PoolError {
     NewerFormat(u32),
     /// The disk is not what the pool was made on.
     WrongDisk(String),
+    /// The disk's blocks have another size than those that the pool was made on.
+    OtherBlocks {
+        /// Theirs.
+        now: BlockSize,
+        /// The pool's.
+        then: BlockSize,
+    },
     /// The pool's journal lies in the mirrored zone of the array that it was made on, and is not there.
     NoZone(&'static str),
     /// The metadata contradict themselves, in both copies.
@@ -59,6 +66,10 @@ impl fmt::Display for PoolError {
                 write!(f, "the pool has format {version}, newer than this program")
             }
             Self::WrongDisk(why) => write!(f, "the disk does not suit the pool: {why}"),
+            Self::OtherBlocks { now, then } => write!(
+                f,
+                "the disk does not suit the pool: its blocks have {now} bytes, not {then}"
+            ),
             Self::NoZone(why) => write!(
                 f,
                 "the pool's journal is in the mirrored zone of the array that it was made on, and {why}"

@@ -188,14 +188,12 @@ pub(crate) async fn read<D: Disk>(
     let info = device.disk.info();
     if info.block_size != layout.block_size {
         let (now, then) = (info.block_size, layout.block_size);
-        return Err(PoolError::WrongDisk(format!(
-            "its blocks have {now} bytes, not {then}"
-        )));
+        return Err(PoolError::OtherBlocks { now, then });
     }
     if info.blocks < layout.disk_blocks {
         let (now, then) = (info.blocks, layout.disk_blocks);
         return Err(PoolError::WrongDisk(format!(
-            "it has {now} blocks, not {then}"
+            "it is smaller than the pool: it has {now} blocks, not {then}"
         )));
     }
     let damaged = device.look_at_zone(&layout, superblock.uuid).await?;

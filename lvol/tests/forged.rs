@@ -309,7 +309,12 @@ fn forged_records_are_refused_or_harmless() {
         match try_all(&medium) {
             Ok(()) => opened += 1,
             // A record may take all the space that the next checkpoint needs.
-            Err(PoolError::Corrupt(_) | PoolError::WrongDisk(_) | PoolError::NoSpace) => {
+            Err(
+                PoolError::Corrupt(_)
+                | PoolError::WrongDisk(_)
+                | PoolError::OtherBlocks { .. }
+                | PoolError::NoSpace,
+            ) => {
                 refused += 1;
             }
             Err(error) => panic!("seed {seed}: {error}"),

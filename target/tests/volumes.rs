@@ -17,11 +17,14 @@ use std::{
 mod exported;
 #[path = "harness/mod.rs"]
 mod harness;
+#[path = "volumes/orders.rs"]
+mod orders;
 #[path = "harness/serving.rs"]
 mod serving;
 
 use corebay_nvme::spec::command::admin;
 use harness::wire::{Connection, Payload};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use serving::{PROGRAM, Serving, complaint, cores, free_port, text};
 use tempfile::TempDir;

@@ -115,12 +115,23 @@ pub enum StreamFault {
     NotAStream,
     /// It is newer than this program.
     NewerVersion(u32),
-    /// The frame of this number was changed, lost or put elsewhere on the way.
-    Damaged(u32),
+    /// A frame was changed, lost or put elsewhere on the way.
+    Damaged(Damage),
     /// It ended too early.
     Truncated,
     /// Something follows its end.
     BeyondEnd,
+}
+
+/// Where a stream is damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The frame's number.
+    pub number: u32,
+    /// Where it begins, in bytes from the stream's start.
+    pub at: u64,
+    /// The checksum that it has, and that of its bytes, where they differ.
+    pub checksums: Option<[u32; 2]>,
 }
 
 impl std::fmt::Display for StreamFault {
@@ -133,7 +144,23 @@ impl std::fmt::Display for StreamFault {
                     "the stream has version {version}, newer than this program"
                 )
             }
-            Self::Damaged(number) => write!(f, "frame {number} of the stream is damaged"),
+            Self::Damaged(Damage {
+                number,
+                at,
+                checksums,
+            }) => {
+                write!(
+                    f,
+                    "frame {number} of the stream, {at} bytes from its start, is damaged"
+                )?;
+                match checksums {
+                    Some([said, found]) => write!(
+                        f,
+                        ": its checksum is {said:08x}, and that of its bytes {found:08x}"
+                    ),
+                    None => write!(f, ": what it says cannot be"),
+                }
+            }
             Self::Truncated => write!(f, "the stream ended too early"),
             Self::BeyondEnd => write!(f, "something follows the stream's end"),
         }
@@ -206,7 +233,12 @@ impl Begin {
     }
 
     fn parse(payload: &[u8]) -> Result<Self, StreamFault> {
-        let damaged = StreamFault::Damaged(0);
+        // It is the first frame.
+        let damaged = StreamFault::Damaged(Damage {
+            number: 0,
+            at: 0,
+            checksums: None,
+        });
         // The version comes first, whatever follows in later ones.
         let (version, _) = U32::read_from_prefix(payload).map_err(|_| damaged)?;
         if version.get() != STREAM_VERSION {
@@ -236,6 +268,8 @@ pub struct FrameReader {
     /// What has come of the next frame; at most a whole one.
     waiting: Vec<u8>,
     number: u32,
+    /// Where it begins in the stream.
+    at: u64,
     /// What the first frame said, and the first block that may come next.
     begin: Option<(BlockSize, u64)>,
     next: u64,
@@ -265,11 +299,13 @@ impl FrameReader {
         }
         let whole = std::mem::take(&mut self.waiting);
         let payload = &whole[FRAME_HEADER_BYTES..];
-        if crc32c(payload) != header.payload_crc.get() {
-            return Err(StreamFault::Damaged(self.number));
+        let checksums = [header.payload_crc.get(), crc32c(payload)];
+        if checksums[0] != checksums[1] {
+            return Err(self.damaged(Some(checksums)));
         }
         let frame = self.frame(&header, payload)?;
         self.number = self.number.wrapping_add(1);
+        self.at += whole.len() as u64;
         Ok(Some(frame))
     }
 
@@ -288,23 +324,35 @@ impl FrameReader {
         self.waiting.len() >= len
     }
 
+    /// The frame that is read is damaged.
+    fn damaged(&self, checksums: Option<[u32; 2]>) -> StreamFault {
+        StreamFault::Damaged(Damage {
+            number: self.number,
+            at: self.at,
+            checksums,
+        })
+    }
+
     fn header(&self) -> Result<Header, StreamFault> {
-        let fault = match self.number {
+        let fault = |checksums| match self.number {
             0 => StreamFault::NotAStream,
-            number => StreamFault::Damaged(number),
+            _ => self.damaged(checksums),
         };
-        let (header, _) = Header::read_from_prefix(&self.waiting).map_err(|_| fault)?;
+        let (header, _) = Header::read_from_prefix(&self.waiting).map_err(|_| fault(None))?;
         let mut unsigned = header;
         unsigned.crc = 0.into();
+        let checksums = [header.crc.get(), crc32c(unsigned.as_bytes())];
+        if checksums[0] != checksums[1] {
+            return Err(fault(Some(checksums)));
+        }
         let right = header.magic == MAGIC
-            && crc32c(unsigned.as_bytes()) == header.crc.get()
             && header.number.get() == self.number
             && header.payload_len.get() as usize <= PAYLOAD_BYTES_MAX;
-        right.then_some(header).ok_or(fault)
+        right.then_some(header).ok_or_else(|| fault(None))
     }
 
     fn frame(&mut self, header: &Header, payload: &[u8]) -> Result<Frame, StreamFault> {
-        let damaged = StreamFault::Damaged(self.number);
+        let damaged = self.damaged(None);
         let (first, blocks) = (header.first.get(), header.blocks.get());
         let Some((block_size, _)) = self.begin else {
             if header.kind != BEGIN {
@@ -479,7 +527,35 @@ mod tests {
         };
         let mut frames = frames();
         frames[2] = beyond;
-        assert_eq!(read(&bytes(&frames), 9).1, Some(StreamFault::Damaged(2)));
+        let damage = Damage {
+            number: 2,
+            at: bytes(&frames[..2]).len() as u64,
+            checksums: None,
+        };
+        let fault = read(&bytes(&frames), 9).1;
+        assert_eq!(fault, Some(StreamFault::Damaged(damage)));
+    }
+
+    #[test]
+    fn what_is_damaged_is_told_with_its_place_and_checksums() {
+        let frames = frames();
+        let (before, mut stream) = (bytes(&frames[..1]), bytes(&frames));
+        assert!(matches!(frames[1], Frame::Data { .. }));
+        let at = before.len();
+        let said = u32::from_le_bytes(stream[at + 8..at + 12].try_into().unwrap());
+        stream[at + FRAME_HEADER_BYTES] ^= 1;
+        let Some(StreamFault::Damaged(damage)) = read(&stream, 4096).1 else {
+            panic!("it is damaged")
+        };
+        assert_eq!((damage.number, damage.at), (1, at as u64));
+        let [expected, found] = damage.checksums.unwrap();
+        assert_eq!(expected, said);
+        assert_ne!(expected, found);
+        // Of a header, too.
+        stream[at + 16] ^= 1;
+        let fault = read(&stream, 4096).1.unwrap().to_string();
+        assert!(fault.contains("frame 1 of the stream"), "{fault}");
+        assert!(fault.contains("its checksum is"), "{fault}");
     }
 
     #[test]

@@ -18,7 +18,10 @@ use super::{
 #[command(after_help = "\
 A volume is called POOL/VOLUME, or VOLUME where the appliance has one pool; a snapshot is called
 POOL/VOLUME@SNAPSHOT. What is there already as it was asked for counts as done, so a command may be
-given again.
+given again; `promote` is given with --origin for that.
+
+What is USED are the blocks that hold something, as hosts are told (NUSE). A pool gives space in whole
+extents, some of which snapshots and clones share: `show` says what a volume takes of it.
 
 Examples:
   corebay volume create vm-1 --size 100GiB --export
@@ -119,11 +122,12 @@ enum Action {
         #[command(flatten)]
         limits: stream::LimitArgs,
     },
-    /// Make a clone what its origin was: it takes over the snapshots that they share
+    /// Make a clone what its origin was: it takes over the snapshots that they share. Scripts and controllers
+    /// say --origin: without it a clone whose origin was a clone is promoted again when that is given again
     Promote {
         /// The clone
         volume: String,
-        /// The snapshot that it is a clone of: then a command that is given again promotes it no further
+        /// The snapshot that it was made a clone of: where it was promoted before, nothing is done
         #[arg(long, value_name = "VOLUME@SNAPSHOT")]
         origin: Option<String>,
     },
@@ -310,6 +314,7 @@ pub fn show(volume: &Value) -> String {
         size(&volume["used_bytes"]),
         word(&volume["uuid"]),
     );
+    text += &space(volume);
     let yes = |key: &str| volume[key] == true;
     text += &format!(
         "  {}, {}, blocks of {} bytes\n",
@@ -321,6 +326,11 @@ pub fn show(volume: &Value) -> String {
         },
         word(&volume["block_size"]),
     );
+    match volume["promoted"].as_bool() {
+        Some(true) => text += "  promoted\n",
+        Some(false) => text += "  was promoted before\n",
+        None => {}
+    }
     if !volume["origin"].is_null() {
         text += &format!("  made of {}\n", word(&volume["origin"]));
     }
@@ -353,6 +363,32 @@ pub fn show(volume: &Value) -> String {
     text
 }
 
+/// What a volume takes of its pool, where that is told and is not just what is used.
+fn space(volume: &Value) -> String {
+    let bytes = |key: &str| volume["space"][key].as_u64();
+    let (Some(own), Some(shared), Some(reserved)) = (
+        bytes("exclusive_bytes"),
+        bytes("shared_bytes"),
+        bytes("reserved_bytes"),
+    ) else {
+        return String::new();
+    };
+    if (Some(own), shared, reserved) == (volume["used_bytes"].as_u64(), 0, 0) {
+        return String::new();
+    }
+    let mut text = format!("  takes {} of the pool", size(&json!(own)));
+    if shared > 0 {
+        text += &format!(
+            ", and shares {} with snapshots or clones",
+            size(&json!(shared))
+        );
+    }
+    if reserved > 0 {
+        text += &format!("; {} more are reserved for it", size(&json!(reserved)));
+    }
+    text + "\n"
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -367,6 +403,22 @@ mod tests {
         ] {
             assert_eq!(size(&json!(bytes)), text);
         }
+    }
+
+    #[test]
+    fn space_is_told_where_it_is_not_what_is_used() {
+        let volume = |own: u64, shared: u64, reserved: u64| {
+            json!({ "used_bytes": 1 << 20, "space": {
+                "exclusive_bytes": own << 20, "shared_bytes": shared << 20, "reserved_bytes": reserved << 20,
+            }})
+        };
+        assert_eq!(space(&volume(1, 0, 0)), "");
+        assert_eq!(space(&json!({ "used_bytes": 0, "space": null })), "");
+        assert_eq!(space(&volume(4, 0, 0)), "  takes 4MiB of the pool\n");
+        assert_eq!(
+            space(&volume(1, 2, 3)),
+            "  takes 1MiB of the pool, and shares 2MiB with snapshots or clones; 3MiB more are reserved for it\n"
+        );
     }
 
     #[test]

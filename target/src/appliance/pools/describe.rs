@@ -1,9 +1,9 @@
 //! Pools, volumes and exports as the control socket tells of them.
 
-use std::rc::Rc;
+use std::{cell::Cell, collections::BTreeMap, rc::Rc, time::Duration};
 
 use corebay_lvol::{
-    CheckReport, Rate, SpaceLevel, VolumeId,
+    CheckReport, Rate, SpaceLevel, VolumeId, VolumeSpace,
     format::page::{Kind, VolumeRecord},
 };
 use serde_json::{Value, json};
@@ -12,7 +12,17 @@ use uuid::Uuid;
 use super::{
     KnownPool,
     home::{Home, OpenPool},
+    volumes::Outcome,
 };
+
+/// Volumes that are told of before others get their turn.
+const DESCRIBED_AT_ONCE: usize = 32;
+
+/// How long it may take to find out what a volume takes of its pool.
+const SPACE_WAIT: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether that is found out.
+const PAUSE: Duration = Duration::from_millis(1);
 
 impl Home {
     /// All pools, those that could not be opened too, or the one of this name.
@@ -26,32 +36,94 @@ impl Home {
         all
     }
 
-    /// All volumes or snapshots, or those of one pool.
-    pub fn describe_volumes(&self, of: Option<&str>, kind: Kind) -> Vec<Value> {
-        let pools = self.pools.borrow();
-        let mut all = Vec::new();
-        for pool in pools.iter() {
-            if of.is_none_or(|of| pool.pool.name() == of) {
-                let volumes = pool.pool.volumes().into_iter();
-                let wanted = volumes.filter(|(_, record)| record.kind == kind);
-                all.extend(wanted.map(|(id, record)| describe_volume(pool, id, &record)));
+    /// All volumes or snapshots, or those of one pool, by pool and name.
+    pub async fn describe_volumes(&self, of: Option<&str>, kind: Kind) -> Vec<Value> {
+        let is_wanted = |_: &Rc<OpenPool>, _: VolumeId, record: &VolumeRecord| record.kind == kind;
+        self.describe_those(of, is_wanted).await
+    }
+
+    /// Those of all volumes and snapshots that are wanted. Some at a time: what hosts ask of this core does not
+    /// wait for all of them.
+    async fn describe_those(
+        &self,
+        of: Option<&str>,
+        is_wanted: impl Fn(&Rc<OpenPool>, VolumeId, &VolumeRecord) -> bool,
+    ) -> Vec<Value> {
+        let pools = self.pools.borrow().clone();
+        let mut all = BTreeMap::new();
+        for pool in pools {
+            let name = pool.pool.name();
+            if of.is_some_and(|of| name != of) {
+                continue;
+            }
+            let mut volumes = pool.pool.volumes();
+            volumes.retain(|(id, record)| is_wanted(&pool, *id, record));
+            for some in volumes.chunks(DESCRIBED_AT_ONCE) {
+                for (id, _) in some {
+                    // It may be gone by now, or be called otherwise.
+                    if let Ok(record) = pool.pool.volume(*id) {
+                        let told = describe_volume(&pool, *id, &record);
+                        all.insert((name.clone(), record.name, *id), told);
+                    }
+                }
+                self.core.reactor.sleep(Duration::ZERO).await;
             }
         }
-        all.sort_by_cached_key(|volume| {
-            let word = |key: &str| volume[key].as_str().unwrap_or_default().to_owned();
-            (word("pool"), word("name"))
+        all.into_values().collect()
+    }
+
+    /// A volume or a snapshot, with what it takes of its pool where that is found out soon.
+    ///
+    /// # Errors
+    /// Where there is none of that name.
+    pub async fn show_volume(&self, name: &str) -> Outcome {
+        let (pool, id, record) = self.volume(name)?;
+        let mut told = describe_volume(&pool, id, &record);
+        let space = self.space_of(&pool, id).await;
+        told["space"] = json!(space.map(|space| json!({
+            "exclusive_bytes": space.exclusive,
+            "shared_bytes": space.shared,
+            "reserved_bytes": space.reserved,
+        })));
+        Ok(told)
+    }
+
+    /// What a volume takes of its pool. All of its map is read for that: by one task of a pool at a time,
+    /// which may wait for a disk for as long as that needs.
+    async fn space_of(&self, pool: &Rc<OpenPool>, id: VolumeId) -> Option<VolumeSpace> {
+        let reactor = &self.core.reactor;
+        let until = reactor.now().plus(SPACE_WAIT);
+        while pool.is_measured.replace(true) {
+            if reactor.now() >= until {
+                return None;
+            }
+            reactor.sleep(PAUSE).await;
+        }
+        let found = Rc::new(Cell::new(None));
+        let (of, into) = (pool.clone(), found.clone());
+        self.core.spawn_control(async move {
+            into.set(Some(of.pool.volume_space(id).await.ok()));
+            of.is_measured.set(false);
         });
-        all
+        while reactor.now() < until {
+            if let Some(space) = found.take() {
+                return space;
+            }
+            reactor.sleep(PAUSE).await;
+        }
+        None
     }
 
     /// All exports, or those of one pool.
-    pub fn describe_exports(&self, of: Option<&str>) -> Vec<Value> {
-        let kinds = [Kind::Volume, Kind::Snapshot];
-        let volumes = kinds
-            .into_iter()
-            .flat_map(|kind| self.describe_volumes(of, kind));
-        let exported = volumes.filter(|volume| !volume["export"].is_null());
+    pub async fn describe_exports(&self, of: Option<&str>) -> Vec<Value> {
+        let is_exported = |pool: &Rc<OpenPool>, id: VolumeId, record: &VolumeRecord| {
+            record.kind != Kind::Dying
+                && (record.export.is_some() || pool.attached.borrow().contains_key(&id))
+        };
+        let exported = self.describe_those(of, is_exported).await;
         exported
+            .into_iter()
+            .filter(|volume| !volume["export"].is_null())
             .map(|volume| {
                 let mut export = volume["export"].clone();
                 export["pool"] = volume["pool"].clone();

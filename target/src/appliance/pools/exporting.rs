@@ -5,10 +5,10 @@
 //! - Who may connect is said once: by the configuration, or by exports. A host that loses its way in has
 //!   no other one when the order is done, or the order is refused.
 
-use std::rc::Rc;
+use std::{collections::BTreeSet, rc::Rc};
 
 use corebay_conf::Nqn;
-use corebay_lvol::{Export, Identity, VolumeId};
+use corebay_lvol::{Export, Identity, VolumeId, format::page::Kind};
 use corebay_target::{limits::NAMESPACES_MAX, subsystem::Access};
 
 use super::{
@@ -16,8 +16,9 @@ use super::{
     exports::{derived_serial, own_nqn},
     home::{Home, OpenPool},
     orders::{ExportAdd, ExportRemove, Wish},
+    refusals::refusal,
     turns::{Promise, Promised},
-    volumes::{Outcome, refusal},
+    volumes::Outcome,
 };
 use crate::appliance::control::RpcError;
 
@@ -72,6 +73,9 @@ impl Home {
             return Err(RpcError::refused(format!(
                 "\"{name}\" is being received: `corebay volume show {name}` says how its stream goes on"
             )));
+        }
+        if !record.read_only && record.kind == Kind::Volume {
+            self.refuse_imaged(id, pool)?;
         }
         let known = record.export.clone();
         let before = known.clone();
@@ -191,16 +195,7 @@ impl Home {
         }
         let subsystem = self.core.registry.find(&nqn);
         let taken = self.taken_nsids(subsystem.as_ref(), &nqn);
-        if let Some(nsid) = wish.nsid.filter(|nsid| taken.contains(nsid)) {
-            return Err(RpcError::conflict(format!(
-                "{nqn} has another namespace {nsid}: leave --nsid away, and it gets a free one"
-            )));
-        }
-        let free = || (1..=NAMESPACES_MAX).find(|nsid| !taken.contains(nsid));
-        let nsid = wish.nsid.or_else(free);
-        let nsid = nsid
-            .filter(|nsid| (1..=NAMESPACES_MAX).contains(nsid))
-            .ok_or_else(|| RpcError::params(format!("an NSID is 1 to {NAMESPACES_MAX}")))?;
+        let nsid = nsid_of(&nqn, wish.nsid, &taken)?;
         let mut export = Export {
             serial: match &subsystem {
                 Some(subsystem) => subsystem.names.serial.clone(),
@@ -297,5 +292,46 @@ impl Home {
         let known = export.subsystem.parse().ok();
         let known = known.and_then(|nqn: Nqn| self.core.registry.find(&nqn));
         known.is_some_and(|known| !self.made.borrow().contains(&known.id))
+    }
+}
+
+/// The number of a new namespace in a subsystem where these are taken.
+fn nsid_of(nqn: &Nqn, wished: Option<u32>, taken: &BTreeSet<u32>) -> Result<u32, RpcError> {
+    let all = 1..=NAMESPACES_MAX;
+    match wished {
+        Some(nsid) if taken.contains(&nsid) => Err(RpcError::conflict(format!(
+            "{nqn} has another namespace {nsid}: leave --nsid away, and it gets a free one"
+        ))),
+        Some(nsid) if all.contains(&nsid) => Ok(nsid),
+        Some(_) => Err(RpcError::params(format!("an NSID is 1 to {NAMESPACES_MAX}"))),
+        None => all.clone().find(|nsid| !taken.contains(nsid)).ok_or_else(|| {
+            RpcError::refused(format!(
+                "{nqn} has {NAMESPACES_MAX} namespaces, which is all that it may have: name another subsystem \
+                 (--subsystem NQN)"
+            ))
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_gets_a_free_number_or_the_reason_why_not() {
+        let nqn: Nqn = "nqn.2024-01.com.example:a".parse().unwrap();
+        let some = BTreeSet::from([1, 2, 4]);
+        assert_eq!(nsid_of(&nqn, None, &some).unwrap(), 3);
+        assert_eq!(nsid_of(&nqn, Some(9), &some).unwrap(), 9);
+        let all: BTreeSet<u32> = (1..=NAMESPACES_MAX).collect();
+        for (wished, taken, why) in [
+            (None, &all, "name another subsystem"),
+            (Some(4), &some, "another namespace 4"),
+            (Some(0), &some, "an NSID is 1 to 1024"),
+            (Some(NAMESPACES_MAX + 1), &some, "an NSID is 1 to 1024"),
+        ] {
+            let refused = nsid_of(&nqn, wished, taken).unwrap_err();
+            assert!(refused.message.contains(why), "{}", refused.message);
+        }
     }
 }

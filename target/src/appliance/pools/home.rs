@@ -85,6 +85,8 @@ pub struct OpenPool {
     level: Cell<SpaceLevel>,
     /// Somebody waits for its turn to look what the configuration says.
     pub is_change_awaited: Cell<bool>,
+    /// What one of its volumes takes is being found out.
+    pub is_measured: Cell<bool>,
     pub memory: BufferPool,
 }
 
@@ -351,6 +353,7 @@ impl Home {
             is_lost: Cell::new(false),
             level: Cell::new(SpaceLevel::default()),
             is_change_awaited: Cell::new(false),
+            is_measured: Cell::new(false),
             memory: memory.clone(),
         }))
     }
@@ -488,11 +491,14 @@ impl Home {
 
     /// Looks at sizes and use: of what is exported, and of each pool.
     fn look(&self) {
-        let mut spare: BTreeMap<SubsystemId, (Arc<Subsystem<Medium>>, Spare)> = BTreeMap::new();
+        let mut spare: BTreeMap<SubsystemId, (Arc<Subsystem<Medium>>, Spare, bool)> =
+            BTreeMap::new();
         for pool in self.pools.borrow().iter() {
             let status = pool.pool.status();
             let low = status.level >= SpaceLevel::Warning;
-            if status.level != pool.level.replace(status.level) {
+            let before = pool.level.replace(status.level);
+            let is_worse = low && status.level > before;
+            if status.level != before {
                 let (name, used_percent) = (pool.pool.name(), status.used_percent);
                 match status.level {
                     SpaceLevel::Normal => info!(pool = name, used_percent, "enough space again"),
@@ -511,14 +517,16 @@ impl Home {
                 let _ = (pool.pool).with_volume(*id, |record| refresh(live, *id, record, pool));
                 let subsystem = &attached.subsystem;
                 let entry = spare.entry(subsystem.id);
-                let (_, least) = entry.or_insert_with(|| (subsystem.clone(), this));
+                let (_, least, told) = entry.or_insert_with(|| (subsystem.clone(), this, false));
+                *told |= is_worse;
                 if (this.low, least.percent) > (least.low, this.percent) {
                     *least = this;
                 }
             }
         }
-        for (subsystem, spare) in spare.into_values() {
-            if subsystem.set_spare(spare) {
+        // Hosts hear of each threshold: of the second and of the end as of the first.
+        for (subsystem, spare, is_worse) in spare.into_values() {
+            if subsystem.set_spare(spare) || is_worse {
                 for controller in subsystem.controllers() {
                     report(&self.core, &controller, Event::SpareBelowThreshold);
                 }

@@ -16,6 +16,7 @@ mod gateway;
 mod home;
 mod offline;
 mod orders;
+mod refusals;
 mod reopen;
 mod starting;
 mod streams;

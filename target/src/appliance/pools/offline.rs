@@ -1,6 +1,6 @@
 //! A pool that nobody uses, on a file or a device: looked at, and not changed.
 
-use std::path::Path;
+use std::{os::unix::fs::FileTypeExt, path::Path};
 
 use corebay_core::{
     arena::{Arena, Hugepages},
@@ -22,6 +22,16 @@ use crate::{
 /// # Errors
 /// Where it cannot be opened, or there is no pool.
 pub fn check_offline(path: &Path) -> Result<Value, Failure> {
+    let metadata = std::fs::metadata(path);
+    let metadata =
+        metadata.map_err(|error| Failure::new(format!("{}: {error}", path.display()), ""))?;
+    let kind = metadata.file_type();
+    // A file that is not of whole blocks was never a disk.
+    let can_be_pool = kind.is_file() && metadata.len().is_multiple_of(512) && metadata.len() > 0;
+    if !can_be_pool && !kind.is_block_device() {
+        let error = PoolError::NotAPool;
+        return Err(Failure::new(format!("{}: {error}", path.display()), ""));
+    }
     let first = default_block_size(path);
     let other = match first {
         BlockSize::B512 => BlockSize::B4096,
@@ -29,7 +39,8 @@ pub fn check_offline(path: &Path) -> Result<Value, Failure> {
     };
     // What the pool was made with decides, and only it knows.
     match check_with(path, first) {
-        Ok(Err(PoolError::NotAPool | PoolError::WrongDisk(_))) | Err(_) => check_with(path, other)?,
+        Ok(Err(PoolError::OtherBlocks { then, .. })) => check_with(path, then)?,
+        Ok(Err(PoolError::NotAPool)) | Err(_) => check_with(path, other)?,
         Ok(found) => found,
     }
     .map(|report| report_of(&report))

@@ -12,16 +12,20 @@ use std::{
     os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     path::Path,
     rc::Rc,
-    sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, channel, sync_channel},
+    sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, TrySendError, channel, sync_channel},
     time::Duration,
 };
 
+use corebay_conf::Size;
 use corebay_core::{
     disk::file::{FileError, Locked},
     reactor::Reactor,
     units::Time,
 };
-use corebay_lvol::{Piece, ReceiveError, ReceiveOptions, SparseFile, VolumeId, error::PoolError};
+use corebay_lvol::{
+    Piece, ReceiveError, ReceiveOptions, SparseFile, VolumeId, error::PoolError,
+    format::page::VolumeRecord,
+};
 use rustix::fs::{OFlags, fcntl_setfl};
 use serde_json::{Value, json};
 
@@ -29,7 +33,8 @@ use super::{
     describe::describe_volume,
     home::{Home, OpenPool},
     orders::{VolumeExport, VolumeImport, VolumeReceive, VolumeSend, What},
-    volumes::{Outcome, already, check_name, identity, refusal},
+    refusals::{already, refusal, refusal_in},
+    volumes::{Outcome, blocks_of, check_name, identity},
 };
 use crate::{
     appliance::{control::RpcError, run::spawn},
@@ -38,6 +43,9 @@ use crate::{
 
 /// What the name of a volume ends in until all of its image is there.
 pub const IMPORTING: &str = ".importing";
+
+/// The work of writing an image.
+const IMAGE: &str = "export";
 
 /// Pieces that may be on their way.
 const PIECES_MAX: usize = 16;
@@ -60,8 +68,18 @@ pub enum Stream {
     Source(Receiver<io::Result<Vec<u8>>>),
     /// Takes an image: its length, then its pieces.
     ImageSink(SyncSender<ImagePart>, Receiver<Step>),
-    /// Gives an image of so many bytes; which one it is.
-    ImageSource(Receiver<io::Result<Piece>>, u64, String),
+    /// Gives an image.
+    ImageSource(Receiver<io::Result<Piece>>, ImageAbout),
+}
+
+/// What is known of an image before it is read.
+pub struct ImageAbout {
+    /// Its bytes.
+    length: u64,
+    /// What it takes where it lies, if that is known.
+    taken_bytes: u64,
+    /// Which one it is.
+    which: String,
 }
 
 /// How far the other side is that takes pieces.
@@ -78,7 +96,12 @@ pub enum ImagePart {
     Length(u64),
     /// Some of its bytes.
     Piece(Piece),
+    /// That was all. Without it what came is no image.
+    End,
 }
+
+/// What the name of an image's file ends with until all of it is there.
+const PART: &str = ".corebay-part";
 
 /// Opens what a long order reads or writes, and starts the thread that does. On the main thread.
 ///
@@ -88,7 +111,9 @@ pub fn open(what: &What) -> Result<Option<Stream>, RpcError> {
     let opened = match what {
         What::VolumeSend(send) => to_write(&send.path).and_then(sink),
         What::VolumeReceive(receive) => to_read(&receive.path).and_then(source),
-        What::VolumeExport(export) => to_write(&export.path).and_then(image_sink),
+        What::VolumeExport(export) => to_write(&export.path)
+            .and_then(|to| to.for_image(&export.path))
+            .and_then(image_sink),
         What::VolumeImport(import) => {
             to_read(&import.path).and_then(|file| image_source(file, &import.path))
         }
@@ -153,12 +178,80 @@ enum Written {
 }
 
 impl Written {
+    /// An image is written with holes, which only a file has.
+    fn for_image(self, path: &str) -> Result<Self, Failure> {
+        let is_other = match &self {
+            Self::There(opened) => !opened.file.metadata().is_ok_and(|of| of.is_file()),
+            Self::ToMake(_) => false,
+        };
+        match is_other {
+            true => Err(Failure::new(
+                format!("{path}: an image is written to a file, and this is none"),
+                "export it to a file, or send it (`corebay volume send`)",
+            )),
+            false => Ok(self),
+        }
+    }
+
     fn open(self) -> io::Result<Opened> {
         match self {
             Self::There(opened) => Ok(opened),
             Self::ToMake(path) => File::create_new(&path)
-                .map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))
+                .map_err(|error| told(&path, &error))
                 .and_then(|file| Opened::new(&path, file, Locked::take)),
+        }
+    }
+}
+
+fn told(path: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{path}: {error}"))
+}
+
+/// An image's file that is being written.
+enum ImageFile {
+    /// It was there. What is left of one that is cut off is emptied, so that it is no image.
+    There(Opened),
+    /// It has another name until it is whole; what an attempt that was cut off has left there is nobody's.
+    New { part: String, path: String },
+}
+
+impl ImageFile {
+    fn open(to_write: Written) -> io::Result<(Self, File)> {
+        match to_write {
+            Written::There(opened) => {
+                let file = opened.file.try_clone()?;
+                Ok((Self::There(opened), file))
+            }
+            Written::ToMake(path) => {
+                let part = format!("{path}{PART}");
+                let mut how = File::options();
+                let file = how.write(true).create(true).open(&part);
+                let file = file.map_err(|error| told(&part, &error))?;
+                // Two at once would spoil each other's.
+                let opened = Opened::new(&part, file, Locked::take)?;
+                Ok((Self::New { part, path }, opened.file))
+            }
+        }
+    }
+
+    /// All of it is there and durable.
+    fn finish(&self) -> io::Result<()> {
+        let Self::New { part, path } = self else {
+            return Ok(());
+        };
+        // What has come there meanwhile is somebody's.
+        if Path::new(path).try_exists()? {
+            return Err(told(path, &io::ErrorKind::AlreadyExists.into()));
+        }
+        std::fs::rename(part, path).map_err(|error| told(path, &error))?;
+        let folder = Path::new(path).parent().map(File::open).transpose()?;
+        folder.map_or(Ok(()), |folder| folder.sync_all())
+    }
+
+    fn give_up(&self) {
+        match self {
+            Self::There(opened) => drop(opened.file.set_len(0)),
+            Self::New { part, .. } => drop(std::fs::remove_file(part)),
         }
     }
 }
@@ -237,31 +330,53 @@ fn image_sink(to_write: Written) -> Result<Stream, Failure> {
             let Some(ImagePart::Length(length)) = parts.iter().next() else {
                 return Ok(());
             };
-            let opened = to_write.open()?;
-            let mut image = SparseFile::create(opened.file.try_clone()?, length)?;
-            for part in parts.iter() {
-                if let ImagePart::Piece(piece) = part {
-                    image.write(&piece)?;
-                }
-            }
-            let _ = ending.send(Step::Written);
-            image.finish()?;
-            drop(opened);
-            Ok(())
+            let (to, file) = ImageFile::open(to_write)?;
+            let written = write_image(file, length, &parts, &ending);
+            let written = written.and_then(|()| to.finish());
+            written.inspect_err(|_| to.give_up())
         };
         let _ = ending.send(Step::Ended(write()));
     })?;
     Ok(Stream::ImageSink(to, ended))
 }
 
+fn write_image(
+    file: File,
+    length: u64,
+    parts: &Receiver<ImagePart>,
+    ending: &Sender<Step>,
+) -> io::Result<()> {
+    let mut image = SparseFile::create(file, length)?;
+    let mut is_whole = false;
+    for part in parts.iter() {
+        match part {
+            ImagePart::Piece(piece) => image.write(&piece)?,
+            ImagePart::End => is_whole = true,
+            ImagePart::Length(_) => {}
+        }
+    }
+    if !is_whole {
+        return Err(io::ErrorKind::Interrupted.into());
+    }
+    let _ = ending.send(Step::Written);
+    image.finish()
+}
+
 fn image_source(opened: Opened, path: &str) -> Result<Stream, Failure> {
     let file = opened.file.try_clone();
     let file = file.map_err(|error| cannot(path, &error))?;
-    let changed = file.metadata().map_err(|error| cannot(path, &error))?;
-    let changed = (changed.mtime(), changed.mtime_nsec());
+    let metadata = file.metadata().map_err(|error| cannot(path, &error))?;
+    let changed = (metadata.mtime(), metadata.mtime_nsec());
+    let kind = metadata.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        let message = format!("{path}: an image is a file or a block device, and this is none");
+        return Err(Failure::new(message, ""));
+    }
     let image = SparseFile::open(file);
-    let help = "an image is a file or a device";
-    let mut image = image.map_err(|error| Failure::new(error.to_string(), help))?;
+    let mut image = image.map_err(|error| cannot(path, &error))?;
+    if image.is_empty() {
+        return Err(Failure::new(format!("{path}: the image is empty"), ""));
+    }
     let length = image.len();
     let (to, pieces) = sync_channel(PIECES_MAX);
     start(move || {
@@ -275,7 +390,13 @@ fn image_source(opened: Opened, path: &str) -> Result<Stream, Failure> {
     })?;
     let crc = corebay_lvol::format::crc32c(path.as_bytes());
     let which = format!("image {length} {}.{:09} {crc:08x}", changed.0, changed.1);
-    Ok(Stream::ImageSource(pieces, length, which))
+    let about = ImageAbout {
+        length,
+        // In units of 512 bytes, whatever the file system's blocks; none of a device.
+        taken_bytes: (metadata.blocks() * 512).min(length),
+        which,
+    };
+    Ok(Stream::ImageSource(pieces, about))
 }
 
 /// Something that takes long.
@@ -368,6 +489,21 @@ impl Home {
         }
     }
 
+    /// What an image is being written of is written by nobody meanwhile.
+    pub fn refuse_imaged(&self, id: VolumeId, pool: &Rc<OpenPool>) -> Result<(), RpcError> {
+        let all = self.work.borrow();
+        let is_it = |work: &&Rc<Work>| {
+            work.what == IMAGE && Rc::ptr_eq(&work.pool, pool) && work.of.contains(&id)
+        };
+        all.iter().find(is_it).map_or(Ok(()), |work| {
+            Err(RpcError::refused(format!(
+                "an image of \"{}\" is being written, which must not change meanwhile: wait for its end, or \
+                 end it (`corebay volume cancel`)",
+                work.name()
+            )))
+        })
+    }
+
     fn begin(
         &self,
         what: &'static str,
@@ -452,6 +588,12 @@ impl Home {
         let (pool, id, record) = self.volume(&send.snapshot)?;
         let from = send.from.as_ref().map(|from| self.volume(from));
         let from = from.transpose()?.map(|(_, from, _)| from);
+        if send.start > record.blocks {
+            return Err(RpcError::params(format!(
+                "\"{}\" has {} blocks: --start is that many at most, and no more is to be sent from there on",
+                record.name, record.blocks
+            )));
+        }
         let sender = pool.pool.send(from, id, send.start);
         let mut sender = sender.map_err(|error| match error {
             PoolError::WrongKind => RpcError::params("snapshots are sent: take one first"),
@@ -508,20 +650,24 @@ impl Home {
                 Ok(found) => done = done.or(found),
                 // What was received before is there.
                 Err(ReceiveError::AlreadyThere(id)) => return self.had(&pool, name, id),
-                Err(error) => return Err(refused(error)),
+                Err(error) => {
+                    let is_of_stream = matches!(error, ReceiveError::Stream(_));
+                    let why = refused(&pool, error);
+                    if !is_of_stream {
+                        return Err(why);
+                    }
+                    // How far it came is kept.
+                    let _ = receiver.finish().await;
+                    return Err(and_how_to_go_on(why, &pool, name));
+                }
             }
             if let Some(about) = receiver.about() {
                 working.1.total_bytes.set(size.bytes_of(about.blocks));
             }
             working.done(size.bytes_of(receiver.position()));
         }
-        receiver.finish().await.map_err(|error| {
-            let mut why = refused(error);
-            if let Some(block) = going_on_from(&pool, name) {
-                why.message += &format!("; what came is kept: send the rest with --start {block}");
-            }
-            why
-        })?;
+        let finished = receiver.finish().await;
+        finished.map_err(|error| and_how_to_go_on(refused(&pool, error), &pool, name))?;
         let _turn = self.turns.of(&pool.on).await;
         self.attach_named(&pool).await;
         match done {
@@ -557,13 +703,17 @@ impl Home {
             return Err(RpcError::params("there is no file to write to"));
         };
         let (pool, id, record) = self.volume(&export.volume)?;
+        refuse_torn_image(&pool, id, &record)?;
         let mut image = pool.pool.read_image(id).map_err(refusal)?;
-        let working = self.begin("export", (&pool, &record.name), &[id], image.len());
+        let working = self.begin(IMAGE, (&pool, &record.name), &[id], image.len());
         let length = ImagePart::Length(image.len());
         let mut going = self.push(&working, &to, length).await?;
         while going && let Some(piece) = image.next().await.map_err(refusal)? {
             going = self.push(&working, &to, ImagePart::Piece(piece)).await?;
             working.done(image.position());
+        }
+        if going {
+            self.push(&working, &to, ImagePart::End).await?;
         }
         drop(to);
         self.ended(&working, &ended).await?;
@@ -576,12 +726,17 @@ impl Home {
     /// 2. The image is written and durable, and it is noted which one it was.
     /// 3. It gets its name: whoever asks for the same again finds it whole.
     pub async fn read_image(&self, import: &VolumeImport, stream: Option<Stream>) -> Outcome {
-        let Some(Stream::ImageSource(from, length, which)) = stream else {
+        let Some(Stream::ImageSource(from, about)) = stream else {
             return Err(RpcError::params("there is no file to read"));
         };
+        let ImageAbout {
+            length,
+            taken_bytes,
+            which,
+        } = about;
         let (pool, name) = self.place(&import.volume)?;
         check_name(name)?;
-        let blocks = length.div_ceil(pool.info.block_size.bytes() as u64);
+        let blocks = blocks_of(&pool, length)?;
         let begun = format!("{name}{IMPORTING}");
         if let Some(id) = pool.pool.find(name) {
             let record = pool.pool.volume(id).map_err(refusal)?;
@@ -597,11 +752,21 @@ impl Home {
             // Where it is under way, it is busy.
             pool.pool.delete(left).await.map_err(refusal)?;
         }
+        let available = pool.pool.status().available_bytes;
+        if taken_bytes > available {
+            return Err(RpcError::full(format!(
+                "the image takes {}, and {} may still be taken of the pool \"{}\"; where much of it is \
+                 zeroes, `fallocate --dig-holes FILE` makes holes of them, which take nothing",
+                Size::from_bytes(taken_bytes),
+                Size::from_bytes(available),
+                pool.pool.name()
+            )));
+        }
         let made = identity(&begun);
         drop(self.check_wish(&pool, &identity(name), import.export.as_ref())?);
         let working = self.begin("import", (&pool, name), &[], length);
         let made = pool.pool.create_volume(&made, blocks, false).await;
-        let id = made.map_err(refusal)?;
+        let id = made.map_err(|error| refusal_in(&pool, None, error))?;
         if let Err(why) = self.fill(&pool, id, &working, &from).await {
             // Its space may be what is missing.
             let _ = pool.pool.delete(id).await;
@@ -628,11 +793,11 @@ impl Home {
         while let Some(piece) = self.pull(working, from).await? {
             let piece = piece.map_err(|error| RpcError::refused(format!("the image: {error}")))?;
             let written = image.write(&piece).await;
-            written.map_err(|error| refusal(PoolError::from(error)))?;
+            written.map_err(|error| refusal_in(pool, None, PoolError::from(error)))?;
             working.done(piece.at + piece.bytes.len() as u64);
         }
         let finished = image.finish().await;
-        finished.map_err(|error| refusal(PoolError::from(error)))
+        finished.map_err(|error| refusal_in(pool, None, PoolError::from(error)))
     }
 
     /// Copies all that a volume shares with others.
@@ -645,13 +810,34 @@ impl Home {
             &[id],
             size.bytes_of(record.blocks),
         );
-        let mut inflate = pool.pool.inflate(id).map_err(refusal)?;
-        while let Some(progress) = inflate.step().await.map_err(refusal)? {
+        let full = |error| refusal_in(&pool, None, error);
+        let mut inflate = pool.pool.inflate(id).map_err(full)?;
+        while let Some(progress) = inflate.step().await.map_err(full)? {
             working.done(size.bytes_of(progress.position));
             working.1.refuse_cancelled()?;
         }
         drop(inflate);
         self.received(&pool, id)
+    }
+}
+
+/// An image of what hosts may write would be of no point in time.
+fn refuse_torn_image(pool: &OpenPool, id: VolumeId, record: &VolumeRecord) -> Result<(), RpcError> {
+    let name = &record.name;
+    if record.receiving.is_some() {
+        return Err(RpcError::refused(format!(
+            "\"{name}\" is being received, and not whole"
+        )));
+    }
+    let attached = pool.attached.borrow();
+    let shown = attached.get(&id);
+    let shown = shown.and_then(|attached| attached.subsystem.namespace(attached.nsid));
+    match shown.is_some_and(|shown| !shown.is_read_only()) {
+        true => Err(RpcError::refused(format!(
+            "hosts may be writing \"{name}\", and the image would be of no point in time: take a snapshot \
+             first (`corebay snapshot create {name}@NAME`), and export that"
+        ))),
+        false => Ok(()),
     }
 }
 
@@ -721,7 +907,18 @@ fn going_on_from(pool: &OpenPool, volume: &str) -> Option<u64> {
     Some(record.receiving?.next())
 }
 
-fn refused(error: ReceiveError) -> RpcError {
+/// What is refused, and what can be done about it where a part of the stream has come.
+fn and_how_to_go_on(mut why: RpcError, pool: &OpenPool, volume: &str) -> RpcError {
+    if let Some(block) = going_on_from(pool, volume) {
+        why.message += &format!(
+            "; what came before is kept: send the rest with --start {block}, or give it up (`corebay volume \
+             receive {volume} --abort`)"
+        );
+    }
+    why
+}
+
+fn refused(pool: &OpenPool, error: ReceiveError) -> RpcError {
     match error {
         ReceiveError::Pool(PoolError::BadName) => RpcError::params(
             "what the snapshot was called where it came from is no name here: say --snapshot NAME",
@@ -730,7 +927,7 @@ fn refused(error: ReceiveError) -> RpcError {
             "the volume, or a snapshot of this name, is there already: receive into another volume, or \
              say --snapshot NAME",
         ),
-        ReceiveError::Pool(error) => refusal(error),
+        ReceiveError::Pool(error) => refusal_in(pool, None, error),
         ReceiveError::Gap(_) | ReceiveError::OtherStream | ReceiveError::Changed => {
             RpcError::conflict(error.to_string())
         }

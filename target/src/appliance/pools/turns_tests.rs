@@ -432,3 +432,30 @@ fn changes_of_the_configuration_wait_as_one_for_a_pool_that_hangs() {
     world.home.show_named_anew();
     assert!(free() < before + 1, "the next one is seen to again");
 }
+
+#[test]
+fn a_list_of_many_volumes_lets_others_have_their_turns() {
+    let world = World::new();
+    for number in 0..100 {
+        let made = json!({ "volume": format!("quick/v{number:03}"), "bytes": 1 << 20 });
+        world.does("volume.create", made);
+    }
+    let listed = world.begin("volume.list", json!({ "pool": "quick" }));
+    let mut turns = 0;
+    while !listed.is_there() {
+        world.turn();
+        turns += 1;
+        assert!(turns < 10_000, "it ends");
+    }
+    assert!(turns >= 3, "{turns}");
+    let all = listed.take().unwrap();
+    let names: Vec<_> = all
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|of| of["name"].clone())
+        .collect();
+    assert_eq!(names.len(), 100);
+    assert!(names.is_sorted_by_key(ToString::to_string));
+    assert_eq!(world.does("export.list", json!({})), json!([]));
+}

@@ -10,7 +10,10 @@ use corebay_core::units::Time;
 use corebay_lvol::{
     Export, Identity, Rate, Thresholds, VolumeId,
     error::PoolError,
-    format::page::{Kind, VolumeRecord},
+    format::{
+        VOLUME_BLOCKS_MAX,
+        page::{Kind, VolumeRecord},
+    },
 };
 use serde_json::{Value, json};
 use tracing::info;
@@ -18,13 +21,14 @@ use uuid::Uuid;
 
 use super::{
     BUSY_STEP, Opening,
-    describe::{STOPPED, describe_check, describe_pool, describe_volume},
+    describe::{describe_check, describe_pool, describe_volume},
     exports::subsystem_for,
     home::{BEGUN, Home, OpenPool, kept_exports, refresh},
     orders::{
         Order, PoolDestroy, PoolOn, RateSet, Renamed, SnapshotCreate, VolumeClone, VolumeCreate,
         VolumeDelete, VolumePromote, VolumeResize, VolumeRollback, VolumeSet, What,
     },
+    refusals::{already, refusal, refusal_in},
     streams::IMPORTING,
     turns::Promise,
 };
@@ -66,16 +70,13 @@ impl Home {
                     .map(|report| describe_check(&report))
                     .map_err(refusal)
             }
-            What::VolumeList(of) => self.list(of.pool.as_deref(), Kind::Volume),
-            What::SnapshotList(of) => self.list(of.pool.as_deref(), Kind::Snapshot),
+            What::VolumeList(of) => self.list(of.pool.as_deref(), Kind::Volume).await,
+            What::SnapshotList(of) => self.list(of.pool.as_deref(), Kind::Snapshot).await,
             What::ExportList(of) => {
                 self.listed(of.pool.as_deref())?;
-                Ok(json!(self.describe_exports(of.pool.as_deref())))
+                Ok(json!(self.describe_exports(of.pool.as_deref()).await))
             }
-            What::VolumeShow(of) => {
-                let (pool, id, record) = self.volume(&of.volume)?;
-                Ok(describe_volume(&pool, id, &record))
-            }
+            What::VolumeShow(of) => self.show_volume(&of.volume).await,
             What::WorkList(of) => Ok(self.describe_work(of.pool.as_deref())),
             What::VolumeCancel(of) => self.cancel(&of.volume),
             What::VolumeSend(send) => self.send(&send, stream).await,
@@ -98,9 +99,9 @@ impl Home {
         }
     }
 
-    fn list(&self, pool: Option<&str>, kind: Kind) -> Outcome {
+    async fn list(&self, pool: Option<&str>, kind: Kind) -> Outcome {
         self.listed(pool)?;
-        Ok(json!(self.describe_volumes(pool, kind)))
+        Ok(json!(self.describe_volumes(pool, kind).await))
     }
 
     /// Does what changes something, in its turn.
@@ -138,14 +139,27 @@ impl Home {
                 Ok(describe_pool(&pool))
             }
             What::VolumePromote(of) => self.promote(&of).await,
-            What::VolumeAbortReceive(of) => {
-                let (pool, id, record) = self.volume(&of.volume)?;
-                pool.pool.abort_receive(id).await.map_err(refusal)?;
-                Ok(json!({
-                    "pool": pool.pool.name(), "name": record.name, "state": "as before",
-                }))
-            }
+            What::VolumeAbortReceive(of) => self.abort_receive(&of.volume).await,
             _ => Err(RpcError::refused("it changes nothing")),
+        }
+    }
+
+    /// Gives up a stream that was cut off. Where none was, it was given up before.
+    async fn abort_receive(&self, name: &str) -> Outcome {
+        let (pool, name) = self.place(name)?;
+        let ended =
+            |state: &str| Ok(json!({ "pool": pool.pool.name(), "name": name, "state": state }));
+        let Some(id) = pool.pool.find(name) else {
+            return ended("not there");
+        };
+        if pool.pool.volume(id).map_err(refusal)?.receiving.is_none() {
+            return ended("receiving no stream");
+        }
+        self.refuse_at_work(&pool, Some(name))?;
+        pool.pool.abort_receive(id).await.map_err(refusal)?;
+        match pool.pool.find(name) {
+            Some(_) => ended("as before the stream"),
+            None => ended("deleted: it was made for the stream"),
         }
     }
 
@@ -509,7 +523,7 @@ impl Home {
     async fn create_volume(&self, create: &VolumeCreate) -> Outcome {
         let (pool, name) = self.place(&create.volume)?;
         check_name(name)?;
-        let blocks = blocks_of(&pool, create.bytes);
+        let blocks = blocks_of(&pool, create.bytes)?;
         let mut planned = None;
         let id = match pool.pool.find(name) {
             Some(id) => {
@@ -525,7 +539,9 @@ impl Home {
                 let identity = identity(name);
                 planned = self.check_wish(&pool, &identity, create.export.as_ref())?;
                 let made = pool.pool.create_volume(&identity, blocks, create.thick);
-                made.await.map_err(refusal)?
+                let wanted = create.thick.then_some(create.bytes);
+                made.await
+                    .map_err(|error| refusal_in(&pool, wanted, error))?
             }
         };
         self.attach_named(&pool).await;
@@ -535,7 +551,7 @@ impl Home {
 
     async fn resize(&self, resize: &VolumeResize) -> Outcome {
         let (pool, id, record) = self.volume(&resize.volume)?;
-        let blocks = blocks_of(&pool, resize.bytes);
+        let blocks = blocks_of(&pool, resize.bytes)?;
         if blocks < record.blocks && !resize.shrink {
             return Err(RpcError::refused(
                 "the volume would become smaller, which hosts may not expect: say so (--shrink)",
@@ -547,7 +563,11 @@ impl Home {
                 PoolError::InUse => RpcError::refused(
                     "blocks in use would be cut off: deallocate them, or discard them (--discard)",
                 ),
-                other => refusal(other),
+                other => {
+                    let size = pool.info.block_size;
+                    let more = size.bytes_of(blocks.saturating_sub(record.blocks));
+                    refusal_in(&pool, record.thick.then_some(more), other)
+                }
             })?;
         }
         self.changed(&pool, id)
@@ -649,8 +669,17 @@ impl Home {
         let id = match pool.pool.find(name) {
             Some(id) => {
                 let record = pool.pool.volume(id).map_err(refusal)?;
-                if record.kind != Kind::Volume || pool.pool.origin_of(id) != Some(source) {
-                    return Err(already(&pool, &record));
+                let origin = pool.pool.origin_of(id);
+                if record.kind != Kind::Volume || origin != Some(source) {
+                    let mut why = already(&pool, &record);
+                    let name = |id: VolumeId| pool.pool.volume(id).map(|record| record.name);
+                    if let Ok(asked) = name(source) {
+                        why.message += &match origin.map(name) {
+                            Some(Ok(of)) => format!(", a clone of \"{of}\" and not of \"{asked}\""),
+                            _ => format!(", and no clone of \"{asked}\""),
+                        };
+                    }
+                    return Err(why);
                 }
                 id
             }
@@ -658,7 +687,7 @@ impl Home {
                 let identity = identity(name);
                 planned = self.check_wish(&pool, &identity, clone.export.as_ref())?;
                 let made = pool.pool.clone_volume(source, &identity).await;
-                made.map_err(refusal)?
+                made.map_err(|error| refusal_in(&pool, None, error))?
             }
         };
         self.attach_named(&pool).await;
@@ -673,8 +702,15 @@ impl Home {
             || pool.pool.origin_of(snapshot) != Some(id)
             || taken.kind != Kind::Snapshot
         {
+            let of = pool
+                .pool
+                .origin_of(snapshot)
+                .filter(|_| Rc::ptr_eq(&pool, &other));
+            let of = of.and_then(|of| pool.pool.volume(of).ok());
+            let instead =
+                of.map_or_else(String::new, |of| format!(", but made of \"{}\"", of.name));
             return Err(RpcError::params(format!(
-                "\"{}\" is no snapshot of \"{}\"",
+                "\"{}\" is no snapshot of \"{}\"{instead}",
                 taken.name, record.name
             )));
         }
@@ -690,8 +726,14 @@ impl Home {
 
     async fn set(&self, set: &VolumeSet) -> Outcome {
         let (pool, id, record) = self.volume(&set.volume)?;
+        if record.read_only && set.read_only == Some(false) {
+            self.refuse_imaged(id, &pool)?;
+        }
         let done = pool.pool.set_flags(id, set.read_only, set.thick).await;
-        done.map_err(refusal)?;
+        let size = pool.info.block_size;
+        let missing = size.bytes_of(record.blocks.saturating_sub(record.mapped));
+        let wanted = (set.thick == Some(true)).then_some(missing);
+        done.map_err(|error| refusal_in(&pool, wanted, error))?;
         let mut limits = record.limits;
         for (limit, wanted) in [
             (&mut limits.read_operations, set.limits.read_operations),
@@ -713,6 +755,11 @@ impl Home {
     /// A clone becomes what its origin was, and the origin a clone.
     async fn promote(&self, of: &VolumePromote) -> Outcome {
         let (pool, id, record) = self.volume(&of.volume)?;
+        if record.kind != Kind::Volume {
+            return Err(RpcError::params(
+                "snapshots are not promoted: clones of them are",
+            ));
+        }
         // It was promoted before where the snapshot that it was made of is its own by now. Which one that
         // is has to be said where its origin was a clone, too: it comes from where that came from then.
         let promoted = match &of.origin {
@@ -730,13 +777,15 @@ impl Home {
                 is_own
             }
         };
-        if record.kind == Kind::Volume && !promoted {
+        if !promoted {
             pool.pool.promote(id).await.map_err(|error| match error {
                 PoolError::WrongKind => RpcError::params("this is no clone of a snapshot"),
                 other => refusal(other),
             })?;
         }
-        self.changed(&pool, id)
+        let mut told = self.changed(&pool, id)?;
+        told["promoted"] = json!(!promoted);
+        Ok(told)
     }
 
     async fn snapshot(&self, create: &SnapshotCreate) -> Outcome {
@@ -775,7 +824,10 @@ impl Home {
         }
         let ids = match of.is_empty() {
             true => there,
-            false => pool.pool.snapshot(&of).await.map_err(refusal)?,
+            false => {
+                let taken = pool.pool.snapshot(&of).await;
+                taken.map_err(|error| refusal_in(&pool, None, error))?
+            }
         };
         let made = ids.into_iter().filter_map(|id| {
             let record = pool.pool.volume(id).ok()?;
@@ -793,8 +845,20 @@ pub fn identity(name: &str) -> Identity {
     }
 }
 
-fn blocks_of(pool: &OpenPool, bytes: u64) -> u64 {
-    bytes.div_ceil(pool.info.block_size.bytes() as u64)
+/// The blocks of a volume of so many bytes.
+pub fn blocks_of(pool: &OpenPool, bytes: u64) -> Result<u64, RpcError> {
+    let size = pool.info.block_size;
+    match bytes.div_ceil(size.bytes() as u64) {
+        0 => Err(RpcError::params(
+            "a volume of no bytes is none: say its size",
+        )),
+        blocks if blocks > VOLUME_BLOCKS_MAX => Err(RpcError::params(format!(
+            "a volume has at most {} in this pool, and {} were asked for",
+            Size::from_bytes(size.bytes_of(VOLUME_BLOCKS_MAX)),
+            Size::from_bytes(bytes)
+        ))),
+        blocks => Ok(blocks),
+    }
 }
 
 /// Names are words that a shell takes as they are; `/` and `@` have their meaning.
@@ -853,31 +917,4 @@ fn is_called(pool: &OpenPool, name: &str) -> bool {
 
 fn is_uuid(text: &str, uuid: [u8; 16]) -> bool {
     Uuid::parse_str(text).is_ok_and(|parsed| parsed.into_bytes() == uuid)
-}
-
-/// What is there is something else.
-pub fn already(pool: &OpenPool, record: &VolumeRecord) -> RpcError {
-    let size = Size::from_bytes(pool.info.block_size.bytes_of(record.blocks));
-    let kind = match (record.kind, record.thick) {
-        (Kind::Snapshot, _) => "a snapshot",
-        (_, true) => "a thick volume",
-        (_, false) => "a thin volume",
-    };
-    RpcError::conflict(format!(
-        "\"{}\" is there already: {kind} of {size}",
-        record.name
-    ))
-}
-
-/// The one place where a pool's error becomes an answer.
-pub fn refusal(error: PoolError) -> RpcError {
-    let message = error.to_string();
-    match error {
-        PoolError::Failed => RpcError::refused(format!("{message}: {STOPPED}")),
-        PoolError::NoSpace => RpcError::full(message),
-        PoolError::NotFound => RpcError::missing(message),
-        PoolError::Exists => RpcError::conflict(message),
-        PoolError::BadName | PoolError::BadSize | PoolError::WrongKind => RpcError::params(message),
-        _ => RpcError::refused(message),
-    }
 }
