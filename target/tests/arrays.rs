@@ -7,25 +7,27 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
 
+#[path = "arrays/configured.rs"]
+mod configured;
 #[path = "harness/mod.rs"]
 mod harness;
 #[path = "harness/no_array.rs"]
 mod no_array;
 #[path = "harness/serving.rs"]
 mod serving;
+#[path = "arrays/superblocks.rs"]
+mod superblocks;
 
 use corebay_nvme::spec::command::admin;
-use corebay_raid::superblock::SUPERBLOCK_BYTES;
 use harness::wire::Payload;
 use no_array::REFUSED;
 use serde_json::{Value, json};
-use serving::{PATIENCE, PROGRAM, Serving, complaint, cores, free_port, refused, text};
+use serving::{PATIENCE, PROGRAM, Serving, complaint, cores, free_port, text};
 
 /// A folder with a configuration of free disks, of which arrays are made over the control socket.
 struct Rig {
@@ -640,247 +642,6 @@ fn every_level_serves_several_cores_without_the_members_it_can_do_without() {
     }
 }
 
-#[test]
-fn stale_members_count_only_where_that_is_said_by_name() {
-    let rig = Rig::new(&FOUR);
-    let serving = rig.start(&[]);
-    rig.array(&["create", "r", "--level", "raid5", "a", "b", "c"]);
-    rig.good();
-    let said = rig.refused(&["remove", "r", "d"]);
-    assert!(said.contains("\"d\" is no member"), "{said}");
-    rig.array(&["remove", "r", "c"]);
-    let said = rig.refused(&["remove", "r", "b"]);
-    assert!(said.contains("blocks would be lost"), "{said}");
-    rig.array(&["stop", "r"]);
-    let said = rig.refused(&["assemble", "r", "a", "c"]);
-    assert!(
-        said.contains("too few members") && said.contains("\"c\": it is of state"),
-        "{said}"
-    );
-    let said = rig.refused(&["assemble", "r", "a", "c", "--lose", "c"]);
-    assert!(said.contains("not \"c\""), "{said}");
-    rig.array(&["assemble", "r", "a", "c", "--lose", "r"]);
-    assert_eq!(array_status(&rig.socket())["state"], "degraded");
-    serving.end();
-}
-
-/// Disks say what they are members of, whether an appliance runs or not.
-#[test]
-fn disks_are_examined_without_an_appliance() {
-    let rig = Rig::new(&FOUR);
-    let examine = |names: &[&str]| {
-        let paths: Vec<PathBuf> = names.iter().map(|name| rig.disk(name)).collect();
-        let mut arguments = vec!["examine"];
-        arguments.extend(paths.iter().map(|path| text(path)));
-        array(&rig.socket(), &arguments)
-    };
-    let serving = rig.start(&[]);
-    rig.array(&["create", "r", "--level", "raid5", "a", "b", "c"]);
-    rig.good();
-    rig.array(&["fail", "r", "b"]);
-    let members = array_status(&rig.socket())["members"].clone();
-    assert_eq!(
-        (&members[1]["overdue"], &members[1]["slow"]),
-        (&json!(0), &json!(false))
-    );
-    for serving in [Some(serving), None] {
-        let (ok, said) = examine(&["c", "b"]);
-        assert!(ok, "{said}");
-        let said: Value = serde_json::from_str(&said).unwrap();
-        assert_eq!(
-            (&said[0]["name"], &said[0]["role"], &said[0]["state"]),
-            (&json!("r"), &json!(2), &json!("active"))
-        );
-        assert_eq!(
-            (&said[1]["array"], &said[1]["role"], &said[1]["state"]),
-            (&said[0]["array"], &json!(1), &json!("failed"))
-        );
-        assert!(said[1]["generation"].as_u64() < said[1]["newest_generation"].as_u64());
-        assert_eq!(said[0]["states"], json!(["active", "failed", "active"]));
-        if let Some(serving) = serving {
-            serving.end();
-        }
-    }
-    damage(&rig.disk("a"), &[65536]);
-    let (ok, said) = examine(&["a"]);
-    let said: Value = serde_json::from_str(&said).unwrap();
-    assert!(ok && said[0]["copies"][0]["bad"].is_null());
-    let bad = said[0]["copies"][1]["bad"].as_str().unwrap();
-    assert!(bad.contains("checksum"), "{bad}");
-    let (ok, said) = examine(&["d"]);
-    assert!(!ok && said.contains("d.img is no member"), "{said}");
-    let (ok, said) = examine(&["nowhere"]);
-    assert!(!ok && said.contains("nowhere.img"), "{said}");
-}
-
-/// Overwrites copies of a member's superblock.
-fn damage(path: &Path, copies: &[u64]) {
-    let mut bytes = fs::read(path).unwrap();
-    for at in copies {
-        bytes[*at as usize + 100] ^= 1;
-    }
-    fs::write(path, bytes).unwrap();
-}
-
-#[test]
-fn damaged_and_newer_superblocks_are_told_apart() {
-    let rig = Rig::new(&FOUR);
-    let serving = rig.start(&[]);
-    rig.array(&["create", "r", "--level", "raid5", "a", "b", "c"]);
-    rig.good();
-    serving.end();
-    // One copy: the other one is used, and the first is made anew.
-    damage(&rig.disk("a"), &[0]);
-    let serving = rig.start(&[]);
-    rig.good();
-    serving.end();
-    let bytes = fs::read(rig.disk("a")).unwrap();
-    assert_eq!(
-        bytes[..SUPERBLOCK_BYTES],
-        bytes[65536..65536 + SUPERBLOCK_BYTES]
-    );
-    // Both: the member is refused, and the array goes on without it until it is given anew.
-    damage(&rig.disk("a"), &[0, 65536]);
-    let serving = rig.start(&[]);
-    let status = array_status(&rig.socket());
-    assert_eq!(status["state"], "degraded");
-    assert_eq!(
-        status["refused"][0]["why"],
-        "its superblock's checksum is wrong"
-    );
-    let said = rig.refused(&["replace", "r", "0", "a"]);
-    assert!(
-        said.contains("damaged superblock") && said.contains("--lose a"),
-        "{said}"
-    );
-    rig.array(&["replace", "r", "0", "a", "--lose", "a"]);
-    rig.good();
-    serving.end();
-    // A newer format is never touched.
-    let mut bytes = fs::read(rig.disk("b")).unwrap();
-    for at in [0, 65536] {
-        bytes[at + 8] = 9;
-        bytes[at + 12..at + 16].fill(0);
-        let crc = crc32c(&bytes[at..at + SUPERBLOCK_BYTES]);
-        bytes[at + 12..at + 16].copy_from_slice(&crc.to_le_bytes());
-    }
-    fs::write(rig.disk("b"), &bytes).unwrap();
-    let serving = rig.start(&[]);
-    let status = array_status(&rig.socket());
-    let why = status["refused"][0]["why"].as_str().unwrap();
-    assert!(why.contains("version 9"), "{status}");
-    serving.end();
-    assert_eq!(
-        fs::read(rig.disk("b")).unwrap()[..SUPERBLOCK_BYTES],
-        bytes[..SUPERBLOCK_BYTES]
-    );
-    // With too few left the reasons are told, and what is not exported does not keep others away.
-    damage(&rig.disk("a"), &[0, 65536]);
-    let serving = rig.start(&["d"]);
-    let list = rig.array(&["list"]);
-    assert_eq!(list[0]["state"], "absent");
-    assert_eq!(rig.array(&["status", "r"]), list[0]);
-    let trouble = list[0]["trouble"].as_str().unwrap();
-    assert!(
-        trouble.contains("checksum") && trouble.contains("version 9"),
-        "{list}"
-    );
-    serving.end();
-    let said = refused(&["--config", text(&rig.configure(&["r"]))]);
-    assert!(said.contains("too few members"), "{said}");
-    assert!(said.contains("--lose NAME"), "{said}");
-}
-
-/// CRC32C, bit by bit.
-fn crc32c(bytes: &[u8]) -> u32 {
-    let step = |crc: u32, byte: &u8| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            (crc >> 1) ^ (0x82f6_3b78 * (crc & 1))
-        })
-    };
-    !bytes.iter().fold(!0, step)
-}
-
-/// A RAID 5 of three files with one namespace, whose members are named in this order.
-fn raid5(folder: &Path, port: u16, members: [&str; 3], create: bool) -> std::path::PathBuf {
-    let file = folder.join("raid.toml");
-    let data = folder.join("data");
-    let mut toml = format!(
-        "data_dir = \"{}\"\n[[listener]]\naddress = \"127.0.0.1:{port}\"\n\
-         [[subsystem]]\nnqn = \"nqn.2026-01.io.corebay:raid\"\nallow_any_host = true\n\
-         [[subsystem.namespace]]\ndisk = \"r\"\n[[array]]\nname = \"r\"\nlevel = \"raid5\"\n\
-         members = {members:?}\ncreate = {create}\nmember_timeout = \"60s\"\n",
-        text(&data)
-    );
-    for name in members {
-        toml += &format!("[[disk]]\nname = \"{name}\"\nfile = {{ path = \"{name}.img\"");
-        toml += match create {
-            true => ", size = \"64MiB\", create = true }\n",
-            false => " }\n",
-        };
-    }
-    fs::write(&file, toml).unwrap();
-    file
-}
-
-#[test]
-fn an_array_outlasts_the_process_and_a_member() {
-    const SPAN: [&str; 5] = ["--verify", "--io-count", "300", "--span", "4MiB"];
-    let folder = tempfile::tempdir().unwrap();
-    let (path, port) = (folder.path(), free_port());
-    let verify = |serving: &Serving| {
-        let read = serving.bench(&[&["--rw", "read"], &SPAN[..]].concat());
-        assert_eq!(read["errors"], serde_json::json!([]), "{read}");
-    };
-    // Blank members become an array only where that is said.
-    let file = raid5(path, port, ["a", "b", "c"], true);
-    let said = fs::read_to_string(&file).unwrap();
-    fs::write(&file, said.replace("\ncreate = true", "\ncreate = false")).unwrap();
-    let refusal = refused(&["--config", text(&file)]);
-    assert!(
-        refusal.contains("array \"r\"") && refusal.contains("create = true"),
-        "{refusal}"
-    );
-    raid5(path, port, ["a", "b", "c"], true);
-    let first = Serving::start_as(&["--config", text(&file)]);
-    let written = first.bench(&[&["--rw", "write", "--overwrite"], &SPAN[..]].concat());
-    assert_eq!(written["errors"], serde_json::json!([]), "{written}");
-    first.end();
-    // Members say themselves whose they are.
-    raid5(path, port, ["c", "a", "b"], false);
-    let second = Serving::start_as(&["--config", text(&file)]);
-    verify(&second);
-    second.end();
-    let data = path.join("data");
-    fs::rename(data.join("a.img"), data.join("kept.img")).unwrap();
-    let third = Serving::start_as(&["--config", text(&file)]);
-    verify(&third);
-    third.kill();
-    // One is missing already: the other two are needed.
-    fs::remove_file(data.join("b.img")).unwrap();
-    let refusal = refused(&["--config", text(&file)]);
-    assert!(refusal.contains("too few members"), "{refusal}");
-}
-
-#[test]
-fn a_disk_with_something_on_it_becomes_no_member() {
-    let folder = tempfile::tempdir().unwrap();
-    let (data, file) = (
-        folder.path().join("data"),
-        raid5(folder.path(), free_port(), ["a", "b", "c"], true),
-    );
-    fs::create_dir(&data).unwrap();
-    let mut bytes = vec![0; 64 << 20];
-    bytes[1080..1082].copy_from_slice(&[0x53, 0xef]);
-    fs::write(data.join("b.img"), &bytes).unwrap();
-    let refusal = refused(&["--config", text(&file)]);
-    assert!(
-        refusal.contains("\"b\" is not free") && refusal.contains("ext4"),
-        "{refusal}"
-    );
-    assert_eq!(fs::read(data.join("b.img")).unwrap(), bytes);
-}
-
 /// Runs `corebay array`; gives whether it succeeded, and its output.
 fn array(socket: &Path, arguments: &[&str]) -> (bool, String) {
     let output = Command::new(PROGRAM)
@@ -896,104 +657,4 @@ fn array_status(socket: &Path) -> serde_json::Value {
     let (ok, said) = array(socket, &["status", "r"]);
     assert!(ok, "{said}");
     serde_json::from_str(&said).unwrap()
-}
-
-/// Waits until the array is good and nothing is under way.
-fn wait_until_good(socket: &Path) -> serde_json::Value {
-    let start = Instant::now();
-    while start.elapsed() < PATIENCE {
-        let status = array_status(socket);
-        if status["state"] == "good" && status["sweep"].is_null() {
-            return status;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    panic!("it did not get good: {}", array_status(socket));
-}
-
-#[test]
-fn an_array_is_operated_over_the_control_socket() {
-    use std::os::unix::{fs::PermissionsExt, net::UnixStream};
-    let folder = tempfile::tempdir().unwrap();
-    let (path, port) = (folder.path(), free_port());
-    let file = raid5(path, port, ["a", "b", "c"], true);
-    let toml = fs::read_to_string(&file).unwrap();
-    let disk = |name: &str| {
-        format!(
-            "[[disk]]\nname = \"{name}\"\nfile = {{ path = \"{name}.img\", size = \"64MiB\", create = true }}\n"
-        )
-    };
-    fs::write(&file, format!("{toml}{}{}", disk("d"), disk("e"))).unwrap();
-    let serving = Serving::start_as(&["--config", text(&file)]);
-    let socket = path.join("data").join("corebay.sock");
-    let mode = fs::metadata(&socket).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
-    let span = ["--verify", "--io-count", "300", "--span", "4MiB"];
-    let written = serving.bench(&[&["--rw", "write", "--overwrite"], &span[..]].concat());
-    assert_eq!(written["errors"], serde_json::json!([]), "{written}");
-    // A failed member, a blank disk for it, and its data are there again.
-    assert_eq!(wait_until_good(&socket)["members"][1]["disk"], "b");
-    assert!(array(&socket, &["fail", "r", "b"]).0);
-    let (ok, said) = array(&socket, &["fail", "r", "c"]);
-    assert!(!ok && said.contains("role 2 stays"), "{said}");
-    assert_eq!(array_status(&socket)["state"], "degraded");
-    let (ok, said) = array(&socket, &["replace", "r", "1", "a"]);
-    assert!(!ok && said.contains("is a member"), "{said}");
-    let (ok, said) = array(&socket, &["replace", "r", "1", "d"]);
-    assert!(ok, "{said}");
-    assert_eq!(wait_until_good(&socket)["members"][1]["disk"], "d");
-    // What held a member before is no spare unless that is said. A spare outlasts the process.
-    let (ok, said) = array(&socket, &["spare", "r", "b"]);
-    assert!(!ok && said.contains("--lose b"), "{said}");
-    assert!(array(&socket, &["spare", "r", "b", "--lose", "b"]).0);
-    assert_eq!(array_status(&socket)["spares"], serde_json::json!(["b"]));
-    assert!(array(&socket, &["remove", "r", "b"]).0);
-    assert!(array(&socket, &["spare", "r", "e"]).0);
-    serving.end();
-    let serving = Serving::start_as(&["--config", text(&file)]);
-    assert_eq!(array_status(&socket)["spares"], serde_json::json!(["e"]));
-    // It steps in by itself.
-    assert!(array(&socket, &["fail", "r", "0"]).0);
-    let start = Instant::now();
-    while array_status(&socket)["members"][0]["disk"] != "e" {
-        assert!(start.elapsed() < PATIENCE, "{}", array_status(&socket));
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    wait_until_good(&socket);
-    assert!(array(&socket, &["scrub", "r"]).0);
-    let start = Instant::now();
-    while array_status(&socket)["scrubbed"].is_null() {
-        assert!(start.elapsed() < PATIENCE, "{}", array_status(&socket));
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    assert_eq!(array_status(&socket)["scrubbed"]["mismatches"], 0);
-    let read = serving.bench(&[&["--rw", "read"], &span[..]].concat());
-    assert_eq!(read["errors"], serde_json::json!([]), "{read}");
-    // What is no request, or too long, is answered and harms nobody.
-    for sent in [&b"nonsense\n"[..], &[b'x'; 70_000]] {
-        let mut stream = UnixStream::connect(&socket).unwrap();
-        let _ = std::io::Write::write_all(&mut stream, sent);
-        let _ = stream.shutdown(std::net::Shutdown::Write);
-        let mut said = String::new();
-        let _ = BufReader::new(stream).read_line(&mut said);
-        assert!(said.contains("error") || sent.len() > 65_536, "{said}");
-    }
-    assert!(array(&socket, &["list"]).0);
-    serving.end();
-    assert!(!socket.exists());
-    // What became a member since is found, though the configuration still lists the first ones.
-    let serving = Serving::start_as(&["--config", text(&file)]);
-    let status = wait_until_good(&socket);
-    assert_eq!(status["members"][1]["disk"], "d", "{status}");
-    let read = serving.bench(&[&["--rw", "read"], &span[..]].concat());
-    assert_eq!(read["errors"], serde_json::json!([]), "{read}");
-    serving.end();
-    // The members say whose they are now.
-    let toml = toml.replace("[\"a\", \"b\", \"c\"]", "[\"d\", \"c\", \"e\"]");
-    let toml = toml.replace("create = true\n[[disk]]", "[[disk]]");
-    fs::write(&file, format!("{toml}{}{}", disk("d"), disk("e"))).unwrap();
-    let serving = Serving::start_as(&["--config", text(&file)]);
-    let read = serving.bench(&[&["--rw", "read"], &span[..]].concat());
-    assert_eq!(read["errors"], serde_json::json!([]), "{read}");
-    serving.end();
 }

@@ -39,7 +39,7 @@ use corebay_raid::{
     sweep::{Pace, Scrubbed},
     within,
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     array_plan::ArrayPlan,
@@ -459,7 +459,8 @@ impl ArrayMemory {
 pub struct Opened {
     /// Those that are there.
     pub arrays: Vec<Arc<ArrayMedium>>,
-    /// Those that were made while the appliance ran, are not exported, and cannot be had; and why.
+    /// Those that too many members are away of, and others that were made while the appliance ran, are not
+    /// exported, and cannot be had; and why.
     pub absent: Vec<(String, String)>,
     /// The memory for more.
     pub reserve: Reserve,
@@ -511,19 +512,20 @@ pub fn open(
         };
         let (plan, own) = (finding.plan.clone(), pool.clone());
         let found = run_here(&pool, |devices| async move {
-            finding.find_at_start(&devices, &own).await
+            Ok(finding.find_at_start(&devices, &own).await)
         });
         let exported = is_exported(appliance, &array.name);
-        match found {
+        match found? {
             Ok(found) => opened
                 .arrays
                 .push(Arc::new(found.into_medium(&plan, scratch))),
-            Err(failure) if array.kept.is_some() && !exported => {
-                warn!("{failure}");
+            Err(missed) if missed.is_away || (array.kept.is_some() && !exported) => {
+                let failure = missed.failure;
+                error!("everything else is served without it: {failure}");
                 opened.absent.push((plan.name, failure.to_string()));
                 scratch.into_iter().for_each(|r| opened.reserve.give(r));
             }
-            Err(failure) => return Err(failure),
+            Err(missed) => return Err(missed.failure),
         }
     }
     if let Ok(region) = pool.reclaim() {
@@ -552,6 +554,23 @@ pub struct Finding {
     pub running: Vec<Uuid>,
     /// How far it is, where it is made.
     pub making: Arc<Making>,
+}
+
+/// Why an array was not found.
+pub struct Missed {
+    /// What there is to say about it.
+    pub failure: Failure,
+    /// Too many of its members are away: it may be found once they are there.
+    is_away: bool,
+}
+
+impl From<Failure> for Missed {
+    fn from(failure: Failure) -> Self {
+        Self {
+            failure,
+            is_away: false,
+        }
+    }
 }
 
 /// An array that was found.
@@ -600,21 +619,31 @@ impl Finding {
     ///
     /// # Errors
     /// Where there is none, or it is not what is wanted.
-    pub async fn find(&self, devices: &Devices, pool: &BufferPool) -> Result<Found, Failure> {
+    pub async fn find(&self, devices: &Devices, pool: &BufferPool) -> Result<Found, Missed> {
         let there = self.there();
         self.does_not_run(&there, devices, pool).await?;
-        let mut found = match self.assemble(&there, devices, pool).await? {
-            Ok(found) => self.look(found, &there),
-            Err(AssembleError::NoMember) if self.plan.create => {
-                self.make(devices, pool).await?;
-                let again = self.assemble(&there, devices, pool).await?;
-                match again {
-                    Ok(found) => self.look(found, &there),
-                    Err(error) => Err(self.cannot(&error, &there, devices, pool).await),
-                }
+        let lacks_some = self.members.iter().any(|(_, medium)| medium.is_none());
+        let mut assembled = self.assemble(&there, devices, pool).await?;
+        if let (Err(AssembleError::NoMember), true) = (&assembled, self.plan.create) {
+            let made = self.make(devices, pool).await;
+            made.map_err(|failure| Missed {
+                failure,
+                is_away: lacks_some,
+            })?;
+            assembled = self.assemble(&there, devices, pool).await?;
+        }
+        let mut found = match assembled {
+            Ok(found) => self.look(found, &there)?,
+            Err(error) => {
+                let is_away = match &error {
+                    AssembleError::TooFew { .. } => true,
+                    AssembleError::NoMember => lacks_some,
+                    _ => false,
+                };
+                let failure = self.cannot(&error, &there, devices, pool).await;
+                return Err(Missed { failure, is_away });
             }
-            Err(error) => Err(self.cannot(&error, &there, devices, pool).await),
-        }?;
+        };
         self.refuse_spares(&mut found, devices, pool).await;
         Ok(found)
     }

@@ -20,7 +20,7 @@ use tracing::info;
 
 use super::{
     array_plan::ArrayPlan,
-    arrays::{Finding, Found, Named, open_all, random},
+    arrays::{Finding, Found, Missed, Named, open_all, random},
     environment::Devices,
 };
 use crate::cli::Failure;
@@ -129,10 +129,10 @@ impl Finding {
         &self,
         devices: &Devices,
         pool: &BufferPool,
-    ) -> Result<Found, Failure> {
+    ) -> Result<Found, Missed> {
         let work = std::pin::pin!(self.find(devices, pool));
         let found = while_it_moves(&devices.reactor, &self.making, work).await;
-        found.unwrap_or_else(|why| Err(self.hangs(&why)))
+        found.unwrap_or_else(|why| Err(self.hangs(&why).into()))
     }
 
     /// Makes it while the appliance runs. `tell` is called at once where a disk hangs; the end is waited for.

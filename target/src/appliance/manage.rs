@@ -830,7 +830,10 @@ async fn work(core: &tend::MachineCore, mut job: Job) {
             let tell = |why| drop(job.answer.send(Err(why)));
             job.finding.make_while_running(devices, &pool, tell).await
         }
-        false => job.finding.find(devices, &pool).await,
+        false => {
+            let found = job.finding.find(devices, &pool).await;
+            found.map_err(|missed| missed.failure)
+        }
     };
     match pool.reclaim() {
         Ok(region) => job.regions.insert(0, region),

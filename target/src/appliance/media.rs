@@ -62,7 +62,7 @@ pub struct Media {
     arrays: Vec<Arc<ArrayMedium>>,
     /// What is known of the pools.
     pub pools: PoolBook,
-    /// Arrays that were made while the appliance ran and cannot be had now, and why.
+    /// Arrays that cannot be had now, and why.
     absent: Vec<(String, String)>,
     /// Disks that something is being made of.
     claimed: BTreeSet<String>,
@@ -185,7 +185,7 @@ impl Media {
         self.arrays.retain(|known| !Arc::ptr_eq(known, array));
     }
 
-    /// Arrays that were made while the appliance ran and cannot be had, and why.
+    /// Arrays that cannot be had, and why.
     pub fn absent(&self) -> &[(String, String)] {
         &self.absent
     }

@@ -422,9 +422,8 @@ fn describe_scrub(last: &LastScrub) -> Value {
 }
 
 /// What to do where an array has too few members to be assembled.
-pub const TOO_FEW: &str = "connect those that are missing; if they are lost, `corebay array assemble NAME \
-    DISK... --lose NAME` takes stale ones and loses what was written without them: on an appliance whose \
-    configuration does not name the array, as it does not start without it";
+pub const TOO_FEW: &str = "connect those that are missing, and `corebay array assemble NAME`; if they are lost, \
+    `corebay array assemble NAME DISK... --lose NAME` takes stale ones and loses what was written without them";
 
 /// Why an array takes nothing more, and what mends it.
 const STOPPED: &str =
