@@ -58,6 +58,9 @@ const SCRATCH_WAITERS: usize = 512;
 /// How long a disk that is looked at may take to answer.
 pub const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Disks that were taken from an array by orders and are known as such: whoever retries one asks soon.
+const DONE_WITHOUT_MAX: usize = 32;
+
 /// Orders to an array that may wait.
 const ORDERS_MAX: usize = 16;
 
@@ -111,6 +114,8 @@ pub enum Order {
     Remove {
         /// Its role.
         role: usize,
+        /// The disk that had it as the order came: roles of a mirror's legs move up.
+        disk: Option<String>,
     },
     /// Become as large as the members allow.
     Grow,
@@ -176,6 +181,8 @@ pub struct Tending {
     pub unfit_spares: Vec<String>,
     /// Disks that a role had before, which have not ended what was asked of them.
     former: Vec<(usize, String)>,
+    /// The last disks that orders took from the array, by name.
+    pub done_without: VecDeque<String>,
     /// What is to be done.
     pub orders: VecDeque<(Order, Answer)>,
     /// Members that could not be taken back: when that is tried again, their roles and disks.
@@ -193,8 +200,17 @@ pub struct Tending {
 }
 
 impl Tending {
-    /// A disk is refused no more.
+    /// A disk was taken from the array by an order.
+    pub fn does_without(&mut self, name: String) {
+        if self.done_without.len() == DONE_WITHOUT_MAX {
+            self.done_without.pop_front();
+        }
+        self.done_without.push_back(name);
+    }
+
+    /// A disk is refused no more, or taken again.
     pub fn forget(&mut self, name: &str) {
+        self.done_without.retain(|known| known != name);
         self.refused.retain(|(refused, _)| refused.name != name);
         self.unfit_spares.retain(|unfit| unfit != name);
     }
@@ -319,11 +335,12 @@ impl ArrayMedium {
     pub fn set_member(&self, role: usize, by: Named) {
         let is_out = self.assembled().unended(role) > 0;
         let mut tending = self.tending();
-        if let Some(had) = tending.members[role].take()
-            && is_out
-            && had.name != by.name
-        {
-            tending.former.push((role, had.name));
+        let had = tending.members[role].take();
+        if let Some(had) = had.filter(|had| had.name != by.name) {
+            tending.does_without(had.name.clone());
+            if is_out {
+                tending.former.push((role, had.name));
+            }
         }
         tending.former.retain(|(_, former)| *former != by.name);
         tending.spares.retain(|spare| spare.name != by.name);
@@ -340,7 +357,10 @@ impl ArrayMedium {
 
     /// A role has no disk from now on.
     pub fn clear_member(&self, role: usize) {
-        self.tending().members[role] = None;
+        let mut tending = self.tending();
+        if let Some(had) = tending.members[role].take() {
+            tending.does_without(had.name);
+        }
     }
 
     /// What changes. Control path.

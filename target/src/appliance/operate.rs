@@ -143,13 +143,26 @@ fn order(
             let mut tending = array.tending();
             let member = text(params, "member")?;
             if let Some(place) = tending.spares.iter().position(|s| s.name == member) {
-                tending.spares.remove(place);
+                let spare = tending.spares.remove(place);
+                tending.does_without(spare.name);
                 drop(tending);
                 return kept_as_it_is(&array, state).map(Reply::Now);
             }
+            let is_away = tending.done_without.iter().any(|name| name == member);
             drop(tending);
-            let role = role(&array, params)?;
-            Order::Remove { role }
+            match role(&array, params) {
+                Ok(role) => {
+                    let had = array.members().get(role).cloned().flatten();
+                    let disk = had.map(|had| had.name);
+                    Order::Remove { role, disk }
+                }
+                // The same order again has been carried out already.
+                Err(_) if is_away => return Ok(Reply::Now(Ok(json!({})))),
+                Err(error) => return Err(error),
+            }
+        }
+        "array.add" | "array.replace" if has_taken(&array, params)? => {
+            return Ok(Reply::Now(Ok(json!({}))));
         }
         "array.add" => {
             let (by, lose) = new_member(appliance, media, state, params)?;
@@ -178,6 +191,36 @@ fn order(
     let (answer, outcome) = mpsc::channel();
     array.order(order, answer);
     Ok(Reply::Order(outcome))
+}
+
+/// The same order to take a disk has been carried out already: it has that role, or any where none was named.
+/// Who had it before is the array's no more.
+fn has_taken(array: &ArrayMedium, params: &Value) -> Result<bool, RpcError> {
+    let disk = text(params, "disk")?;
+    let (members, state) = (array.members(), array.assembled().state());
+    let is_it = |known: &Option<Named>| known.as_ref().is_some_and(|known| known.name == disk);
+    let Some(has) = members.iter().position(is_it) else {
+        return Ok(false);
+    };
+    let is_good = state
+        .roles
+        .get(has)
+        .is_some_and(|r| r.state != RoleState::Failed);
+    let is_asked = match params.get("member") {
+        None => true,
+        Some(_) => match role(array, params) {
+            Ok(role) => role == has && text(params, "member")? != disk,
+            Err(_) => {
+                let member = text(params, "member")?;
+                array
+                    .tending()
+                    .done_without
+                    .iter()
+                    .any(|name| name == member)
+            }
+        },
+    };
+    Ok(is_good && is_asked)
 }
 
 /// A scrub is to begin, or the one under way is to end.

@@ -266,7 +266,15 @@ impl Tender {
             Order::Return { role, by } => self.take_back(role, by).await,
             Order::Add { by, lose } => self.add(by, lose).await,
             Order::Spare { by, lose } => self.take_spare(by, lose).await,
-            Order::Remove { role } => self.remove(role).await,
+            Order::Remove { role, disk } => {
+                let members = self.medium.members();
+                let has = members.get(role).and_then(|has| has.as_ref());
+                match disk.is_some() && has.map(|has| &has.name) != disk.as_ref() {
+                    // The same order before it has been carried out.
+                    true => Ok(()),
+                    false => self.remove(role).await,
+                }
+            }
             Order::Grow => self.grow().await,
         }
     }
@@ -426,6 +434,9 @@ impl Tender {
             .is_some_and(|r| r.state != RoleState::Failed);
         let disk = self.medium.members().get(role).cloned().flatten();
         self.reshape(Change::RemoveLeg { role }).await?;
+        if let Some(disk) = &disk {
+            self.medium.tending().does_without(disk.name.clone());
+        }
         if let Some(disk) = disk.filter(|_| was_good)
             && let Err(why) = self.blank(&disk, &SUPERBLOCKS).await
         {

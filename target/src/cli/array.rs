@@ -378,7 +378,9 @@ fn is_under_way(result: &Value) -> bool {
             let (sweep, state) = (&result["sweep"], result["state"].as_str());
             // What waits for somebody to give the array a disk may wait for long.
             let waits = sweep["waiting"] == true && state == Some("degraded");
-            !waits && (!sweep.is_null() || state == Some("rebuilding"))
+            let spares = result["spares"].as_array();
+            let steps_in = state == Some("degraded") && spares.is_some_and(|all| !all.is_empty());
+            steps_in || !waits && (!sweep.is_null() || state == Some("rebuilding"))
         }
     }
 }
@@ -561,5 +563,25 @@ fn span(seconds: &Value) -> String {
         120..7200 => format!("{} min", seconds / 60),
         7200..172_800 => format!("{} h", seconds / 3600),
         _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_watched_is_not_over_before_a_spare_has_stepped_in() {
+        let array = |state: &str, spares: &[&str], sweep: Value| {
+            is_under_way(&json!({ "state": state, "spares": spares, "sweep": sweep }))
+        };
+        assert!(array("degraded", &["s"], Value::Null));
+        assert!(array("degraded", &["s"], json!({ "waiting": true })));
+        assert!(array("rebuilding", &[], Value::Null));
+        assert!(array("good", &["s"], json!({ "kind": "scrub" })));
+        assert!(!array("good", &["s"], Value::Null));
+        assert!(!array("degraded", &[], Value::Null));
+        assert!(!array("degraded", &[], json!({ "waiting": true })));
+        assert!(!array("stopped", &["s"], Value::Null));
     }
 }

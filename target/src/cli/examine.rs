@@ -29,21 +29,26 @@ impl Found {
 /// Looks, and prints what was found.
 ///
 /// # Errors
-/// Where one of them cannot be read, or is no member.
+/// Names those that cannot be read, or are no members. What the others say is printed all the same.
 pub fn run(paths: &[PathBuf], output: Format) -> Result<(), Failure> {
-    let found: Vec<Found> = paths.iter().map(look).collect::<Result<_, _>>()?;
+    let (mut found, mut failures) = (Vec::new(), Vec::new());
+    for path in paths {
+        match look(path) {
+            Ok(one) => found.push(one),
+            Err(failure) => failures.push(failure),
+        }
+    }
     let said: Vec<Value> = found.iter().map(|one| describe(one, &found)).collect();
     match output {
+        _ if said.is_empty() => {}
         Format::Json => println!("{:#}", Value::Array(said)),
         Format::Text => print!("{}", text(&said)),
     }
-    match found.iter().find(|one| one.newest().is_none()) {
-        None => Ok(()),
-        Some(other) => Err(Failure::new(
-            format!("{} is no member of an array", other.path),
-            "",
-        )),
-    }
+    let others = found.iter().filter(|one| one.newest().is_none());
+    failures.extend(
+        others.map(|other| Failure::new(format!("{} is no member of an array", other.path), "")),
+    );
+    Failure::all(failures).map_or(Ok(()), Err)
 }
 
 fn look(path: &PathBuf) -> Result<Found, Failure> {
