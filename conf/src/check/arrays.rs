@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use corebay_raid::geometry::{Geometry, InvalidGeometry, Level, Wish};
+use corebay_raid::{
+    geometry::{Geometry, InvalidGeometry, Level, Wish},
+    superblock::NAME_BYTES,
+};
 
 use super::stores::{Owner, Owners, unknown_help};
 use crate::appliance::{Array, BlockSize, Disk, DiskId, DiskKind, Store};
@@ -84,8 +87,9 @@ impl Checker<'_, '_> {
                 },
             ),
         };
-        let level = self.level(raw);
+        let (level, named) = (self.level(raw), self.name(raw));
         let (members, spares, level) = (members?, spares?, level?);
+        named?;
         self.zone(raw, level)?;
         if raw.kept.is_none() {
             self.blocks(raw, &members, &spares)?;
@@ -127,6 +131,20 @@ impl Checker<'_, '_> {
             patience: raw.patience,
             kept: raw.kept.map(|(uuid, _)| uuid),
         })
+    }
+
+    /// Members carry the name of an array that is made.
+    fn name(&mut self, raw: &RawArray) -> Option<()> {
+        let name = raw.name.given()?;
+        if !raw.create || name.value.len() <= NAME_BYTES {
+            return Some(());
+        }
+        let draft = Draft::error(format!(
+            "the name of an array that is made has at most {NAME_BYTES} bytes"
+        ));
+        let label = format!("{} bytes", name.value.len());
+        self.sink.push(draft.at(name.span, label));
+        None
     }
 
     /// The disks of a list; each is the array's alone from now on.

@@ -378,3 +378,17 @@ fn arrays_that_were_made_while_it_ran() {
     assert_eq!(appliance.arrays().len(), 1);
     assert_eq!(appliance.arrays()[0].kept, None);
 }
+
+#[test]
+fn a_name_that_members_cannot_carry() {
+    let line = "name = \"r\"\nlevel";
+    let long = "r".repeat(33);
+    let named = |create: bool| format!("name = \"{long}\"\ncreate = {create}\nlevel");
+    let exported = ARRAY.replace("disk = \"r\"", &format!("disk = \"{long}\""));
+    let fragments = ["at most 32 bytes", "33 bytes"];
+    let text = exported.replacen(line, &named(true), 1);
+    expect(&text, 1, 0, &fragments);
+    // One that is found may be called anything here.
+    let text = exported.replacen(line, &named(false), 1);
+    expect(&text, 0, 0, &[]);
+}

@@ -2,12 +2,17 @@
 
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
-use corebay_conf::{Appliance, Diagnostic, Severity, render_all};
+use corebay_conf::{
+    Appliance, Diagnostic, Severity,
+    appliance::{Array, DiskKind},
+    render_all,
+};
+use corebay_raid::geometry::Level;
 use serde_json::json;
 
 use crate::appliance::ThisMachine;
 
-use super::Format;
+use super::{Format, examine};
 
 /// What `corebay check` is asked.
 #[derive(Debug, clap::Args)]
@@ -33,25 +38,56 @@ pub fn run(args: &Args) -> ExitCode {
         Ok((appliance, warnings)) => (Some(appliance), warnings),
         Err(diagnostics) => (None, diagnostics),
     };
+    let arrays = appliance.iter().flat_map(Appliance::arrays);
+    let others = arrays.filter_map(|array| is_another(appliance.as_ref()?, array));
+    let others: Vec<String> = others.collect();
+    let is_good = appliance.is_some() && others.is_empty();
     match args.output {
         Format::Text => {
             let colour = std::io::stderr().is_terminal();
             eprint!("{}", render_all(&diagnostics, colour));
-            if let Some(appliance) = &appliance {
-                println!("{}: good: {}", args.file.display(), summary(appliance));
+            others.iter().for_each(|other| eprintln!("error: {other}"));
+            if let Some(appliance) = appliance.filter(|_| is_good) {
+                println!("{}: good: {}", args.file.display(), summary(&appliance));
             }
         }
         Format::Json => {
-            let found: Vec<_> = diagnostics.iter().map(as_json).collect();
-            let good = appliance.is_some();
-            println!("{:#}", json!({ "good": good, "diagnostics": found }));
+            let others = others.iter().map(|other| {
+                json!({ "severity": "error", "message": other, "line": null, "column": null,
+                        "label": null, "help": null })
+            });
+            let found: Vec<_> = diagnostics.iter().map(as_json).chain(others).collect();
+            println!("{:#}", json!({ "good": is_good, "diagnostics": found }));
         }
     }
-    if appliance.is_some() {
+    if is_good {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// A member of a configured array that says that it belongs to one of another kind: what is wrong.
+fn is_another(appliance: &Appliance, array: &Array) -> Option<String> {
+    if array.kept.is_some() {
+        return None;
+    }
+    array.members.iter().find_map(|id| {
+        let disk = appliance.disk(*id);
+        let (DiskKind::File { path, .. } | DiskKind::Device { path }) = &disk.kind else {
+            return None;
+        };
+        let said = examine::says(path)?;
+        let has = said.geometry.wish();
+        // Legs come and go while the appliance runs.
+        let same_roles = has.roles == array.roles || has.level == Level::Mirrored;
+        (has.level != array.level || !same_roles).then(|| {
+            format!(
+                "array \"{}\": the disk \"{}\" is a member of {} of {} members, the configuration says {} of {}",
+                array.name, disk.name, has.level, has.roles, array.level, array.roles
+            )
+        })
+    })
 }
 
 fn summary(appliance: &Appliance) -> String {

@@ -51,6 +51,11 @@ pub fn run(paths: &[PathBuf], output: Format) -> Result<(), Failure> {
     Failure::all(failures).map_or(Ok(()), Err)
 }
 
+/// What a file or device says of its array, where it can be read and says anything.
+pub(super) fn says(path: &PathBuf) -> Option<Superblock> {
+    look(path).ok()?.newest().cloned()
+}
+
 fn look(path: &PathBuf) -> Result<Found, Failure> {
     let name = path.display().to_string();
     let file = File::open(path);

@@ -4,12 +4,13 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
 use crate::{
     array, array_status,
-    serving::{PATIENCE, Serving, free_port, refused, text},
+    serving::{PATIENCE, PROGRAM, Serving, free_port, refused, text},
 };
 
 /// A RAID 5 of three files with one namespace, whose members are named in this order.
@@ -62,6 +63,20 @@ fn an_array_outlasts_the_process_and_a_member() {
     let second = Serving::start_as(&["--config", text(&file)]);
     verify(&second);
     second.end();
+    // Disks that are another array are told of before the start.
+    let check = || {
+        let checked = Command::new(PROGRAM).args(["check", text(&file)]).output();
+        let checked = checked.unwrap();
+        let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+        (checked.status.success(), said)
+    };
+    assert!(check().0);
+    let said = fs::read_to_string(&file).unwrap();
+    fs::write(&file, said.replace("\"raid5\"", "\"raid0\"")).unwrap();
+    let (good, why) = check();
+    assert!(!good && why.contains("is a member of RAID 5 of 3"), "{why}");
+    assert!(!refused(&["--config", text(&file)]).is_empty());
+    fs::write(&file, said).unwrap();
     let data = path.join("data");
     fs::rename(data.join("a.img"), data.join("kept.img")).unwrap();
     let third = Serving::start_as(&["--config", text(&file)]);
