@@ -382,6 +382,27 @@ fn the_memory_for_arrays_to_come_is_a_bound_that_is_told() {
     serving.end();
 }
 
+/// The process ends after a disk has become a member, and before that is in the state file.
+#[test]
+fn a_new_member_is_found_although_it_was_not_kept() {
+    let rig = Rig::new(&FOUR);
+    let serving = rig.start(&[]);
+    rig.array(&["create", "r", "--level", "raid5", "a", "b", "c"]);
+    rig.good();
+    serving.end();
+    let state = rig.data().join("corebay.json");
+    let before = fs::read(&state).unwrap();
+    let serving = rig.start(&[]);
+    rig.array(&["fail", "r", "b"]);
+    rig.array(&["replace", "r", "b", "d"]);
+    rig.good();
+    serving.end();
+    fs::write(state, before).unwrap();
+    let serving = rig.start(&[]);
+    assert_eq!(rig.good()["members"][1]["disk"], "d");
+    serving.end();
+}
+
 #[test]
 fn a_mirror_gets_legs_and_loses_some_while_hosts_go_on() {
     let rig = Rig::new(&FOUR);

@@ -47,7 +47,7 @@ use super::{
     making::Making,
     media::is_exported,
     reserve::Reserve,
-    spares::{others, spares_since},
+    spares::{others, spares_since, unused},
     state::State,
 };
 use crate::cli::Failure;
@@ -517,7 +517,8 @@ pub fn open(
         let scratch = opened.reserve.take(plan.scratch_bytes(), cores);
         let scratch = scratch.ok_or_else(memory_failure)?;
         let members: Vec<_> = array.members.iter().map(named).collect();
-        let finding = Finding {
+        let unused: Vec<_> = unused(appliance).map(|id| named(&id)).collect();
+        let mut finding = Finding {
             making: Making::new(&plan, members.iter().map(|(name, _)| name)),
             plan,
             members,
@@ -532,6 +533,7 @@ pub fn open(
         };
         let (plan, own) = (finding.plan.clone(), pool.clone());
         let found = run_here(&pool, |devices| async move {
+            finding.look_further(unused, &devices, &own).await?;
             Ok(finding.find_at_start(&devices, &own).await)
         });
         let exported = is_exported(appliance, &array.name);
@@ -936,7 +938,7 @@ impl Finding {
 }
 
 /// What a disk says of itself, unless it does not answer.
-async fn look_at(
+pub(super) async fn look_at(
     disk: &PlainDisk,
     devices: &Devices,
     pool: &BufferPool,

@@ -3,12 +3,16 @@
 
 use corebay_conf::{Appliance, appliance};
 use corebay_core::{buffer::BufferPool, disk::DiskError};
-use corebay_raid::{create::occupant_of, within};
+use corebay_raid::{
+    create::occupant_of,
+    state::{RoleState, Uuid},
+    within,
+};
 use tracing::warn;
 
 use super::{
-    arrays::{Finding, Found, LOOK_TIMEOUT, Named},
-    environment::Devices,
+    arrays::{Finding, Found, LOOK_TIMEOUT, Named, look_at, open_all},
+    environment::{Devices, PlainMedium},
     state::State,
     tend::{Tender, clear},
 };
@@ -82,6 +86,47 @@ impl Finding {
     }
 }
 
+impl Finding {
+    /// Looks among unused disks for members that the known ones tell of: the process may have ended after a disk
+    /// became one, and before that was kept.
+    pub(super) async fn look_further(
+        &mut self,
+        unused: Vec<(String, Option<PlainMedium>)>,
+        devices: &Devices,
+        pool: &BufferPool,
+    ) -> Result<(), Failure> {
+        let mut known = Vec::new();
+        if unused.is_empty() {
+            return Ok(());
+        }
+        for disk in open_all(devices, &self.there())? {
+            known.extend(look_at(&disk, devices, pool).await);
+        }
+        let Some(newest) = known.iter().max_by_key(|said| said.state.generation) else {
+            return Ok(());
+        };
+        let is_known = |member: Uuid| known.iter().any(|said| said.member == member);
+        let mut wanted = newest.state.roles.iter();
+        if wanted.all(|role| role.state == RoleState::Failed || is_known(role.member)) {
+            return Ok(());
+        }
+        for (name, medium) in unused {
+            let Some(medium) = medium else { continue };
+            let disk = Named { name, medium };
+            let [opened] = &open_all(devices, std::slice::from_ref(&disk))?[..] else {
+                continue;
+            };
+            let Ok(said) = look_at(opened, devices, pool).await else {
+                continue;
+            };
+            if said.array == newest.array && newest.state.role_of(said.member).is_some() {
+                self.others.push((disk.name, Some(disk.medium)));
+            }
+        }
+        Ok(())
+    }
+}
+
 async fn holds_nothing(spare: &Named, devices: &Devices, pool: &BufferPool) -> Result<(), String> {
     let name = &spare.name;
     let opened = devices.open(&spare.medium);
@@ -112,24 +157,34 @@ pub(super) fn others(
     array: &appliance::Array,
     state: &State,
 ) -> Vec<appliance::DiskId> {
-    let used_by_arrays = |id: appliance::DiskId| {
-        let lists = appliance.arrays().iter();
-        let mut lists = lists.flat_map(|array| array.members.iter().chain(&array.spares));
-        lists.any(|listed| *listed == id)
-    };
-    let exported = |id: appliance::DiskId| {
-        let subsystems = appliance.subsystems().iter();
-        let mut namespaces = subsystems.flat_map(|subsystem| &subsystem.namespaces);
-        namespaces.any(|namespace| namespace.store == appliance::Store::Disk(id))
-    };
     let names = state.array_disks(&array.name).iter();
     names
         .filter_map(|name| match appliance.store(name)? {
             appliance::Store::Disk(id) => Some(id),
             _ => None,
         })
-        .filter(|&id| !used_by_arrays(id) && !exported(id))
+        .filter(|&id| is_unused(appliance, id))
         .collect()
+}
+
+/// The configuration has no use for a disk.
+fn is_unused(appliance: &Appliance, id: appliance::DiskId) -> bool {
+    let lists = appliance.arrays().iter();
+    let mut lists = lists.flat_map(|array| array.members.iter().chain(&array.spares));
+    let subsystems = appliance.subsystems().iter();
+    let mut namespaces = subsystems.flat_map(|subsystem| &subsystem.namespaces);
+    !lists.any(|listed| *listed == id)
+        && !namespaces.any(|namespace| namespace.store == appliance::Store::Disk(id))
+}
+
+/// The disks that the configuration has no use for.
+pub(super) fn unused(appliance: &Appliance) -> impl Iterator<Item = appliance::DiskId> {
+    let disks = appliance.disks().iter();
+    let ids = disks.filter_map(|disk| match appliance.store(&disk.name)? {
+        appliance::Store::Disk(id) => Some(id),
+        _ => None,
+    });
+    ids.filter(|&id| is_unused(appliance, id))
 }
 
 /// Spares that a configured array got while it ran, as long as the configuration has no other use for them.
