@@ -53,10 +53,12 @@ pub enum Fault {
     PoolDataUnflushed,
     /// A pool acknowledges a batch of its journal before it is durable.
     PoolJournalCached,
+    /// A pool does not wait for reads of what two volumes had before the one that is left with it writes it.
+    PoolLooksNotAwaited,
 }
 
 /// All of them, with their names on the command line.
-pub const ALL: [(&str, Fault); 20] = [
+pub const ALL: [(&str, Fault); 21] = [
     ("ack_before_write", Fault::AckBeforeWrite),
     ("fua_ignored", Fault::FuaIgnored),
     ("flush_skipped", Fault::FlushSkipped),
@@ -77,6 +79,7 @@ pub const ALL: [(&str, Fault); 20] = [
     ("pool_superblock_early", Fault::PoolSuperblockEarly),
     ("pool_data_unflushed", Fault::PoolDataUnflushed),
     ("pool_journal_cached", Fault::PoolJournalCached),
+    ("pool_looks_not_awaited", Fault::PoolLooksNotAwaited),
 ];
 
 static CHOSEN: AtomicUsize = AtomicUsize::new(usize::MAX);

@@ -353,6 +353,9 @@ impl<D: Disk> Shared<D> {
             return true;
         };
         let is_left = self.common.epochs.oldest() > epoch;
+        #[cfg(corebay_fault)]
+        let is_left =
+            is_left || corebay_core::fault::is(corebay_core::fault::Fault::PoolLooksNotAwaited);
         if is_left {
             self.last_left.set(None);
         }

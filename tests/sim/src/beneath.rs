@@ -76,6 +76,8 @@ pub struct PoolPlan {
     pub thick: bool,
     /// The longest pause between two orders of the operator, in microseconds; none where there is none.
     pub orders: Option<u64>,
+    /// The operator makes clones that share with the volume alone, and writes them where hosts work.
+    pub twins: bool,
 }
 
 /// An NVMe drive with one namespace.
@@ -167,6 +169,12 @@ impl FloorPlan {
             Self::Array(array) => Some(array),
             _ => None,
         }
+    }
+
+    /// True where clones of it share with its volume alone, and are written.
+    #[must_use]
+    pub fn has_twins(&self) -> bool {
+        matches!(self, Self::Pool(pool) if pool.twins)
     }
 
     /// What goes wrong on one of these; `plain` on those that nothing protects.
@@ -266,6 +274,7 @@ impl DrivePlan {
                 spread: Duration::ZERO,
                 tail_one_in: 0,
                 tail: Duration::ZERO,
+                slow_read_one_in: 0,
             },
         }
     }
@@ -338,7 +347,30 @@ impl PoolPlan {
             blocks: pick(rng, &[16, 64, 200, 300, 600]),
             thick: rng.once_in(3),
             orders: pick(rng, &[None, Some(500), Some(5_000), Some(40_000)]),
+            twins: false,
         }
+    }
+
+    /// Draws one over a disk that reads slowly now and then: what a read of the volume is on its way to may
+    /// have become another's meanwhile, who writes it.
+    pub fn draw_shared(rng: &mut Rng, around: &Circumstances) -> Self {
+        let mut plan = Self::draw(rng, around);
+        while !matches!(*plan.base, FloorPlan::Disk(_)) {
+            plan = Self::draw(rng, around);
+        }
+        if let FloorPlan::Disk(medium) = &mut *plan.base {
+            medium.latency = Latency {
+                min: Duration::from_micros(pick(rng, &[1, 20])),
+                spread: Duration::from_micros(pick(rng, &[0, 50])),
+                tail_one_in: 0,
+                tail: Duration::from_millis(pick(rng, &[2, 5, 20])),
+                slow_read_one_in: pick(rng, &[2, 4, 8]),
+            };
+        }
+        plan.blocks = pick(rng, &[4, 8, 300]);
+        plan.orders = Some(pick(rng, &[100, 500, 2_000]));
+        plan.twins = true;
+        plan
     }
 
     fn faults(rng: &mut Rng, block_size: BlockSize) -> MediumFaults {
@@ -377,6 +409,7 @@ impl PoolPlan {
             blocks: 24,
             thick: false,
             orders: Some(800),
+            twins: false,
         }
     }
 }
@@ -569,5 +602,6 @@ fn latency(rng: &mut Rng) -> Latency {
         spread: Duration::from_micros(pick(rng, &[0, 50, 500, 2_000])),
         tail_one_in: pick(rng, &[0, 0, 40]),
         tail: Duration::from_millis(pick(rng, &[5, 50])),
+        slow_read_one_in: 0,
     }
 }

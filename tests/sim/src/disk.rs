@@ -212,13 +212,14 @@ impl DiskQueue {
                 .push_back((token, Err(DiskError::Gone)));
             return submitted.outcome().await;
         }
-        let direction = match work {
-            Work::Read => Direction::FromDevice,
-            _ => Direction::ToDevice,
+        let reads = matches!(work, Work::Read);
+        let direction = match reads {
+            true => Direction::FromDevice,
+            false => Direction::ToDevice,
         };
         let sequence = self.sequence.get();
         self.sequence.set(sequence + 1);
-        let due = self.reactor.now().plus(self.medium.draw_latency());
+        let due = self.reactor.now().plus(self.medium.draw_latency(reads));
         self.next.set(self.next.get().min(due));
         self.flying.borrow_mut().push(Operation {
             due,

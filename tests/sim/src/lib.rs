@@ -34,6 +34,7 @@ pub mod size;
 pub mod store;
 pub mod tend;
 pub mod trace;
+pub mod twin;
 pub mod workload;
 pub mod world;
 

@@ -176,6 +176,7 @@ impl Machine {
                 nsid,
                 floor,
                 pause_micros_max: pool.orders?,
+                twins: pool.twins,
                 tears: pool.base.may_fail(&MediumFaults::default()),
                 ledger: self.ledgers[floor].clone(),
             })

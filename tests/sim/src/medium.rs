@@ -41,14 +41,16 @@ pub struct Latency {
     pub tail_one_in: u64,
     /// How much longer those take.
     pub tail: Duration,
+    /// One read in so many takes [`tail`](Self::tail) longer, too; 0: none.
+    pub slow_read_one_in: u64,
 }
 
 impl Latency {
     /// How long the next operation takes.
-    pub fn draw(&self, rng: &mut Rng) -> Duration {
+    pub fn draw(&self, reads: bool, rng: &mut Rng) -> Duration {
         let spread = u64::try_from(self.spread.as_nanos()).unwrap_or(u64::MAX);
         let mut time = self.min + Duration::from_nanos(rng.below(spread + 1));
-        if rng.once_in(self.tail_one_in) {
+        if rng.once_in(self.tail_one_in) || reads && rng.once_in(self.slow_read_one_in) {
             time += self.tail;
         }
         time
@@ -294,9 +296,9 @@ impl SimMedium {
 
     /// How long the next operation takes.
     #[must_use]
-    pub fn draw_latency(&self) -> Duration {
+    pub fn draw_latency(&self, reads: bool) -> Duration {
         let state = &mut *self.state();
-        let time = state.options.latency.draw(&mut state.rng);
+        let time = state.options.latency.draw(reads, &mut state.rng);
         if state.rng.once_in(state.faults.stuck) {
             return time + state.faults.stuck_for;
         }
@@ -536,6 +538,7 @@ mod tests {
             spread: Duration::ZERO,
             tail_one_in: 0,
             tail: Duration::ZERO,
+            slow_read_one_in: 0,
         };
         let options = MediumOptions {
             block_size: BlockSize::B512,

@@ -58,13 +58,27 @@ pub struct Kept {
     pub receiving: Option<Receiving>,
     /// What it was received as.
     pub received: Option<Received>,
-    /// By block, of a snapshot that nobody has looked at: what it may hold.
+    /// By block, of one that nobody has looked at: what it may hold.
     permitted: Vec<Vec<u64>>,
     /// A block of a clone that may have this value instead.
     under_way: Option<(usize, u64)>,
 }
 
 impl Kept {
+    /// By block: what it may hold now.
+    #[must_use]
+    pub fn permitted(&self) -> Vec<Vec<u64>> {
+        match &self.content {
+            Some(content) => content.iter().map(|value| vec![*value]).collect(),
+            None => self.permitted.clone(),
+        }
+    }
+
+    /// It is a clone of what nobody has looked at.
+    pub fn permit(&mut self, values: Vec<Vec<u64>>) {
+        self.permitted = values;
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -94,6 +108,8 @@ pub struct Assignment {
     pub floor: usize,
     /// The longest pause between two orders, in microseconds.
     pub pause_micros_max: u64,
+    /// Clones that share with the volume alone are made, and written where hosts work.
+    pub twins: bool,
     /// Blocks may be lost with the power.
     pub tears: bool,
     /// What is known of the pool.
@@ -176,9 +192,10 @@ impl Operator {
             };
             self.core.reactor.sleep(pause.min(LOOK)).await;
             if !self.leaving.get() && !self.task.common.finishing.get() {
-                let drawn = match wants_streams && rng.once_in(2) {
-                    true => 14 + rng.below(2),
-                    false => rng.below(18),
+                let drawn = match (self.task.twins, wants_streams) {
+                    (true, _) if !rng.once_in(4) => 18,
+                    (false, true) if rng.once_in(2) => 14 + rng.below(2),
+                    _ => rng.below(18),
                 };
                 self.order(drawn, &mut rng).await;
             }
@@ -229,6 +246,8 @@ impl Operator {
                 "makes a checkpoint",
                 self.pool.checkpoint().await.map_err(Failure::from),
             ),
+            18 if kept + 2 <= KEPT_MAX => ("makes a twin", self.make_twin(rng).await),
+            18 => ("deletes", self.delete(chosen).await),
             _ if kept > 0 => ("looks", self.look(chosen).await),
             _ => return,
         };
@@ -283,7 +302,7 @@ impl Operator {
     }
 
     /// An order that made something has failed.
-    fn forget_failed(&self, name: &str) {
+    pub fn forget_failed(&self, name: &str) {
         if !self.is_cut_off() {
             self.forget(name);
         }
@@ -311,6 +330,11 @@ impl Operator {
         self.core.reactor.now().0
     }
 
+    /// Lets some time pass.
+    pub async fn pause(&self, pause: Duration) {
+        self.core.reactor.sleep(pause).await;
+    }
+
     /// The size of the pool's blocks.
     pub fn block_bytes(&self) -> usize {
         self.store.info().block_size.bytes()
@@ -332,7 +356,7 @@ impl Operator {
     }
 
     /// What the blocks of a volume or snapshot hold.
-    async fn read(&self, name: &str) -> Result<Vec<u64>, Failure> {
+    pub async fn read(&self, name: &str) -> Result<Vec<u64>, Failure> {
         let volume = self.open(name)?;
         let (size, blocks) = (volume.info().block_size.bytes(), volume.info().blocks);
         let scratch = self.core.environment.opener.scratch[self.task.floor].clone();
@@ -368,6 +392,28 @@ impl Operator {
             at += count;
         }
         Ok(found)
+    }
+
+    /// Takes a snapshot that nobody has looked at; its name.
+    pub async fn take_unseen(&mut self, rng: &mut Rng) -> Result<String, Failure> {
+        let source = self.find(VOLUME)?;
+        let identity = self.identity(rng);
+        let name = identity.name.clone();
+        self.expect(&identity, true, None);
+        let ticket = self.model().borrow_mut().begin(OPERATOR);
+        let taken = self.pool.snapshot(&[(source, identity)]).await;
+        let mut model = self.model().borrow_mut();
+        let permitted = model.permitted(ticket, model.now());
+        model.end(ticket);
+        if let Err(error) = taken {
+            self.forget_failed(&name);
+            return Err(error.into());
+        }
+        self.with(&name, |kept| {
+            kept.uncertain = false;
+            kept.permitted = permitted;
+        });
+        Ok(name)
     }
 
     async fn snapshot(&mut self, rng: &mut Rng) -> Result<(), Failure> {
@@ -434,24 +480,41 @@ impl Operator {
         if self.with(&name, |kept| kept.snapshot || kept.content.is_none()) != Some(false) {
             return Ok(());
         }
-        let volume = self.open(&name)?;
-        let (size, blocks) = (volume.info().block_size.bytes(), volume.info().blocks);
-        let at = rng.below(blocks);
+        let at = rng.below(self.open(&name)?.info().blocks);
+        self.write_block(&name, at).await
+    }
+
+    /// Writes a block of a clone.
+    pub async fn write_block(&self, name: &str, at: u64) -> Result<(), Failure> {
+        let volume = self.open(name)?;
+        let size = volume.info().block_size.bytes();
         let mark = content::mark(self.task.common.new_value(), at);
         let scratch = self.core.environment.opener.scratch[self.task.floor].clone();
         let mut buffer = scratch.pool.expect("a pool has some").allocate(size).await;
         content::fill(&mut buffer.bytes_mut(), CLONE_NSID, mark);
-        self.touch(&name);
-        self.with(&name, |kept| kept.under_way = Some((at as usize, mark)));
+        self.touch(name);
+        let place = at as usize;
+        self.with(name, |kept| {
+            kept.under_way = Some((place, mark));
+            if let Some(of) = kept.permitted.get_mut(place) {
+                of.push(mark);
+            }
+        });
         let from = std::slice::from_ref(&buffer);
         let written = volume.write(Lba(at), from, Durability::Durable).await;
         if written.is_err() && self.is_cut_off() {
             return Ok(());
         }
-        self.with(&name, |kept| {
+        self.with(name, |kept| {
             kept.under_way = None;
-            if let (Ok(()), Some(content)) = (&written, &mut kept.content) {
-                content[at as usize] = mark;
+            if written.is_err() {
+                return;
+            }
+            if let Some(content) = &mut kept.content {
+                content[place] = mark;
+            }
+            if let Some(of) = kept.permitted.get_mut(place) {
+                *of = vec![mark];
             }
         });
         Ok(written?)

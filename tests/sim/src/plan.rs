@@ -262,6 +262,8 @@ impl Plan {
         }
         if Rng::from_seed(seed ^ 0x006c_6174_6500).once_in(10) {
             plan.delay();
+        } else if Rng::from_seed(seed ^ 0x0074_7769_6e00).once_in(12) {
+            plan.share(rng, &circumstances);
         }
         plan.drop_idle_mischief();
         let hosts = 1 + rng.below(3);
@@ -294,6 +296,19 @@ impl Plan {
             }
         }
         self.mischief_every = millis(40);
+    }
+
+    /// Hosts read what they write and deallocate at the same time, on slow disks, while a clone that shares
+    /// these blocks with nobody else is written.
+    fn share(&mut self, rng: &mut Rng, around: &Circumstances) {
+        let floor = FloorPlan::Pool(PoolPlan::draw_shared(rng, around));
+        self.nodes.truncate(1);
+        self.nodes[0].target.task_slots += TASKS_OF_POOL;
+        self.nodes[0].namespaces = vec![floor.namespace(0)];
+        self.nodes[0].floors = vec![floor];
+        self.workload.weights = [50, 15, 5, 2, 3, 10, 15, 0, 0, 0, 0];
+        self.workload.hot_blocks = pick(rng, &[1, 1, 2]);
+        self.workload.only_hot = true;
     }
 
     /// A short world without faults on one disk, array or pool with a volatile cache, for cutting its
@@ -449,6 +464,7 @@ fn script_medium(blocks: u64) -> MediumOptions {
             spread: Duration::from_micros(50),
             tail_one_in: 0,
             tail: Duration::ZERO,
+            slow_read_one_in: 0,
         },
     }
 }
@@ -561,6 +577,7 @@ fn draw_media(rng: &mut Rng) -> Vec<MediumOptions> {
         spread: Duration::from_micros(pick(rng, &[0, 50, 500, 5_000])),
         tail_one_in: pick(rng, &[0, 0, 20]),
         tail: Duration::from_millis(pick(rng, &[5, 50, 400])),
+        slow_read_one_in: 0,
     };
     let medium = |rng: &mut Rng| MediumOptions {
         block_size: pick(rng, &[BlockSize::B512, BlockSize::B512, BlockSize::B4096]),
@@ -618,7 +635,11 @@ fn draw_host(rng: &mut Rng, plan: &Plan) -> HostPlan {
     };
     HostPlan {
         nodes,
-        workers: pick(rng, &[1, 3, 6]),
+        workers: match plan.has(FloorPlan::has_twins) {
+            // Somebody always reads what another is changing.
+            true => 6,
+            false => pick(rng, &[1, 3, 6]),
+        },
         commands: pick(rng, &[8, 15, 30]),
         io_queues: pick(rng, &[1, 2, 4]),
         depth: pick(rng, &[2, 3, 16]),

@@ -24,7 +24,7 @@ fn seeds_max(fault: Fault) -> u64 {
         Fault::ArrayJournalSkipped | Fault::ArrayJournalCached => 85,
         Fault::FusedLocksOneCore | Fault::FormerNotAwaited => 110,
         Fault::PoolSuperblockEarly | Fault::PoolDataUnflushed => 260,
-        Fault::ArrayUnmarksEarly | Fault::DriverForgetsReset => 320,
+        Fault::ArrayUnmarksEarly | Fault::DriverForgetsReset | Fault::PoolLooksNotAwaited => 320,
         // Scripts, each cut after every change.
         Fault::PoolJournalCached => 3,
     }
