@@ -3,7 +3,7 @@
 //! A page begins with its kind and its number, so that one that was written to a wrong place is told
 //! from the right one; its checksum lies in what refers to it.
 
-use std::mem::size_of;
+use std::{mem::size_of, ops::Range};
 
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
@@ -154,6 +154,32 @@ pub(crate) struct Fragments {
     pub owners: [u64; BLOCKS_PER_EXTENT],
     /// The extent that newly written blocks go to, if nobody else refers to it.
     pub target: Extent,
+    /// A block that came to the target lately, where one of the target's is looked for first. Not kept on
+    /// the disk.
+    pub hint: u8,
+}
+
+impl Fragments {
+    pub fn new(owners: [u64; BLOCKS_PER_EXTENT], target: Extent) -> Self {
+        Self {
+            owners,
+            target,
+            hint: 0,
+        }
+    }
+
+    /// Blocks lie in the extent now, and it is the target.
+    #[inline]
+    pub fn put(&mut self, blocks: &Range<usize>, extent: Extent) {
+        let stored = Extent::to_stored(Some(extent));
+        // Mostly it is one block.
+        match blocks.len() {
+            1 => self.owners[blocks.start] = stored,
+            _ => self.owners[blocks.clone()].fill(stored),
+        }
+        self.target = extent;
+        self.hint = u8::try_from(blocks.start).unwrap_or(0);
+    }
 }
 
 /// A node of a map.
@@ -259,10 +285,8 @@ impl Body for Node {
             FRAGMENTS => {
                 let (target, rest) = U64::read_from_prefix(body).ok()?;
                 let (owners, _) = <[U64; BLOCKS_PER_EXTENT]>::read_from_prefix(rest).ok()?;
-                Some(Self::Fragments(Box::new(Fragments {
-                    owners: owners.map(U64::get),
-                    target: Extent(target.get()),
-                })))
+                let fragments = Fragments::new(owners.map(U64::get), Extent(target.get()));
+                Some(Self::Fragments(Box::new(fragments)))
             }
             _ => None,
         }

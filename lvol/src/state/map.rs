@@ -198,14 +198,7 @@ impl State {
         }
     }
 
-    pub fn fragments_unkept(&mut self, id: NodeId) -> Result<&mut Fragments, PoolError> {
-        match self.nodes.body_unkept(id) {
-            Some(Node::Fragments(fragments)) => Ok(fragments),
-            _ => Err(corrupt("a page of fragments is not there")),
-        }
-    }
-
-    fn change_fragments(&mut self, id: NodeId) -> Result<&mut Fragments, PoolError> {
+    pub fn change_fragments(&mut self, id: NodeId) -> Result<&mut Fragments, PoolError> {
         match self.nodes.change(id) {
             Some(Node::Fragments(fragments)) => Ok(fragments),
             _ => Err(corrupt("a page of fragments is not there")),
@@ -509,7 +502,7 @@ impl State {
                     self.drop_reference(old)?;
                     (Entry::of(extent, bits), gained)
                 } else {
-                    (self.new_fragments((old, rest), (extent, range)), gained)
+                    (self.new_fragments((old, valid), (extent, range)), gained)
                 }
             }
             (_, None) => {
@@ -540,17 +533,14 @@ impl State {
     }
 
     fn new_fragments(&mut self, old: (Extent, Bits), new: (Extent, Range<usize>)) -> Entry {
-        let mut owners = [0; BLOCKS_PER_EXTENT];
-        for (block, owner) in owners.iter_mut().enumerate() {
-            if old.1.get(block) {
-                *owner = Extent::to_stored(Some(old.0));
-            }
+        let mut owners = [Extent::to_stored(Some(old.0)); BLOCKS_PER_EXTENT];
+        if old.1 != Bits::ALL {
+            let all = owners.iter_mut().enumerate();
+            let holes = all.filter(|(block, _)| !old.1.get(*block));
+            holes.for_each(|(_, owner)| *owner = 0);
         }
-        owners[new.1].fill(Extent::to_stored(Some(new.0)));
-        let fragments = Fragments {
-            owners,
-            target: new.0,
-        };
+        let mut fragments = Fragments::new(owners, new.0);
+        fragments.put(&new.1, new.0);
         Entry::Fragments(self.new_node(Node::Fragments(Box::new(fragments))))
     }
 
@@ -565,8 +555,7 @@ impl State {
         let fragments = self.change_fragments(page)?;
         let gained = fragments.owners[range.clone()].iter().filter(|o| **o == 0);
         let gained = gained.count() as u64;
-        fragments.owners[range].fill(Extent::to_stored(Some(extent)));
-        fragments.target = extent;
+        fragments.put(&range, extent);
         let entry = self.settle_fragments(page, &before)?;
         Ok((entry, gained))
     }
@@ -781,7 +770,7 @@ mod tests {
             let owners: [u64; BLOCKS_PER_EXTENT] = std::array::from_fn(|_| rng.below(different));
             let model: BTreeSet<u64> = owners.into_iter().filter(|owner| *owner != 0).collect();
             let target = Extent(0);
-            let found = owners_of(&Fragments { owners, target });
+            let found = owners_of(&Fragments::new(owners, target));
             let found: Vec<u64> = found
                 .into_iter()
                 .map(|e| Extent::to_stored(Some(e)))

@@ -142,19 +142,22 @@ impl State {
         extent: Extent,
     ) -> Result<Option<u64>, PoolError> {
         let stored = Extent::to_stored(Some(extent));
-        self.nodes.take(page);
-        let fragments = self.fragments_unkept(page)?;
-        let owners = &mut fragments.owners;
+        let fragments = self.fragments(page)?;
+        let owners = &fragments.owners;
         let old = owners[range.start];
-        let alike = owners[range.clone()].iter().all(|owner| *owner == old);
-        let (head, tail) = (&owners[..range.start], &owners[range.end..]);
-        let elsewhere = |owner| head.contains(&owner) || tail.contains(&owner);
-        let stays = old == 0 || old == stored || elsewhere(old);
-        if fragments.target != extent || !alike || !stays || !elsewhere(stored) {
+        let alike = range.len() == 1 || owners[range.clone()].iter().all(|owner| *owner == old);
+        let elsewhere =
+            |owner| owners[..range.start].contains(&owner) || owners[range.end..].contains(&owner);
+        // Mostly the block beside is as this one was, and the one that came last is where it was put.
+        let is_beside = owners.get(range.end) == Some(&old);
+        let stays = old == 0 || old == stored || is_beside || elsewhere(old);
+        let hint = usize::from(fragments.hint);
+        let is_hinted = owners[hint] == stored && !range.contains(&hint);
+        let has_more = || is_hinted || elsewhere(stored);
+        if fragments.target != extent || !alike || !stays || !has_more() {
             return Ok(None);
         }
-        owners[range.clone()].fill(stored);
-        self.nodes.touch(page);
+        self.change_fragments(page)?.put(range, extent);
         Ok(Some(if old == 0 { range.len() as u64 } else { 0 }))
     }
 }
