@@ -12,7 +12,7 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     ops::Range,
     os::fd::BorrowedFd,
     rc::{Rc, Weak},
@@ -42,7 +42,7 @@ use crate::{
     pool::Shared,
     slow::{FirstWrite, SlowWrite, WRITE_EXTENTS_MAX},
     state::State,
-    sync::Signal,
+    sync::{BuildMix, Signal},
 };
 
 /// What a core may have asked of the home core at a time; more waits.
@@ -607,7 +607,7 @@ impl<D: Disk> PollSource for CoreSource<D> {
 pub(crate) struct Desk<D: Disk> {
     port: OnceCell<Rc<Port<Message>>>,
     /// Slow writes of other cores, by number.
-    writes: RefCell<BTreeMap<u64, (CoreId, SlowWrite<D>)>>,
+    writes: RefCell<HashMap<u64, (CoreId, SlowWrite<D>), BuildMix>>,
     /// Cores that have ended.
     left: RefCell<BTreeSet<CoreId>>,
     next_ticket: Cell<u64>,
