@@ -72,6 +72,8 @@ const DEPTH: u64 = 128;
 /// places where the volume's blocks have come to lie.
 const BENEATH: &str = "read, 64 snapshots beneath";
 const BENEATH_SAME: &str = "the same, of the same places";
+/// Blocks that a pool gives out together.
+const EXTENT: u64 = 256;
 const POOL_BLOCKS: u64 = 8 << 20;
 /// What `corebay array create` makes.
 const ZONE_BYTES: u64 = 8 << 20;
@@ -425,6 +427,8 @@ impl Bench {
             let pool = self.pool(under())?;
             let (id, volume) = self.volume(&pool)?;
             let all = self.blocks;
+            let warm = || self.warm(&pool, under().disk, &read_last);
+            warm()?;
             let before = pool.status();
             let first = self.measure(&volume, Work::Write, (all, DEPTH), "first write")?;
             let after = pool.status();
@@ -443,15 +447,12 @@ impl Bench {
             add(1, bare_read, read);
             // What follows is held against overwrites of the volume itself.
             add(2, write, first);
+            warm()?;
             let mut snapshots = vec![self.snapshot(&pool, id, 0)?];
             let quarter = (all / 4, DEPTH);
             let after = self.measure(&volume, Work::Write, quarter, "write after a snapshot")?;
             add(3, write, after);
-            for number in 1..SNAPSHOTS {
-                snapshots.push(self.snapshot(&pool, id, number)?);
-                let few = (BETWEEN_SNAPSHOTS, BETWEEN_SNAPSHOTS);
-                self.measure(&volume, Work::Write, few, "")?;
-            }
+            snapshots.extend(self.more_snapshots(&pool, (id, &volume))?);
             // Each of them changed some of the blocks.
             let (bare_there, beneath) = self.beneath(&bare, &volume, &read_last)?;
             add(4, bare_read, beneath);
@@ -461,6 +462,7 @@ impl Bench {
             snapshots.push(id);
             self.delete(&pool, snapshots)?;
             let (id, volume) = self.volume(&pool)?;
+            warm()?;
             let row = "first write, depth 1";
             let first_one = self.measure(&volume, Work::Write, (all / 8, 1), row)?;
             self.measure(&volume, Work::Write, (all, DEPTH), "")?;
@@ -478,6 +480,47 @@ impl Bench {
             median(pages)
         );
         Ok(())
+    }
+
+    /// All snapshots but the first, each with a few blocks written after it.
+    fn more_snapshots<D: Disk>(
+        &self,
+        pool: &Pool<D>,
+        (id, volume): (VolumeId, &Rc<Volume<D>>),
+    ) -> Result<Vec<VolumeId>> {
+        let few = (BETWEEN_SNAPSHOTS, BETWEEN_SNAPSHOTS);
+        let each = (1..SNAPSHOTS).map(|number| {
+            let made = self.snapshot(pool, id, number)?;
+            self.measure(volume, Work::Write, few, "")?;
+            Ok(made)
+        });
+        each.collect()
+    }
+
+    /// Reads the places that the pool gives out next, so that the processor's caches hold as much of them
+    /// as of those that were written before: where they hold nothing of a place, writing to it takes the
+    /// bare disk as much longer.
+    fn warm<D: Disk>(&self, pool: &Pool<D>, disk: D, read_last: &Rc<Cell<Lba>>) -> Result<()> {
+        let (made, last, blocks) = (pool.clone(), read_last.clone(), self.blocks);
+        let probe =
+            self.run(async move { made.create_volume(&named("probe"), EXTENT, false).await })??;
+        let volume = pool.open(probe)?;
+        let whole: Buffer = self
+            .buffers
+            .try_allocate(1 << 20)
+            .context("a free buffer")?;
+        let warmed = self.run(async move {
+            let one = [whole.slice(0..4096)];
+            volume.write(Lba(0), &one, Durability::Cached).await?;
+            volume.read(Lba(0), &one).await?;
+            let next = last.get().0 + EXTENT;
+            for at in (next..next + blocks).step_by(256) {
+                disk.read(Lba(at), std::slice::from_ref(&whole)).await?;
+            }
+            Ok::<_, DiskError>(())
+        })?;
+        warmed.map_err(|error| anyhow!("{error}"))?;
+        self.delete(pool, vec![probe])
     }
 
     /// Reads of the bare disk at the places where the volume's blocks lie, and reads of the volume. Both

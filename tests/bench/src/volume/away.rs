@@ -34,11 +34,14 @@ impl Bench {
         for _ in 0..rounds {
             let pool = self.pool(PoolDisk::from(home.clone()))?;
             let (id, volume) = self.volume(&pool)?;
+            let warm = || self.warm(&pool, home.clone(), &home.read_last);
+            warm()?;
             let at_home = self.three(&volume, [""; 3])?;
             drop(volume);
             self.delete(&pool, vec![id])?;
             let (id, volume) = self.volume(&pool)?;
             drop(volume);
+            warm()?;
             self.is_away.set(true);
             let away = self.three_away(&pool, id, there.clone());
             self.delete(&pool, vec![id])?;
