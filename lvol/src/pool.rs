@@ -427,7 +427,8 @@ impl<D: Disk> Shared<D> {
     ///
     /// 1. The volume says that it is frozen. Whoever begins to look from then on sees that.
     /// 2. All looks from before have ended: the writes of these have too, or they are counted.
-    /// 3. None is counted.
+    /// 3. None is counted, and none works: one that was given up is not counted any more, but goes on until the
+    ///    home core has heard of that.
     pub async fn freeze(&self, volume: u32) -> Frozen {
         let flat = self.flat_volume(volume);
         let _awaiting = Awaiting::begin(&self.awaited);
@@ -436,7 +437,7 @@ impl<D: Disk> Shared<D> {
             .await;
         let frozen = Frozen { volume: flat };
         self.grace().await;
-        let none = || !frozen.volume.counts.has_writers();
+        let none = || !frozen.volume.counts.has_writers() && !self.is_worked_on(volume);
         let done = || none() || self.stopped().is_some();
         self.thawed.until(|| done().then_some(())).await;
         frozen

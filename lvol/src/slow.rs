@@ -14,6 +14,7 @@ use std::{
     cell::{Cell, RefCell},
     ops::Range,
     rc::Rc,
+    sync::atomic::Ordering,
 };
 
 use arrayvec::ArrayVec;
@@ -182,6 +183,9 @@ impl<D: Disk> Drop for SlowWrite<D> {
             for extent in &self.extents {
                 self.shared.state.borrow_mut().pin(*extent);
             }
+            if self.own != 0 {
+                self.shared.forsake(self.volume);
+            }
             self.release();
         }
     }
@@ -248,6 +252,9 @@ impl<D: Disk> Drop for FirstWrite<'_, D> {
             let epochs = &self.shared.common.epochs;
             epochs.abandon(epochs.now());
             self.shared.state.borrow_mut().pin(self.extent);
+            if self.own {
+                self.shared.forsake(self.volume);
+            }
             self.release();
         }
     }
@@ -314,6 +321,20 @@ impl<D: Disk> Shared<D> {
         if let Some(extent) = left {
             self.unpin(extent);
         }
+    }
+
+    /// The disk may still write over blocks that are the volume's, for a write that was dropped.
+    fn forsake(&self, volume: u32) {
+        let flat = self.flat_volume(volume);
+        flat.forsaken.store(true, Ordering::SeqCst);
+    }
+
+    /// True where a slow operation works on a volume, or waits for its turn.
+    pub fn is_worked_on(&self, volume: u32) -> bool {
+        let held = self.turns.held.borrow();
+        let staged = self.turns.staged.borrow();
+        let is_held = held.iter().any(|held| held.volume == volume);
+        is_held || staged.iter().any(|((of, _), _)| of == volume)
     }
 
     /// Waits until no earlier slow operation works on these blocks.

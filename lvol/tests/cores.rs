@@ -410,6 +410,70 @@ fn a_volume_with_a_dropped_overwrite_is_shared_only_once_its_pool_was_opened_ane
     node.snapshot(id, "s");
 }
 
+/// It took the slow way, as the pool had just been opened, on the home core or on another one.
+#[test]
+fn a_volume_with_a_dropped_overwrite_that_took_the_slow_way_is_not_shared_either() {
+    let (before, node, id, core, volume) = beside();
+    drop((volume, core));
+    node.run(|pool| async move { pool.close().await }).unwrap();
+    drop(node);
+    for is_home in [true, false] {
+        let (mut refused, mut shared) = (0, 0);
+        for turns in 0..25 {
+            let medium = before.copy(1);
+            let node = Node::import_slow(&medium);
+            let handle = node.pool.share(2, Wakeups::None).unwrap();
+            let other = TestCore::new(1, MachineClock::new());
+            let disk = medium.open_slow(&other.reactor);
+            let part = PoolCore::open(&handle, &other.reactor, disk).unwrap();
+            let (core, volume) = match is_home {
+                true => (&node.core, node.pool.open(id)),
+                false => {
+                    let volume = node.pool.volume_handle(id).unwrap();
+                    (&other, Volume::open(&part, &volume))
+                }
+            };
+            let (volume, from) = (volume.unwrap(), core.filled(&disk::block(8, 4096)));
+            let is_over = Rc::new(Cell::new(false));
+            let over = is_over.clone();
+            core.spawn(async move {
+                let from = std::slice::from_ref(&from);
+                let mut writing = Box::pin(volume.write(Lba(3), from, Durability::Cached));
+                std::future::poll_fn(|context| {
+                    context.waker().wake_by_ref();
+                    match over.get() || writing.as_mut().poll(context).is_ready() {
+                        true => Poll::Ready(()),
+                        false => Poll::Pending,
+                    }
+                })
+                .await;
+            });
+            for _ in 0..turns {
+                node.core.turn();
+                other.turn();
+            }
+            is_over.set(true);
+            core.turn();
+            let pool = node.pool.clone();
+            let taken = (node.core)
+                .spawn(async move { pool.snapshot(&[(id, named("s"))]).await.map(drop) });
+            node.core.turn_until("the snapshot", || {
+                other.turn();
+                taken.is_there()
+            });
+            match taken.take() {
+                Err(PoolError::Busy) => refused += 1,
+                ended => shared += i32::from(ended == Ok(())),
+            }
+        }
+        // While the disk worked for it; before that and after that nothing is in the way.
+        assert!(
+            refused > 0 && shared > 0 && refused + shared == 25,
+            "{refused} {shared}"
+        );
+    }
+}
+
 fn snapshot_waits(node: &Node, id: VolumeId, core: &TestCore, volume: &Rc<Volume<MediumDisk>>) {
     let from = core.filled(&disk::block(8, 4096));
     let (disk, own) = (volume.clone(), node.open(id));
