@@ -316,7 +316,7 @@ impl<D: Disk> Pool<D> {
         Ok(VolumeId(volume))
     }
 
-    async fn freeze(&self, ids: impl IntoIterator<Item = u32>) -> Vec<Frozen> {
+    pub(crate) async fn freeze(&self, ids: impl IntoIterator<Item = u32>) -> Vec<Frozen> {
         let mut ids: Vec<u32> = ids.into_iter().collect();
         ids.sort_unstable();
         ids.dedup();

@@ -296,15 +296,14 @@ impl<D: Disk> Receiver<D> {
     }
 
     async fn begin_on(&self, id: VolumeId, begin: &Begin) -> Result<VolumeId, ReceiveError> {
-        let record = self.pool.volume(id)?;
-        if record.kind != Kind::Volume {
+        if self.pool.volume(id)?.kind != Kind::Volume {
             return Err(PoolError::WrongKind.into());
         }
         let flat = self.pool.shared.flat_volume(id.0);
         // Whoever opens it meanwhile finds one of the two.
         flat.receiving.store(true, Ordering::SeqCst);
         let taken = match flat.counts.handles.load(Ordering::SeqCst) {
-            0 => self.take(id, record, begin).await,
+            0 => self.take(id, begin).await,
             _ => Err(PoolError::Busy.into()),
         };
         let receiving = self.pool.volume(id)?.receiving.is_some();
@@ -312,12 +311,11 @@ impl<D: Disk> Receiver<D> {
         taken
     }
 
-    async fn take(
-        &self,
-        id: VolumeId,
-        record: VolumeRecord,
-        begin: &Begin,
-    ) -> Result<VolumeId, ReceiveError> {
+    async fn take(&self, id: VolumeId, begin: &Begin) -> Result<VolumeId, ReceiveError> {
+        // What other cores have asked for goes on though nobody waits for it any more.
+        let _frozen = self.pool.freeze([id.0]).await;
+        self.pool.shared.drained().await;
+        let record = self.pool.volume(id)?;
         if let Some(state) = record.receiving {
             return match (state.from, state.to) == (begin.from, begin.to) {
                 false => Err(ReceiveError::OtherStream),

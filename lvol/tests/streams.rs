@@ -6,11 +6,14 @@ use corebay_core::{
     arena::Arena,
     buffer::BufferPool,
     disk::{Disk, Durability},
+    mesh::Wakeups,
+    reactor::MachineClock,
     rng::Rng,
-    units::BlockSize,
+    units::{BlockSize, Lba},
 };
 use corebay_lvol::{
-    Identity, NamespaceIds, Pool, PoolContext, ReceiveError, ReceiveOptions, VolumeId,
+    Identity, NamespaceIds, Pool, PoolContext, PoolCore, ReceiveError, ReceiveOptions, Volume,
+    VolumeId,
     error::PoolError,
     format::stream::{FRAME_HEADER_BYTES, StreamFault},
 };
@@ -524,4 +527,58 @@ fn a_stream_that_has_been_received_is_not_given_up() {
             assert_eq!(content(&node, copy), content(&source, snapshot));
         }
     }
+}
+
+/// What another core has asked for goes on though nobody waits for it any more.
+#[test]
+fn a_difference_is_compared_with_what_the_volume_has_once_nothing_changes_it() {
+    let (source, _, [first, second]) = source();
+    let base = medium();
+    let node = Node::create(&base);
+    receive(&node, &frames(&source, None, first, 0).concat()).unwrap();
+    node.run(|pool| async move { pool.close().await }).unwrap();
+    drop(node);
+    let difference = frames(&source, Some(first), second, 0).concat();
+    let mut changed = 0;
+    for turns in 0..12 {
+        let medium = base.copy(1);
+        let node = Node::import_slow(&medium);
+        let copy = node.pool.find("copy").unwrap();
+        let handle = node.pool.share(2, Wakeups::None).unwrap();
+        let other = TestCore::new(1, MachineClock::new());
+        let part = PoolCore::open(&handle, &other.reactor, medium.open_slow(&other.reactor));
+        let volume = Volume::open(&part.unwrap(), &node.pool.volume_handle(copy).unwrap());
+        other.spawn(async move {
+            let volume = volume.unwrap();
+            let mut clearing = Box::pin(volume.deallocate(Lba(600), 50));
+            std::future::poll_fn(|context| {
+                assert!(clearing.as_mut().poll(context).is_pending());
+                std::task::Poll::Ready(())
+            })
+            .await;
+        });
+        other.turn();
+        for _ in 0..turns {
+            node.core.turn();
+        }
+        let mut receiver = node.pool.receive(&options());
+        let bytes = difference.clone();
+        let received = (node.core).spawn(async move { receiver.push(&bytes).await });
+        node.core.turn_until("the stream", || {
+            other.turn();
+            received.is_there()
+        });
+        match received.take() {
+            Err(error) => {
+                assert_eq!(error, ReceiveError::Changed);
+                changed += 1;
+            }
+            Ok(received) => assert_eq!(
+                content(&node, received.expect("a snapshot")),
+                content(&source, second),
+                "after {turns} turns"
+            ),
+        }
+    }
+    assert!(changed > 0);
 }
