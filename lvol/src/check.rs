@@ -86,6 +86,7 @@ impl<D: Disk> Shared<D> {
         let before = self.device.repairs.get();
         // All of them stay until they have been looked at.
         let _relying = self.rely();
+        let mut lost = Vec::new();
         loop {
             let missing = self.state.borrow().all_missing();
             if missing.is_empty() {
@@ -97,19 +98,26 @@ impl<D: Disk> Shared<D> {
                     // It may have been taken away meanwhile.
                     Err(PoolError::Corrupt(what)) if self.state.borrow().is_missing(page) => {
                         report.tell(what);
+                        lost.push(page);
                     }
                     Err(PoolError::Corrupt(_)) => {}
                     Err(error) => return Err(error),
                 }
             }
-            if !report.problems.is_empty() {
-                return Ok(report);
+            if !lost.is_empty() {
+                break;
             }
         }
         self.scrub_roots(&mut report).await?;
-        self.scrub(&mut report).await?;
+        let lost_at: Vec<u64> = lost.iter().filter_map(|page| self.lost_at(*page)).collect();
+        self.scrub(&lost_at, &mut report).await?;
         report.damaged_copies += self.device.repairs.get() - before;
-        self.count(&mut report).await;
+        if lost.is_empty() {
+            self.count(&mut report).await;
+        } else {
+            self.tell_lost(&lost, &mut report).await;
+            self.state.borrow().sum_up(&mut report);
+        }
         Ok(report)
     }
 
@@ -227,7 +235,8 @@ impl<D: Disk> Shared<D> {
     }
 
     /// Reads both copies of every page on the disk; mends one that is damaged, where that is allowed.
-    async fn scrub(&self, report: &mut CheckReport) -> Result<(), PoolError> {
+    /// `lost`: where pages lie that were told of.
+    async fn scrub(&self, lost: &[u64], report: &mut CheckReport) -> Result<(), PoolError> {
         for table in 0..TABLES {
             for number in 0.. {
                 // While this page is looked at, its place is not given to another one.
@@ -243,8 +252,10 @@ impl<D: Disk> Shared<D> {
                     let at = |(place, _)| copies_at(&state.places, place, &state.layout);
                     page.map(|page| (at(page), page.1))
                 };
-                if let Some((at, crc)) = found {
-                    self.scrub_page(at?, crc, report).await?;
+                let Some((at, crc)) = found else { continue };
+                let at = at?;
+                if !lost.contains(&at[0]) {
+                    self.scrub_page(at, crc, report).await?;
                 }
             }
         }
@@ -268,7 +279,10 @@ impl<D: Disk> Shared<D> {
             }
         }
         if good == [false; COPIES] {
-            report.tell(format!("both copies of the page at {} are damaged", at[0]));
+            let [first, second] = at;
+            report.tell(format!(
+                "both copies of the page at bytes {first} and {second} are damaged"
+            ));
         }
         self.mend_copies(at, good, &bytes, report).await
     }
@@ -290,6 +304,14 @@ impl State {
             Missing::Node(id) => self.nodes.exists(id) && self.nodes.body(id).is_none(),
             Missing::Counts(page) => self.counts.exists(page) && self.counts.body(page).is_none(),
         }
+    }
+
+    /// What the books say is there, where it cannot be counted.
+    fn sum_up(&self, report: &mut CheckReport) {
+        report.tell("references and blocks were not counted: that takes all pages".to_owned());
+        report.volumes = self.volumes.ids().count() as u64;
+        report.pages = self.nodes.ids().count() as u64;
+        report.extents = self.layout.extents() - self.extents.unreferenced;
     }
 
     fn all_missing(&self) -> Vec<Missing> {

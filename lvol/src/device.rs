@@ -392,8 +392,11 @@ impl<D: Disk> Device<D> {
             let page: &PageBytes = bytes.try_into().ok()?;
             (crc32c(page) == crc).then(|| B::parse(page, number))?
         });
-        page.await?
-            .ok_or_else(|| PoolError::Corrupt(format!("both copies of page {number} at {}", at[0])))
+        page.await?.ok_or_else(|| {
+            let [first, second] = at;
+            let what = format!("both copies of page {number}, at bytes {first} and {second}");
+            PoolError::Corrupt(what)
+        })
     }
 }
 

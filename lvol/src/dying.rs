@@ -29,8 +29,10 @@ use crate::{
 /// Leaves that are counted before others get their turn.
 const LEAVES_AT_ONCE: u64 = 64;
 
-/// The pause after which a deleted volume's space is given back again where that has failed.
+/// The pause after which a deleted volume's space is given back again where that has failed, and the longest
+/// one where it fails for the same reason again and again.
 const DROP_AGAIN: Duration = Duration::from_secs(1);
+const DROP_AGAIN_MAX: Duration = Duration::from_secs(60);
 
 /// Deleted volumes that are given back together: the thick volumes are counted once for all of them, however
 /// many were deleted while the count before that went on.
@@ -40,6 +42,20 @@ struct Round {
     to_drop: Vec<u32>,
     /// Their maps are dropped.
     dropped: Vec<u32>,
+    /// What failed last, and the pause after it.
+    failure: Option<(String, Duration)>,
+}
+
+impl Round {
+    /// The pause after a failure, and whether it is another one than the last.
+    fn failed(&mut self, told: &str) -> (Duration, bool) {
+        let (pause, is_new) = match &self.failure {
+            Some((last, pause)) if last == told => ((*pause * 2).min(DROP_AGAIN_MAX), false),
+            _ => (DROP_AGAIN, true),
+        };
+        self.failure = Some((told.to_owned(), pause));
+        (pause, is_new)
+    }
 }
 
 /// What is to be done next.
@@ -66,10 +82,11 @@ impl<D: Disk> Pool<D> {
                 Next::End => return,
                 Next::Count(volume) => {
                     let counted = self.count(volume).await;
-                    self.pause_after(counted, "own extents", volume).await;
+                    self.pause_after(counted, "own extents", volume, &mut round)
+                        .await;
                 }
                 Next::Drop(volume) => self.drop_next(volume, &mut round).await,
-                Next::Remove => self.remove_dropped(&mut round.dropped).await,
+                Next::Remove => self.remove_dropped(&mut round).await,
                 Next::Begin => {
                     round.to_drop = self.shared.state.borrow().volumes.dying().collect();
                     round.to_drop.reverse();
@@ -98,15 +115,31 @@ impl<D: Disk> Pool<D> {
 
     /// Tells of a failure, and waits before the next attempt. What stops the pool as a whole is told there. All
     /// else may pass, and concerns perhaps this volume alone.
-    async fn pause_after(&self, done: Result<(), PoolError>, what: &str, volume: u32) {
+    async fn pause_after(
+        &self,
+        done: Result<(), PoolError>,
+        what: &str,
+        volume: u32,
+        round: &mut Round,
+    ) {
         let Err(error) = done else { return };
         if self.shared.stopped().is_some() {
             return;
         }
-        let name = self.shared.name();
-        warn!("pool {name}: the {what} of volume {volume}: {error}");
-        let end = self.shared.reactor.now().plus(DROP_AGAIN);
-        while self.shared.reactor.now() < end && !self.is_leaving() {
+        let told = self.failure(what, volume, &error);
+        let (pause, is_new) = round.failed(&told);
+        if is_new {
+            warn!("{told}; it is tried again");
+        }
+        let waiting = || self.shared.state.borrow().volumes.dying().count();
+        let (before, now) = (waiting(), self.shared.reactor.now());
+        let (soonest, end) = (now.plus(DROP_AGAIN), now.plus(pause));
+        let is_over = || {
+            let now = self.shared.reactor.now();
+            // Another one that was deleted meanwhile has nothing to do with it.
+            now >= end || (now >= soonest && waiting() != before)
+        };
+        while !is_over() && !self.is_leaving() {
             self.shared.reactor.sleep(DROP_AGAIN / 20).await;
         }
     }
@@ -125,11 +158,11 @@ impl<D: Disk> Pool<D> {
         if done.is_err() {
             round.to_drop.pop();
         }
-        self.pause_after(done, "space", volume).await;
+        self.pause_after(done, "space", volume, round).await;
     }
 
     /// Counts what others have of their own now, and gives back the numbers of volumes that have no map any more.
-    async fn remove_dropped(&self, dropped: &mut Vec<u32>) {
+    async fn remove_dropped(&self, round: &mut Round) {
         let concerned = self.shared.state.borrow().to_recount();
         for other in concerned {
             // Who asks from here on wants what is not counted yet.
@@ -140,18 +173,25 @@ impl<D: Disk> Pool<D> {
             }
             // It has more reserved than it needs, as before.
             if let Err(error) = counted {
-                let name = self.shared.name();
-                warn!("pool {name}: the own extents of volume {other}: {error}");
+                warn!("{}", self.failure("own extents", other, &error));
             }
         }
-        for volume in std::mem::take(dropped) {
+        for volume in std::mem::take(&mut round.dropped) {
             let keep = false;
             let done = self.change(&[Record::Drop { volume, keep }]).await;
             if self.is_leaving() {
                 return;
             }
-            self.pause_after(done, "number", volume).await;
+            self.pause_after(done, "number", volume, round).await;
         }
+    }
+
+    /// What failed, in words.
+    fn failure(&self, what: &str, volume: u32, error: &PoolError) -> String {
+        let pool = self.shared.name();
+        let state = self.shared.state.borrow();
+        let name = state.volume(volume).map_or("", |record| &record.name);
+        format!("pool {pool}: the {what} of \"{name}\" (volume {volume}): {error}")
     }
 
     /// Others may have given up what they shared with these volumes, or they are thick from now on: they are

@@ -76,6 +76,7 @@ mod identity;
 mod image;
 mod import;
 mod journal;
+mod lost;
 mod manage;
 mod owner;
 mod pool;

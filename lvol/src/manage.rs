@@ -81,6 +81,8 @@ pub struct PoolStatus {
     pub trimmed_bytes: u64,
     /// Damaged copies of metadata that were mended.
     pub repairs: u64,
+    /// Pages of metadata of which neither copy could be read: some blocks cannot be found.
+    pub lost_pages: u64,
     /// The newest checkpoint.
     pub generation: u64,
     /// The disk has failed, and nothing more is changed.
@@ -181,6 +183,7 @@ impl<D: Disk> Pool<D> {
             metadata_bytes: self.shared.metadata_written.get(),
             trimmed_bytes: self.shared.trims.told_bytes.get(),
             repairs: self.shared.device.repairs.get(),
+            lost_pages: self.shared.lost.borrow().len() as u64,
             generation: self.shared.generation.get(),
             failed: self.shared.failed.get(),
         }

@@ -109,6 +109,8 @@ pub(crate) struct Shared<D: Disk> {
     pub space: Signal,
     loading: RefCell<BTreeSet<(bool, u32)>>,
     loaded: Signal,
+    /// Pages that could not be read, by [`Missing::key`].
+    pub lost: RefCell<BTreeSet<(bool, u32)>>,
     /// Nodes that may be in memory, and how many tasks rely on those that are.
     pub page_limit: Cell<usize>,
     relying: Cell<u32>,
@@ -167,6 +169,7 @@ impl<D: Disk> Shared<D> {
             space: Signal::default(),
             loading: RefCell::default(),
             loaded: Signal::default(),
+            lost: RefCell::default(),
             page_limit: Cell::new(PAGES_MAX),
             relying: Cell::new(0),
         }
@@ -217,16 +220,19 @@ impl<D: Disk> Shared<D> {
 
     /// Reads a page into memory, if it is not there.
     pub async fn load(&self, missing: Missing) -> Result<(), PoolError> {
-        let key = match missing {
-            Missing::Node(id) => (true, id),
-            Missing::Counts(page) => (false, page),
-        };
+        let key = missing.key();
         // One at a time for each page: once it is in memory it may change, and its place may be
         // used for another page while a second reader is still on its way.
         self.loaded
             .until(|| self.loading.borrow_mut().insert(key).then_some(()))
             .await;
         let _loading = Loading { shared: self, key };
+        let read = self.read_missing(missing).await;
+        self.note_load(missing, &read);
+        read
+    }
+
+    async fn read_missing(&self, missing: Missing) -> Result<(), PoolError> {
         self.evict();
         let (place, at) = {
             let state = self.state.borrow();

@@ -303,3 +303,62 @@ fn a_pool_that_was_closed_makes_no_checkpoint() {
     let made = node.run(|pool| async move { pool.checkpoint().await });
     assert_eq!(made, Err(PoolError::Failed));
 }
+
+/// Blocks of "v" that the report says cannot be found.
+fn told_lost(problems: &[String]) -> Vec<u64> {
+    let ranges = problems.iter().filter_map(|problem| {
+        let range = problem.strip_prefix("\"v\": blocks ")?;
+        let range = range.strip_suffix(" cannot be found")?;
+        let (from, to) = range.split_once(" to ")?;
+        Some(from.parse().unwrap()..=to.parse().unwrap())
+    });
+    ranges.flatten().collect()
+}
+
+#[test]
+fn a_check_names_the_blocks_that_cannot_be_found() {
+    let (medium, _) = pool();
+    let node = Node::import(&medium).unwrap();
+    let far = node.create_volume("far", 1 << 24);
+    node.write(&node.open(far), 5 << 20, 1, 5, Durability::Cached)
+        .unwrap();
+    node.checkpoint();
+    drop(node);
+    let (first, second) = (parts(&medium, 0), parts(&medium, 1));
+    let chunks = first.into_iter().zip(second).skip(3);
+    let pages = chunks.flat_map(|((_, one), (_, two))| {
+        let page = PAGE_BYTES as u64;
+        one.step_by(PAGE_BYTES)
+            .zip(two.step_by(PAGE_BYTES))
+            .map(move |(one, two)| [one..one + page, two..two + page])
+    });
+    let (mut found, mut some) = (0, 0);
+    for copies in pages {
+        let medium = medium.copy(1);
+        copies.into_iter().for_each(|copy| medium.damage(copy));
+        let Ok(node) = Node::import(&medium) else {
+            continue;
+        };
+        let report = node.run(|pool| async move { pool.check().await }).unwrap();
+        assert_eq!(report, offline_check(&medium));
+        let Some(id) = node.pool.find("v").filter(|_| !report.problems.is_empty()) else {
+            continue;
+        };
+        assert_ne!(node.pool.status().lost_pages, 0);
+        assert_eq!(report.volumes, 4);
+        let volume = node.open(id);
+        let is_lost = |at: &u64| {
+            let at = *at;
+            let (volume, buffer) = (volume.clone(), node.core.buffer(512));
+            let read = node
+                .core
+                .run(async move { volume.read(Lba(at), std::slice::from_ref(&buffer)).await });
+            read.is_err()
+        };
+        let lost: Vec<u64> = (0..BLOCKS).filter(is_lost).collect();
+        assert_eq!(told_lost(&report.problems), lost, "{:?}", report.problems);
+        found += 1;
+        some += u32::from(!lost.is_empty() && lost.len() < 300);
+    }
+    assert!(found > 3 && some > 0, "{found} {some}");
+}

@@ -165,6 +165,8 @@ fn describe_problem(known: &KnownPool) -> Option<Value> {
 
 /// Why a pool has failed whose disk is away.
 const LOST: &str = "its disk was lost; it is opened again by itself once that is there again";
+const DAMAGED: &str =
+    "its metadata are damaged: `corebay pool check POOL` says which blocks cannot be found";
 pub const STOPPED: &str = "`corebay pool import POOL --disk DISK` opens it again once that works";
 
 /// A pool that is open.
@@ -183,10 +185,11 @@ pub fn describe_pool(pool: &Rc<OpenPool>) -> Value {
         "uuid": Uuid::from_bytes(pool.pool.uuid()).to_string(),
         "disk": pool.on,
         "state": if status.failed { "failed" } else { "online" },
-        "problem": match (pool.is_lost.get(), status.failed) {
-            (true, _) => Some(LOST),
-            (false, true) => Some(STOPPED),
-            (false, false) => None,
+        "problem": match (pool.is_lost.get(), status.failed, status.lost_pages) {
+            (true, ..) => Some(LOST),
+            (false, true, _) => Some(STOPPED),
+            (false, false, 0) => None,
+            (false, false, _) => Some(DAMAGED),
         },
         "total_bytes": status.total_bytes,
         "used_bytes": status.total_bytes - status.free_bytes,
