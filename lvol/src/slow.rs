@@ -461,16 +461,17 @@ impl<D: Disk> Shared<D> {
                 }
                 Try::Load(missing) => needs.load(missing).await?,
                 Try::Wait if self.is_abandoned() => return Err(PoolError::NoSpace),
-                Try::Wait => {
-                    let mut first = true;
-                    let mut again = || !std::mem::take(&mut first) || self.stopped().is_some();
-                    self.space.until(|| again().then_some(())).await;
-                    if let Some(error) = self.stopped() {
-                        return Err(error);
-                    }
-                }
+                Try::Wait => self.space_may_change().await?,
             }
         }
+    }
+
+    /// Waits until extents were given back, or have been taken by who was on the way to them.
+    pub async fn space_may_change(&self) -> Result<(), PoolError> {
+        let mut first = true;
+        let mut again = || !std::mem::take(&mut first) || self.stopped().is_some();
+        self.space.until(|| again().then_some(())).await;
+        self.stopped().map_or(Ok(()), Err)
     }
 
     /// Finds the extents that a write's blocks go to, and which of the blocks are the volume's own

@@ -612,11 +612,25 @@ impl<D: Disk> Shared<D> {
                 blocks,
                 keep,
             };
-            self.prepare(&record).await?;
-            *last = Some(self.append(|| std::iter::once(record.clone())).await?);
+            *last = Some(self.append_unmap(&record).await?);
             leaf = next + 1;
         }
         Ok(())
+    }
+
+    /// Appends a record that gives space back. Extents that writes are on their way to, and that are reserved for
+    /// them as well, are no reason to refuse it: it waits for these.
+    async fn append_unmap(&self, record: &Record) -> Result<Ticket, PoolError> {
+        loop {
+            self.prepare(record).await?;
+            let appended = self.append(|| std::iter::once(record.clone())).await;
+            let is_refused = matches!(appended, Err(PoolError::NoSpace));
+            let may_wait = || !self.is_abandoned() && self.state.borrow().has_space_soon(record);
+            if !is_refused || !may_wait() {
+                return appended;
+            }
+            self.space_may_change().await?;
+        }
     }
 }
 

@@ -252,3 +252,51 @@ fn many_first_writes_at_once_fill_a_pool_and_do_not_end_it() {
     node.checkpoint();
     node.checked();
 }
+
+/// They hold extents that are reserved for the volume as well, until their records have taken effect.
+#[test]
+fn a_full_pool_takes_space_back_beside_first_writes_of_a_thick_volume() {
+    let medium = medium(32);
+    let node = Node::create(&medium);
+    let thick = node
+        .run(|pool| async move {
+            pool.create_volume(&named("thick"), 80 * PER_EXTENT, true)
+                .await
+        })
+        .unwrap();
+    let volume = node.open(thick);
+    for extent in 0..20 {
+        let at = extent * PER_EXTENT;
+        node.write(&volume, at, 9, 1, Durability::Cached).unwrap();
+    }
+    drop(volume);
+    // What is cleared adds pages to the map.
+    node.snapshot(thick, "snapshot");
+    fill(&node, node.create_volume("thin", 1 << 22));
+    drop(node);
+    let node = Node::import_slow(&medium);
+    let volume = node.open(thick);
+    let writes: Vec<_> = (20..80)
+        .map(|extent| {
+            let (volume, buffer) = (volume.clone(), node.core.filled(&[5; 512]));
+            node.core.spawn(async move {
+                let at = Lba(extent * PER_EXTENT);
+                volume.write(at, &[buffer], Durability::Cached).await
+            })
+        })
+        .collect();
+    let cleared: Vec<_> = (0..20)
+        .map(|extent| {
+            let volume = volume.clone();
+            let at = Lba(extent * PER_EXTENT + 2);
+            node.core
+                .spawn(async move { volume.deallocate(at, 3).await })
+        })
+        .collect();
+    for end in writes.into_iter().chain(cleared) {
+        node.core.turn_until("an end", || end.is_there());
+        assert_eq!(end.take(), Ok(()));
+    }
+    drop(volume);
+    node.checked();
+}

@@ -239,6 +239,17 @@ impl State {
     /// that has to be written down. A pool without that space could neither make its checkpoint nor be
     /// opened again.
     pub fn has_space_for_pages(&self, records: usize, added: &[Record]) -> bool {
+        let needed = self.extents_needed(records, added);
+        self.extents.unreferenced - self.extents.busy >= needed
+    }
+
+    /// Whether a record will be taken once all writes that are on their way to free extents, which may be
+    /// reserved as well, have arrived there.
+    pub fn has_space_soon(&self, record: &Record) -> bool {
+        self.extents.unreferenced >= self.extents_needed(1, std::slice::from_ref(record))
+    }
+
+    fn extents_needed(&self, records: usize, added: &[Record]) -> u64 {
         let all = |of: fn(&Record) -> bool| added.iter().all(of);
         let promised = self.extents.reserved + self.extents.promised;
         let (for_whom, kept) = match () {
@@ -247,8 +258,7 @@ impl State {
             () if all(|record| matches!(record, Record::Unmap { .. })) => (Spared::Unmap, promised),
             () => (Spared::Volumes, promised),
         };
-        let needed = self.extents_for_pages(for_whom, records * PAGES_ADDED_MOST);
-        self.extents.unreferenced - self.extents.busy >= kept + needed
+        kept + self.extents_for_pages(for_whom, records * PAGES_ADDED_MOST)
     }
 
     /// The same for records of any kind: none of them would be refused.
