@@ -5,6 +5,8 @@
 //! - Whatever can be found is served: a lost page concerns those blocks alone whose way leads over it.
 //! - A page that can be read again is lost no more.
 
+use std::ops::Range;
+
 use corebay_core::disk::Disk;
 use tracing::warn;
 
@@ -40,6 +42,11 @@ struct Leading(Vec<bool>);
 impl Leading {
     fn leads(&self, id: NodeId) -> bool {
         self.0.get(id as usize).is_some_and(|leads| *leads)
+    }
+
+    /// Notes which of these lead to one that is known to; false where none was added.
+    fn note_all(&mut self, state: &State, ids: Range<NodeId>) -> bool {
+        ids.fold(false, |more, id| self.note(state, id) | more)
     }
 
     /// Notes that a node leads to one that is known to; false where that is known, or it does not.
@@ -100,11 +107,8 @@ impl<D: Disk> Shared<D> {
         while more {
             more = false;
             for first in (0..nodes).step_by(PIECE as usize) {
-                let state = self.state.borrow();
-                for id in first..nodes.min(first + PIECE) {
-                    more |= leading.note(&state, id);
-                }
-                drop(state);
+                let piece = first..nodes.min(first + PIECE);
+                more |= leading.note_all(&self.state.borrow(), piece);
                 breathe(&self.reactor).await;
             }
         }

@@ -28,8 +28,11 @@ use tracing::{info, warn};
 use super::{keeper::Event, run::spawn};
 use crate::cli::Failure;
 
-/// Connections at a time.
-const CONNECTIONS_MAX: usize = 16;
+/// Connections at a time: scripts give many orders at once, and each stream keeps one for as long as it takes.
+const CONNECTIONS_MAX: usize = 256;
+
+/// How long a client that is refused may take to take that.
+const REFUSAL_MAX: Duration = Duration::from_millis(100);
 
 /// The longest message.
 const MESSAGE_BYTES_MAX: u64 = 64 << 10;
@@ -107,6 +110,16 @@ impl RpcError {
         }
     }
 
+    /// Others have all connections.
+    fn busy() -> Self {
+        Self {
+            code: -32007,
+            message: format!(
+                "{CONNECTIONS_MAX} commands are under way, as many as it takes at once"
+            ),
+        }
+    }
+
     /// True where a disk could not be opened.
     pub fn is_unavailable(&self) -> bool {
         self.code == -32006
@@ -127,6 +140,7 @@ impl RpcError {
             -32004 => "missing",
             -32005 => "full",
             -32006 => "unavailable",
+            -32007 => "busy",
             code if code <= -32600 => "protocol",
             _ => "refused",
         }
@@ -214,13 +228,18 @@ pub fn start(
 
 fn accept(listener: &UnixListener, way: &Way) {
     let connections = Arc::new(AtomicUsize::new(0));
+    let mut is_told = false;
     for stream in listener.incoming() {
         let Ok(stream) = stream else { continue };
-        // Beyond the bound a client finds its connection closed.
         if connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
             connections.fetch_sub(1, Ordering::Relaxed);
+            refuse(&stream);
+            if !std::mem::replace(&mut is_told, true) {
+                warn!("commands are refused: {CONNECTIONS_MAX} are under way");
+            }
             continue;
         }
+        is_told = false;
         let (way, count) = (way.clone(), connections.clone());
         let serving = spawn("corebay-client".into(), move || {
             // A client that goes away is no error.
@@ -232,6 +251,14 @@ fn accept(listener: &UnixListener, way: &Way) {
             connections.fetch_sub(1, Ordering::Relaxed);
         }
     }
+}
+
+/// Says that others have all connections, to a client that has asked for nothing yet.
+fn refuse(mut stream: &UnixStream) {
+    let answer = error(&Value::Null, &RpcError::busy());
+    // Who has gone needs no answer.
+    let _ = stream.set_write_timeout(Some(REFUSAL_MAX));
+    let _ = stream.write_all(format!("{answer}\n").as_bytes());
 }
 
 fn serve(stream: &UnixStream, way: &Way) -> io::Result<()> {
@@ -367,6 +394,31 @@ mod tests {
             Some(json!(-32001))
         );
         assert_eq!(code(r#"{"jsonrpc":"2.0","method":"a"}"#), None);
+    }
+
+    #[test]
+    fn who_comes_when_all_connections_are_taken_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let (events, requests) = mpsc::channel();
+        drop(requests);
+        let _control = start(&path, events, MachineClock::new()).unwrap();
+        let connect = || UnixStream::connect(&path).unwrap();
+        let answer = |stream: UnixStream| {
+            // What is refused may have been closed before.
+            let _ = (&stream).write_all(b"{}\n");
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            serde_json::from_str::<Value>(&line).unwrap()["error"]["data"]["kind"].clone()
+        };
+        let mut others: Vec<_> = (0..CONNECTIONS_MAX).map(|_| connect()).collect();
+        assert_eq!(answer(connect()), json!("busy"));
+        assert_eq!(answer(connect()), json!("busy"));
+        assert_eq!(answer(others.pop().unwrap()), json!("protocol"));
+        // Once that one's thread has ended.
+        while answer(connect()) != json!("protocol") {
+            std::thread::yield_now();
+        }
     }
 
     #[test]
