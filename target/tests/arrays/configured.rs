@@ -132,9 +132,21 @@ fn wait_until_good(socket: &Path) -> serde_json::Value {
     panic!("it did not get good: {}", array_status(socket));
 }
 
+/// What is no request, or too long, is answered and harms nobody.
+fn send_nonsense(socket: &Path) {
+    for sent in [&b"nonsense\n"[..], &[b'x'; 70_000]] {
+        let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+        let _ = std::io::Write::write_all(&mut stream, sent);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut said = String::new();
+        let _ = BufReader::new(stream).read_line(&mut said);
+        assert!(said.contains("error") || sent.len() > 65_536, "{said}");
+    }
+}
+
 #[test]
 fn an_array_is_operated_over_the_control_socket() {
-    use std::os::unix::{fs::PermissionsExt, net::UnixStream};
+    use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let (path, port) = (folder.path(), free_port());
     let file = raid5(path, port, ["a", "b", "c"], true);
@@ -195,15 +207,7 @@ fn an_array_is_operated_over_the_control_socket() {
     assert_eq!(array_status(&socket)["scrubbed"]["mismatches"], 0);
     let read = serving.bench(&[&["--rw", "read"], &span[..]].concat());
     assert_eq!(read["errors"], serde_json::json!([]), "{read}");
-    // What is no request, or too long, is answered and harms nobody.
-    for sent in [&b"nonsense\n"[..], &[b'x'; 70_000]] {
-        let mut stream = UnixStream::connect(&socket).unwrap();
-        let _ = std::io::Write::write_all(&mut stream, sent);
-        let _ = stream.shutdown(std::net::Shutdown::Write);
-        let mut said = String::new();
-        let _ = BufReader::new(stream).read_line(&mut said);
-        assert!(said.contains("error") || sent.len() > 65_536, "{said}");
-    }
+    send_nonsense(&socket);
     assert!(array(&socket, &["list"]).0);
     serving.end();
     assert!(!socket.exists());
