@@ -233,6 +233,10 @@ async fn recover_mirrored<D: Disk>(
         }
         if ends.failed.is_empty() {
             unreadable = unreadable.with(role);
+            if into.iter().any(Buffer::is_used) {
+                // The member was replaced meanwhile, and the one before may still write there.
+                return Err(DiskError::TimedOut);
+            }
             if is_unequal && !is_block {
                 // Each block is read of the first leg that has it, as it is without the others.
                 return Err(DiskError::UnrecoveredRead);
