@@ -179,3 +179,26 @@ fn crc32c(bytes: &[u8]) -> u32 {
     };
     !bytes.iter().fold(!0, step)
 }
+
+/// Of an array that is away the name stays: what other disks hold does not become it.
+#[test]
+fn the_name_of_an_array_that_is_away_is_not_given_to_another_one() {
+    let rig = Rig::new(&FOUR);
+    let serving = rig.start(&[]);
+    rig.array(&["create", "s", "--level", "raid1", "c", "d"]);
+    rig.array(&["stop", "s"]);
+    rig.array(&["create", "r", "--level", "raid1", "a", "b"]);
+    rig.good();
+    serving.end();
+    for member in ["a", "b"] {
+        damage(&rig.disk(member), &[0, 65536]);
+    }
+    let serving = rig.start(&[]);
+    assert_eq!(array_status(&rig.socket())["state"], "absent");
+    let said = rig.refused(&["assemble", "r", "c", "d"]);
+    assert!(said.contains("array \"r\""), "{said}");
+    assert_eq!(array_status(&rig.socket())["state"], "absent");
+    rig.array(&["assemble", "s", "c", "d"]);
+    assert_eq!(array_status(&rig.socket())["state"], "absent");
+    serving.end();
+}
