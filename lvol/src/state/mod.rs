@@ -244,9 +244,10 @@ impl State {
     }
 
     /// Whether a record will be taken once all writes that are on their way to free extents, which may be
-    /// reserved as well, have arrived there.
+    /// reserved as well, have arrived there. Where none are, nothing is to be waited for.
     pub fn has_space_soon(&self, record: &Record) -> bool {
-        self.extents.unreferenced >= self.extents_needed(1, std::slice::from_ref(record))
+        let needed = self.extents_needed(1, std::slice::from_ref(record));
+        self.extents.busy > 0 && self.extents.unreferenced >= needed && !self.root_is_full(1)
     }
 
     fn extents_needed(&self, records: usize, added: &[Record]) -> u64 {
@@ -387,6 +388,19 @@ mod tests {
             }
         }
         assert!(taken > 1000, "{taken}");
+        // Where it is the root that has no room, whoever gives space back waits for nobody.
+        let unmap = Record::Unmap {
+            volume: 1,
+            first: 0,
+            blocks: 1,
+            keep: false,
+        };
+        let mut found = arrayvec::ArrayVec::<_, 1>::new();
+        state.try_extents(0, 1, &mut found);
+        assert!(
+            state.extents.busy > 0 && state.has_space_for_pages(1, std::slice::from_ref(&unmap))
+        );
+        assert!(!state.has_space_soon(&unmap));
         assert_eq!(state.make_places(), Ok(None));
         let last = state.begin_seal(generation + 1, Position::default());
         assert!(last.is_ok());
