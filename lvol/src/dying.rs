@@ -13,7 +13,7 @@
 //! 5. A record each removes the deleted volumes. A crash between them: those that are left are dropped again, and
 //!    the thick volumes are counted once more.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use corebay_core::disk::Disk;
 use tracing::warn;
@@ -42,18 +42,18 @@ struct Round {
     to_drop: Vec<u32>,
     /// Their maps are dropped.
     dropped: Vec<u32>,
-    /// What failed last, and the pause after it.
-    failure: Option<(String, Duration)>,
+    /// What failed for which volume, and the pause after it.
+    failures: BTreeMap<u32, (String, Duration)>,
 }
 
 impl Round {
-    /// The pause after a failure, and whether it is another one than the last.
-    fn failed(&mut self, told: &str) -> (Duration, bool) {
-        let (pause, is_new) = match &self.failure {
+    /// The pause after a failure, and whether it is another one than the volume's last.
+    fn failed(&mut self, volume: u32, told: &str) -> (Duration, bool) {
+        let (pause, is_new) = match self.failures.get(&volume) {
             Some((last, pause)) if last == told => ((*pause * 2).min(DROP_AGAIN_MAX), false),
             _ => (DROP_AGAIN, true),
         };
-        self.failure = Some((told.to_owned(), pause));
+        self.failures.insert(volume, (told.to_owned(), pause));
         (pause, is_new)
     }
 }
@@ -122,12 +122,15 @@ impl<D: Disk> Pool<D> {
         volume: u32,
         round: &mut Round,
     ) {
-        let Err(error) = done else { return };
+        let Err(error) = done else {
+            round.failures.remove(&volume);
+            return;
+        };
         if self.shared.stopped().is_some() {
             return;
         }
         let told = self.failure(what, volume, &error);
-        let (pause, is_new) = round.failed(&told);
+        let (pause, is_new) = round.failed(volume, &told);
         if is_new {
             warn!("{told}; it is tried again");
         }
@@ -136,8 +139,9 @@ impl<D: Disk> Pool<D> {
         let (soonest, end) = (now.plus(DROP_AGAIN), now.plus(pause));
         let is_over = || {
             let now = self.shared.reactor.now();
-            // Another one that was deleted meanwhile has nothing to do with it.
-            now >= end || (now >= soonest && waiting() != before)
+            // What was deleted meanwhile, or is to be counted, has nothing to do with it.
+            let has_more = || waiting() != before || !self.shared.to_recount.borrow().is_empty();
+            now >= end || (now >= soonest && has_more())
         };
         while !is_over() && !self.is_leaving() {
             self.shared.reactor.sleep(DROP_AGAIN / 20).await;

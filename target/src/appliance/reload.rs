@@ -168,7 +168,9 @@ impl Running<'_> {
         for array in new.arrays() {
             let name = &array.name;
             let Some(running) = self.media.array(name) else {
-                if is_exported(new, name) {
+                let mut absent = self.media.absent().iter();
+                let is_absent = absent.any(|(absent, _)| absent == name);
+                if is_exported(new, name) && !is_absent {
                     return Err(Failure::new(
                         format!("the array \"{name}\" does not run"),
                         format!(

@@ -111,12 +111,16 @@ impl Finding {
             return Ok(());
         }
         for (name, medium) in unused {
+            if self.others.iter().any(|(other, _)| *other == name) {
+                continue;
+            }
             let Some(medium) = medium else { continue };
             let disk = Named { name, medium };
-            let [opened] = &open_all(devices, std::slice::from_ref(&disk))?[..] else {
+            // A disk that nothing needs may be lost.
+            let Ok(opened) = devices.open(&disk.medium) else {
                 continue;
             };
-            let Ok(said) = look_at(opened, devices, pool).await else {
+            let Ok(said) = look_at(&opened, devices, pool).await else {
                 continue;
             };
             if said.array == newest.array && newest.state.role_of(said.member).is_some() {

@@ -205,6 +205,7 @@ pub fn open(
         for pool in pools {
             home.show_named(&pool).await;
         }
+        home.is_shown.set(true);
         let _ = answer.send(());
     });
     attached.recv_timeout(OPEN_TIMEOUT).map_err(slow)

@@ -106,6 +106,8 @@ pub struct Home {
     pub usual: RefCell<Option<Arc<Subsystem<Medium>>>>,
     /// Volumes that the configuration names.
     pub named: RefCell<Vec<NamedVolume>>,
+    /// What was open in time at the start has been shown: who is late does not come between.
+    pub is_shown: Cell<bool>,
     /// Of pools that may still be opened.
     pub memory: RefCell<Vec<BufferPool>>,
     /// Pools that could not be opened at the start.
@@ -141,6 +143,7 @@ impl Home {
             book,
             turns: Turns::new(),
             made: RefCell::default(),
+            is_shown: Cell::new(false),
             usual: RefCell::new(usual),
             named: RefCell::default(),
             memory: RefCell::new(memory.into_pools()),

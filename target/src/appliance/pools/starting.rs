@@ -149,6 +149,10 @@ impl Home {
                     warn!("pool \"{}\": its first volume: {error}", opening.name);
                 }
                 if start.is_over.get() {
+                    // The main thread waits for what is shown at the start, and answers nobody before.
+                    while !self.is_shown.get() {
+                        self.core.reactor.sleep(PAUSE).await;
+                    }
                     self.attach_kept_on(&opening.on).await;
                 }
             }

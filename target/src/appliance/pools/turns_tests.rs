@@ -364,15 +364,22 @@ fn a_disk_that_hangs_at_the_start_keeps_no_other_pool_from_hosts() {
     let of = json!({ "volume": "slow/v", "bytes": 1 << 20 });
     world.refuses("volume.create", of, "has not answered");
     let waits = world.begin("pool.extend", json!({ "pool": "slow" }));
-    // It is there once its disk answers, with its volume, and then the order to it comes.
-    world.core.turn_until("the opening", || {
+    // It is there once its disk answers, and then the order to it comes; its volume once those are shown that
+    // were open in time.
+    let shows = || {
         world.turn();
         world.disk.turn();
-        world
-            .home
-            .find("slow")
-            .is_some_and(|pool| !pool.attached.borrow().is_empty())
-    });
+        let slow = world.home.find("slow");
+        slow.map(|pool| !pool.attached.borrow().is_empty())
+    };
+    world.core.turn_until("the opening", || shows().is_some());
+    for _ in 0..1000 {
+        assert_eq!(shows(), Some(false));
+    }
+    world.home.is_shown.set(true);
+    world
+        .core
+        .turn_until("its exports", || shows() == Some(true));
     assert_eq!(world.let_disk_work(&waits).unwrap()["state"], "online");
 }
 
