@@ -91,6 +91,9 @@ fn an_array_outlasts_the_process_and_a_member() {
     let trouble = status["trouble"].as_str().unwrap();
     assert!(trouble.contains("too few members"), "{status}");
     assert!(!array(&socket, &["assemble", "r"]).0);
+    // It keeps no change of all else back.
+    let said = fourth.reload();
+    assert!(said.contains("in force"), "{said}");
     fs::rename(data.join("away.img"), data.join("b.img")).unwrap();
     let (assembled, said) = array(&socket, &["assemble", "r"]);
     assert!(assembled, "{said}");
