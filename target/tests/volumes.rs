@@ -290,7 +290,8 @@ fn what_is_asked_for_again_is_answered_as_before() {
     twice("volume delete c");
     assert_eq!(appliance.does("volume show w@a")["origin"], "w");
     appliance.refuses("volume rename w@a w@b", "is no name");
-    twice("volume rename w v");
+    twice("volume rename w pool-1/v");
+    appliance.refuses("volume rename v q/w", "stays in its pool");
     appliance.does("export add v@a --allow-any-host");
     appliance.refuses("snapshot delete v@a", "--force");
     twice("snapshot delete v@a --force");

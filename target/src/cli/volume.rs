@@ -79,7 +79,7 @@ enum Action {
     Rename {
         /// The volume
         volume: String,
-        /// Its name from then on
+        /// Its name from then on; with its pool's before it, or without
         name: String,
     },
     /// Delete a volume; its space comes back in the background

@@ -20,7 +20,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -29,6 +29,7 @@ use rustix::{
     fs::{AtFlags, FlockOperation, OFlags, StatxFlags},
     io::Errno,
 };
+use tracing::warn;
 
 use super::{
     atomicity,
@@ -100,6 +101,8 @@ pub struct FileMedium {
     no_punch: AtomicBool,
     /// The medium cannot zero a range by itself, as far as is known.
     no_zero_range: AtomicBool,
+    /// How many operations found no space beneath it.
+    refused: AtomicU64,
 }
 
 impl FileMedium {
@@ -165,6 +168,7 @@ impl FileMedium {
             bad,
             no_punch: AtomicBool::new(false),
             no_zero_range: AtomicBool::new(false),
+            refused: AtomicU64::new(0),
         }))
     }
 
@@ -178,6 +182,19 @@ impl FileMedium {
     #[must_use]
     pub fn info(&self) -> DiskInfo {
         self.info
+    }
+
+    /// An operation found no space beneath the medium: the operator is told, ever more rarely.
+    pub(super) fn tell_of_no_space(&self) {
+        let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
+        // The first one, the 1,024th, ...
+        if refused.is_power_of_two() && refused.ilog2().is_multiple_of(10) {
+            warn!(
+                path = %self.path.display(), refused,
+                "no space is left beneath the disk: what it holds is safe, writes that need more are refused; \
+                 make room in its file system"
+            );
+        }
     }
 
     /// True where reads and writes bypass the page cache.

@@ -100,8 +100,10 @@ impl FileDisk {
     /// The result of an operation, which may be the last of this disk.
     fn outcome(&self, result: i32, reading: bool) -> Result<(), DiskError> {
         let outcome = error_of(result, reading);
-        if outcome == Err(DiskError::Gone) {
-            self.gone.set(true);
+        match outcome {
+            Err(DiskError::Gone) => self.gone.set(true),
+            Err(DiskError::NoSpace) => self.target.medium.tell_of_no_space(),
+            _ => {}
         }
         outcome
     }

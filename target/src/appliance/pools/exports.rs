@@ -106,6 +106,11 @@ impl Home {
             let pool = self.find(&named.pool);
             pool.is_some_and(|pool| pool.pool.find(&named.volume).is_some())
         };
+        for named in &named {
+            if let Some(elsewhere) = self.shown_by_pool(named) {
+                warn!("{elsewhere}");
+            }
+        }
         for named in named.iter().filter(|named| !is_there(named)) {
             warn!(
                 "namespace {} of {} waits for its volume: `corebay volume create {}/{} --size SIZE` \
@@ -114,6 +119,23 @@ impl Home {
             );
         }
         *self.named.borrow_mut() = named;
+    }
+
+    /// Where hosts see a volume that the configuration names because its pool says so, in words.
+    fn shown_by_pool(&self, named: &NamedVolume) -> Option<String> {
+        let pool = self.find(&named.pool)?;
+        let id = pool.pool.find(&named.volume)?;
+        let attached = pool.attached.borrow();
+        let attached = attached.get(&id).filter(|there| there.medium.by_pool)?;
+        let (nsid, nqn) = (named.namespace.nsid, &named.subsystem.names.nqn);
+        Some(format!(
+            "namespace {nsid} of {nqn} is not shown: its volume {of}/{volume} is exported by its pool, as namespace \
+             {there} of {by}; `corebay export remove {of}/{volume}` and a reload show it here",
+            of = named.pool,
+            volume = named.volume,
+            there = attached.nsid,
+            by = attached.subsystem.names.nqn,
+        ))
     }
 
     /// The configuration has changed. Each pool sees to it in its turn: one whose disk hangs keeps no other

@@ -585,9 +585,19 @@ impl Home {
 
     async fn rename_volume(&self, renamed: &Renamed) -> Outcome {
         let (pool, from) = self.place(&renamed.from)?;
-        check_name(&renamed.name)?;
+        let name = match renamed.name.split_once('/') {
+            None => &renamed.name,
+            Some((of, name)) if of == pool.pool.name() => name,
+            Some((other, _)) => {
+                return Err(RpcError::params(format!(
+                    "a volume stays in its pool: it is in \"{}\", not in \"{other}\"",
+                    pool.pool.name()
+                )));
+            }
+        };
+        check_name(name)?;
         if pool.pool.find(from).is_none()
-            && let Some(id) = pool.pool.find(&renamed.name)
+            && let Some(id) = pool.pool.find(name)
         {
             // It was renamed before.
             return self.export_and_describe(&pool, id, None).await;
@@ -610,11 +620,11 @@ impl Home {
                 "the configuration names the snapshot \"{name}\": take it out of there first"
             )));
         }
-        let done = pool.pool.rename(id, &renamed.name).await;
-        done.map_err(|error| match (error, pool.pool.find(&renamed.name)) {
+        let done = pool.pool.rename(id, name).await;
+        done.map_err(|error| match (error, pool.pool.find(name)) {
             (PoolError::Exists, None) => RpcError::conflict(format!(
                 "a snapshot \"{}@...\" has the name that one of this volume's would get",
-                renamed.name
+                name
             )),
             (PoolError::BadName, _) => RpcError::params("a snapshot's name would be too long"),
             (other, _) => refusal(other),
