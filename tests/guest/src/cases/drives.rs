@@ -539,6 +539,9 @@ pub(super) fn ready_again(lab: &Lab, device: &str) -> Result<()> {
     Ok(())
 }
 
+/// How long after the power of a slot its indicator is surely off.
+const INDICATOR_OFF: Duration = Duration::from_secs(4);
+
 /// Puts the drive into its slot, if it is not there.
 pub(super) fn put_back(lab: &Lab) -> Result<()> {
     let there = format!("[ -e /sys/bus/pci/devices/{}/driver ]", IN_A_SLOT.address);
@@ -551,6 +554,8 @@ pub(super) fn put_back(lab: &Lab) -> Result<()> {
         );
         let powerless = lab.guest.until(&off, Duration::from_secs(30));
         powerless.context("the slot keeps its power")?;
+        // A second after the power the kernel switches the indicator off, and only that ends it.
+        thread::sleep(INDICATOR_OFF);
         // The emulator may still be taking the last one apart.
         let start = Instant::now();
         while let Err(error) = lab.guest.monitor()?.execute(&IN_A_SLOT.to_add()) {
