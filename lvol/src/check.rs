@@ -5,6 +5,8 @@
 //! that is open goes on meanwhile: a page on the disk is looked at while no checkpoint writes any, and maps are
 //! counted as they were at one moment ([`Walk`]).
 
+use std::collections::BTreeSet;
+
 use corebay_core::disk::{Disk, DiskError, Durability};
 
 use crate::{
@@ -109,7 +111,7 @@ impl<D: Disk> Shared<D> {
             }
         }
         self.scrub_roots(&mut report).await?;
-        let lost_at: Vec<u64> = lost.iter().filter_map(|page| self.lost_at(*page)).collect();
+        let lost_at: BTreeSet<u64> = lost.iter().filter_map(|page| self.lost_at(*page)).collect();
         self.scrub(&lost_at, &mut report).await?;
         report.damaged_copies += self.device.repairs.get() - before;
         if lost.is_empty() {
@@ -236,7 +238,7 @@ impl<D: Disk> Shared<D> {
 
     /// Reads both copies of every page on the disk; mends one that is damaged, where that is allowed.
     /// `lost`: where pages lie that were told of.
-    async fn scrub(&self, lost: &[u64], report: &mut CheckReport) -> Result<(), PoolError> {
+    async fn scrub(&self, lost: &BTreeSet<u64>, report: &mut CheckReport) -> Result<(), PoolError> {
         for table in 0..TABLES {
             for number in 0.. {
                 // While this page is looked at, its place is not given to another one.

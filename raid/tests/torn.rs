@@ -471,20 +471,27 @@ fn a_resync_makes_the_rows_beside_a_lost_one_equal() {
     assert_eq!(torn.row(&array), row(3, 1, 1));
 }
 
+/// A mirror of two legs of which a crash has left the second without what was last written to nine rows, and
+/// where these begin on each leg.
+fn unequal_legs() -> (Torn, u64) {
+    let torn = Torn::new(Level::Mirrored, 2, 0..0, false);
+    let array = torn.assemble(&torn.machine.all());
+    let before = torn.machine.media[1].borrow().clone();
+    torn.write_rows(&array, 0, 9, NEW).unwrap().unwrap();
+    drop(array);
+    let at = torn.geometry().row_lba(0, 0).0;
+    torn.machine.media[1]
+        .borrow_mut()
+        .put_back(at..at + 9, &before);
+    (torn, at)
+}
+
 /// Legs that a crash left unequal, the first with a block that cannot be read: each other row is what the first
 /// leg holds, whether it is read alone or beside that block, and after a resync.
 #[test]
 fn rows_beside_one_that_cannot_be_read_are_not_read_of_another_leg() {
     for resyncs in [false, true] {
-        let torn = Torn::new(Level::Mirrored, 2, 0..0, false);
-        let array = torn.assemble(&torn.machine.all());
-        let before = torn.machine.media[1].borrow().clone();
-        torn.write_rows(&array, 0, 9, NEW).unwrap().unwrap();
-        drop(array);
-        let at = torn.geometry().row_lba(0, 0).0;
-        torn.machine.media[1]
-            .borrow_mut()
-            .put_back(at..at + 9, &before);
+        let (torn, at) = unequal_legs();
         torn.machine.media[0].borrow_mut().tear(at + 8);
         let array = torn.assemble(&torn.machine.all());
         assert_eq!(torn.read(&array, 0), Ok(NEW));
@@ -509,15 +516,7 @@ fn rows_beside_one_that_cannot_be_read_are_not_read_of_another_leg() {
 /// The same of mirrors: a block that is lost on both legs keeps no other row from being made equal.
 #[test]
 fn a_resync_makes_the_rows_of_legs_beside_a_lost_one_equal() {
-    let torn = Torn::new(Level::Mirrored, 2, 0..0, false);
-    let array = torn.assemble(&torn.machine.all());
-    let before = torn.machine.media[1].borrow().clone();
-    torn.write_rows(&array, 0, 9, NEW).unwrap().unwrap();
-    drop(array);
-    let at = torn.geometry().row_lba(0, 0).0;
-    torn.machine.media[1]
-        .borrow_mut()
-        .put_back(at..at + 9, &before);
+    let (torn, at) = unequal_legs();
     for medium in &torn.machine.media {
         medium.borrow_mut().tear(at + 8);
     }
